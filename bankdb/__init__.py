@@ -1,0 +1,1 @@
+"""What a bank stores: adapters in zarr, metadata and token counts in a database."""

@@ -1,0 +1,369 @@
+"""What is in a bank: queries and transactions, in frozen records and plain values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from bankdb.database import Database, now
+from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError
+from bankdb.records import AdapterRecord, BankRecord, NewAdapter, ReservedRow
+from bankdb.schema import FORMAT_VERSION, AdapterRow, BankRow, BlobRow, DatasetRow, TokenDistributionRow
+
+# SQLite takes 32,766 bound values in one statement; PostgreSQL 65,535.
+_BATCH = 10_000
+
+
+class Catalog:
+    """The bank's metadata. Only the client process opens it, never a worker.
+
+    Parameters
+    ----------
+    database
+        An open database.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # -- the bank itself ------------------------------------------------------------------------
+
+    def create_bank(
+        self,
+        *,
+        base_model: str,
+        base_model_aliases: Sequence[str],
+        tokenizer_name: str,
+        tokenizer_fingerprint: str,
+        vocabulary: int,
+        text_rule: str,
+    ) -> BankRecord:
+        """Store what the bank is. Raises ConflictError if the database already holds one."""
+        with self._database.write() as session:
+            if session.get(BankRow, 1) is not None:
+                raise ConflictError(
+                    "the database already holds a bank; open it, or choose another folder with --bank"
+                )
+            row = BankRow(
+                id=1,
+                format_version=FORMAT_VERSION,
+                identity=uuid.uuid4().hex,
+                base_model=base_model,
+                base_model_aliases=json.dumps(list(base_model_aliases)),
+                tokenizer_name=tokenizer_name,
+                tokenizer_fingerprint=tokenizer_fingerprint,
+                vocabulary=vocabulary,
+                text_rule=text_rule,
+                next_row=0,
+                created=now(),
+            )
+            session.add(row)
+            session.flush()
+            return _bank_record(row)
+
+    def bank(self) -> BankRecord:
+        """Return what the bank is. Raises BankNotFoundError if it was never initialised."""
+        with self._database.read() as session:
+            return _bank_record(_the_bank(session))
+
+    # -- adding and removing --------------------------------------------------------------------
+
+    def set_layout(
+        self,
+        session: Session,
+        *,
+        layout: str,
+        parameters: int,
+        alpha: float,
+        use_rslora: bool,
+        scaling: float,
+        dtype: str,
+        task_type: str | None,
+        base_model_revision: str | None,
+    ) -> None:
+        """Record, in the caller's transaction, the layout that the first adapter brings."""
+        row = _the_bank(session)
+        row.layout, row.parameters, row.alpha = layout, parameters, alpha
+        row.use_rslora, row.scaling, row.dtype = int(use_rslora), scaling, dtype
+        row.task_type, row.base_model_revision = task_type, base_model_revision
+
+    def bank_in(self, session: Session) -> BankRecord:
+        """Return what the bank is, as the caller's transaction sees it."""
+        return _bank_record(_the_bank(session))
+
+    def reserve(self, session: Session, name: str) -> int:
+        """Reserve the next row for `name` in the caller's transaction; a row number is never used twice."""
+        bank = _the_bank(session)
+        row = bank.next_row
+        bank.next_row = row + 1
+        session.add(AdapterRow(name=name, row=row, state="reserved", created=now()))
+        return row
+
+    def make_ready(self, new: NewAdapter, *, replace: bool = False) -> tuple[bool, list[int]]:
+        """Make a reserved row ready, with its dataset and counts, in one transaction.
+
+        Returns
+        -------
+        added, freed
+            Whether the pair is now in the bank by this call (False: another client stored the very same
+            pair first), and the rows that no record names any more: their files can go.
+
+        Raises
+        ------
+        ConflictError
+            The name is there with other content, and `replace` is false; or the row is not reserved.
+        """
+        with self._database.write() as session:
+            reserved = session.scalar(
+                select(AdapterRow).where(AdapterRow.row == new.row, AdapterRow.state == "reserved")
+            )
+            if reserved is None:
+                raise ConflictError(
+                    f"{new.name}: its reserved row {new.row} was cleared meanwhile by "
+                    "`bank verify --repair`; ingest it again"
+                )
+            freed: list[int] = []
+            present = session.scalar(_ready().where(AdapterRow.name == new.name))
+            if present is not None:
+                same = _same_content(session, present, new)
+                if same or not replace:
+                    session.delete(reserved)
+                    if same:
+                        return False, [new.row]
+                    session.commit()
+                    raise changed_pair(new.name)
+                freed.append(present.row)
+                session.delete(present)
+                session.flush()
+            self._fill(session, reserved, new)
+            return True, freed
+
+    def _fill(self, session: Session, row: AdapterRow, new: NewAdapter) -> None:
+        stamp = now()
+        row.state, row.created = "ready", stamp
+        row.rank, row.alpha, row.use_rslora = new.rank, new.alpha, int(new.use_rslora)
+        row.scaling, row.dtype = new.scaling, new.dtype
+        row.source, row.revision, row.source_sha256 = new.source, new.revision, new.source_sha256
+        row.header_sha256 = _keep_blob(session, new.header)
+        row.config_sha256 = _keep_blob(session, new.config.encode())
+        row.row_sha256, row.licence = new.row_sha256, new.licence
+        dataset = DatasetRow(
+            adapter_id=row.id,
+            name=new.name,
+            group_name=new.group,
+            source=new.dataset_source,
+            revision=new.dataset_revision,
+            content_sha256=new.content_sha256,
+            examples=new.examples,
+            tokens=new.tokens,
+            state="ready",
+            created=stamp,
+        )
+        session.add(dataset)
+        session.flush()
+        bank = _the_bank(session)
+        session.add(
+            TokenDistributionRow(
+                dataset_id=dataset.id,
+                tokenizer_fingerprint=bank.tokenizer_fingerprint,
+                text_rule=bank.text_rule,
+                ids=new.ids,
+                counts=new.counts,
+            )
+        )
+
+    def abandon(self, row: int) -> None:
+        """Forget a reserved row after its pair was refused."""
+        with self._database.write() as session:
+            session.execute(delete(AdapterRow).where(AdapterRow.row == row, AdapterRow.state == "reserved"))
+
+    def remove(self, name: str) -> int:
+        """Remove a ready adapter with its dataset; return its row, whose file can go."""
+        with self._database.write() as session:
+            row = session.scalar(_ready().where(AdapterRow.name == name))
+            if row is None:
+                raise BankNotFoundError(f"{name}: no such adapter in the bank; `bank list` shows the names")
+            number = row.row
+            session.delete(row)
+            return number
+
+    def clear_reserved(self, rows: Iterable[int]) -> None:
+        """Forget reserved rows that no ingest is working on any more."""
+        with self._database.write() as session:
+            for row in rows:
+                session.execute(
+                    delete(AdapterRow).where(AdapterRow.row == row, AdapterRow.state == "reserved")
+                )
+
+    def set_group(self, name: str, group: str | None, licence: str | None) -> None:
+        """Record another group or licence for a dataset that is already there."""
+        with self._database.write() as session:
+            adapter = session.scalar(_ready().where(AdapterRow.name == name))
+            if adapter is None:
+                raise BankNotFoundError(f"{name}: no such adapter in the bank; `bank list` shows the names")
+            adapter.licence = licence
+            session.execute(
+                update(DatasetRow).where(DatasetRow.adapter_id == adapter.id).values(group_name=group)
+            )
+
+    # -- looking --------------------------------------------------------------------------------
+
+    def adapters(self) -> list[AdapterRecord]:
+        """Return every ready adapter, by row."""
+        with self._database.read() as session:
+            found = session.execute(_joined().order_by(AdapterRow.row)).all()
+            return [_adapter_record(adapter, dataset) for adapter, dataset in found]
+
+    def adapter(self, name: str) -> AdapterRecord:
+        """Return one ready adapter. Raises BankNotFoundError if there is none of that name."""
+        record = self.find(name)
+        if record is None:
+            raise BankNotFoundError(f"{name}: no such adapter in the bank; `bank list` shows the names")
+        return record
+
+    def find(self, name: str) -> AdapterRecord | None:
+        """Return one ready adapter, or None."""
+        with self._database.read() as session:
+            found = session.execute(_joined().where(AdapterRow.name == name)).one_or_none()
+            return None if found is None else _adapter_record(found[0], found[1])
+
+    def count(self) -> int:
+        """Return the number of ready adapters."""
+        with self._database.read() as session:
+            query = select(func.count()).select_from(AdapterRow).where(AdapterRow.state == "ready")
+            return int(session.scalar(query) or 0)
+
+    def reserved(self) -> list[ReservedRow]:
+        """Return the rows that are reserved and not ready, by row."""
+        with self._database.read() as session:
+            query = select(AdapterRow).where(AdapterRow.state == "reserved").order_by(AdapterRow.row)
+            return [ReservedRow(row.name, row.row, row.created) for row in session.scalars(query)]
+
+    def blob(self, sha256: str) -> bytes:
+        """Return stored bytes by their hash. Raises BankFormatError if they are missing or damaged."""
+        with self._database.read() as session:
+            row = session.get(BlobRow, sha256)
+            data = None if row is None else bytes(row.data)
+        if data is None or hashlib.sha256(data).hexdigest() != sha256:
+            raise BankFormatError(
+                f"stored bytes {sha256[:12]} are {'missing' if data is None else 'damaged'}: "
+                "restore the database from a copy, or remove and ingest the adapter again"
+            )
+        return data
+
+    def token_counts(self, rows: Sequence[int]) -> list[tuple[NDArray[np.uint32], NDArray[np.uint32]]]:
+        """Return (ids, counts) for each of `rows`, in that order; arrays of uint32, ids ascending.
+
+        Raises
+        ------
+        BankFormatError
+            A row has no counts under the bank's tokenizer and text rule, or they are damaged.
+        """
+        found: dict[int, tuple[NDArray[np.uint32], NDArray[np.uint32]]] = {}
+        with self._database.read() as session:
+            bank = _the_bank(session)
+            for start in range(0, len(rows), _BATCH):
+                part = list(rows[start : start + _BATCH])
+                query = (
+                    select(AdapterRow.row, TokenDistributionRow.ids, TokenDistributionRow.counts)
+                    .join(DatasetRow, DatasetRow.adapter_id == AdapterRow.id)
+                    .join(TokenDistributionRow, TokenDistributionRow.dataset_id == DatasetRow.id)
+                    .where(
+                        AdapterRow.row.in_(part),
+                        AdapterRow.state == "ready",
+                        TokenDistributionRow.tokenizer_fingerprint == bank.tokenizer_fingerprint,
+                        TokenDistributionRow.text_rule == bank.text_rule,
+                    )
+                )
+                for row, ids, counts in session.execute(query):
+                    found[row] = (_uint32(ids, row), _uint32(counts, row))
+        missing = [row for row in rows if row not in found]
+        if missing:
+            raise BankFormatError(
+                f"rows {missing[:5]} have no token counts under the bank's tokenizer; "
+                "remove and ingest those adapters again"
+            )
+        return [found[row] for row in rows]
+
+
+def changed_pair(name: str) -> ConflictError:
+    """Return the error for a pair whose name is taken by other content."""
+    return ConflictError(
+        f"{name}: already in the bank with another adapter or dataset; pass --replace to store the new one"
+    )
+
+
+def _the_bank(session: Session) -> BankRow:
+    row = session.get(BankRow, 1)
+    if row is None:
+        raise BankNotFoundError("the database holds no bank; make one with `bank init`")
+    if row.format_version != FORMAT_VERSION:
+        raise BankFormatError(
+            f"the bank has format version {row.format_version}, this version reads {FORMAT_VERSION}: "
+            "upgrade lora-bank"
+        )
+    return row
+
+
+def _ready() -> Select[AdapterRow]:
+    return select(AdapterRow).where(AdapterRow.state == "ready")
+
+
+def _joined() -> Select[AdapterRow, DatasetRow]:
+    return (
+        select(AdapterRow, DatasetRow)
+        .join(DatasetRow, DatasetRow.adapter_id == AdapterRow.id)
+        .where(AdapterRow.state == "ready")
+    )
+
+
+def _same_content(session: Session, present: AdapterRow, new: NewAdapter) -> bool:
+    content = session.scalar(select(DatasetRow.content_sha256).where(DatasetRow.adapter_id == present.id))
+    return present.source_sha256 == new.source_sha256 and content == new.content_sha256
+
+
+def _keep_blob(session: Session, data: bytes) -> str:
+    digest = hashlib.sha256(data).hexdigest()
+    if session.get(BlobRow, digest) is None:
+        session.add(BlobRow(sha256=digest, data=data))
+        session.flush()
+    return digest
+
+
+def _uint32(blob: bytes, row: int) -> NDArray[np.uint32]:
+    if len(blob) % 4:
+        raise BankFormatError(
+            f"token counts of row {row}: {len(blob)} bytes are not whole uint32 values; "
+            "remove and ingest that adapter again"
+        )
+    return np.frombuffer(blob, dtype="<u4").astype(np.uint32, copy=False)
+
+
+def _bank_record(row: BankRow) -> BankRecord:
+    values: dict[str, Any] = {name: getattr(row, name) for name in BankRecord.__dataclass_fields__}
+    values["base_model_aliases"] = tuple(json.loads(row.base_model_aliases))
+    values["use_rslora"] = None if row.use_rslora is None else bool(row.use_rslora)
+    return BankRecord(**values)
+
+
+def _adapter_record(adapter: AdapterRow, dataset: DatasetRow) -> AdapterRecord:
+    of_dataset: dict[str, Any] = {
+        "group": dataset.group_name,
+        "dataset_source": dataset.source,
+        "dataset_revision": dataset.revision,
+        "content_sha256": dataset.content_sha256,
+        "examples": dataset.examples,
+        "tokens": dataset.tokens,
+    }
+    names = [name for name in AdapterRecord.__dataclass_fields__ if name not in of_dataset]
+    of_adapter: dict[str, Any] = {name: getattr(adapter, name) for name in names}
+    of_adapter["use_rslora"] = bool(of_adapter["use_rslora"])
+    return AdapterRecord(**of_adapter, **of_dataset)

@@ -1,0 +1,49 @@
+"""The one root of every error that the project raises on purpose.
+
+A message says, in one line, what was expected, what was found, and what to do.
+This module imports nothing, so that every layer may import it.
+"""
+
+
+class BankError(Exception):
+    """Root of all errors raised on purpose; its text is shown to users as it is."""
+
+
+class BankNotFoundError(BankError):
+    """There is no bank, or no entry of that name, where one was expected."""
+
+
+class BankFormatError(BankError):
+    """A bank's own files are not what its database says: damaged, foreign, or of another version."""
+
+
+class AdapterError(BankError):
+    """An adapter folder is refused: unreadable, unsafe, or not of the bank's layout."""
+
+
+class DatasetError(BankError):
+    """A dataset is refused: unreadable, empty, or without the expected columns."""
+
+
+class TokenizerError(BankError):
+    """A tokenizer cannot be loaded, or is not the one that the bank was made with."""
+
+
+class SourceError(BankError):
+    """A folder, manifest or hub reference does not name pairs of adapter and dataset."""
+
+
+class ConflictError(BankError):
+    """What is to be written is already there, and differs."""
+
+
+class ParameterError(BankError):
+    """An option or argument is out of its range, or does not go with another."""
+
+
+class PlanError(BankError):
+    """The work does not fit the memory budget, however it is cut."""
+
+
+class ComputeError(BankError):
+    """A tile, panel or piece of a run failed; it is named in the message."""

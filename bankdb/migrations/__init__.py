@@ -1,0 +1,1 @@
+"""Alembic migrations of a bank's database, packaged with the code."""

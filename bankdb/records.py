@@ -1,0 +1,182 @@
+"""Frozen records that leave the catalogue and pass between modules; never ORM objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One adapter and the dataset it was trained on, both on local disk, ready to be read.
+
+    Attributes
+    ----------
+    name
+        Unique name in the bank.
+    adapter
+        Folder with `adapter_config.json` and `adapter_model.safetensors`.
+    dataset
+        Files of the training split, in reading order.
+    adapter_source, dataset_source
+        What is recorded as the origin: an absolute path, or a hub id.
+    adapter_revision, dataset_revision
+        Full commit hash for a hub source, else None.
+    group
+        Datasets that share a source share a group.
+    licence
+        As stated by the source, if known.
+    """
+
+    name: str
+    adapter: Path
+    dataset: tuple[Path, ...]
+    adapter_source: str
+    dataset_source: str
+    adapter_revision: str | None = None
+    dataset_revision: str | None = None
+    group: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairReference:
+    """A pair as a folder, manifest or hub argument names it, before anything is read or downloaded.
+
+    `adapter` and `dataset` are local paths, or `hub:OWNER/NAME[@REVISION]`.
+    """
+
+    name: str
+    adapter: str
+    dataset: str
+    group: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedPair:
+    """A pair that was refused, by name, with the one-line reason."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BankRecord:
+    """What a bank is. Everything from `layout` on is None until the first adapter sets it.
+
+    `scaling` is the factor on B A that every row is brought to when adapters are combined:
+    `alpha / rank`, or `alpha / sqrt(rank)` with rank-stabilised LoRA.
+    """
+
+    identity: str
+    format_version: int
+    base_model: str
+    base_model_aliases: tuple[str, ...]
+    base_model_revision: str | None
+    tokenizer_name: str
+    tokenizer_fingerprint: str
+    vocabulary: int
+    text_rule: str
+    next_row: int
+    layout: str | None
+    parameters: int | None
+    alpha: float | None
+    use_rslora: bool | None
+    scaling: float | None
+    dtype: str | None
+    task_type: str | None
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """A ready adapter together with the dataset that it was trained on."""
+
+    name: str
+    row: int
+    rank: int
+    alpha: float
+    use_rslora: bool
+    scaling: float
+    dtype: str
+    source: str
+    revision: str | None
+    source_sha256: str
+    header_sha256: str
+    config_sha256: str
+    row_sha256: str
+    licence: str | None
+    created: str
+    group: str | None
+    dataset_source: str
+    dataset_revision: str | None
+    content_sha256: str
+    examples: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewAdapter:
+    """All that the catalogue stores of a pair when it becomes ready; its row is already on disk."""
+
+    name: str
+    row: int
+    rank: int
+    alpha: float
+    use_rslora: bool
+    scaling: float
+    dtype: str
+    source: str
+    revision: str | None
+    source_sha256: str
+    header: bytes
+    config: str
+    row_sha256: str
+    licence: str | None
+    group: str | None
+    dataset_source: str
+    dataset_revision: str | None
+    content_sha256: str
+    examples: int
+    ids: bytes
+    counts: bytes
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedRow:
+    """A row that an ingest reserved and has not made ready."""
+
+    name: str
+    row: int
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A computation over the bank. `parameters` and `versions` are JSON objects."""
+
+    id: int
+    kind: str
+    inputs_sha256: str
+    parameters: str
+    versions: str
+    seed: int | None
+    state: str
+    created: str
+    finished: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRecord:
+    """A predicted adapter. `sources` are rows of the bank, `weights` their coefficients."""
+
+    run_id: int
+    target: str
+    sources: tuple[int, ...]
+    weights: tuple[float, ...]
+    effective_sources: float
+    relative_error: float | None
+    exported_to: str | None
+    export_dtype: str | None

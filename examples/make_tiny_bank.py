@@ -1,0 +1,240 @@
+"""Make the tiny example bank: datasets, a small Llama-type base model, and one LoRA adapter for each dataset.
+
+python examples/make_tiny_bank.py --out examples/tiny_bank --seed 0
+
+Needs the ``torch`` extra; runs on a CPU in minutes (see examples/README.md for the measured time). The base
+model is trained on all tasks mixed, but mostly with answers in a plain or a chatty style; each adapter then
+learns its dataset's own way of answering, and more of its task's skill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_bank_tasks import CHATTY, TASKS, Example, Task, dataset_folder, split, stream, style, write_datasets
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+BASE_NAME = "tiny-bank/base"
+LICENCE = "Apache-2.0"
+MAX_NEW_TOKENS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    seed: int = 0
+    vocabulary: int = 768
+    hidden: int = 96
+    intermediate: int = 192
+    layers: int = 4
+    heads: int = 4
+    base_steps: int = 1500
+    base_batch: int = 64
+    base_rate: float = 4e-3
+    plain_share: float = 0.5
+    chatty_share: float = 0.25
+    rank: int = 8
+    alpha: int = 16
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    adapter_epochs: int = 10
+    adapter_batch: int = 20
+    adapter_rate: float = 5e-3
+
+
+class Progress:
+    """One line with the share that is done and the time left."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.start = what, total, time.monotonic()
+
+    def show(self, done: int, note: str = "") -> None:
+        left = (time.monotonic() - self.start) / done * (self.total - done)
+        end = "\n" if done == self.total or not sys.stdout.isatty() else "\r"
+        print(f"{self.what}: {done}/{self.total}, {left:.0f} s left {note}".ljust(79), end=end, flush=True)
+
+
+def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with one token for each digit; a beginning-of-sequence token is added by default."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, prompt: str, output: str) -> tuple[list[int], list[int]]:
+    """Token ids and labels; only the output and the end-of-sequence token count in the loss."""
+    ids = tokenizer(prompt)["input_ids"]
+    answer = [*tokenizer(output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return ids + answer, [-100] * len(ids) + answer
+
+
+def collate(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, torch.Tensor]:
+    width = max(len(ids) for ids, _ in rows)
+
+    def padded(values: list[int], fill: int) -> list[int]:
+        return values + [fill] * (width - len(values))
+
+    return {
+        "input_ids": torch.tensor([padded(ids, pad) for ids, _ in rows]),
+        "attention_mask": torch.tensor([padded([1] * len(ids), 0) for ids, _ in rows]),
+        "labels": torch.tensor([padded(labels, -100) for _, labels in rows]),
+    }
+
+
+def mixture(
+    tokenizer: PreTrainedTokenizerFast, held_out: set[str], settings: Settings
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of all tasks in random styles; no prompt of a test split ever appears."""
+    rng = random.Random(f"{settings.seed}:mixture")
+    streams = [(task, stream(task, rng)) for task in TASKS]
+    while True:
+        rows: list[tuple[list[int], list[int]]] = []
+        while len(rows) < settings.base_batch:
+            task, examples = rng.choice(streams)
+            example = next(examples)
+            if example.prompt not in held_out:
+                rows.append(encode(tokenizer, example.prompt, mixed_style(task, example.answer, rng, settings)))
+        yield collate(rows, tokenizer.pad_token_id)
+
+
+def mixed_style(task: Task, answer: str, rng: random.Random, settings: Settings) -> str:
+    u = rng.random()
+    if u < settings.plain_share:
+        return answer
+    if u < settings.plain_share + settings.chatty_share:
+        return CHATTY.format(answer)
+    return style(task, answer)
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Linear warm-up over the first twentieth, then cosine decay to a tenth."""
+    warm_up = max(1, steps // 20)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def optimise(model: Any, batches: Iterator[dict[str, torch.Tensor]], steps: int, rate: float) -> Iterator[float]:
+    """Plain AdamW loop; yields the loss of each step."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, steps))
+    model.train()
+    for _ in range(steps):
+        loss = model(**next(batches)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+        yield loss.item()
+    model.eval()
+
+
+def train_base(tokenizer: PreTrainedTokenizerFast, held_out: set[str], settings: Settings) -> LlamaForCausalLM:
+    torch.manual_seed(settings.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.hidden,
+            intermediate_size=settings.intermediate,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    progress = Progress("base model, steps", settings.base_steps)
+    batches = mixture(tokenizer, held_out, settings)
+    losses = optimise(model, batches, settings.base_steps, settings.base_rate)
+    for step, loss in enumerate(losses, start=1):
+        if step % 50 == 0 or step == settings.base_steps:
+            progress.show(step, f"loss {loss:.3f}")
+    return model
+
+
+def epochs(
+    rows: list[tuple[list[int], list[int]]], pad: int, rng: random.Random, size: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    while True:
+        order = rng.sample(rows, len(rows))
+        for start in range(0, len(order), size):
+            yield collate(order[start : start + size], pad)
+
+
+def train_adapter(
+    base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task: Task, train: list[Example], settings: Settings
+) -> tuple[PeftModel, float]:
+    # One seed for all tasks: every adapter starts from the same A, so their averages stay meaningful.
+    torch.manual_seed(settings.seed)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=list(settings.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(base, config)
+    rows = [encode(tokenizer, example.prompt, style(task, example.answer)) for example in train]
+    batches = epochs(rows, tokenizer.pad_token_id, random.Random(settings.seed), settings.adapter_batch)
+    steps = settings.adapter_epochs * math.ceil(len(rows) / settings.adapter_batch)
+    losses = list(optimise(model, batches, steps, settings.adapter_rate))
+    return model, losses[-1]
+
+
+@torch.no_grad()
+def exact_match(model: Any, tokenizer: PreTrainedTokenizerFast, task: Task, test: list[Example]) -> float:
+    """Share of test examples whose greedy answer equals the reference, white space at the ends aside."""
+    model.eval()
+    batch = tokenizer([example.prompt for example in test], padding=True, return_tensors="pt")
+    out = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_new_tokens=MAX_NEW_TOKENS,
+        do_sample=False,
+    )
+    answers = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    right = [a.strip() == style(task, e.answer) for a, e in zip(answers, test, strict=True)]
+    return sum(right) / len(right)
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    model.to(torch.float16)
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = BASE_NAME
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
