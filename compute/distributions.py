@@ -15,7 +15,6 @@ from scipy import fft
 
 from bankdb.errors import DatasetError, ParameterError
 
-type_of_ids = np.uint32
 LARGEST_COUNT = np.iinfo(np.uint32).max
 
 CountsRow = tuple[NDArray[np.uint32], NDArray[np.uint32]]
@@ -213,7 +212,10 @@ def merge_last_two(counts: TokenCounts) -> TokenCounts:
     rows = np.searchsorted(counts.indptr, doubled, side="right")
     np.add.at(dropped, rows, 1)
     return TokenCounts(
-        counts.indptr - np.cumsum(dropped), np.delete(ids, doubled), np.delete(amounts, doubled), vocabulary - 1
+        counts.indptr - np.cumsum(dropped),
+        np.delete(ids, doubled),
+        np.delete(amounts, doubled),
+        vocabulary - 1,
     )
 
 
@@ -229,7 +231,8 @@ def median_sigma(counts: TokenCounts) -> float:
     DatasetError
         When there is no pair of different ids.
     """
-    pooled = np.bincount(counts.ids, weights=probabilities(counts), minlength=counts.vocabulary)
+    pooled = np.zeros(counts.vocabulary)
+    np.add.at(pooled, counts.ids, probabilities(counts))
     if np.count_nonzero(pooled) < 2:
         raise DatasetError(
             f"median heuristic: expected at least two different token ids in the datasets, found"

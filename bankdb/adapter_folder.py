@@ -1,0 +1,116 @@
+"""A folder of files that appears under its name whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from bankdb.errors import AdapterError, ConflictError
+from bankdb.peft_config import CONFIG_NAME
+
+Content = bytes | Callable[[Path], None]
+
+
+def write_adapter_folder(folder: Path, *, files: Mapping[str, Content], overwrite: bool = False) -> None:
+    """Write an adapter folder, so that no reader and no crash ever sees half of it.
+
+    The files are written into a hidden sibling folder and synced to disk; then it is renamed. A killed
+    process may leave that sibling, `.NAME.partial-XXXX`, which can be deleted; killed between the two
+    renames of an overwrite, it leaves the adapter that was there as `.NAME.replaced-XXXX`.
+
+    Parameters
+    ----------
+    folder
+        Where the adapter shall be; parents are made. An empty folder may already be there.
+    files
+        Content by file name: the bytes, or a function that writes the file at the path it is given.
+    overwrite
+        Replace an adapter that is already there, as a whole.
+
+    Raises
+    ------
+    ConflictError
+        The folder is there and not to be replaced, or holds more than an adapter's files.
+    AdapterError
+        The disk is full, read-only, or not permitted.
+    """
+    # `--out .` has no name of its own to rename to.
+    folder = Path(os.path.abspath(folder))
+    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
+    try:
+        _check_free(folder, overwrite)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        for name, content in files.items():
+            _write_file(partial / name, content)
+        _sync(partial)
+        _replace(partial, folder, overwrite)
+        _sync(folder.parent)
+    except OSError as error:
+        raise AdapterError(
+            f"{folder}: cannot be written: {error.strerror or error}; check its permissions and the disk"
+        ) from error
+    finally:
+        # Whatever ended it: there is nothing here after success.
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise ConflictError(f"{folder}: a new folder was expected, a file found; choose another name")
+    found = sorted(folder.iterdir())
+    if not found and not folder.is_symlink():
+        return
+    if not overwrite:
+        raise ConflictError(f"{folder}: already there; choose another name, or ask to overwrite it")
+    # Replacing deletes all of it: that must never be somebody's project or training run.
+    folders = [path.name for path in found if path.is_dir()]
+    if folders or not (folder / CONFIG_NAME).is_file():
+        what = f"the folder {folders[0]!r}" if folders else f"no {CONFIG_NAME}"
+        raise ConflictError(
+            f"{folder}: an adapter's files alone were expected to be overwritten, {what} found; choose another name"
+        )
+
+
+def _write_file(path: Path, content: Content) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content(path)
+    _sync(path)
+
+
+def _replace(partial: Path, folder: Path, overwrite: bool) -> None:
+    old = None
+    if overwrite and os.path.lexists(folder):
+        old = folder.with_name(f".{folder.name}.replaced-{secrets.token_hex(4)}")
+        folder.rename(old)
+    try:
+        # Onto an empty folder this succeeds; onto one that came to be meanwhile it fails.
+        partial.rename(folder)
+    except OSError as error:
+        if old is not None:
+            old.rename(folder)
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise ConflictError(
+                f"{folder}: written by another process meanwhile; choose another name"
+            ) from error
+        raise
+    if old is not None and old.is_symlink():
+        old.unlink()
+    elif old is not None:
+        shutil.rmtree(old)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,171 @@
+"""The adapters of a bank as one zarr array: N rows of p float32, a row a file.
+
+Row numbers come from the catalogue and are never used twice. A row that the catalogue does not call
+ready does not exist, whatever the array holds there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.arrays import (
+    chunk_file,
+    column_chunk,
+    create_array,
+    fsync_path,
+    fsync_written,
+    grow_array,
+    open_array,
+    partial_files,
+)
+from bankdb.errors import BankFormatError
+
+if TYPE_CHECKING:
+    import zarr
+
+Vector = NDArray[np.float32]
+
+
+class AdapterStore:
+    """Reads and writes rows of `adapters.zarr`.
+
+    Parameters
+    ----------
+    path
+        The array's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._array: zarr.Array[Any] | None = None
+
+    def create(self, parameters: int, identity: str) -> None:
+        """Make the array for rows of `parameters` columns; the caller knows that no row is ready."""
+        columns = column_chunk(parameters)
+        shard = -(-parameters // columns) * columns
+        create_array(
+            self.path,
+            shape=(0, parameters),
+            chunks=(1, columns),
+            shards=(1, shard),
+            dtype="float32",
+            attributes={"bank": identity},
+        )
+        self._array = None
+
+    def grow(self, rows: int) -> None:
+        """Make room for row numbers below `rows`; the caller holds the bank's write lock."""
+        grow_array(self.path, (rows, 0))
+        self._array = None
+
+    @property
+    def array(self) -> zarr.Array[Any]:
+        """The array, opened once; shape (rows ever reserved, p)."""
+        if self._array is None:
+            self._array = open_array(self.path, mode="r+")
+        return self._array
+
+    def identity(self) -> str:
+        """Return the identity of the bank that the array was made for."""
+        return str(self.array.attrs.get("bank", ""))
+
+    def write(self, row: int, vector: Vector) -> str:
+        """Write a row and flush it to the disk; return the sha256 of its little-endian bytes.
+
+        Raises
+        ------
+        BankFormatError
+            The array has no such row, or the vector is not of its width.
+        """
+        if row >= self.array.shape[0]:
+            self._array = None
+        rows, columns = self.array.shape
+        if row >= rows or vector.shape != (columns,):
+            raise BankFormatError(
+                f"{self.path}: cannot write row {row} of {vector.shape} into an array of {self.array.shape}"
+            )
+        self.array[row, :] = vector
+        fsync_written(self.path, [self.file(row)])
+        return row_sha256(vector)
+
+    def read(self, row: int) -> Vector:
+        """Read one row, shape (p,). Raises BankFormatError if it is missing or damaged."""
+        return self.read_rows([row])[0]
+
+    def read_rows(self, rows: Sequence[int]) -> Vector:
+        """Read whole rows, shape (len(rows), p). Raises BankFormatError naming a bad one."""
+        return self.read_panel(rows, 0, self.array.shape[1])
+
+    def read_panel(self, rows: Sequence[int], start: int, stop: int) -> Vector:
+        """Read columns `start` to `stop` of some rows, shape (len(rows), stop - start).
+
+        Raises
+        ------
+        BankFormatError
+            A row is missing, truncated or otherwise unreadable; it is named.
+        """
+        panel = np.empty((len(rows), stop - start), dtype=np.float32)
+        for position, row in enumerate(rows):
+            panel[position] = self._read_one(row, start, stop)
+        return panel
+
+    def _read_one(self, row: int, start: int, stop: int) -> Vector:
+        if not self.file(row).is_file():
+            raise BankFormatError(
+                f"{self.file(row)}: row {row} is missing; `bank verify --repair` restores it from its source"
+            )
+        if row >= self.array.shape[0]:
+            self._array = None
+        try:
+            values: Vector = np.asarray(self.array[row, start:stop], dtype=np.float32)
+        except (ValueError, RuntimeError, IndexError, OSError) as error:
+            raise BankFormatError(
+                f"{self.file(row)}: row {row} cannot be read ({type(error).__name__}); "
+                "`bank verify --repair` restores it from its source"
+            ) from error
+        # A missing chunk reads as NaN throughout; no stored value is NaN.
+        if np.isnan(values[:: column_chunk(self.array.shape[1])]).any() or np.isnan(values[-1:]).any():
+            raise BankFormatError(
+                f"{self.file(row)}: row {row} lacks chunks; `bank verify --repair` restores it from its source"
+            )
+        return values
+
+    def delete(self, row: int) -> None:
+        """Delete a row's file, if it is there."""
+        folder = self.file(row).parent
+        if folder.is_dir():
+            shutil.rmtree(folder)
+            fsync_path(folder.parent)
+
+    def file(self, row: int) -> Path:
+        """Return the file that holds a row."""
+        return chunk_file(self.path, row, 0)
+
+    def rows_on_disk(self) -> list[int]:
+        """Return the row numbers for which there is a folder, ready or not."""
+        folder = self.path / "c"
+        if not folder.is_dir():
+            return []
+        return sorted(int(item.name) for item in folder.iterdir() if item.name.isdigit())
+
+    def foreign_files(self) -> list[Path]:
+        """Return entries that no version of this array could have written."""
+        if not self.path.is_dir():
+            return []
+        strange = [item for item in self.path.iterdir() if item.name not in {"c", "zarr.json"}]
+        if (self.path / "c").is_dir():
+            strange += [item for item in (self.path / "c").iterdir() if not item.name.isdigit()]
+        partial = set(partial_files(self.path))
+        return sorted(item for item in strange if item not in partial)
+
+
+def row_sha256(vector: Vector) -> str:
+    """Return the sha256 of a row's values as little-endian float32 bytes."""
+    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").data).hexdigest()

@@ -1,0 +1,137 @@
+"""Zarr arrays on disk: how they are opened, grown, made durable, and what may lie beside their chunks."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bankdb.errors import BankFormatError, BankNotFoundError
+
+if TYPE_CHECKING:
+    import zarr
+
+# 512 KiB of float32: a row of 9,437,184 parameters is exactly 72 chunks.
+CHUNK_COLUMNS = 131_072
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
+
+
+def column_chunk(parameters: int) -> int:
+    """Return the chunk length along the columns of an (N, p) array."""
+    return min(CHUNK_COLUMNS, parameters)
+
+
+def create_array(
+    path: Path,
+    *,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...] | None,
+    dtype: str,
+    attributes: dict[str, Any],
+) -> zarr.Array[Any]:
+    """Create an array filled with NaN, in place of any that was there, and make it durable.
+
+    Compression is blosc with lz4 and bit shuffling.
+    """
+    import zarr
+    from zarr.codecs import BloscCodec
+
+    if path.exists():
+        shutil.rmtree(path)
+    array = zarr.create_array(
+        str(path),
+        shape=shape,
+        chunks=chunks,
+        shards=shards,
+        dtype=dtype,
+        compressors=BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"),
+        fill_value=float("nan"),
+        attributes=attributes,
+        zarr_format=3,
+    )
+    fsync_path(path / "zarr.json")
+    fsync_path(path)
+    fsync_path(path.parent)
+    return array
+
+
+def ensure_group(path: Path) -> None:
+    """Make a zarr group at `path` if there is none, so that standard tools can browse what is in it."""
+    import zarr
+
+    if not (path / "zarr.json").is_file():
+        zarr.create_group(str(path), zarr_format=3, overwrite=False)
+
+
+def open_array(path: str | Path, *, mode: str = "r") -> zarr.Array[Any]:
+    """Open an existing array.
+
+    Raises
+    ------
+    BankNotFoundError
+        There is no array at `path`.
+    BankFormatError
+        Its metadata cannot be read.
+    """
+    import zarr
+
+    metadata = Path(path) / "zarr.json"
+    if not metadata.is_file():
+        raise BankNotFoundError(f"{path}: expected a zarr array, found none; it is damaged or was deleted")
+    try:
+        found = zarr.open(str(path), mode=mode)  # type: ignore[arg-type]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BankFormatError(f"{metadata}: unreadable array metadata ({_first_line(error)})") from error
+    if not isinstance(found, zarr.Array):
+        raise BankFormatError(f"{path}: expected a zarr array, found a group")
+    return found
+
+
+def grow_array(path: Path, shape: tuple[int, ...]) -> None:
+    """Make the array at least of `shape`; never smaller. The caller holds the bank's write lock."""
+    array = open_array(path, mode="r+")
+    wanted = tuple(max(have, want) for have, want in zip(array.shape, shape, strict=True))
+    if wanted != array.shape:
+        array.resize(wanted)
+        fsync_path(path / "zarr.json")
+        fsync_path(path)
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_written(path: Path, files: Iterable[Path]) -> None:
+    """Flush chunk files of the array at `path`, and every folder between them and it."""
+    folders: set[Path] = {path}
+    for file in files:
+        fsync_path(file)
+        folders.update(parent for parent in file.parents if parent.is_relative_to(path))
+    for folder in sorted(folders, key=lambda item: len(item.parts), reverse=True):
+        fsync_path(folder)
+
+
+def chunk_file(path: Path, *index: int) -> Path:
+    """Return the file of a chunk (of a shard, where there are shards) in a zarr 3 local store."""
+    return path.joinpath("c", *map(str, index))
+
+
+def partial_files(path: Path) -> list[Path]:
+    """Return files that a killed writer left behind: zarr writes beside the chunk, then renames."""
+    if not path.exists():
+        return []
+    return sorted(file for file in path.rglob("*.partial") if _PARTIAL.search(file.name))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

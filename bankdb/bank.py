@@ -1,0 +1,318 @@
+"""A bank on disk: a folder with its database, its arrays and its tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bankdb.adapter_store import AdapterStore
+from bankdb.arrays import fsync_path
+from bankdb.catalog import Catalog
+from bankdb.database import Database
+from bankdb.datasets import TEXT_RULE
+from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, ConflictError, TokenizerError
+from bankdb.locks import exclusive_lock, shared_lock, try_exclusive_lock
+from bankdb.progress import Progress
+from bankdb.records import AdapterRecord, BankRecord, RunRecord
+from bankdb.runs import RunBook
+
+if TYPE_CHECKING:
+    from bankdb.layout import AdapterLayout
+    from bankdb.peft_format import SourceAdapter
+    from bankdb.tokens import BankTokenizer
+
+_OWN_FILES = {"bank.db", "bank.db-wal", "bank.db-shm", "tokenizer", ".ingest.lock", ".compute.lock"}
+
+
+class AdapterBank:
+    """A bank of LoRA adapters for one base model. Make one with `create`, use one with `open`.
+
+    Attributes
+    ----------
+    path
+        The bank's folder.
+    catalog
+        What is in it, by name.
+    runs
+        What was computed from it.
+    store
+        The adapters' array.
+    """
+
+    def __init__(self, path: Path, database: Database) -> None:
+        self.path = path
+        self._database = database
+        self.catalog = Catalog(database)
+        self.runs = RunBook(database)
+        self.store = AdapterStore(path / "adapters.zarr")
+
+    # -- making and opening ---------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls, path: str | Path, *, base_model: str, tokenizer: str | Path, aliases: Sequence[str] = ()
+    ) -> AdapterBank:
+        """Make an empty bank for one base model and its tokenizer.
+
+        Parameters
+        ----------
+        path
+            Folder to make; it may exist if it is empty.
+        base_model
+            Name of the base model, as the adapters' configurations state it.
+        tokenizer
+            Folder or hub name of the base model's tokenizer; its files are copied into the bank.
+        aliases
+            Other names under which adapters may state the same base model.
+
+        Raises
+        ------
+        ConflictError
+            A bank, or something else, is already there.
+        TokenizerError
+            The tokenizer cannot be loaded.
+        """
+        from bankdb.tokens import BankTokenizer
+
+        folder = Path(path)
+        _check_free(folder)
+        loaded = BankTokenizer(tokenizer)
+        folder.mkdir(parents=True, exist_ok=True)
+        loaded.save(folder / "tokenizer")
+        for file in (folder / "tokenizer").iterdir():
+            fsync_path(file)
+        bank = cls(folder, Database(_sqlite_url(folder), create=True))
+        bank.catalog.create_bank(
+            base_model=base_model,
+            base_model_aliases=aliases,
+            tokenizer_name=loaded.name,
+            tokenizer_fingerprint=loaded.fingerprint,
+            vocabulary=loaded.vocabulary,
+            text_rule=TEXT_RULE,
+        )
+        fsync_path(folder)
+        return bank
+
+    @classmethod
+    def open(cls, path: str | Path) -> AdapterBank:
+        """Open an existing bank.
+
+        Raises
+        ------
+        BankNotFoundError
+            There is no bank at `path`.
+        BankFormatError
+            The database or the adapters' array is damaged, foreign, or of a newer version.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise BankNotFoundError(
+                f"{folder}: no bank here; make one with `bank init`, or pass --bank PATH (or set BANK_PATH)"
+            )
+        bank = cls(folder, Database(_sqlite_url(folder)))
+        bank._check_arrays()
+        return bank
+
+    def _check_arrays(self) -> None:
+        record = self.record
+        if record.layout is None or not self.catalog.count():
+            return
+        found = self.store.identity()
+        if found != record.identity:
+            raise BankFormatError(
+                f"{self.store.path}: belongs to bank {found or 'unknown'}, not to this one ({record.identity}); "
+                "put the bank's own adapters.zarr back"
+            )
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def __enter__(self) -> AdapterBank:
+        """Return the bank itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the database."""
+        self.close()
+
+    # -- looking --------------------------------------------------------------------------------
+
+    @property
+    def record(self) -> BankRecord:
+        """What the bank is, as of now."""
+        return self.catalog.bank()
+
+    def adapters(self) -> list[AdapterRecord]:
+        """Return every adapter in the bank, by row."""
+        return self.catalog.adapters()
+
+    def __len__(self) -> int:
+        """Return the number of adapters."""
+        return self.catalog.count()
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """How a row of the array maps to named tensors. Raises BankNotFoundError on an empty bank."""
+        from bankdb.layout import AdapterLayout
+
+        text = self.record.layout
+        if text is None:
+            raise BankNotFoundError(f"{self.path}: the bank has no adapters yet; add some with `bank ingest`")
+        return AdapterLayout.from_json(text)
+
+    @functools.cached_property
+    def tokenizer(self) -> BankTokenizer:
+        """The bank's own tokenizer.
+
+        Raises
+        ------
+        TokenizerError
+            It cannot be loaded, or is not the one that the bank was made with.
+        """
+        from bankdb.tokens import BankTokenizer
+
+        record = self.record
+        folder = self.path / "tokenizer"
+        if not folder.is_dir():
+            raise TokenizerError(
+                f"{folder}: the bank's tokenizer is missing; copy {record.tokenizer_name} there"
+            )
+        loaded = BankTokenizer(folder)
+        if loaded.fingerprint != record.tokenizer_fingerprint:
+            raise TokenizerError(
+                f"{folder}: expected the tokenizer with fingerprint {record.tokenizer_fingerprint[:12]} "
+                f"({record.tokenizer_name}), found {loaded.fingerprint[:12]}; put the original files back"
+            )
+        return loaded
+
+    def array_path(self, kind: str) -> Path:
+        """Return the folder of a derived array: `distances`, `gram`, `predictions`, `distributions`."""
+        return self.path / f"{kind}.zarr"
+
+    def run_array(self, run: RunRecord) -> Path | None:
+        """Return the folder of the array that a run writes, or None if it writes none."""
+        name = json.loads(run.parameters).get("array")
+        return None if name is None else self.path / str(name)
+
+    def database_problems(self) -> list[str]:
+        """Return what the database itself reports as damaged; empty when it is whole."""
+        return self._database.integrity_problems()
+
+    # -- changing -------------------------------------------------------------------------------
+
+    def reserve(self, name: str, adapter: SourceAdapter) -> int:
+        """Reserve a row for `name` and make room for it; the first adapter sets the bank's layout.
+
+        Raises
+        ------
+        AdapterError
+            The adapter's layout is not the bank's.
+        """
+        from bankdb.layout import AdapterLayout
+
+        with self._database.write() as session:
+            record = self.catalog.bank_in(session)
+            if record.layout is None:
+                self.store.create(adapter.layout.size, record.identity)
+                self.catalog.set_layout(
+                    session,
+                    layout=adapter.layout.to_json(),
+                    parameters=adapter.layout.size,
+                    alpha=adapter.config.alpha,
+                    use_rslora=adapter.config.use_rslora,
+                    scaling=adapter.config.scaling,
+                    dtype=adapter.dtype,
+                    task_type=adapter.config.task_type,
+                    base_model_revision=adapter.config.revision,
+                )
+            else:
+                found = AdapterLayout.from_json(record.layout).differences(adapter.layout)
+                if found:
+                    raise AdapterError(f"{name}: not of the bank's layout: {'; '.join(found)}")
+            row = self.catalog.reserve(session, name)
+            self.store.grow(row + 1)
+            return row
+
+    def remove(self, name: str) -> None:
+        """Remove an adapter, its dataset and its row. Raises BankNotFoundError if it is not there."""
+        with self.ingesting():
+            self.store.delete(self.catalog.remove(name))
+
+    def export(self, name: str, folder: Path, *, overwrite: bool = False) -> Path:
+        """Write the stored adapter as the PEFT folder it came from, bit for bit; return the folder.
+
+        Raises
+        ------
+        BankNotFoundError
+            There is no adapter of that name.
+        ConflictError
+            `folder` exists and `overwrite` is false.
+        BankFormatError
+            The stored row is damaged.
+        """
+        from bankdb.adapter_store import row_sha256
+        from bankdb.peft_format import source_file, write_adapter_folder
+
+        record = self.catalog.adapter(name)
+        vector = self.store.read(record.row)
+        if row_sha256(vector) != record.row_sha256:
+            raise BankFormatError(
+                f"{self.store.file(record.row)}: the stored row of {name} does not match its checksum; "
+                "`bank verify --repair` restores it from its source"
+            )
+        weights = source_file(vector, self.layout, self.catalog.blob(record.header_sha256))
+        files: Mapping[str, bytes] = {
+            "adapter_config.json": self.catalog.blob(record.config_sha256),
+            "adapter_model.safetensors": weights,
+        }
+        write_adapter_folder(folder, files=files, overwrite=overwrite)
+        return folder
+
+    # -- locks ----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def ingesting(self) -> Iterator[None]:
+        """Announce that rows may be reserved by this process; several may do so at once."""
+        with shared_lock(self.path / ".ingest.lock"):
+            yield
+
+    @contextlib.contextmanager
+    def nobody_ingesting(self) -> Iterator[bool]:
+        """Yield True while no process can be inside `ingesting`; False at once if one is."""
+        with try_exclusive_lock(self.path / ".ingest.lock") as alone:
+            yield alone
+
+    @contextlib.contextmanager
+    def computing(self, progress: Progress) -> Iterator[None]:
+        """Be the only process that writes derived arrays; waits for another that does."""
+        note = "another run is working on this bank; waiting for it to finish"
+        with exclusive_lock(self.path / ".compute.lock", lambda: progress.note(note)):
+            yield
+
+
+def _sqlite_url(folder: Path) -> str:
+    return f"sqlite:///{(folder / 'bank.db').absolute()}"
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConflictError(f"{folder}: a file is in the way; choose another path with --bank")
+    if not folder.is_dir():
+        return
+    strange = sorted(item.name for item in folder.iterdir() if item.name not in _OWN_FILES)
+    if strange:
+        what = "a bank with adapters" if "adapters.zarr" in strange else f"{strange[0]!r}"
+        raise ConflictError(f"{folder}: not empty, holds {what}; choose another folder with --bank")
+    if (folder / "bank.db").is_file():
+        # Left by an `init` that was killed before the bank's own record was written.
+        with contextlib.closing(Database(_sqlite_url(folder), create=True)) as database:
+            try:
+                Catalog(database).bank()
+            except BankNotFoundError:
+                return
+        raise ConflictError(f"{folder}: a bank is already here; use it, or choose another folder with --bank")

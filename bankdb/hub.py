@@ -1,0 +1,228 @@
+"""Pairs whose adapter or dataset is on the Hugging Face hub, pinned to a commit before anything is downloaded.
+
+`huggingface_hub` does the downloading, with its own cache and progress, and honours its environment
+variables: HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bankdb.errors import SourceError
+from bankdb.hub_client import (
+    CARD_FILE,
+    HubReference,
+    Information,
+    PinnedFile,
+    PinnedRepository,
+    downloaded,
+    repository_information,
+)
+from bankdb.messages import listed
+from bankdb.pairs import (
+    CONFIG_FILE,
+    HUB_PREFIX,
+    WEIGHTS_FILE,
+    check_adapter_files,
+    check_name,
+    is_hub_reference,
+    local_adapter,
+    local_dataset,
+    name_key,
+)
+from bankdb.records import Pair, PairReference
+from bankdb.splits import choose_training_files
+
+__all__ = [
+    "HubReference",
+    "PinnedFile",
+    "PinnedPair",
+    "PinnedRepository",
+    "fetch",
+    "parse_reference",
+    "pin",
+    "references_from_arguments",
+]
+
+_ID_PART = r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+_REPOSITORY = re.compile(f"{_ID_PART}/{_ID_PART}")
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedPair:
+    """A pair with every hub side pinned to a full commit hash; nothing is downloaded yet.
+
+    `adapter` and `dataset` are local paths where that side is local; sources and revisions are what
+    `records.Pair` will carry, so that a pair already in a bank is known before any download.
+    """
+
+    name: str
+    adapter: PinnedRepository | Path
+    dataset: PinnedRepository | tuple[Path, ...]
+    adapter_source: str
+    dataset_source: str
+    adapter_revision: str | None
+    dataset_revision: str | None
+    group: str | None
+    licence: str | None
+
+
+def parse_reference(text: str) -> HubReference:
+    """Parse `hub:OWNER/NAME[@REVISION]`; the prefix may be left out.
+
+    Raises
+    ------
+    SourceError
+        When it is not of this form.
+    """
+    repo_id, at, revision = text.removeprefix(HUB_PREFIX).partition("@")
+    well_formed = _REPOSITORY.fullmatch(repo_id) and ".." not in repo_id and "--" not in repo_id
+    if not well_formed or (at and not re.fullmatch(r"[!-~]+", revision)):
+        raise SourceError(
+            f"{ascii(text)[1:-1]!r} is no hub reference; expected OWNER/NAME or OWNER/NAME@REVISION, "
+            "as in the address of the repository's page"
+        )
+    return HubReference(repo_id, revision or None)
+
+
+def references_from_arguments(arguments: Sequence[str]) -> list[PairReference]:
+    """Pairs named on the command line as `ADAPTER[@REVISION][=DATASET[@REVISION]]`.
+
+    Without a dataset (then `PairReference.dataset` is empty) it is the one that the adapter's model card
+    names. A pair is called as its adapter's repository is, without the owner.
+
+    Raises
+    ------
+    SourceError
+        When an argument is not of this form, or two adapters would have one name.
+    """
+    references: list[PairReference] = []
+    owners: dict[str, str] = {}
+    for argument in arguments:
+        first, equals, second = argument.partition("=")
+        adapter = parse_reference(first)
+        dataset = str(parse_reference(second)) if equals else ""
+        name = adapter.repo_id.partition("/")[2]
+        check_name(name)
+        if (key := name_key(name)) in owners:
+            raise SourceError(
+                f"{owners[key]} and {adapter.repo_id} would both be called {name!r}; "
+                "give them names of your own in a manifest (.csv or .jsonl)"
+            )
+        owners[key] = adapter.repo_id
+        references.append(PairReference(name, str(adapter), dataset))
+    return references
+
+
+def pin(reference: PairReference) -> PinnedPair:
+    """Ask the hub for the commit of each side, one small request each; nothing is downloaded.
+
+    Raises
+    ------
+    SourceError
+        When a repository or revision cannot be had, or the model card names no single dataset.
+    AdapterError, DatasetError
+        When a side has not the files that are read; weights as pickle only are refused here.
+    """
+    adapter: PinnedRepository | Path
+    dataset: PinnedRepository | tuple[Path, ...]
+    licence, dataset_text = reference.licence, reference.dataset
+    adapter_revision = dataset_revision = None
+    if is_hub_reference(reference.adapter):
+        hub_adapter = parse_reference(reference.adapter)
+        information = repository_information("model", hub_adapter)
+        adapter = _pinned_adapter(hub_adapter, information)
+        adapter_source, adapter_revision = f"{HUB_PREFIX}{hub_adapter.repo_id}", adapter.revision
+        licence = licence or _licence(information)
+        dataset_text = dataset_text or _dataset_of_card(hub_adapter, information)
+    else:
+        adapter = local_adapter(reference.adapter)
+        adapter_source = str(adapter)
+    if is_hub_reference(dataset_text):
+        hub_dataset = parse_reference(dataset_text)
+        dataset = _pinned_dataset(hub_dataset)
+        dataset_source, dataset_revision = f"{HUB_PREFIX}{hub_dataset.repo_id}", dataset.revision
+    else:
+        dataset = local_dataset(dataset_text)
+        dataset_source = os.path.abspath(dataset_text)
+    return PinnedPair(
+        name=reference.name,
+        adapter=adapter,
+        dataset=dataset,
+        adapter_source=adapter_source,
+        dataset_source=dataset_source,
+        adapter_revision=adapter_revision,
+        dataset_revision=dataset_revision,
+        group=reference.group,
+        licence=licence,
+    )
+
+
+def fetch(pinned: PinnedPair) -> Pair:
+    """Download what of a pinned pair is not in the hub's cache yet, at the pinned commits.
+
+    Raises
+    ------
+    SourceError
+        When a file cannot be downloaded, or is not what the hub says it is.
+    """
+    adapter, dataset = pinned.adapter, pinned.dataset
+    if isinstance(adapter, PinnedRepository):
+        # All files of an adapter repository that are read lie in its root.
+        adapter = downloaded(adapter)[0].parent
+    if isinstance(dataset, PinnedRepository):
+        dataset = downloaded(dataset)
+    return Pair(
+        name=pinned.name,
+        adapter=adapter,
+        dataset=dataset,
+        adapter_source=pinned.adapter_source,
+        dataset_source=pinned.dataset_source,
+        adapter_revision=pinned.adapter_revision,
+        dataset_revision=pinned.dataset_revision,
+        group=pinned.group,
+        licence=pinned.licence,
+    )
+
+
+def _pinned_adapter(reference: HubReference, information: Information) -> PinnedRepository:
+    check_adapter_files(information.files, f"adapter {reference.repo_id}")
+    wanted = [name for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE) if name in information.files]
+    files = tuple(information.files[name] for name in wanted)
+    return PinnedRepository("model", reference.repo_id, information.revision, files)
+
+
+def _pinned_dataset(reference: HubReference) -> PinnedRepository:
+    information = repository_information("dataset", reference)
+    names = choose_training_files(information.files, f"dataset {reference.repo_id}")
+    files = tuple(information.files[name] for name in names)
+    return PinnedRepository("dataset", reference.repo_id, information.revision, files)
+
+
+def _licence(information: Information) -> str | None:
+    """The licence that the model card states, or else the hub's own tag."""
+    stated = information.card.get("license")
+    if stated == "other" and isinstance(information.card.get("license_name"), str):
+        stated = information.card["license_name"]
+    if isinstance(stated, list):
+        stated = ", ".join(str(part) for part in stated)
+    if isinstance(stated, str) and stated:
+        return stated
+    tagged = [tag.removeprefix("license:") for tag in information.tags if tag.startswith("license:")]
+    return ", ".join(tagged) or None
+
+
+def _dataset_of_card(reference: HubReference, information: Information) -> str:
+    named = information.card.get("datasets") or []
+    named = [named] if isinstance(named, str) else named
+    if not isinstance(named, list) or len(named) != 1:
+        found = listed([ascii(name) for name in named]) if isinstance(named, list) and named else "none"
+        raise SourceError(
+            f"adapter {reference.repo_id}: its model card should name one dataset, found {found}; "
+            f"name the dataset: {reference.repo_id}=OWNER/DATASET"
+        )
+    return str(parse_reference(str(named[0])))

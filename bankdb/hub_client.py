@@ -1,0 +1,249 @@
+"""Talks to the Hugging Face hub through `huggingface_hub`: what is in a repository, and its files.
+
+Whatever goes wrong becomes one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote, urlsplit
+
+from bankdb.errors import SourceError
+from bankdb.messages import one_line
+from bankdb.pairs import HUB_PREFIX
+
+Kind = Literal["model", "dataset"]
+
+CARD_FILE = "README.md"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# Waited for and asked again: the hub allows so many requests in five minutes, and a bank of 500 pairs has more.
+_BUSY = (429, 502, 503, 504)
+
+
+@dataclass(frozen=True, slots=True)
+class HubReference:
+    """A repository on the hub; `revision` is a branch, tag or commit, or None for its main branch."""
+
+    repo_id: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        """The reference as it stands in a manifest."""
+        return f"{HUB_PREFIX}{self.repo_id}" + (f"@{self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """A file of a repository at one commit; size (bytes) and hash as far as the hub states them."""
+
+    path: str
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedRepository:
+    """A repository at one commit, with those of its files that are to be downloaded."""
+
+    kind: Kind
+    repo_id: str
+    revision: str
+    files: tuple[PinnedFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Information:
+    """What the hub, or its cache when offline, says of a repository at one commit."""
+
+    revision: str
+    files: dict[str, PinnedFile]
+    card: dict[str, Any]
+    tags: tuple[str, ...]
+
+
+def _endpoint() -> str:
+    """Address of the hub; read here because the client reads the variable only when it is imported."""
+    from huggingface_hub import constants
+
+    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    try:
+        parts = urlsplit(endpoint)
+        well_formed = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:
+        well_formed = False
+    if not well_formed:
+        raise SourceError(f"HF_ENDPOINT is {endpoint!r}; expected an address such as https://huggingface.co")
+    return endpoint
+
+
+def repository_information(kind: Kind, reference: HubReference) -> Information:
+    """Ask for the commit, the files and the card of a repository, in one request.
+
+    Raises
+    ------
+    SourceError
+        When there is no answer, or none that can be used.
+    """
+    from huggingface_hub import is_offline_mode
+
+    with _hub_errors(kind, reference.repo_id, reference.revision):
+        if is_offline_mode():
+            return _cached_information(kind, reference)
+        return _asked_information(kind, reference)
+
+
+def _asked_information(kind: Kind, reference: HubReference) -> Information:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff  # type: ignore[attr-defined]
+
+    endpoint = _endpoint()
+    # HfApi.repo_info asks the same, but gives up at once when the hub says that it is busy.
+    response = http_backoff(
+        "GET",
+        f"{endpoint}/api/{kind}s/{reference.repo_id}/revision/{quote(reference.revision or 'main', safe='')}",
+        params={"blobs": True},
+        headers=build_hf_headers(),
+        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        retry_on_exceptions=(),
+        retry_on_status_codes=_BUSY,
+    )
+    hf_raise_for_status(response)
+    try:
+        return _parsed_information(response.json())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise SourceError(
+            f"{endpoint}: its answer is not a hub's; check HF_ENDPOINT and the network's proxy"
+        ) from error
+
+
+def _parsed_information(answer: Any) -> Information:
+    files = {}
+    for file in answer["siblings"]:
+        large = file.get("lfs") or {}
+        size = large.get("size", file.get("size"))
+        files[file["rfilename"]] = PinnedFile(file["rfilename"], size, large.get("sha256"))
+    if not _COMMIT.fullmatch(answer["sha"]):
+        raise ValueError(f"{answer['sha']!r} is no commit")
+    return Information(
+        answer["sha"], files, dict(answer.get("cardData") or {}), tuple(answer.get("tags") or ())
+    )
+
+
+def _cached_information(kind: Kind, reference: HubReference) -> Information:
+    """What the local cache holds of a repository: the way of HF_HUB_OFFLINE."""
+    import yaml  # type: ignore[import-untyped]
+    from huggingface_hub import metadata_load, snapshot_download
+
+    found = snapshot_download(
+        reference.repo_id, repo_type=kind, revision=reference.revision, local_files_only=True
+    )
+    folder = Path(found)
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    card: dict[str, Any] = {}
+    if CARD_FILE in names:
+        try:
+            card = metadata_load(folder / CARD_FILE) or {}
+        except (ValueError, yaml.YAMLError) as error:
+            raise SourceError(
+                f"{folder / CARD_FILE}: front matter that is not read: {one_line(error)}"
+            ) from error
+    return Information(folder.name, {name: PinnedFile(name) for name in names}, card, ())
+
+
+def downloaded(repository: PinnedRepository) -> tuple[Path, ...]:
+    """Local paths of a repository's files, in the hub's cache; downloaded if they are not there yet.
+
+    Raises
+    ------
+    SourceError
+        When a file cannot be downloaded, or is not what the hub says it is.
+    """
+    with _hub_errors(repository.kind, repository.repo_id, repository.revision):
+        return tuple(_download(repository, file) for file in repository.files)
+
+
+def _download(repository: PinnedRepository, file: PinnedFile) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    # A file of the right name is not yet the right file: the cache may have been damaged since.
+    for again in (False, True):
+        path = Path(
+            hf_hub_download(
+                repository.repo_id,
+                file.path,
+                repo_type=repository.kind,
+                revision=repository.revision,
+                endpoint=_endpoint(),
+                force_download=again,
+            )
+        )
+        if _is_whole(path, file):
+            return path
+    raise SourceError(
+        f"{path}: not the file that the hub describes ({file.size} bytes, SHA-256 {file.sha256}); try again later"
+    )
+
+
+def _is_whole(path: Path, file: PinnedFile) -> bool:
+    if file.size is not None and path.stat().st_size != file.size:
+        return False
+    if file.sha256 is None:
+        return True
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
+
+
+@contextmanager
+def _hub_errors(kind: Kind, repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn what the client raises, often many lines, into one line that says what to do."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The client's HTTP library has changed between versions; this is the root of that library's errors.
+    transport: type[Exception] = HfHubHTTPError.__bases__[0]
+    what = f"{'adapter' if kind == 'model' else 'dataset'} {repo_id}"
+    page = repo_id if kind == "model" else f"datasets/{repo_id}"
+    try:
+        yield
+    # RuntimeError comes from the client's own download engine.
+    except (OSError, ValueError, RuntimeError, transport) as error:
+        raise SourceError(f"{what}: {_explained(error, page, revision)}") from error
+
+
+def _explained(error: Exception, page: str, revision: str | None) -> str:
+    from huggingface_hub import errors, is_offline_mode
+
+    endpoint = _endpoint()
+    match error:
+        case errors.GatedRepoError():
+            return f"is gated; accept its terms at {endpoint}/{page} and set HF_TOKEN"
+        case errors.RevisionNotFoundError():
+            return (
+                f"has no revision {revision or 'main'!r} on {endpoint}; check its branches, tags and commits"
+            )
+        case errors.RepositoryNotFoundError():
+            return f"not found on {endpoint}; check OWNER/NAME, and set HF_TOKEN if it is private"
+        case errors.HfHubHTTPError():
+            status = error.response.status_code
+            hint = "set a valid HF_TOKEN" if status in (401, 403) else "try again later"
+            return f"{endpoint} answered with status {status}; {hint}"
+        case _ if is_offline_mode():
+            return (
+                f"HF_HUB_OFFLINE is set and revision {revision or 'main'!r} is not whole in the cache; unset it, "
+                "or name a commit that was downloaded before as OWNER/NAME@COMMIT"
+            )
+        case errors.LocalEntryNotFoundError():
+            return (
+                f"cannot be downloaded from {endpoint}: {one_line(error.__cause__ or error)}; try again later"
+            )
+        case OSError() | ValueError() | RuntimeError():
+            return f"download failed: {one_line(error)}; try again"
+        case _:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            return f"cannot reach {endpoint} ({reason}); check the network and HF_ENDPOINT"

@@ -1,0 +1,318 @@
+"""Ingest: pairs of adapter and dataset into the bank, atomic and idempotent, one by one.
+
+Order of events for a pair: reserve a row in the database; write the row and flush it to the disk; make
+it ready with its checksum, dataset and counts in one transaction. Killed anywhere, every ready row is
+whole, and the next ingest clears what was left and goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bankdb.arrays import partial_files
+from bankdb.bank import AdapterBank
+from bankdb.catalog import changed_pair
+from bankdb.datasets import Dataset, read_dataset
+from bankdb.errors import AdapterError, BankError
+from bankdb.progress import Progress, SilentProgress
+from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
+
+if TYPE_CHECKING:
+    from bankdb.layout import AdapterLayout
+    from bankdb.peft_format import SourceAdapter
+    from bankdb.tokens import TokenHistogram
+
+# Pairs prepared ahead of the one being written: reading and tokenizing overlap with writing.
+_AHEAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class IngestOptions:
+    """How datasets are read, and what happens to a pair whose name is taken by other content."""
+
+    input_column: str = "input"
+    output_column: str = "output"
+    replace: bool = False
+
+
+@dataclass(slots=True)
+class IngestReport:
+    """What an ingest did, by name."""
+
+    added: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    refused: list[RefusedPair] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    pair: Pair
+    adapter: SourceAdapter
+    dataset: Dataset
+    histogram: TokenHistogram
+
+
+def ingest(
+    bank: AdapterBank,
+    references: Sequence[PairReference],
+    *,
+    resolve: Callable[[PairReference], Pair | None],
+    options: IngestOptions | None = None,
+    refused: Iterable[RefusedPair] = (),
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Store every pair that can be stored; a pair that cannot is reported and leaves nothing behind.
+
+    Parameters
+    ----------
+    bank
+        An open bank.
+    references
+        The pairs, by name.
+    resolve
+        Turns a reference into files on this machine; downloads where it has to. None says that the bank
+        has that very revision already.
+    refused
+        Pairs refused before, to be part of the report.
+
+    Returns
+    -------
+    IngestReport
+        The caller decides what refusals mean for its exit status.
+    """
+    options = options or IngestOptions()
+    progress = progress or SilentProgress()
+    report = IngestReport(refused=list(refused))
+    clear_leftovers(bank)
+    with bank.ingesting():
+        resolved = _resolved(references, resolve, report, progress)
+        layout = _expected_layout(bank, resolved)
+        names = _base_models(bank)
+        _ = bank.tokenizer  # loaded once, here, before threads share it
+
+        def prepare(pair: Pair) -> _Prepared | None:
+            return _prepare(bank, pair, layout, names, options)
+
+        progress.begin("ingest", len(resolved))
+        for pair, outcome in _ahead(resolved, prepare):
+            _store_outcome(bank, pair, outcome, options, report)
+            progress.advance()
+        progress.end()
+    return report
+
+
+def clear_leftovers(bank: AdapterBank) -> list[str]:
+    """Clear what killed processes left, unless some process is ingesting now; return what was cleared."""
+    cleared: list[str] = []
+    with bank.nobody_ingesting() as alone:
+        if not alone:
+            return cleared
+        for reserved in bank.catalog.reserved():
+            bank.store.delete(reserved.row)
+            bank.catalog.clear_reserved([reserved.row])
+            cleared.append(f"row {reserved.row}, reserved for {reserved.name}")
+        for file in partial_files(bank.store.path):
+            file.unlink(missing_ok=True)
+            cleared.append(f"unfinished file {file.name}")
+        ready = {record.row for record in bank.adapters()}
+        limit = bank.record.next_row
+        for row in bank.store.rows_on_disk():
+            if row not in ready and row < limit:
+                bank.store.delete(row)
+                cleared.append(f"row {row} of a removed adapter")
+    return cleared
+
+
+def _resolved(
+    references: Sequence[PairReference],
+    resolve: Callable[[PairReference], Pair | None],
+    report: IngestReport,
+    progress: Progress,
+) -> list[Pair]:
+    pairs: list[Pair] = []
+    progress.begin("find pairs", len(references))
+    for reference in references:
+        try:
+            pair = resolve(reference)
+        except BankError as error:
+            report.refused.append(RefusedPair(reference.name, str(error)))
+        else:
+            if pair is None:
+                report.skipped.append(reference.name)
+            else:
+                pairs.append(pair)
+        progress.advance()
+    progress.end()
+    return pairs
+
+
+def _expected_layout(bank: AdapterBank, pairs: Sequence[Pair]) -> AdapterLayout | None:
+    """Return the bank's layout; for an empty bank, the one that most of the adapters to come have."""
+    from bankdb.layout import AdapterLayout
+    from bankdb.peft_format import read_layout
+
+    text = bank.record.layout
+    if text is not None:
+        return AdapterLayout.from_json(text)
+    votes: Counter[AdapterLayout] = Counter()
+    for pair in pairs:
+        try:
+            votes[read_layout(pair.adapter)] += 1
+        except AdapterError:
+            continue  # refused with its reason when its turn comes
+    return votes.most_common(1)[0][0] if votes else None
+
+
+def _base_models(bank: AdapterBank) -> tuple[str, ...]:
+    record = bank.record
+    return (record.base_model, *record.base_model_aliases)
+
+
+def _prepare(
+    bank: AdapterBank,
+    pair: Pair,
+    layout: AdapterLayout | None,
+    base_models: Sequence[str],
+    options: IngestOptions,
+) -> _Prepared | None:
+    """Read, check and tokenize a pair; None if the bank has the very same already."""
+    from bankdb.peft_format import load_adapter
+
+    present = bank.catalog.find(pair.name)
+    dataset: Dataset | None = None
+    if present is not None:
+        dataset = _read(pair, options)
+        if _unchanged(present, pair, dataset):
+            return None
+        if not options.replace:
+            raise changed_pair(pair.name)
+    adapter = load_adapter(pair.adapter, expected=layout, base_models=base_models)
+    _check_revision(bank, adapter, pair)
+    dataset = dataset or _read(pair, options)
+    histogram = bank.tokenizer.count(dataset.texts(), str(pair.dataset[0]))
+    return _Prepared(pair, adapter, dataset, histogram)
+
+
+def _read(pair: Pair, options: IngestOptions) -> Dataset:
+    return read_dataset(pair.dataset, input_column=options.input_column, output_column=options.output_column)
+
+
+def _unchanged(present: AdapterRecord, pair: Pair, dataset: Dataset) -> bool:
+    if present.content_sha256 != dataset.sha256:
+        return False
+    try:
+        with (pair.adapter / "adapter_model.safetensors").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == present.source_sha256
+    except OSError as error:
+        raise AdapterError(
+            f"{pair.adapter}: adapter_model.safetensors cannot be read ({error.strerror}); "
+            "expected the file that was ingested before, or one to replace it"
+        ) from error
+
+
+def _check_revision(bank: AdapterBank, adapter: SourceAdapter, pair: Pair) -> None:
+    record = bank.record
+    if record.layout is not None and adapter.config.revision != record.base_model_revision:
+        raise AdapterError(
+            f"{pair.adapter / 'adapter_config.json'}: trained on revision {adapter.config.revision!r} of "
+            f"the base model, the bank's adapters on {record.base_model_revision!r}; keep them in separate banks"
+        )
+
+
+def _ahead(
+    pairs: Sequence[Pair], prepare: Callable[[Pair], _Prepared | None]
+) -> Iterator[tuple[Pair, Future[_Prepared | None]]]:
+    with ThreadPoolExecutor(max_workers=_AHEAD, thread_name_prefix="prepare") as pool:
+        waiting: deque[tuple[Pair, Future[_Prepared | None]]] = deque()
+        remaining = iter(pairs)
+        try:
+            for pair in remaining:
+                waiting.append((pair, pool.submit(prepare, pair)))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _store_outcome(
+    bank: AdapterBank,
+    pair: Pair,
+    outcome: Future[_Prepared | None],
+    options: IngestOptions,
+    report: IngestReport,
+) -> None:
+    try:
+        prepared = outcome.result()
+        if prepared is None:
+            _refresh_labels(bank, pair)
+            report.skipped.append(pair.name)
+            return
+        present = bank.catalog.find(pair.name) is not None
+        added = _store(bank, prepared, options)
+    except BankError as error:
+        report.refused.append(RefusedPair(pair.name, str(error)))
+        return
+    if not added:
+        report.skipped.append(pair.name)
+    else:
+        (report.replaced if present else report.added).append(pair.name)
+
+
+def _refresh_labels(bank: AdapterBank, pair: Pair) -> None:
+    """Take over a group or licence that the source states now and the bank does not have."""
+    present = bank.catalog.adapter(pair.name)
+    group, licence = pair.group or present.group, pair.licence or present.licence
+    if (group, licence) != (present.group, present.licence):
+        bank.catalog.set_group(pair.name, group, licence)
+
+
+def _store(bank: AdapterBank, prepared: _Prepared, options: IngestOptions) -> bool:
+    """Write a prepared pair; return False if another process stored the same meanwhile."""
+    row = bank.reserve(prepared.pair.name, prepared.adapter)
+    try:
+        checksum = bank.store.write(row, prepared.adapter.vector)
+        added, freed = bank.catalog.make_ready(_new_adapter(prepared, row, checksum), replace=options.replace)
+    except BaseException:
+        bank.store.delete(row)
+        bank.catalog.abandon(row)
+        raise
+    for unused in freed:
+        bank.store.delete(unused)
+    return added
+
+
+def _new_adapter(prepared: _Prepared, row: int, checksum: str) -> NewAdapter:
+    pair, adapter = prepared.pair, prepared.adapter
+    return NewAdapter(
+        name=pair.name,
+        row=row,
+        rank=adapter.config.rank,
+        alpha=adapter.config.alpha,
+        use_rslora=adapter.config.use_rslora,
+        scaling=adapter.config.scaling,
+        dtype=adapter.dtype,
+        source=pair.adapter_source,
+        revision=pair.adapter_revision,
+        source_sha256=adapter.sha256,
+        header=adapter.header,
+        config=adapter.config.text,
+        row_sha256=checksum,
+        licence=pair.licence,
+        group=pair.group,
+        dataset_source=pair.dataset_source,
+        dataset_revision=pair.dataset_revision,
+        content_sha256=prepared.dataset.sha256,
+        examples=len(prepared.dataset),
+        ids=prepared.histogram.ids.astype("<u4").tobytes(),
+        counts=prepared.histogram.counts.astype("<u4").tobytes(),
+        tokens=prepared.histogram.tokens,
+    )

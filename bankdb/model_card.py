@@ -1,0 +1,140 @@
+"""The model card of a predicted adapter, from its provenance record."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_LISTED = 10  # sources in the table
+_VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)  # values of --max-lora-rank from its default on
+_LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+
+def model_card(provenance: Mapping[str, Any]) -> str:
+    """Write the README.md of a predicted adapter, with the Hugging Face hub's front matter.
+
+    The text depends on the record alone.
+
+    Parameters
+    ----------
+    provenance
+        Needed: `name` (the dataset predicted for), `base_model`, `metric`, `approach`, and `sources`, a
+        sequence of mappings with `name`, `coefficient`, and if known `source`, `revision` and `licence`.
+        Used where given: `rank`, `dtype`, `base_model_revision`, `leave_one_out` (whether the dataset has
+        an adapter in the bank, which was not used), `parameters` and `versions` (mappings). Other keys are
+        ignored.
+
+    Notes
+    -----
+    The effective number of sources is 1 / sum of squared coefficients. A licence is stated only if every
+    source with a positive coefficient is known to have that one.
+    """
+    used = [source for source in provenance["sources"] if source["coefficient"] > 0]
+    used.sort(key=lambda source: (-source["coefficient"], source["name"]))
+    sections = (
+        _front_matter(provenance, used),
+        f"# {_plain(provenance['name'])}\n",
+        _how_made(provenance, used),
+        _table(used),
+        _how_to_load(provenance),
+    )
+    return "\n".join(sections)
+
+
+def _front_matter(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) -> str:
+    from huggingface_hub import ModelCardData
+
+    licences = {str(source.get("licence") or "").lower() for source in used}
+    licence = licences.pop() if len(licences) == 1 else ""
+    # The hub takes its own identifiers alone; any other name would make the whole card invalid.
+    known = _LICENCE_ID.fullmatch(licence) is not None
+    data = ModelCardData(
+        base_model=provenance["base_model"],
+        library_name="peft",
+        license=licence if known else None,
+        tags=["base_model:adapter:" + provenance["base_model"], "lora", "lora-bank"],
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _how_made(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) -> str:
+    effective = 1 / sum(source["coefficient"] ** 2 for source in used)
+    left_out = (
+        " The bank's own adapter for this dataset was left out." if provenance.get("leave_one_out") else ""
+    )
+    facts = {
+        "Base model": provenance["base_model"],
+        "Revision of the base model": provenance.get("base_model_revision"),
+        "Metric": provenance["metric"],
+        "Approach": provenance["approach"],
+        **(provenance.get("parameters") or {}),
+        "Sources with a positive coefficient": len(used),
+        "Effective number of sources": f"{effective:.2f}",
+        "Rank": provenance.get("rank"),
+        "Weights": provenance.get("dtype"),
+        **(provenance.get("versions") or {}),
+    }
+    lines = [f"- {_plain(key)}: {_plain(value)}" for key, value in facts.items() if value is not None]
+    return (
+        f"A LoRA adapter for the dataset `{_code(provenance['name'])}` that was not trained: it is a convex "
+        "combination of trained adapters, whose coefficients come from distances between the datasets' token "
+        f"distributions (arXiv 2507.01806).{left_out} It has not been evaluated: do so before use.\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def _table(used: Sequence[Mapping[str, Any]]) -> str:
+    rows = ["| Source | Coefficient | Adapter | Licence |", "|---|---|---|---|"]
+    for source in used[:_LISTED]:
+        origin = source.get("source") or ""
+        revision = f" @ {source['revision']}" if source.get("revision") else ""
+        cells = (
+            _plain(source["name"]),
+            f"{source['coefficient']:.6g}",
+            _plain(f"{origin}{revision}"),
+            _plain(source.get("licence") or "not known"),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    rest = len(used) - _LISTED
+    more = f"\nand {rest} more; all are in the provenance record.\n" if rest > 0 else ""
+    return "## Sources\n\n" + "\n".join(rows) + "\n" + more
+
+
+def _how_to_load(provenance: Mapping[str, Any]) -> str:
+    base_model = provenance["base_model"]
+    rank = provenance.get("rank") or _VLLM_RANKS[0]
+    fitting = [limit for limit in _VLLM_RANKS if limit >= rank]
+    limit = f" --max-lora-rank {fitting[0]}" if fitting and fitting[0] > _VLLM_RANKS[0] else ""
+    return f"""## Use
+
+With PEFT:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base_model = AutoModelForCausalLM.from_pretrained({_code(json.dumps(base_model))})
+model = PeftModel.from_pretrained(base_model, "FOLDER")
+```
+
+With vLLM:
+
+```sh
+vllm serve {_code(shlex.quote(base_model))} --enable-lora{limit} --lora-modules predicted=FOLDER
+```
+"""
+
+
+def _plain(value: Any) -> str:
+    """Make any value one line of Markdown text that can stand in a table."""
+    text = " ".join(str(value).split())
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
+
+
+def _code(value: Any) -> str:
+    """Make any value one line that cannot end the code it stands in."""
+    return " ".join(str(value).split()).replace("`", "'")

@@ -1,0 +1,388 @@
+"""Finds pairs of adapter and dataset in a folder or a manifest, and resolves those on local disk.
+
+One pair that is incomplete or badly named never stops the others: it is returned as refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from bankdb.errors import AdapterError, BankError, DatasetError, ParameterError, SourceError
+from bankdb.messages import printable
+from bankdb.records import Pair, PairReference, RefusedPair
+from bankdb.splits import EXTENSIONS, training_files
+
+HUB_PREFIX = "hub:"
+"""What a hub reference begins with where a local path could stand too."""
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+_LONGEST_NAME = 200
+_LAYOUT = (
+    "expected a folder with datasets/NAME/ (or datasets/NAME.jsonl, .json, .csv, .parquet) and adapters/NAME/, "
+    "or a manifest (.csv or .jsonl) with name, adapter and dataset"
+)
+_REQUIRED = ("name", "adapter", "dataset")
+_LARGEST_CELL = 2**31 - 1
+
+Found = tuple[list[PairReference], list[RefusedPair]]
+
+
+def check_name(name: str) -> None:
+    """Check that a pair's name can be the name of a folder on any machine.
+
+    Raises
+    ------
+    SourceError
+        When it cannot.
+    """
+    problem = None
+    if not name:
+        problem = "is empty"
+    elif not name.isprintable():
+        problem = "has control or invisible characters"
+    elif len(name.encode("utf-8")) > _LONGEST_NAME:
+        problem = f"is longer than {_LONGEST_NAME} bytes"
+    elif "/" in name or "\\" in name:
+        problem = "has a slash or backslash"
+    elif name[0] in ".-":
+        problem = f"begins with {name[0]!r}"
+    elif name != name.strip():
+        problem = "begins or ends with a space"
+    elif not unicodedata.is_normalized("NFC", name):
+        problem = "is not in Unicode's composed form (NFC), so that two names could look alike"
+    if problem:
+        raise SourceError(f"the name {printable(name)!r} {problem}; give the pair another name")
+
+
+def name_key(name: str) -> str:
+    """What two names share that would be one folder where file names ignore case."""
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def is_hub_reference(text: str) -> bool:
+    """Whether the adapter or dataset of a reference is on the hub rather than on local disk."""
+    return text.startswith(HUB_PREFIX)
+
+
+def uses_hub(reference: PairReference) -> bool:
+    """Whether any side of a pair is on the hub."""
+    return is_hub_reference(reference.adapter) or is_hub_reference(reference.dataset)
+
+
+def find_references(source: Path, *, group_pattern: str | None = None) -> Found:
+    """Find the pairs that a folder or a manifest names; nothing of them is read yet.
+
+    Parameters
+    ----------
+    source
+        A folder with `datasets/` and `adapters/`, or a manifest file (`.csv` or `.jsonl`) with the
+        columns name, adapter, dataset and, if wanted, group and licence. Relative paths in a manifest
+        are relative to its folder; `hub:OWNER/NAME[@REVISION]` is on the hub.
+    group_pattern
+        Regular expression whose first group, found in the name, is the pair's group; a group that the
+        manifest states comes first.
+
+    Returns
+    -------
+    The pairs, in the order of the manifest or sorted by name, and those refused with their reasons.
+
+    Raises
+    ------
+    SourceError
+        When `source` as a whole is not of the expected layout.
+    ParameterError
+        When `group_pattern` is no regular expression with a group.
+    """
+    source = Path(source)
+    pattern = _compiled(group_pattern)
+    if os.path.isdir(source):
+        candidates = _in_folder(source)
+    elif os.path.isfile(source):
+        candidates = _in_manifest(source)
+    else:
+        raise SourceError(f"{source}: not found; {_LAYOUT}")
+    references: list[PairReference] = []
+    refused: list[RefusedPair] = []
+    taken: dict[str, str] = {}
+    for candidate in candidates:
+        checked = candidate if isinstance(candidate, RefusedPair) else _checked(candidate, taken)
+        if isinstance(checked, RefusedPair):
+            refused.append(checked)
+        else:
+            references.append(_grouped(checked, pattern))
+    if not references and not refused:
+        raise SourceError(f"{source}: no pairs in it; {_LAYOUT}")
+    return references, refused
+
+
+def resolve(reference: PairReference) -> Pair:
+    """Locate the files of a pair that is on local disk.
+
+    Raises
+    ------
+    SourceError
+        When a side is on the hub: those are for `bankdb.hub`.
+    AdapterError, DatasetError
+        When a side is missing or not of the expected layout.
+    """
+    if uses_hub(reference):
+        raise SourceError(f"{reference.name}: is on the hub; it must be fetched first")
+    return Pair(
+        name=reference.name,
+        adapter=local_adapter(reference.adapter),
+        dataset=local_dataset(reference.dataset),
+        adapter_source=os.path.abspath(reference.adapter),
+        dataset_source=os.path.abspath(reference.dataset),
+        group=reference.group,
+        licence=reference.licence,
+    )
+
+
+def local_adapter(text: str) -> Path:
+    """Absolute path of an adapter's folder, after a look at what is in it.
+
+    Raises
+    ------
+    AdapterError
+        When it is not a folder with a config and weights in safetensors.
+    """
+    path = Path(os.path.abspath(text))
+    if not os.path.isdir(path):
+        found = "a file" if os.path.isfile(path) else "nothing"
+        raise AdapterError(
+            f"{path}: expected an adapter folder with {CONFIG_FILE} and {WEIGHTS_FILE}, found {found}"
+        )
+    try:
+        names = os.listdir(path)
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be listed: {error.strerror}; check its permissions") from error
+    check_adapter_files(names, str(path))
+    return path
+
+
+def check_adapter_files(names: Collection[str], where: str) -> None:
+    """Check that an adapter's folder or repository has the two files that are read.
+
+    Raises
+    ------
+    AdapterError
+        When one is missing, or the weights are there only as pickle, which can run code when loaded.
+    """
+    if CONFIG_FILE not in names:
+        raise AdapterError(f"{where}: no {CONFIG_FILE}; expected an adapter that PEFT has saved")
+    if WEIGHTS_FILE in names:
+        return
+    pickles = sorted(
+        name for name in names if name.startswith("adapter_model.") and not name.endswith(".json")
+    )
+    if pickles:
+        raise AdapterError(
+            f"{where}: {pickles[0]} is not read, safetensors only; save the adapter again with "
+            f"save_pretrained(..., safe_serialization=True), which writes {WEIGHTS_FILE}"
+        )
+    raise AdapterError(f"{where}: no {WEIGHTS_FILE}; expected an adapter that PEFT has saved")
+
+
+def local_dataset(text: str) -> tuple[Path, ...]:
+    """Absolute paths of a dataset's training files.
+
+    Raises
+    ------
+    DatasetError
+        When none is given, or there is no single, whole training split.
+    """
+    if not text:
+        raise DatasetError("no dataset is given; expected a file or folder")
+    return training_files(Path(os.path.abspath(text)))
+
+
+def _compiled(group_pattern: str | None) -> re.Pattern[str] | None:
+    if group_pattern is None:
+        return None
+    try:
+        pattern = re.compile(group_pattern)
+    except re.error as error:
+        raise ParameterError(
+            f"group pattern {group_pattern!r} is no regular expression: {error}; correct it"
+        ) from error
+    if pattern.groups < 1:
+        raise ParameterError(
+            f"group pattern {group_pattern!r} has no parentheses; put them around the part that is the group"
+        )
+    return pattern
+
+
+def _grouped(reference: PairReference, pattern: re.Pattern[str] | None) -> PairReference:
+    if pattern is None or reference.group is not None:
+        return reference
+    match = pattern.search(reference.name)
+    group = (match.group(1) if match else None) or None
+    return PairReference(reference.name, reference.adapter, reference.dataset, group, reference.licence)
+
+
+def _checked(reference: PairReference, taken: dict[str, str]) -> PairReference | RefusedPair:
+    """Refuse a bad name, and the second of two that would be one folder where file names ignore case."""
+    try:
+        check_name(reference.name)
+    except SourceError as error:
+        return RefusedPair(printable(reference.name), str(error))
+    key = name_key(reference.name)
+    if key in taken:
+        first = taken[key]
+        how = "is there twice" if first == reference.name else f"differs from {first!r} only in case"
+        return RefusedPair(reference.name, f"the name {how}; give the second another name")
+    taken[key] = reference.name
+    return reference
+
+
+def _in_folder(source: Path) -> Iterator[PairReference | RefusedPair]:
+    for part in ("datasets", "adapters"):
+        if not os.path.isdir(source / part):
+            raise SourceError(f"{source}: has no folder {part}/; {_LAYOUT}")
+    adapters = {path.name for path in _entries(source / "adapters") if os.path.isdir(path)}
+    datasets: dict[str, list[Path]] = {}
+    unread: list[str] = []
+    for path in _entries(source / "datasets"):
+        if os.path.isdir(path):
+            datasets.setdefault(path.name, []).append(path)
+        elif path.suffix.lower() in EXTENSIONS:
+            datasets.setdefault(path.stem, []).append(path)
+        else:
+            unread.append(path.name)
+    for name in sorted(adapters | datasets.keys()):
+        there = datasets.get(name, [])
+        if name in adapters and len(there) == 1:
+            adapter = os.path.abspath(source / "adapters" / name)
+            yield PairReference(name, adapter, os.path.abspath(there[0]))
+            continue
+        if not there:
+            reason = _no_dataset(source, name, unread)
+        elif name not in adapters:
+            reason = f"no adapter: expected a folder adapters/{name}/ in {source}; add it"
+        else:
+            found = ", ".join(path.name for path in there)
+            reason = f"more than one dataset: {found} in {source / 'datasets'}; keep one"
+        yield RefusedPair(printable(name), printable(reason))
+
+
+def _no_dataset(source: Path, name: str, unread: list[str]) -> str:
+    alike = [other for other in unread if other.startswith(f"{name}.")]
+    found = f"; found {alike[0]}, which is of no format that is read" if alike else "; add it"
+    return (
+        f"no dataset: expected a folder {name}/ or a file {name}.jsonl, .json, .csv or .parquet "
+        f"in {source / 'datasets'}{found}"
+    )
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise SourceError(f"{folder}: cannot be listed: {error.strerror}; check its permissions") from error
+
+
+def _in_manifest(source: Path) -> Iterator[PairReference | RefusedPair]:
+    extension = source.suffix.lower()
+    if extension not in (".csv", ".jsonl"):
+        raise SourceError(f"{source}: unknown kind of manifest {extension!r}; {_LAYOUT}")
+    try:
+        text = source.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise SourceError(f"{source}: cannot be read: {error.strerror}; check its permissions") from error
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{source}: not UTF-8; save the manifest as UTF-8") from error
+    rows = _csv_rows(text, source) if extension == ".csv" else _jsonl_rows(text)
+    folder = Path(os.path.abspath(source)).parent
+    for line, row in rows:
+        where = f"line {line}"
+        if isinstance(row, dict) and isinstance(row.get("name"), str) and row["name"].strip():
+            where = row["name"]
+        try:
+            yield _manifest_pair(row, folder)
+        except BankError as error:
+            yield RefusedPair(printable(where), f"{source}, line {line}: {error}")
+
+
+def _csv_rows(text: str, source: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Each row as an object, or what is wrong with it."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        rows = [(reader.line_num, row) for row in reader if any(row)]
+    except csv.Error as error:
+        raise SourceError(f"{source}, line {reader.line_num}: invalid CSV: {error}; correct it") from error
+    if not rows:
+        raise SourceError(f"{source}: empty manifest; {_LAYOUT}")
+    header = [column.strip() for column in rows[0][1]]
+    if missing := [column for column in _REQUIRED if column not in header]:
+        raise SourceError(
+            f"{source}: no column {missing[0]!r} in the header; expected name, adapter, dataset "
+            f"and, if wanted, group and licence; found {', '.join(map(repr, header))}"
+        )
+    if twice := [column for column in header if column and header.count(column) > 1]:
+        raise SourceError(f"{source}: column {twice[0]!r} appears twice in the header; remove one")
+    for line, row in rows[1:]:
+        if len(row) == len(header):
+            yield line, dict(zip(header, row, strict=True))
+        else:
+            yield line, f"{len(row)} cells where the header has {len(header)}; quote cells that hold commas"
+
+
+def _jsonl_rows(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Each line's object, or what is wrong with it."""
+    for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
+            continue
+        try:
+            row = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            yield line, f"invalid JSON: {error}; correct it"
+            continue
+        yield line, row if isinstance(row, dict) else "not an object; expected name, adapter and dataset"
+
+
+def _manifest_pair(row: dict[str, Any] | str, folder: Path) -> PairReference:
+    if isinstance(row, str):
+        raise SourceError(row)
+    values = {key: _cell(row, key) for key in (*_REQUIRED, "group", "licence", "license")}
+    name, adapter, dataset = (values[key] for key in _REQUIRED)
+    if values["licence"] and values["license"] and values["licence"] != values["license"]:
+        raise SourceError("'licence' and 'license' differ; keep one")
+    # A model card on the hub may name the dataset; nothing on local disk does.
+    if not name or not adapter or not (dataset or is_hub_reference(adapter)):
+        lacking = next(key for key in _REQUIRED if not values[key])
+        raise SourceError(f"{lacking!r} is missing; expected name, adapter and dataset")
+    return PairReference(
+        name,
+        _located(adapter, folder),
+        _located(dataset, folder) if dataset else "",
+        values["group"],
+        values["licence"] or values["license"],
+    )
+
+
+def _cell(row: dict[str, Any], key: str) -> str | None:
+    value = row.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise SourceError(f"{key!r} is {json.dumps(value)[:40]}; expected a string")
+    # A name is judged as it stands; around the others a space can only be a slip.
+    return (value if key == "name" else value.strip()) or None
+
+
+def _located(text: str, folder: Path) -> str:
+    if is_hub_reference(text):
+        return text
+    if "\0" in text:
+        raise SourceError("a path has a NUL character; correct it")
+    return os.path.abspath(folder / text)

@@ -1,0 +1,184 @@
+"""Runs and their pieces: what was computed, from what, and how far it came."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from bankdb.database import Database, now
+from bankdb.errors import BankNotFoundError
+from bankdb.records import PredictionRecord, RunRecord
+from bankdb.schema import PieceRow, PredictionRow, RunRow
+
+_LIBRARIES = ("lora-bank", "dask", "distributed", "numpy", "scipy", "zarr", "transformers", "safetensors")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that a run's result may depend on."""
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def inputs_hash(kind: str, parameters: Mapping[str, Any]) -> str:
+    """Return the sha256 that identifies a run: its kind and everything that determines its result."""
+    text = json.dumps([kind, parameters], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class RunBook:
+    """Finds a run again by its inputs, and keeps which of its pieces are done.
+
+    Parameters
+    ----------
+    database
+        An open database.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin(self, kind: str, parameters: Mapping[str, Any], *, seed: int | None = None) -> RunRecord:
+        """Return the run of these parameters: the one that is there, or a new one."""
+        digest = inputs_hash(kind, parameters)
+        with self._database.write() as session:
+            row = session.scalar(select(RunRow).where(RunRow.inputs_sha256 == digest))
+            if row is None:
+                row = RunRow(
+                    kind=kind,
+                    inputs_sha256=digest,
+                    parameters=json.dumps(parameters, sort_keys=True),
+                    versions=json.dumps(library_versions()),
+                    seed=seed,
+                    state="open",
+                    created=now(),
+                )
+                session.add(row)
+                session.flush()
+            return _run_record(row)
+
+    def get(self, run_id: int) -> RunRecord:
+        """Return a run by number. Raises BankNotFoundError if there is none."""
+        with self._database.read() as session:
+            row = session.get(RunRow, run_id)
+            if row is None:
+                raise BankNotFoundError(f"run {run_id}: no such run in the bank")
+            return _run_record(row)
+
+    def all(self, kind: str | None = None) -> list[RunRecord]:
+        """Return every run, or every run of one kind, oldest first."""
+        with self._database.read() as session:
+            query = select(RunRow).order_by(RunRow.id)
+            if kind is not None:
+                query = query.where(RunRow.kind == kind)
+            return [_run_record(row) for row in session.scalars(query)]
+
+    def finish(self, run_id: int) -> None:
+        """Mark a run as done."""
+        self._set_state(run_id, "done", now())
+
+    def reopen(self, run_id: int) -> None:
+        """Forget every piece of a run: its array is gone or no longer to be trusted."""
+        with self._database.write() as session:
+            session.execute(delete(PieceRow).where(PieceRow.run_id == run_id))
+        self._set_state(run_id, "open", None)
+
+    def _set_state(self, run_id: int, state: str, finished: str | None) -> None:
+        with self._database.write() as session:
+            session.execute(update(RunRow).where(RunRow.id == run_id).values(state=state, finished=finished))
+
+    def delete(self, run_id: int) -> None:
+        """Forget a run with its pieces and predictions."""
+        with self._database.write() as session:
+            session.execute(delete(RunRow).where(RunRow.id == run_id))
+
+    # -- pieces ---------------------------------------------------------------------------------
+
+    def done_pieces(self, run_id: int) -> dict[str, str]:
+        """Return the pieces that are done, each with the hash of what it was computed from."""
+        with self._database.read() as session:
+            query = select(PieceRow.name, PieceRow.content).where(PieceRow.run_id == run_id)
+            return {row.name: row.content for row in session.execute(query)}
+
+    def mark_done(self, run_id: int, pieces: Mapping[str, str]) -> None:
+        """Record pieces as done, in one transaction; a piece already there gets the new content."""
+        with self._database.write() as session:
+            _forget(session, run_id, pieces)
+            stamp = now()
+            session.add_all(
+                PieceRow(run_id=run_id, name=name, content=content, done=stamp)
+                for name, content in pieces.items()
+            )
+
+    def forget_pieces(self, run_id: int, names: Iterable[str]) -> None:
+        """Record pieces as not done."""
+        with self._database.write() as session:
+            _forget(session, run_id, names)
+
+    # -- predictions ----------------------------------------------------------------------------
+
+    def store_predictions(self, predictions: Sequence[PredictionRecord]) -> None:
+        """Store predictions in one transaction, in place of any of the same run and target."""
+        with self._database.write() as session:
+            for record in predictions:
+                session.execute(
+                    delete(PredictionRow).where(
+                        PredictionRow.run_id == record.run_id, PredictionRow.target == record.target
+                    )
+                )
+                session.add(_prediction_row(record))
+
+    def set_exported(self, run_id: int, target: str, folder: str, dtype: str) -> None:
+        """Record where a prediction was exported."""
+        with self._database.write() as session:
+            session.execute(
+                update(PredictionRow)
+                .where(PredictionRow.run_id == run_id, PredictionRow.target == target)
+                .values(exported_to=folder, export_dtype=dtype)
+            )
+
+    def predictions(self, run_id: int) -> list[PredictionRecord]:
+        """Return the predictions of a run, in the order they were stored."""
+        with self._database.read() as session:
+            query = select(PredictionRow).where(PredictionRow.run_id == run_id).order_by(PredictionRow.id)
+            return [_prediction_record(row) for row in session.scalars(query)]
+
+
+def _forget(session: Session, run_id: int, names: Iterable[str]) -> None:
+    for name in names:
+        session.execute(delete(PieceRow).where(PieceRow.run_id == run_id, PieceRow.name == name))
+
+
+def _run_record(row: RunRow) -> RunRecord:
+    return RunRecord(**{name: getattr(row, name) for name in RunRecord.__dataclass_fields__})
+
+
+def _prediction_row(record: PredictionRecord) -> PredictionRow:
+    return PredictionRow(
+        run_id=record.run_id,
+        target=record.target,
+        sources=np.asarray(record.sources, dtype="<u4").tobytes(),
+        weights=np.asarray(record.weights, dtype="<f8").tobytes(),
+        effective_sources=record.effective_sources,
+        relative_error=record.relative_error,
+        exported_to=record.exported_to,
+        export_dtype=record.export_dtype,
+    )
+
+
+def _prediction_record(row: PredictionRow) -> PredictionRecord:
+    return PredictionRecord(
+        run_id=row.run_id,
+        target=row.target,
+        sources=tuple(int(value) for value in np.frombuffer(row.sources, dtype="<u4")),
+        weights=tuple(float(value) for value in np.frombuffer(row.weights, dtype="<f8")),
+        effective_sources=row.effective_sources,
+        relative_error=row.relative_error,
+        exported_to=row.exported_to,
+        export_dtype=row.export_dtype,
+    )

@@ -1,0 +1,113 @@
+"""Finds which files of a dataset's folder or repository are its training split, by their names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bankdb.errors import DatasetError
+from bankdb.messages import listed
+
+EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
+"""File name extensions of the formats that are read."""
+
+_TRAINING = re.compile(r"train([-_.].*)?", re.IGNORECASE | re.DOTALL)
+_HELD_OUT = re.compile(r"(test|validation|valid|val|dev|eval)([-_.].*)?", re.IGNORECASE | re.DOTALL)
+# As in train-00000-of-00002.parquet; some older repositories add a hash.
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<index>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?", re.DOTALL)
+# Written beside the data by the `datasets` library and the hub: they hold no examples.
+_DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+
+
+def training_files(path: Path) -> tuple[Path, ...]:
+    """Files of the training split: `path` itself if it is a file, else those `choose_training_files` takes.
+
+    Raises
+    ------
+    DatasetError
+        When there is nothing at `path`, or its folder has no single, whole training split.
+    """
+    path = Path(path)
+    if os.path.isfile(path):
+        return (path,)
+    if not os.path.isdir(path):
+        raise DatasetError(f"{path}: not found; expected a dataset file or a folder with one")
+    try:
+        names = [entry.name for entry in path.iterdir() if entry.is_file()]
+        data = path / "data"
+        if data.is_dir():
+            names += [f"data/{entry.name}" for entry in data.iterdir() if entry.is_file()]
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be listed: {error.strerror}; check its permissions") from error
+    return tuple(path / name for name in choose_training_files(names, str(path)))
+
+
+def choose_training_files(names: Iterable[str], where: str) -> tuple[str, ...]:
+    """Choose the files of the training split by their names; never a test or validation file.
+
+    Taken are `train.*`, `train-*.*` and `train_*.*` in the folder or in its `data/`; if there are
+    none, the only data file there is.
+
+    Parameters
+    ----------
+    names
+        Paths relative to the dataset's folder or repository, with `/` between parts.
+    where
+        What the names are relative to, for messages.
+
+    Raises
+    ------
+    DatasetError
+        When there is no training split, more than one, or one with a shard missing.
+    """
+    names = sorted(names)
+    data = [name for name in names if _is_data(name)]
+    training = [name for name in data if _TRAINING.fullmatch(_stem(name))]
+    if training:
+        _check_one_split(training, where)
+        return tuple(training)
+    others = [name for name in data if not _HELD_OUT.fullmatch(_stem(name))]
+    if len(others) == 1:
+        return tuple(others)
+    found = listed(names) or "nothing"
+    raise DatasetError(
+        f"{where}: no training split; expected train.jsonl, train.json, train.csv, train.parquet, "
+        f"train-*.*, the same in data/, or a single data file; found {found}"
+    )
+
+
+def _is_data(name: str) -> bool:
+    folder, _, base = name.rpartition("/")
+    return (
+        folder in ("", "data")
+        and not base.startswith(".")
+        and base.lower().endswith(EXTENSIONS)
+        and base.lower() not in _DESCRIPTIONS
+    )
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].rpartition(".")[0]
+
+
+def _check_one_split(training: Sequence[str], where: str) -> None:
+    """Refuse the same split twice (in two formats, folders or shardings) and a split with a shard missing."""
+    kinds = {(name.rpartition("/")[0], name.rpartition(".")[2].lower()) for name in training}
+    shards = [shard for name in training if (shard := _SHARD.fullmatch(_stem(name)))]
+    shardings = {(shard["stem"], int(shard["total"])) for shard in shards}
+    present = {int(shard["index"]) for shard in shards}
+    whole = any(_stem(name).lower() == "train" for name in training)
+    mixed = shards and (len(shardings) > 1 or not len(present) == len(shards) == len(training))
+    if len(kinds) > 1 or (whole and len(training) > 1) or mixed:
+        raise DatasetError(
+            f"{where}: more than one training split: {listed(training)}; "
+            "keep one of them, or name the file itself as the dataset"
+        )
+    for stem, total in shardings:
+        if len(present) != total or max(present) >= total:
+            raise DatasetError(
+                f"{where}: {len(present)} shards of {stem} are there and {total} are expected, numbered from 0 "
+                f"to {total - 1}; copy or download all of them"
+            )

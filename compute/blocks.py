@@ -1,0 +1,136 @@
+"""What all metrics share: the interface, dense panels of ids, and repair of entries lost to cancellation.
+
+A block of distances is a fast formula, mostly one matrix product, that subtracts large terms from each other.
+Where little is left of them, the entry is computed again from the pair itself, by a sum of terms that are
+never negative.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from compute.distributions import CountsRow, TokenCounts
+from compute.pairs import FloatArray, Pair, align
+
+PANEL_BYTES = 2**25
+"""Dense panels of one block together stay near this size (32 MB), within a shared cache."""
+SMALLEST_PANEL = 64
+
+
+class Metric(ABC):
+    """A distance rho between token distributions; immutable and picklable.
+
+    Attributes
+    ----------
+    name, short
+        As users give it, in full and in short form.
+    symmetric
+        Whether rho(p, q) = rho(q, p).
+    """
+
+    __slots__ = ()
+    name: ClassVar[str]
+    short: ClassVar[str]
+    symmetric: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Identity for storage, with every parameter that changes a value; safe as a file name."""
+
+    @abstractmethod
+    def block(self, targets: TokenCounts, sources: TokenCounts) -> FloatArray:
+        """Distances of T targets to S sources; shape (T, S), `D[i, j] = rho(target i, source j)`.
+
+        Never negative, never NaN, and exactly 0 for equal distributions.
+        """
+
+    def both(self, rows: TokenCounts, columns: TokenCounts) -> tuple[FloatArray, FloatArray]:
+        """Both `block(rows, columns)` and `block(columns, rows)`, for one tile above the diagonal."""
+        forward = self.block(rows, columns)
+        return forward, np.ascontiguousarray(forward.T)
+
+    @abstractmethod
+    def pair(self, p: CountsRow, q: CountsRow, vocabulary: int) -> float:
+        """Distance of one pair of datasets, each (ids, counts), by the form that does not cancel."""
+
+    @abstractmethod
+    def workspace_bytes(self, targets: int, sources: int, vocabulary: int, nnz_per_dataset: int) -> int:
+        """Upper bound of the memory of `block` or `both` beyond their input, results included.
+
+        `nnz_per_dataset` is the mean number of distinct ids of a dataset.
+        """
+
+
+def support_bytes(datasets: int, vocabulary: int, nnz_per_dataset: int, values: int = 1) -> int:
+    """Bound the memory for the support of a block, the sparse values on it, and one aligned pair."""
+    entries = datasets * min(nnz_per_dataset, vocabulary)
+    return entries * (28 + 12 * values) + 200 * vocabulary + 2**20
+
+
+def panel_width(rows: int) -> int:
+    """Number of ids in a panel whose dense arrays have this many rows altogether."""
+    return max(SMALLEST_PANEL, PANEL_BYTES // (8 * max(rows, 1)))
+
+
+class Support:
+    """The ids that occur anywhere in a block: the columns of its dense panels."""
+
+    def __init__(self, *blocks: TokenCounts) -> None:
+        present = np.zeros(blocks[0].vocabulary, dtype=bool)
+        for counts in blocks:
+            present[counts.ids] = True
+        self.ids: NDArray[np.int64] = np.flatnonzero(present)
+        # The column of each id; entries of absent ids are never read.
+        self._columns = np.cumsum(present, dtype=np.int32)
+        self._columns -= 1
+
+    def matrix(self, counts: TokenCounts, values: FloatArray) -> sparse.csr_array:
+        """Values of shape (nnz,) as a sparse matrix of shape (B, columns)."""
+        return sparse.csr_array(
+            (values, self._columns[counts.ids], counts.indptr), shape=(len(counts), len(self.ids)), copy=False
+        )
+
+    def panels(self, width: int) -> Iterator[tuple[int, int]]:
+        """Ranges of columns, ascending, of at most this width."""
+        for start in range(0, len(self.ids), width):
+            yield start, min(start + width, len(self.ids))
+
+
+def panel(matrix: sparse.csr_array, start: int, stop: int) -> FloatArray:
+    """Columns [start, stop) as a dense array of shape (B, stop - start)."""
+    columns: FloatArray = matrix[:, start:stop].toarray()
+    return columns
+
+
+def recompute_cancelled(
+    distances: FloatArray,
+    bound: FloatArray | float,
+    targets: TokenCounts,
+    sources: TokenCounts,
+    evaluate: Callable[[Pair], float],
+    *,
+    upper_only: bool = False,
+) -> None:
+    """Replace, in place, the entries below `bound` by the direct evaluation of the pair.
+
+    With `upper_only`, for a symmetric metric of a block with itself, the lower triangle is not read and
+    becomes the mirror image of the upper one.
+    """
+    cancelled = distances < bound
+    if upper_only:
+        cancelled = np.triu(cancelled)
+    for i, j in np.argwhere(cancelled):
+        p, q = targets.row(i), sources.row(j)
+        # Equal datasets are common (the diagonal), and cheaper to compare than to evaluate.
+        equal = np.array_equal(p[0], q[0]) and np.array_equal(p[1], q[1])
+        distances[i, j] = 0.0 if equal else evaluate(align(p, q))
+    if upper_only:
+        lower = np.tril_indices(len(distances), -1)
+        distances[lower] = distances.T[lower]

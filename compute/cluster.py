@@ -1,0 +1,250 @@
+"""A Dask client, local or remote, and tasks whose failure names the piece that failed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bankdb.errors import BankError, ComputeError, ParameterError
+from bankdb.progress import Progress
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_SIZES = {"": 1, "B": 1, "K": 1024, "KB": 1000, "KIB": 1024, "M": 2**20, "MB": 10**6, "MIB": 2**20,
+          "G": 2**30, "GB": 10**9, "GIB": 2**30, "T": 2**40, "TB": 10**12, "TIB": 2**40}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """Where tasks run. With neither scheduler given, a local cluster of `workers` processes starts.
+
+    Attributes
+    ----------
+    scheduler
+        Address of an existing scheduler, such as `tcp://host:8786`.
+    scheduler_file
+        File in which an existing scheduler left its address.
+    workers
+        Processes of a local cluster, one thread each; default: one for each core.
+    memory
+        Bytes that all tasks together may use; default: half of the machine's memory.
+    processes
+        Whether a local cluster's workers are processes, or threads of this one.
+    """
+
+    scheduler: str | None = None
+    scheduler_file: Path | None = None
+    workers: int | None = None
+    memory: int | None = None
+    processes: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """An open client, the tasks that it runs at once, and the bytes that each of them may use."""
+
+    client: Client
+    slots: int
+    task_budget: int
+    dashboard: str
+
+
+def parse_memory(text: str) -> int:
+    """Return bytes from text such as `4GiB`, `500MB` or `1073741824`.
+
+    Raises
+    ------
+    ParameterError
+        The text is not a positive size.
+    """
+    compact = text.strip().replace(" ", "").upper()
+    number = compact.rstrip("BKMGTI")
+    factor = _SIZES.get(compact[len(number) :])
+    try:
+        size = float(number) * (factor or 0)
+    except ValueError:
+        size = 0.0
+    if not 1 <= size < 2**60:
+        raise ParameterError(f"memory: expected a size such as 4GiB or 500MB, found {text!r}")
+    return int(size)
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or its control group's."""
+    from distributed.system import MEMORY_LIMIT
+
+    return int(MEMORY_LIMIT)
+
+
+def core_count() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def open_cluster(options: ClusterOptions, progress: Progress) -> Iterator[Cluster]:
+    """Connect to a scheduler, or start a local cluster; the dashboard's address is told as a note.
+
+    Raises
+    ------
+    ComputeError
+        The scheduler does not answer, or has no workers.
+    ParameterError
+        Options contradict each other.
+    """
+    remote = options.scheduler is not None or options.scheduler_file is not None
+    if options.scheduler is not None and options.scheduler_file is not None:
+        raise ParameterError("give --scheduler or --scheduler-file, not both")
+    if remote and options.workers is not None:
+        raise ParameterError("--workers is for a local cluster; a running scheduler has its own workers")
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(_remote(options) if remote else _local(options))
+        slots = sum(client.nthreads().values())
+        if not slots:
+            raise ComputeError(f"{client.scheduler.address}: the scheduler has no workers; start some first")
+        memory = options.memory or machine_memory() // 2
+        progress.note(f"dashboard: {client.dashboard_link}")
+        yield Cluster(client, slots, memory // slots, client.dashboard_link)
+
+
+@contextlib.contextmanager
+def _local(options: ClusterOptions) -> Iterator[Client]:
+    from distributed import Client, LocalCluster
+
+    workers = options.workers or core_count()
+    if workers < 1:
+        raise ParameterError(f"workers: expected at least 1, found {workers}")
+    with warnings.catch_warnings(), _quiet_logs():
+        # A taken dashboard port is no news: the next free one is used, and printed.
+        warnings.filterwarnings("ignore", message="Port .* is already in use")
+        cluster = LocalCluster(
+            n_workers=workers if options.processes else 1,
+            threads_per_worker=1 if options.processes else workers,
+            processes=options.processes,
+            dashboard_address="127.0.0.1:8787",
+            host="127.0.0.1",
+            silence_logs=logging.ERROR,
+        )
+        with cluster, Client(cluster) as client:
+            yield client
+
+
+@contextlib.contextmanager
+def _remote(options: ClusterOptions) -> Iterator[Client]:
+    from distributed import Client
+
+    where = options.scheduler or str(options.scheduler_file)
+    try:
+        if options.scheduler_file is not None:
+            if not options.scheduler_file.is_file():
+                raise ParameterError(f"{where}: no such scheduler file; start the scheduler first")
+            client = Client(scheduler_file=str(options.scheduler_file), timeout="20s")
+        else:
+            client = Client(options.scheduler, timeout="20s")
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ComputeError(
+            f"{where}: no Dask scheduler answers there ({type(error).__name__}); start one"
+        ) from error
+    with client:
+        yield client
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Iterator[None]:
+    names = ("distributed", "bokeh", "tornado.application")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def run_tasks(
+    cluster: Cluster,
+    stage: str,
+    function: Callable[..., Any],
+    tasks: Mapping[str, tuple[Any, ...]],
+    progress: Progress,
+) -> Iterator[tuple[str, Any]]:
+    """Run `function(*arguments)` for each named task; yield names and results as they come.
+
+    At most a few tasks a worker are in flight, so that results are taken as they are made. BLAS is bound
+    to one thread in each task: the workers are the parallelism.
+
+    Raises
+    ------
+    ComputeError
+        A task failed, or killed its workers; it is named, and the others are cancelled.
+    """
+    from distributed import as_completed
+
+    progress.begin(stage, len(tasks))
+    waiting = iter(tasks.items())
+    pool = as_completed()
+    flying: dict[str, tuple[str, Any]] = {}
+    try:
+        for name, arguments in _take(waiting, 4 * cluster.slots):
+            _submit(cluster, stage, function, name, arguments, pool, flying)
+        for future in pool:
+            name, _ = flying.pop(future.key)
+            result = _result(future, stage, name)
+            for following, arguments in _take(waiting, 1):
+                _submit(cluster, stage, function, following, arguments, pool, flying)
+            yield name, result
+            progress.advance()
+    finally:
+        if flying:
+            cluster.client.cancel([future for _, future in flying.values()], force=True)
+    progress.end()
+
+
+def _take(items: Iterator[tuple[str, tuple[Any, ...]]], count: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    for _, item in zip(range(count), items, strict=False):
+        yield item
+
+
+def _submit(
+    cluster: Cluster,
+    stage: str,
+    function: Callable[..., Any],
+    name: str,
+    arguments: tuple[Any, ...],
+    pool: Any,
+    flying: dict[str, tuple[str, Any]],
+) -> None:
+    # A key of its own: the same piece computed again in another run is another task.
+    key = f"{stage.replace(' ', '-')}-{name}-{os.urandom(4).hex()}"
+    future = cluster.client.submit(_bounded, function, arguments, key=key, pure=False, retries=0)
+    flying[key] = (name, future)
+    pool.add(future)
+
+
+def _bounded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1):
+        return function(*arguments)
+
+
+def _result(future: Any, stage: str, name: str) -> Any:
+    try:
+        return future.result()
+    except BankError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ComputeError(
+            f"{stage}: piece {name} failed ({type(error).__name__}: {reason}); what was done before is kept, "
+            "run the same command again to go on"
+        ) from error

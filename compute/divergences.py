@@ -1,0 +1,269 @@
+"""Kullback-Leibler and Jensen-Shannon divergence in nats (arXiv 2507.01806, appendix C.1.2).
+
+Both come as `correct`, a divergence of two probability distributions, and `published`: the paper's code bins
+the tokens into V - 1 bins (`merge_last_two`) and adds epsilon to every bin without normalising again.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import sparse, special
+
+from compute.blocks import (
+    Metric,
+    Support,
+    panel,
+    panel_width,
+    recompute_cancelled,
+    support_bytes,
+)
+from compute.distributions import CountsRow, TokenCounts, merge_last_two, probabilities
+from compute.pairs import FloatArray, Pair, align
+
+Compatible = Literal["correct", "published"]
+EPSILON = 1e-10
+CANCELLED = 1e-5
+"""An entry below this share of the terms it was subtracted from has lost too many digits.
+
+The terms are sums of up to V products, rounded to about 1e-15: what remains is good to 1e-10.
+"""
+GATHER_ELEMENTS = 2**14
+"""Elements of the buffers of the inner loop (128 kB each): they stay in a core's own cache."""
+ROWS_OF_TRIANGLE = 32
+"""Targets at once, of a block with itself: sources before the first of them are left out."""
+
+# (1 + u) log(1 + u) - u = u^2 sum_n (-u)^n / ((n + 1)(n + 2)), to rounding for abs(u) <= 0.05.
+_SERIES_LIMIT = 0.05
+_SERIES = tuple((-1.0) ** n / ((n + 1) * (n + 2)) for n in range(12))
+
+
+@dataclass(frozen=True, slots=True)
+class _Divergence(Metric):
+    """What the two divergences share: their variants and how a pair is read."""
+
+    compatible: Compatible = "correct"
+
+    @property
+    def published(self) -> bool:
+        """Whether the published implementation's bins and smoothing are used."""
+        return self.compatible == "published"
+
+    @property
+    def key(self) -> str:
+        """See `Metric.key`."""
+        return f"{self.name}-published" if self.published else self.name
+
+    def pair(self, p: CountsRow, q: CountsRow, vocabulary: int) -> float:
+        """See `Metric.pair`."""
+        both = self._binned(TokenCounts.stack([p, q], vocabulary))
+        return self._distance(align(both.row(0), both.row(1)), both.vocabulary)
+
+    def _binned(self, counts: TokenCounts) -> TokenCounts:
+        return merge_last_two(counts) if self.published else counts
+
+    @abstractmethod
+    def _distance(self, pair: Pair, bins: int) -> float:
+        """Evaluate one aligned pair, its ids already binned."""
+
+
+@dataclass(frozen=True, slots=True)
+class KullbackLeibler(_Divergence):
+    """`sum P~ log(P~ / Q~)` with `P~ = (P + eps) / (1 + V eps)`, eps = 1e-10; target first.
+
+    `published`: `P~ = P + eps` over V - 1 bins.
+    """
+
+    name = "kullback-leibler"
+    short = "kl"
+    symmetric = False
+
+    def block(self, targets: TokenCounts, sources: TokenCounts) -> FloatArray:
+        """See `Metric.block`; one matrix product of T x U by U x S, U the ids that occur."""
+        targets, sources = self._binned(targets), self._binned(sources)
+        support = Support(targets, sources)
+        p, q = _Smoothed(support, targets), _Smoothed(support, sources)
+        cross = np.zeros((len(targets), len(sources)))
+        for start, stop in support.panels(panel_width(len(targets) + len(sources))):
+            cross += panel(p.probabilities, start, stop) @ panel(q.logarithms, start, stop).T
+        return self._from_cross(p, q, cross)
+
+    def both(self, rows: TokenCounts, columns: TokenCounts) -> tuple[FloatArray, FloatArray]:
+        """See `Metric.both`; the logarithms are taken once."""
+        rows, columns = self._binned(rows), self._binned(columns)
+        support = Support(rows, columns)
+        p, q = _Smoothed(support, rows), _Smoothed(support, columns)
+        forward, backward = np.zeros((len(rows), len(columns))), np.zeros((len(columns), len(rows)))
+        for start, stop in support.panels(panel_width(2 * (len(rows) + len(columns)))):
+            forward += panel(p.probabilities, start, stop) @ panel(q.logarithms, start, stop).T
+            backward += panel(q.probabilities, start, stop) @ panel(p.logarithms, start, stop).T
+        return self._from_cross(p, q, forward), self._from_cross(q, p, backward)
+
+    def _from_cross(self, p: _Smoothed, q: _Smoothed, cross: FloatArray) -> FloatArray:
+        """Turn `P @ logarithms(Q)` into divergences, in place.
+
+        With `l(x) = log(x + eps) - log eps`, zero off the support, `sum (P + eps) (l(P) - l(Q))` needs no
+        term outside the supports.
+        """
+        cross += EPSILON * q.logarithm_sums
+        magnitude = cross + p.self_terms[:, None]
+        np.subtract(p.self_terms[:, None], cross, out=cross)
+        mass = self._mass(p.counts.vocabulary)
+        cross /= mass
+        magnitude *= CANCELLED / mass
+        bins = p.counts.vocabulary
+        recompute_cancelled(cross, magnitude, p.counts, q.counts, lambda pair: self._distance(pair, bins))
+        return cross
+
+    def _mass(self, bins: int) -> float:
+        return 1.0 if self.published else 1.0 + bins * EPSILON
+
+    def _distance(self, pair: Pair, bins: int) -> float:
+        """Sum `x log(x / y) - x + y`, never negative; the added terms cancel, both masses being equal."""
+        x, y, difference = pair.p + EPSILON, pair.q + EPSILON, pair.difference
+        u = difference / y
+        series = np.zeros_like(u)
+        for coefficient in reversed(_SERIES):
+            series *= u
+            series += coefficient
+        near = np.abs(u) <= _SERIES_LIMIT
+        terms = np.where(near, y * u * u * series, x * np.log(x / y) - difference)
+        return float(terms.sum()) / self._mass(bins)
+
+    def workspace_bytes(self, targets: int, sources: int, vocabulary: int, nnz_per_dataset: int) -> int:
+        """See `Metric.workspace_bytes`."""
+        datasets = targets + sources
+        panels = 8 * 2 * datasets * min(panel_width(2 * datasets), vocabulary)
+        # Block and transpose, a product being added, the bound and its comparison.
+        results = 5 * 8 * targets * sources
+        return support_bytes(datasets, vocabulary, nnz_per_dataset, values=3) + panels + results
+
+
+class _Smoothed:
+    """Probabilities of a block, their smoothed logarithms relative to log eps, and the sums of these."""
+
+    def __init__(self, support: Support, counts: TokenCounts) -> None:
+        self.counts = counts
+        values = probabilities(counts)
+        logarithms = np.log1p(values / EPSILON)
+        self.probabilities = support.matrix(counts, values)
+        self.logarithms = support.matrix(counts, logarithms)
+        self.logarithm_sums = counts.row_sums(logarithms)
+        self.self_terms = counts.row_sums((values + EPSILON) * logarithms)
+
+
+@dataclass(frozen=True, slots=True)
+class JensenShannon(_Divergence):
+    """`H(M) - (H(P) + H(Q)) / 2` with `M = (P + Q) / 2`: at most ln 2, no smoothing.
+
+    `published`: `(sum p log(p / m) + sum q log(q / m)) / 2` with `p = P + eps`, `q = Q + eps` over V - 1 bins
+    and `m = (p + q) / 2`.
+    """
+
+    name = "jensen-shannon"
+    short = "js"
+    symmetric = True
+
+    @property
+    def _epsilon(self) -> float:
+        return EPSILON if self.published else 0.0
+
+    def block(self, targets: TokenCounts, sources: TokenCounts) -> FloatArray:
+        """See `Metric.block`; S logarithms for each id of each target, half of them if both are one block."""
+        alone = targets is sources
+        targets = self._binned(targets)
+        sources = targets if alone else self._binned(sources)
+        support = Support(targets, sources)
+        p = _Halved(support, targets, self._epsilon)
+        q = p if alone else _Halved(support, sources, self._epsilon)
+        distances = p.target_terms[:, None] + q.source_terms
+        bound = np.abs(p.target_terms)[:, None] + np.abs(q.source_terms)
+        bound *= CANCELLED
+        for start, stop in support.panels(panel_width(len(targets) + 3 * len(sources))):
+            distances += panel(p.indicators, start, stop) @ panel(q.outside, start, stop).T
+            halves = np.ascontiguousarray(panel(q.halves, start, stop).T)
+            halves += self._epsilon
+            rows = ROWS_OF_TRIANGLE if alone else len(targets)
+            for row in range(0, len(targets), rows):
+                first = row if alone else 0
+                upper = np.ascontiguousarray(halves[:, first:])
+                _subtract_mixed(distances[row : row + rows, first:], p.halves[row : row + rows], upper, start)
+        bins = targets.vocabulary
+        recompute_cancelled(
+            distances, bound, targets, sources, lambda pair: self._distance(pair, bins), upper_only=alone
+        )
+        return np.minimum(distances, self._largest(bins), out=distances)
+
+    def _largest(self, bins: int) -> float:
+        return float(np.log(2.0) * (1.0 + bins * self._epsilon))
+
+    def _distance(self, pair: Pair, bins: int) -> float:
+        """Sum `m ((1 + t) log(1 + t) + (1 - t) log(1 - t)) / 2` with `t = (p - q) / (2 m)`."""
+        m = (pair.p + pair.q) / 2 + self._epsilon
+        t = np.minimum(np.abs(pair.difference) / (2 * m), 1.0)
+        far = special.xlog1py(1 + t, t) + special.xlog1py(1 - t, -t)
+        # The same by t^2 (2 - 1 + ...): two terms of one order, whose difference keeps its digits.
+        small = np.minimum(t, 0.5)
+        near = 2 * small * np.arctanh(small) + np.log1p(-small * small)
+        value = float(m @ np.where(t > 0.5, far, near)) / 2
+        return min(max(value, 0.0), self._largest(bins))
+
+    def workspace_bytes(self, targets: int, sources: int, vocabulary: int, nnz_per_dataset: int) -> int:
+        """See `Metric.workspace_bytes`."""
+        datasets = targets + sources
+        panels = 8 * (targets + 3 * sources) * min(panel_width(targets + 3 * sources), vocabulary)
+        gathered = 3 * 8 * max(GATHER_ELEMENTS, sources)
+        results = 6 * 8 * targets * sources
+        entries = support_bytes(datasets, vocabulary, nnz_per_dataset, values=4)
+        return entries + panels + gathered + results
+
+
+class _Halved:
+    """The terms of one block of the Jensen-Shannon divergence.
+
+    With `h(x) = x log x - eps log eps`, zero at eps, the divergence is
+    `sum h(p + eps) / 2 + sum h(q + eps) / 2 - sum h((p + q) / 2 + eps)` over all ids. Outside the support of
+    P the last term is `h(q / 2 + eps)`: its sum over the support of Q less that over the support of P.
+    """
+
+    def __init__(self, support: Support, counts: TokenCounts, epsilon: float) -> None:
+        values = probabilities(counts)
+        floor = float(special.xlogy(epsilon, epsilon))
+        smoothed, mixed = values + epsilon, values / 2 + epsilon
+        half_entropies = counts.row_sums(smoothed * np.log(smoothed) - floor) / 2
+        outside = mixed * np.log(mixed) - floor
+        self.halves = support.matrix(counts, values / 2)
+        self.outside = support.matrix(counts, outside)
+        self.indicators = support.matrix(counts, np.ones(len(values)))
+        # The inner loop subtracts x log x without the floor; here it is given back.
+        self.target_terms = half_entropies + floor * counts.lengths
+        self.source_terms = half_entropies - counts.row_sums(outside)
+
+
+def _subtract_mixed(
+    distances: FloatArray, targets: sparse.csr_array, sources: FloatArray, start: int
+) -> None:
+    """Subtract `sum m log m` over the ids of each target in one panel, in place.
+
+    `targets` holds P / 2 as rows, `sources` Q / 2 + eps of shape (ids of the panel, S): the ids of a target
+    are whole rows of it. This is the loop that a compiled kernel would replace.
+    """
+    width, columns = sources.shape
+    step = max(1, GATHER_ELEMENTS // columns)
+    mixed, logarithms = np.empty((step, columns)), np.empty((step, columns))
+    for i in range(len(distances)):
+        entries = slice(targets.indptr[i], targets.indptr[i + 1])
+        ids, halves = targets.indices[entries] - start, targets.data[entries]
+        first, last = np.searchsorted(ids, (0, width))
+        for at in range(first, last, step):
+            end = min(at + step, last)
+            m, log_m = mixed[: end - at], logarithms[: end - at]
+            # All ids are in range; 'clip' only spares NumPy a buffered copy.
+            np.take(sources, ids[at:end], axis=0, out=m, mode="clip")
+            m += halves[at:end, None]
+            np.log(m, out=log_m)
+            log_m *= m
+            distances[i] -= log_m.sum(axis=0)

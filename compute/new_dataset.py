@@ -1,0 +1,207 @@
+"""One new dataset: compared with every dataset of the bank, and its adapter predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.arrays import column_chunk
+from bankdb.bank import AdapterBank
+from bankdb.datasets import Dataset, read_dataset, training_files
+from bankdb.errors import ParameterError, PlanError
+from bankdb.progress import Progress, SilentProgress
+from bankdb.records import AdapterRecord
+from compute.blocks import Metric
+from compute.cluster import machine_memory
+from compute.coefficients import coefficients, effective_sources
+from compute.combine import combine_one
+from compute.distances import token_counts
+from compute.distributions import TokenCounts
+from compute.options import NO_DISTANCES, PredictionOptions
+from compute.predict import sources_of
+
+_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """A predicted adapter and how it came about.
+
+    Attributes
+    ----------
+    name
+        The dataset's name.
+    dataset
+        The dataset predicted for.
+    tokens
+        Its number of tokens.
+    adapters
+        The N adapters of the bank, by row.
+    distances
+        float64, shape (N,); NaN throughout for an approach that reads none.
+    coefficients
+        float64, shape (N,), sum 1.
+    effective_sources
+        1 / sum of squared coefficients.
+    left_out
+        Names of adapters left out because they hold the very same dataset.
+    vector
+        float32, shape (p,): the predicted weights in the bank's layout and scaling.
+    metric
+        The metric's key, or `none`.
+    options
+        How it was made.
+    """
+
+    name: str
+    dataset: Dataset
+    tokens: int
+    adapters: tuple[AdapterRecord, ...]
+    distances: NDArray[np.float64]
+    coefficients: NDArray[np.float64]
+    effective_sources: float
+    left_out: tuple[str, ...]
+    vector: NDArray[np.float32]
+    metric: str
+    options: PredictionOptions
+
+
+def predict(
+    bank: AdapterBank,
+    data: str | Path | Dataset,
+    options: PredictionOptions | None = None,
+    *,
+    name: str | None = None,
+    input_column: str = "input",
+    output_column: str = "output",
+    include_same: bool = False,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Prediction:
+    """Predict an adapter for a dataset that is not in the bank.
+
+    Parameters
+    ----------
+    data
+        A data file, a folder with a training split, or a dataset already read.
+    include_same
+        Use an entry of the bank even if it holds the very same dataset.
+    memory
+        Bytes that may be used; default: half of the machine's memory.
+
+    Raises
+    ------
+    DatasetError, TokenizerError
+        The data cannot be read or tokenized.
+    ParameterError
+        Nothing is left to combine, or the approach needs the answer.
+    BankNotFoundError, BankFormatError
+        The bank is empty, or a row that is needed is damaged.
+    """
+    options = options or PredictionOptions()
+    progress = progress or SilentProgress()
+    if options.approach == "oracle":
+        raise ParameterError(
+            "approach: oracle needs the adapter that is to be predicted; it is for --all only, use normalized"
+        )
+    budget = memory or machine_memory() // 2
+    layout = bank.layout
+    dataset, place = _dataset(data, input_column, output_column)
+    progress.begin("tokenize", 1)
+    histogram = bank.tokenizer.count(dataset.texts(), place)
+    progress.end()
+    adapters = tuple(bank.adapters())
+    same = [record.content_sha256 == dataset.sha256 for record in adapters]
+    left_out = (
+        () if include_same else tuple(r.name for r, is_same in zip(adapters, same, strict=True) if is_same)
+    )
+    if left_out:
+        progress.note(f"{place}: the same data as {', '.join(left_out)} in the bank, which is left out")
+    target = TokenCounts.stack([(histogram.ids, histogram.counts)], bank.record.vocabulary)
+    metric, row = _distances(bank, target, adapters, options, budget, progress)
+    excluded = np.asarray([False if include_same else is_same for is_same in same])[None, :]
+    weights = coefficients(
+        np.zeros_like(row)[None, :] if metric is None else row[None, :],
+        excluded,
+        options.approach,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        compatible=options.compatible,
+    )
+    progress.begin("combine", 1)
+    vector = combine_one(
+        bank.store,
+        sources_of(bank, adapters),
+        weights[0].astype(np.float32),
+        chunk=column_chunk(layout.size),
+        budget=max(budget - 8 * layout.size, 1 << 26),
+    )
+    progress.end()
+    return Prediction(
+        name=name or dataset_name(data),
+        dataset=dataset,
+        tokens=histogram.tokens,
+        adapters=adapters,
+        distances=row,
+        coefficients=weights[0],
+        effective_sources=float(effective_sources(weights)[0]),
+        left_out=left_out,
+        vector=vector,
+        metric="none" if metric is None else metric.key,
+        options=options,
+    )
+
+
+def dataset_name(data: str | Path | Dataset) -> str:
+    """Return a name for a dataset from where it lies: its folder's, or its file's unless that is `train`."""
+    if isinstance(data, Dataset):
+        return "new-dataset"
+    path = Path(data).absolute()
+    stem = path.name.split(".")[0]
+    return path.parent.name if stem == "train" and not path.is_dir() else stem or path.name
+
+
+def _dataset(data: str | Path | Dataset, input_column: str, output_column: str) -> tuple[Dataset, str]:
+    if isinstance(data, Dataset):
+        return data, "the dataset"
+    files = training_files(Path(data))
+    return read_dataset(files, input_column=input_column, output_column=output_column), str(data)
+
+
+def _distances(
+    bank: AdapterBank,
+    target: TokenCounts,
+    adapters: Sequence[AdapterRecord],
+    options: PredictionOptions,
+    budget: int,
+    progress: Progress,
+) -> tuple[Metric | None, NDArray[np.float64]]:
+    """Distances from one target to every source, shape (N,), in blocks that fit the budget."""
+    row = np.full(len(adapters), np.nan)
+    if options.approach in NO_DISTANCES:
+        return None, row
+    counts = token_counts(bank, adapters) if options.needs_counts else None
+    metric = options.resolve_metric(counts)
+    block = _block_size(metric, bank.record.vocabulary, budget)
+    progress.begin(f"distances {metric.key}", len(adapters))
+    for start in range(0, len(adapters), block):
+        part = adapters[start : start + block]
+        row[start : start + len(part)] = metric.block(target, token_counts(bank, part))[0]
+        progress.advance(len(part))
+    progress.end()
+    return metric, row
+
+
+def _block_size(metric: Metric, vocabulary: int, budget: int) -> int:
+    block = _BLOCK
+    while block > 1 and metric.workspace_bytes(1, block, vocabulary, vocabulary) > budget:
+        block //= 2
+    if metric.workspace_bytes(1, block, vocabulary, vocabulary) > budget:
+        raise PlanError(
+            f"{metric.key} over {vocabulary} token ids does not fit {budget / 2**20:.0f} MiB; raise --memory"
+        )
+    return block

@@ -1,0 +1,334 @@
+"""The best convex combination there is, and the weight-space error of any, from the Gram matrix alone.
+
+With `G = Theta Theta^T` every squared distance between convex combinations of adapters is a quadratic form of
+their coefficients. The oracle (arXiv 2507.01806, proposition 2, in parameter space) knows the adapter that it
+predicts: it bounds what any choice of coefficients can reach, and is never a prediction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+from bankdb.errors import ComputeError, ParameterError
+
+FloatArray = NDArray[np.float64]
+
+TOLERANCE = 1e-11
+"""Largest violation of the optimality conditions, relative to the largest squared norm about the mean."""
+RIDGE = 1e-12
+"""Added to the diagonal, relative as above: duplicates make the matrix singular. A proximal step, repeated
+until the conditions hold, so that it does not move the solution."""
+DESCENT_STEPS = 300
+DESCENT_TOLERANCE = 1e-9
+
+
+def oracle(gram: FloatArray, excluded: NDArray[np.bool_]) -> FloatArray:
+    """Coefficients nearest to each adapter; shape (N, N), rows sum to 1.
+
+    Row i minimises `|theta_i - sum_j w_j theta_j|^2` over the simplex of the sources j that are not excluded.
+
+    Parameters
+    ----------
+    gram
+        Shape (N, N): inner products of the adapters.
+    excluded
+        Shape (N, N): sources that a row must not use, at least itself for a bound on leave-one-out.
+
+    Raises
+    ------
+    ParameterError
+        For shapes that differ, or a row with every source excluded.
+    ComputeError
+        For entries that are not finite, or a row whose optimality conditions cannot be met.
+    """
+    gram = _checked_gram(gram)
+    if excluded.shape != gram.shape or excluded.dtype != np.bool_:
+        raise ParameterError(
+            f"excluded: expected true or false for each of the {gram.shape} entries, found shape"
+            f" {excluded.shape} of {excluded.dtype}; mark each entry"
+        )
+    allowed = ~excluded
+    empty = np.flatnonzero(~allowed.any(axis=1))
+    if len(empty):
+        raise ParameterError(
+            f"oracle of row {empty[0]}: expected at least one source, found all excluded; exclude fewer"
+        )
+    centred, cross = _centre(gram, gram)
+    scale = max(float(centred.diagonal().max(initial=0.0)), np.finfo(np.float64).tiny)
+    centred, cross = centred / scale, cross / scale
+    weights = _descend(centred, cross, allowed)
+    for row, sources in enumerate(allowed):
+        index = np.flatnonzero(sources)
+        problem = _Problem(centred[np.ix_(index, index)], cross[row, index], f"oracle of row {row}")
+        weights[row, index] = problem.solve(weights[row, index])
+    return weights
+
+
+def simplex_least_squares(gram_ss: FloatArray, cross: FloatArray) -> FloatArray:
+    """Minimise `w^T G w - 2 c^T w` over non-negative w that sum to 1.
+
+    Parameters
+    ----------
+    gram_ss
+        Shape (S, S): inner products of the sources.
+    cross
+        Shape (S,): inner products of the sources with the target.
+
+    Raises
+    ------
+    ParameterError
+        For shapes that differ, or no source.
+    ComputeError
+        For entries that are not finite, or when the optimality conditions cannot be met.
+    """
+    gram_ss = _checked_gram(gram_ss)
+    cross = np.asarray(cross, dtype=np.float64)
+    if cross.shape != gram_ss.shape[:1] or len(cross) == 0:
+        raise ParameterError(
+            f"cross: expected one inner product for each of {len(gram_ss)} sources (at least one), found shape"
+            f" {cross.shape}; compute it over the same sources"
+        )
+    if not np.isfinite(cross).all():
+        raise ComputeError("cross: expected finite inner products, found NaN or infinity; compute them again")
+    centred, crosses = _centre(gram_ss, cross[None, :])
+    scale = max(float(centred.diagonal().max()), np.finfo(np.float64).tiny)
+    centred, crosses = centred / scale, crosses / scale
+    start = _descend(centred, crosses, np.ones(crosses.shape, dtype=bool))
+    return _Problem(centred, crosses[0], "simplex").solve(start[0])
+
+
+def _checked_gram(gram: FloatArray) -> FloatArray:
+    gram = np.asarray(gram, dtype=np.float64)
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise ParameterError(
+            f"Gram matrix: expected a square matrix, found shape {gram.shape}; compute it again"
+        )
+    if not np.isfinite(gram).all():
+        row, column = np.argwhere(~np.isfinite(gram))[0]
+        raise ComputeError(
+            f"Gram matrix: expected finite entries, found {gram[row, column]} at row {row} and column {column};"
+            " compute it again"
+        )
+    return gram
+
+
+def _centre(gram: FloatArray, cross: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Inner products about the mean of the sources.
+
+    On the simplex the solution does not depend on the origin, but its accuracy does: what all adapters share
+    would only take digits. Each row of `cross` is right up to a constant, which the simplex does not see.
+    """
+    means = gram.mean(axis=1)
+    return gram - means[:, None] - means + means.mean(), cross - means
+
+
+def _descend(gram: FloatArray, cross: FloatArray, allowed: NDArray[np.bool_]) -> FloatArray:
+    """Approximate all rows at once by accelerated projected gradient steps with restarts; shape (M, S).
+
+    It finds most of each row's support with matrix products of all rows; the active set does the rest.
+    """
+    lipschitz = float(linalg.eigvalsh(gram, subset_by_index=[len(gram) - 1] * 2)[0]) * 1.01
+    weights = allowed / allowed.sum(axis=1, keepdims=True)
+    if lipschitz <= 0.0:
+        return weights
+    ahead, momentum = weights, np.ones((len(weights), 1))
+    for _ in range(DESCENT_STEPS):
+        gradient = ahead @ gram - cross
+        moved = _project(ahead - gradient / lipschitz, allowed)
+        step = moved - weights
+        restart = np.einsum("ij,ij->i", ahead - moved, step)[:, None] > 0
+        following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+        ahead = moved + np.where(restart, 0.0, (momentum - 1) / following) * step
+        momentum = np.where(restart, 1.0, following)
+        weights = moved
+        if np.abs(step).max() < DESCENT_TOLERANCE:
+            break
+    return weights
+
+
+def _project(points: FloatArray, allowed: NDArray[np.bool_]) -> FloatArray:
+    """Nearest point of the simplex of each row's allowed entries."""
+    points = np.where(allowed, points, -np.inf)
+    descending = -np.sort(-points, axis=1)
+    sums = np.cumsum(np.where(np.isfinite(descending), descending, 0.0), axis=1) - 1.0
+    numbers = np.arange(1, points.shape[1] + 1)
+    positive = descending * numbers > sums
+    last = np.count_nonzero(positive, axis=1) - 1
+    thresholds = sums[np.arange(len(sums)), last] / (last + 1)
+    projected: FloatArray = np.maximum(points - thresholds[:, None], 0.0)
+    return projected
+
+
+class _Problem:
+    """One quadratic programme on the simplex, solved by a primal active set from any start.
+
+    Each step minimises over the face of the sources with positive weight (a Cholesky factor), goes there as
+    far as the simplex allows, and drops the sources that reach zero. At the minimum of a face, sources whose
+    gradient is below the face's are added; where there are none, the conditions of optimality hold.
+    """
+
+    def __init__(self, gram: FloatArray, cross: FloatArray, name: str) -> None:
+        self.gram = gram
+        self.cross = cross
+        self.name = name
+        self.largest = max(float(np.abs(gram.diagonal()).max()), np.finfo(np.float64).tiny)
+        self.tolerance = TOLERANCE * max(self.largest, float(np.abs(cross).max()))
+
+    def solve(self, weights: FloatArray) -> FloatArray:
+        """Return the minimiser; `weights` is a point of the simplex."""
+        face = weights > 0.0
+        for _ in range(10 * len(weights) + 50):
+            weights, face = self._minimise_on_face(weights, face)
+            gradient = self.gram @ weights - self.cross
+            level = float(gradient @ weights)
+            below = (gradient < level - self.tolerance) & ~face
+            stationary = np.all(np.abs(gradient[face] - level) <= self.tolerance)
+            if stationary and not below.any():
+                return weights / weights.sum()
+            if stationary:
+                face = face | below
+        raise ComputeError(
+            f"{self.name}: expected the optimality conditions within {TOLERANCE:g}, found {len(weights)} sources"
+            " without them; check the Gram matrix for damage"
+        )
+
+    def _minimise_on_face(
+        self, weights: FloatArray, face: NDArray[np.bool_]
+    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """One full step on the face or, as long as it leaves the simplex, on ever smaller ones."""
+        while True:
+            index = np.flatnonzero(face)
+            gradient = self.gram[index] @ weights - self.cross[index]
+            step = self._newton_step(index, gradient)
+            current = weights[index]
+            target = current + step
+            if target.min() > 0.0:
+                moved = target
+            else:
+                moved = self._best_feasible(index, current, step, gradient)
+            weights = np.zeros_like(weights)
+            weights[index] = moved
+            face = weights > 0.0
+            if target.min() > 0.0:
+                return weights, face
+
+    def _best_feasible(
+        self, index: NDArray[np.int64], current: FloatArray, step: FloatArray, gradient: FloatArray
+    ) -> FloatArray:
+        """The end of the step cut to the simplex if that descends, else its last feasible point."""
+        shrinking = step < 0.0
+        lengths = np.full(len(step), np.inf)
+        lengths[shrinking] = current[shrinking] / -step[shrinking]
+        length = float(lengths.min())
+        boundary = np.maximum(current + length * step, 0.0)
+        boundary[lengths <= length] = 0.0
+        boundary /= boundary.sum()
+        # Cutting drops many sources at once, where the boundary mostly drops one.
+        cut = np.maximum(current + step, 0.0)
+        cut /= cut.sum()
+        gram = self.gram[np.ix_(index, index)]
+        changes = [float(move @ (gradient + gram @ move / 2)) for move in (cut - current, boundary - current)]
+        return cut if changes[0] < min(changes[1], 0.0) else boundary
+
+    def _newton_step(self, index: NDArray[np.int64], gradient: FloatArray) -> FloatArray:
+        """Step to the minimum over the plane of the face, on which weights keep their sum."""
+        gram = self.gram[np.ix_(index, index)]
+        # A constant added to all of the matrix changes nothing on the plane, and gives it full rank off it.
+        gram += self.largest
+        factor = self._cholesky(gram)
+        solutions = linalg.cho_solve(factor, np.column_stack([gradient, np.ones(len(index))]))
+        step: FloatArray = solutions[:, 1] * (solutions[:, 0].sum() / solutions[:, 1].sum()) - solutions[:, 0]
+        return step - step.mean()
+
+    def _cholesky(self, gram: FloatArray) -> tuple[FloatArray, bool]:
+        ridge = RIDGE * self.largest
+        diagonal = gram.diagonal().copy()
+        while True:
+            np.fill_diagonal(gram, diagonal + ridge)
+            try:
+                factor: tuple[FloatArray, bool] = linalg.cho_factor(gram, check_finite=False)
+            except linalg.LinAlgError:
+                # Rounding of the Gram matrix left a slightly negative eigenvalue.
+                ridge *= 10.0
+                if ridge > self.largest:
+                    raise
+            else:
+                return factor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightSpaceErrors:
+    """Errors of predicted adapters, of shape (M,) each.
+
+    Attributes
+    ----------
+    mse
+        Mean squared difference of a parameter.
+    cosine
+        Cosine of predicted and actual adapter; NaN where one of them is zero.
+    relative
+        Norm of the difference over the norm of the actual adapter; NaN where that is zero.
+    """
+
+    mse: FloatArray
+    cosine: FloatArray
+    relative: FloatArray
+
+
+def weight_space_errors(
+    c: FloatArray, gram: FloatArray, targets: NDArray[np.integer[Any]], parameters: int
+) -> WeightSpaceErrors:
+    """Errors of the predictions `c @ Theta` of the adapters in rows `targets`, without forming them.
+
+    With `e = c - onehot(target)` the squared error is `e G e^T`.
+
+    Parameters
+    ----------
+    c
+        Shape (M, N): coefficients.
+    gram
+        Shape (N, N): inner products of the adapters.
+    targets
+        Shape (M,): the row that each prediction is meant to equal.
+    parameters
+        p, the number of parameters of an adapter.
+
+    Raises
+    ------
+    ParameterError
+        For shapes that differ, targets outside the bank, or no parameters.
+    ComputeError
+        For entries of the Gram matrix that are not finite.
+    """
+    gram = _checked_gram(gram)
+    number = len(gram)
+    if c.ndim != 2 or c.shape != (len(targets), number) or np.any((targets < 0) | (targets >= number)):
+        raise ParameterError(
+            f"coefficients: expected shape {(len(targets), number)} and targets below {number}, found shape"
+            f" {c.shape}; give one row for each target"
+        )
+    if parameters < 1:
+        raise ParameterError(f"parameters: expected at least 1, found {parameters}; give the adapters' size")
+    rows = np.arange(len(targets))
+    difference = np.array(c, dtype=np.float64)
+    difference[rows, targets] -= 1.0
+    squared = np.maximum(np.einsum("ij,ij->i", difference @ gram, difference), 0.0)
+    products = c @ gram
+    predicted = np.sqrt(np.maximum(np.einsum("ij,ij->i", products, c), 0.0))
+    actual = np.sqrt(np.maximum(gram[targets, targets], 0.0))
+    cosine = _ratio(products[rows, targets], predicted * actual)
+    return WeightSpaceErrors(
+        squared / parameters, np.clip(cosine, -1.0, 1.0), _ratio(np.sqrt(squared), actual)
+    )
+
+
+def _ratio(numerators: FloatArray, denominators: FloatArray) -> FloatArray:
+    """Divide; NaN where the denominator is zero."""
+    ratios = np.full(len(numerators), np.nan)
+    np.divide(numerators, denominators, out=ratios, where=denominators > 0)
+    return ratios

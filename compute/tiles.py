@@ -1,0 +1,210 @@
+"""Plans of integers: which tiles of D and which panels of C @ Theta make up the work, and their memory.
+
+Nothing here knows arrays, files or Dask; a plan can be tested without running it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from bankdb.errors import PlanError
+
+# Rows and columns of a chunk of the stored distance matrix; a tile is a square of whole chunks.
+CHUNK_ROWS = 64
+# Rows of a shard of the stored predictions; a panel is made of whole shards.
+SHARD_ROWS = 16
+# Tasks a worker should get at the least, so that the last one does not keep the others waiting.
+_TASKS_PER_WORKER = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A rectangle of the distance matrix on or above the diagonal, in rows of the bank, half-open.
+
+    The task of a tile computes its mirror below the diagonal too.
+    """
+
+    row_start: int
+    row_stop: int
+    column_start: int
+    column_stop: int
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether the tile is its own mirror."""
+        return self.row_start == self.column_start
+
+    @property
+    def name(self) -> str:
+        """A name that is unique in a plan, and sorts by place."""
+        return f"{self.row_start:06d}-{self.column_start:06d}-{self.row_stop - self.row_start}"
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """The chunks on and above the diagonal that the tile covers, by chunk number."""
+        for i in range(self.row_start // CHUNK_ROWS, -(-self.row_stop // CHUNK_ROWS)):
+            for j in range(self.column_start // CHUNK_ROWS, -(-self.column_stop // CHUNK_ROWS)):
+                if i <= j:
+                    yield i, j
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Columns of the predictions, for a range of targets; both half-open, both of whole shards."""
+
+    start: int
+    stop: int
+    target_start: int
+    target_stop: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """A name that says what the panel holds, the same in every plan that has this panel."""
+        return f"{self.start}-{self.stop}-{self.target_start}-{self.target_stop}"
+
+
+def chunk_count(rows: int) -> int:
+    """Return how many chunks of the distance matrix cover `rows` rows."""
+    return -(-rows // CHUNK_ROWS)
+
+
+def plan_tiles(
+    rows: int,
+    missing: Collection[tuple[int, int]],
+    *,
+    workers: int,
+    budget: int,
+    workspace: Callable[[int], int],
+) -> tuple[Tile, ...]:
+    """Cover the missing chunks with tiles, each chunk once.
+
+    Parameters
+    ----------
+    rows
+        Rows of the matrix.
+    missing
+        Chunks on and above the diagonal that are to be computed.
+    workers
+        Tasks that run at once.
+    budget
+        Bytes that one task may use.
+    workspace
+        Bytes that a task of a square tile of so many rows uses.
+
+    Returns
+    -------
+    Tiles that hold at least one missing chunk; as large as the budget and the number of workers allow.
+
+    Raises
+    ------
+    PlanError
+        Not even a tile of one chunk fits the budget.
+    """
+    blocks = chunk_count(rows)
+    if not missing:
+        return ()
+    if workspace(CHUNK_ROWS) > budget:
+        raise PlanError(
+            f"a tile of {CHUNK_ROWS} datasets needs {_mib(workspace(CHUNK_ROWS))}, but a task may use "
+            f"{_mib(budget)}; raise --memory, or lower --workers"
+        )
+    side = 1
+    while side < blocks and _tasks(blocks, side * 2) >= workers * _TASKS_PER_WORKER:
+        if workspace(side * 2 * CHUNK_ROWS) > budget:
+            break
+        side *= 2
+    edges = range(0, blocks, side)
+    wanted = set(missing)
+    tiles = (_tile(i, j, side, rows) for i in edges for j in edges if i <= j)
+    return tuple(tile for tile in tiles if any(chunk in wanted for chunk in tile.chunks()))
+
+
+def _tasks(blocks: int, side: int) -> int:
+    edges = -(-blocks // side)
+    return edges * (edges + 1) // 2
+
+
+def _tile(i: int, j: int, side: int, rows: int) -> Tile:
+    def edge(block: int) -> int:
+        return min(block * CHUNK_ROWS, rows)
+
+    return Tile(edge(i), edge(i + side), edge(j), edge(j + side))
+
+
+def plan_panels(targets: int, sources: int, parameters: int, *, chunk: int, budget: int) -> tuple[Panel, ...]:
+    """Cut the targets x parameters predictions into panels that fit the budget, each entry once.
+
+    A task holds its targets x columns result, twice while it is written, and reads its sources in
+    batches; the coefficients of a batch are small beside them. Panels are a chunk wide; where all targets
+    do not fit at once they are taken in ranges of whole shards, at the cost of reading the sources once
+    for each range.
+
+    Parameters
+    ----------
+    targets, sources, parameters
+        The shape of the product.
+    chunk
+        Columns of a stored chunk.
+    budget
+        Bytes that one task may use.
+
+    Raises
+    ------
+    PlanError
+        Not even one shard of targets fits the budget.
+    """
+    row_bytes = 4 * chunk
+    # One shard of the result in the writer's hands, raw and compressed, and one source being decoded.
+    overhead = (2 * SHARD_ROWS + 2) * row_bytes
+    smallest = overhead + (SHARD_ROWS + 1) * row_bytes
+    if smallest > budget:
+        raise PlanError(
+            f"a panel of {SHARD_ROWS} targets needs {_mib(smallest)}, but a task may use {_mib(budget)}; "
+            "raise --memory, or lower --workers"
+        )
+    room = (budget - overhead) // row_bytes
+    batch = max(1, min(sources, room // 4, 64))
+    height = min(targets, room - batch)
+    height = targets if height >= targets else max(SHARD_ROWS, height // SHARD_ROWS * SHARD_ROWS)
+    return tuple(
+        Panel(start, min(start + chunk, parameters), first, min(first + height, targets), batch)
+        for start in range(0, parameters, chunk)
+        for first in range(0, targets, height)
+    )
+
+
+def plan_slices(parameters: int, rows: int, *, chunk: int, budget: int, pieces: int) -> tuple[range, ...]:
+    """Cut the columns into slices of whole chunks, for sums over all columns of `rows` rows.
+
+    Parameters
+    ----------
+    pieces
+        How many slices there should be at least, where there are chunks enough.
+
+    Raises
+    ------
+    PlanError
+        The N x N sum and one chunk of every row do not fit the budget.
+    """
+    fixed = 2 * 8 * rows * rows
+    needed = fixed + 4 * chunk * rows
+    if needed > budget:
+        raise PlanError(
+            f"the Gram matrix of {rows} adapters needs {_mib(needed)} in a task, which may use {_mib(budget)}; "
+            "raise --memory, or lower --workers"
+        )
+    chunks = -(-parameters // chunk)
+    each = max(1, chunks // max(1, pieces)) * chunk
+    return tuple(range(start, min(start + each, parameters)) for start in range(0, parameters, each))
+
+
+def contiguous(values: Sequence[int], start: int, stop: int) -> tuple[int, int]:
+    """Return the positions in ascending `values` that lie in [start, stop), half-open."""
+    from bisect import bisect_left
+
+    return bisect_left(values, start), bisect_left(values, stop)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
