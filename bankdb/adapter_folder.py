@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 import shutil
@@ -59,6 +60,20 @@ def write_adapter_folder(folder: Path, *, files: Mapping[str, Content], overwrit
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Delete what killed writers of `folder` left beside it; no other process may be writing it.
+
+    What an unfinished overwrite had moved aside is put back.
+    """
+    for partial in folder.parent.glob(f".{glob.escape(folder.name)}.partial-*"):
+        shutil.rmtree(partial)
+    for replaced in folder.parent.glob(f".{glob.escape(folder.name)}.replaced-*"):
+        if not os.path.lexists(folder):
+            replaced.rename(folder)  # killed between the two renames of an overwrite
+        else:
+            _delete(replaced)
+
+
 def _check_free(folder: Path, overwrite: bool) -> None:
     if not os.path.lexists(folder):
         return
@@ -102,10 +117,15 @@ def _replace(partial: Path, folder: Path, overwrite: bool) -> None:
                 f"{folder}: written by another process meanwhile; choose another name"
             ) from error
         raise
-    if old is not None and old.is_symlink():
-        old.unlink()
-    elif old is not None:
-        shutil.rmtree(old)
+    if old is not None:
+        _delete(old)
+
+
+def _delete(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def _sync(path: Path) -> None:

@@ -24,6 +24,7 @@ from bankdb.arrays import (
     grow_array,
     open_array,
     partial_files,
+    read_region,
 )
 from bankdb.errors import BankFormatError
 
@@ -97,7 +98,8 @@ class AdapterStore:
 
     def read(self, row: int) -> Vector:
         """Read one row, shape (p,). Raises BankFormatError if it is missing or damaged."""
-        return self.read_rows([row])[0]
+        row_values: Vector = self.read_rows([row])[0]
+        return row_values
 
     def read_rows(self, rows: Sequence[int]) -> Vector:
         """Read whole rows, shape (len(rows), p). Raises BankFormatError naming a bad one."""
@@ -123,13 +125,8 @@ class AdapterStore:
             )
         if row >= self.array.shape[0]:
             self._array = None
-        try:
-            values: Vector = np.asarray(self.array[row, start:stop], dtype=np.float32)
-        except (ValueError, RuntimeError, IndexError, OSError) as error:
-            raise BankFormatError(
-                f"{self.file(row)}: row {row} cannot be read ({type(error).__name__}); "
-                "`bank verify --repair` restores it from its source"
-            ) from error
+        advice = "`bank verify --repair` restores it from its source"
+        values: Vector = read_region(self.array, (row, slice(start, stop)), f"row {row}: {advice}")
         # A missing chunk reads as NaN throughout; no stored value is NaN.
         if np.isnan(values[:: column_chunk(self.array.shape[1])]).any() or np.isnan(values[-1:]).any():
             raise BankFormatError(

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bankdb.errors import BankFormatError, BankNotFoundError
 
 if TYPE_CHECKING:
@@ -90,6 +93,22 @@ def open_array(path: str | Path, *, mode: str = "r") -> zarr.Array[Any]:
     if not isinstance(found, zarr.Array):
         raise BankFormatError(f"{path}: expected a zarr array, found a group")
     return found
+
+
+def read_region(array: zarr.Array[Any], selection: Any, advice: str) -> NDArray[Any]:
+    """Read part of an array as NumPy's.
+
+    Raises
+    ------
+    BankFormatError
+        A chunk is truncated or otherwise damaged; the message ends with `advice`.
+    """
+    try:
+        return np.asarray(array[selection])
+    except (ValueError, RuntimeError, OSError) as error:
+        raise BankFormatError(
+            f"{array.store_path}: stored chunks cannot be read ({type(error).__name__}: {_first_line(error)}); {advice}"
+        ) from error
 
 
 def grow_array(path: Path, shape: tuple[int, ...]) -> None:

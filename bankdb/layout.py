@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import AdapterError, BankFormatError
+from bankdb.messages import listed
 from bankdb.strict_json import parse_object
 
 B_SUFFIX = ".lora_B.weight"
@@ -215,13 +216,7 @@ class AdapterLayout:
             if name in shapes and shapes[name] != expected[name]
         ]
         named = {"missing tensors": missing, "unexpected tensors": unexpected, "shape of": other}
-        return [f"{what} {first_few(lines)}" for what, lines in named.items() if lines]
-
-
-def first_few(names: Sequence[str], limit: int = _NAMED) -> str:
-    """Join the first names, and count the others."""
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+        return [f"{what} {listed(lines, _NAMED)}" for what, lines in named.items() if lines]
 
 
 def _leaf_modules(layout: AdapterLayout) -> list[str]:

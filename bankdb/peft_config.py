@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bankdb.errors import AdapterError
-from bankdb.layout import AdapterLayout, first_few
+from bankdb.layout import AdapterLayout
+from bankdb.messages import listed
 from bankdb.strict_json import json_type, parse_object
 
 CONFIG_NAME = "adapter_config.json"
@@ -268,7 +269,7 @@ def _check_known(options: dict[str, Any], path: Path) -> None:
     if unknown:
         shown = [f"{key}: {_shown(options, key)}" for key in unknown]
         raise AdapterError(
-            f"{path}: unknown options are set ({first_few(shown)}); they may change what the weights mean: "
+            f"{path}: unknown options are set ({listed(shown)}); they may change what the weights mean: "
             "unset them if they do not"
         )
 

@@ -5,7 +5,9 @@ Read into a flat float32 vector, exactly; written again bit for bit, or as a new
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
 import stat
 import struct
@@ -20,7 +22,8 @@ from numpy.typing import NDArray
 
 from bankdb.adapter_folder import write_adapter_folder
 from bankdb.errors import AdapterError, BankFormatError
-from bankdb.layout import AdapterLayout, TensorSpec, first_few
+from bankdb.layout import AdapterLayout, TensorSpec
+from bankdb.messages import listed
 from bankdb.model_card import model_card
 from bankdb.peft_config import CONFIG_NAME, AdapterConfig, read_config
 from bankdb.safetensors_header import TensorEntry, check_data_bytes, parse_header, read_header
@@ -31,6 +34,7 @@ __all__ = [
     "SourceAdapter",
     "load_adapter",
     "model_card",
+    "read_layout",
     "source_file",
     "source_pieces",
     "write_adapter_folder",
@@ -97,21 +101,42 @@ def load_adapter(
     AdapterError
         The folder is refused; the message names the file, what was expected and what was found.
     """
-    _check_folder(folder)
-    config = read_config(folder / CONFIG_NAME)
+    config, path = _open_folder(folder)
     if base_models is not None and config.base_model not in base_models:
         raise AdapterError(
             f"{folder / CONFIG_NAME}: base model {' or '.join(map(repr, base_models))} was expected, "
             f"{config.base_model!r} found; adapters of another base model cannot be combined with the bank's"
         )
-    path = _weights_file(folder)
-    try:
-        with path.open("rb") as file:
-            return _read_adapter(file, path.stat().st_size, path, config, expected)
-    except OSError as error:
-        raise AdapterError(
-            f"{path}: cannot be read: {error.strerror}; check its permissions and disk"
-        ) from error
+    with _opened(path) as (file, file_bytes):
+        header = read_header(file, file_bytes, path)
+        entries = parse_header(header, path)
+        layout = _layout(entries, config, path)
+        _check_layout(layout, expected, path)
+        check_data_bytes(entries, file_bytes - 8 - len(header), path)
+        digest = hashlib.sha256(struct.pack("<Q", len(header)) + header)
+        vector = _read_tensors(file, entries, layout, path, digest)
+    dtypes = {_DTYPE_NAMES[entry.dtype] for entry in entries}
+    return SourceAdapter(
+        config=config,
+        layout=layout,
+        dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
+        header=header,
+        sha256=digest.hexdigest(),
+        vector=vector,
+    )
+
+
+def read_layout(folder: Path) -> AdapterLayout:
+    """Read the layout of an adapter folder from its configuration and header alone.
+
+    Raises
+    ------
+    AdapterError
+        The configuration or the header is refused; the data is not looked at.
+    """
+    config, path = _open_folder(folder)
+    with _opened(path) as (file, file_bytes):
+        return _layout(parse_header(read_header(file, file_bytes, path), path), config, path)
 
 
 def source_pieces(vector: NDArray[np.float32], layout: AdapterLayout, header: bytes) -> Iterator[bytes]:
@@ -143,10 +168,11 @@ def source_pieces(vector: NDArray[np.float32], layout: AdapterLayout, header: by
         tensor = tensors[entry.name]
         with np.errstate(over="ignore"):
             stored = tensor.astype(DTYPES[_DTYPE_NAMES[entry.dtype]])
-        if stored.astype(np.float32).tobytes() != tensor.tobytes():
+        exact = stored.astype(np.float32).tobytes() == tensor.tobytes()
+        if not exact or not np.isfinite(tensor).all():
             raise BankFormatError(
-                f"{entry.name}: the stored row has values that {_DTYPE_NAMES[entry.dtype]}, in which it was "
-                "ingested, cannot hold; run 'bank verify'"
+                f"{entry.name}: the stored row was expected to hold finite {_DTYPE_NAMES[entry.dtype]} values, as "
+                "ingested, others found; run 'bank verify'"
             )
         yield stored.tobytes()
 
@@ -209,7 +235,8 @@ def write_safetensors(path: Path, vector: NDArray[np.float32], layout: AdapterLa
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def _check_folder(folder: Path) -> None:
+def _open_folder(folder: Path) -> tuple[AdapterConfig, Path]:
+    """Read the configuration of an adapter folder, and find its weights."""
     try:
         found = folder.stat()
     except OSError as error:
@@ -218,6 +245,20 @@ def _check_folder(folder: Path) -> None:
         ) from None
     if not stat.S_ISDIR(found.st_mode):
         raise AdapterError(f"{folder}: a folder was expected, a file found; give the folder that holds it")
+    config = read_config(folder / CONFIG_NAME)
+    return config, _weights_file(folder)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a file for reading, with its size; whatever the disk says becomes an AdapterError."""
+    try:
+        with path.open("rb") as file:
+            yield file, os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise AdapterError(
+            f"{path}: cannot be read: {error.strerror}; check its permissions and the disk"
+        ) from error
 
 
 def _weights_file(folder: Path) -> Path:
@@ -245,29 +286,13 @@ def _weights_file(folder: Path) -> Path:
     return path
 
 
-def _read_adapter(
-    file: BinaryIO, file_bytes: int, path: Path, config: AdapterConfig, expected: AdapterLayout | None
-) -> SourceAdapter:
-    header = read_header(file, file_bytes, path)
-    entries = parse_header(header, path)
-    layout = _layout(entries, config, path)
-    differences = [] if expected is None else expected.differences(layout)
+def _check_layout(found: AdapterLayout, expected: AdapterLayout | None, path: Path) -> None:
+    differences = [] if expected is None else expected.differences(found)
     if differences:
         raise AdapterError(
-            f"{path}: not of the bank's layout: {'; '.join(differences)}; retrain it like the others"
+            f"{path}: not of the bank's layout: {'; '.join(differences)}; train it like the others, or put it in "
+            "a bank of its own"
         )
-    check_data_bytes(entries, file_bytes - 8 - len(header), path)
-    digest = hashlib.sha256(struct.pack("<Q", len(header)) + header)
-    vector = _read_tensors(file, entries, layout, path, digest)
-    dtypes = {_DTYPE_NAMES[entry.dtype] for entry in entries}
-    return SourceAdapter(
-        config=config,
-        layout=layout,
-        dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
-        header=header,
-        sha256=digest.hexdigest(),
-        vector=vector,
-    )
 
 
 def _read_tensors(
@@ -356,7 +381,7 @@ def _check_targets(modules: Sequence[str], config: AdapterConfig, path: Path) ->
     other = [module for module in modules if not config.targets(module)]
     if other:
         raise AdapterError(
-            f"{path}: unexpected tensors for {first_few(other)}, which target_modules in {CONFIG_NAME} does not "
+            f"{path}: unexpected tensors for {listed(other)}, which target_modules in {CONFIG_NAME} does not "
             "select; give the configuration that the adapter was trained with"
         )
     names = config.target_modules
@@ -365,7 +390,7 @@ def _check_targets(modules: Sequence[str], config: AdapterConfig, path: Path) ->
     idle = [name for name in names if not any(m == name or m.endswith(f".{name}") for m in modules)]
     if idle:
         raise AdapterError(
-            f"{path}: missing tensors for {first_few(idle)}, target modules in {CONFIG_NAME}; if the base model "
+            f"{path}: missing tensors for {listed(idle)}, target modules in {CONFIG_NAME}; if the base model "
             "has no such module, remove it there, otherwise save the adapter again"
         )
     return modules if config.restricted else names

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bankdb.errors import AdapterError
-from bankdb.layout import first_few
+from bankdb.messages import listed
 from bankdb.strict_json import parse_object
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -118,6 +118,8 @@ def _check_metadata(metadata: Any) -> None:
 
 
 def _entry(name: str, described: Any) -> TensorEntry:
+    if not name.isprintable():
+        raise ValueError(f"the tensor name {name!r} was expected to be printable")
     if not isinstance(described, dict) or sorted(described) != ["data_offsets", "dtype", "shape"]:
         raise ValueError(f"{name!r} was expected to have dtype, shape and data_offsets alone")
     dtype, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
@@ -136,13 +138,13 @@ def _check_supported(entries: list[TensorEntry], path: Path) -> None:
     other = [f"{entry.name} {entry.dtype!r}" for entry in entries if entry.dtype not in ITEM_BYTES]
     if other:
         raise AdapterError(
-            f"{path}: tensors of dtype {', '.join(ITEM_BYTES)} were expected, {first_few(other)} found; "
+            f"{path}: tensors of dtype {', '.join(ITEM_BYTES)} were expected, {listed(other)} found; "
             "convert the adapter in PEFT and save it again"
         )
     empty = [f"{entry.name} {entry.shape}" for entry in entries if 0 in entry.shape]
     if empty:
         raise AdapterError(
-            f"{path}: empty tensors: {first_few(empty)}; gather sharded weights before saving the adapter"
+            f"{path}: empty tensors: {listed(empty)}; gather sharded weights before saving the adapter"
         )
 
 

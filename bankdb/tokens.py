@@ -142,7 +142,7 @@ def _quiet() -> Iterator[None]:
 
 def _vocabulary_size(tokenizer: Any) -> int:
     ids = tokenizer.get_vocab().values()
-    return max(len(tokenizer), max(ids) + 1)
+    return int(max(len(tokenizer), max(ids) + 1))
 
 
 def _fingerprint(tokenizer: Any, vocabulary: int) -> str:

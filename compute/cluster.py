@@ -108,7 +108,9 @@ def open_cluster(options: ClusterOptions, progress: Progress) -> Iterator[Cluste
         client = stack.enter_context(_remote(options) if remote else _local(options))
         slots = sum(client.nthreads().values())
         if not slots:
-            raise ComputeError(f"{client.scheduler.address}: the scheduler has no workers; start some first")
+            raise ComputeError(
+                f"{options.scheduler or options.scheduler_file}: the scheduler has no workers; start some first"
+            )
         memory = options.memory or machine_memory() // 2
         progress.note(f"dashboard: {client.dashboard_link}")
         yield Cluster(client, slots, memory // slots, client.dashboard_link)

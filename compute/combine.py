@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.adapter_store import AdapterStore
-from bankdb.arrays import chunk_file, fsync_written, open_array
+from bankdb.arrays import chunk_file, fsync_written, open_array, read_region
 from bankdb.errors import ComputeError
 from compute.tiles import SHARD_ROWS, Panel
 
@@ -137,7 +137,11 @@ def combine_panel(adapters_path: str, group_path: str, sources: Sources, panel: 
         The result holds something that is not a finite number.
     """
     group = Path(group_path)
-    coefficients: Float32 = open_array(group / "coefficients")[panel.target_start : panel.target_stop, :]
+    coefficients: Float32 = read_region(
+        open_array(group / "coefficients"),
+        np.s_[panel.target_start : panel.target_stop, :],
+        "delete predictions.zarr and run the same command again",
+    )
     store = AdapterStore(Path(adapters_path))
     out = combine_columns(store, sources, coefficients, panel.start, panel.stop, panel.batch)
     if not np.isfinite(out).all():

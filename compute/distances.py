@@ -16,9 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import create_array, ensure_group, fsync_path, fsync_written, grow_array, open_array
+from bankdb.arrays import (
+    create_array,
+    ensure_group,
+    fsync_path,
+    fsync_written,
+    grow_array,
+    open_array,
+    read_region,
+)
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankError, ComputeError
+from bankdb.errors import ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
 from compute.blocks import Metric
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     import zarr
 
 _COUNTS_CHUNK = 1 << 20
+_AGAIN = "delete that folder and run the same command again: it is computed again"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,8 +82,7 @@ def distance_matrix(
     run, path = _open_run(bank, metric, rows[-1] + 1)
     for attempt in range(2):
         _compute_missing(bank, run, path, metric, adapters, cluster, progress)
-        values: NDArray[np.float64] = open_array(path)[:, :]
-        values = values[np.ix_(rows, rows)]
+        values: NDArray[np.float64] = read_region(open_array(path), np.s_[:, :], _AGAIN)[np.ix_(rows, rows)]
         bad = ~np.isfinite(values)
         if not bad.any():
             return DistanceMatrix(adapters, values, metric.key)
@@ -234,12 +242,16 @@ def token_counts(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> TokenC
 
 def _read_counts(path: Path, start: int, stop: int) -> tuple[NDArray[np.int64], TokenCounts]:
     """Read the counts of the datasets whose row is in [start, stop), and those rows."""
-    rows: NDArray[np.int64] = open_array(path / "rows")[:]
+
+    def read(name: str, first: int | None, last: int | None) -> NDArray[Any]:
+        return read_region(open_array(path / name), slice(first, last), _AGAIN)
+
+    rows: NDArray[np.int64] = read("rows", None, None)
     first, last = contiguous(rows.tolist(), start, stop)
-    indptr: NDArray[np.int64] = open_array(path / "indptr")[first : last + 1]
-    ids = open_array(path / "ids")[indptr[0] : indptr[-1]]
-    counts = open_array(path / "counts")[indptr[0] : indptr[-1]]
-    vocabulary = int(open_array(path / "vocabulary")[0])
+    indptr: NDArray[np.int64] = read("indptr", first, last + 1)
+    ids = read("ids", int(indptr[0]), int(indptr[-1]))
+    counts = read("counts", int(indptr[0]), int(indptr[-1]))
+    vocabulary = int(read("vocabulary", 0, 1)[0])
     return rows[first:last], TokenCounts(indptr - indptr[0], ids, counts, vocabulary)
 
 
@@ -318,14 +330,7 @@ def _check_finite(
 
 
 def _region(array: zarr.Array[Any], tile: Tile, *, mirror: bool = False) -> NDArray[np.float64]:
-    try:
-        values = array[_slices(tile, mirror)]
-    except (ValueError, RuntimeError, OSError) as error:
-        raise BankError(
-            f"distances: the stored chunks of tile {tile.name} cannot be read ({type(error).__name__}); "
-            "delete distances.zarr and run the same command again"
-        ) from error
-    return np.array(values, dtype=np.float64)
+    return np.array(read_region(array, _slices(tile, mirror), _AGAIN), dtype=np.float64)
 
 
 def _write_region(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.adapter_store import AdapterStore
-from bankdb.arrays import column_chunk, create_array, ensure_group, fsync_written, open_array
+from bankdb.arrays import column_chunk, create_array, ensure_group, fsync_written, open_array, read_region
 from bankdb.bank import AdapterBank
 from bankdb.errors import ComputeError
 from bankdb.progress import Progress
@@ -88,7 +88,7 @@ def gram_matrix(
     partial = open_array(path)
     total = np.zeros((len(adapters), len(adapters)))
     for index in range(len(slices)):
-        total += partial[index]
+        total += read_region(partial, index, "delete that folder and run the same command again")
     if not np.isfinite(total).all():
         bank.runs.reopen(run.id)
         raise ComputeError(f"{path}: the Gram matrix lacks slices; run the same command again")

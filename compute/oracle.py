@@ -124,7 +124,8 @@ def _centre(gram: FloatArray, cross: FloatArray) -> tuple[FloatArray, FloatArray
     would only take digits. Each row of `cross` is right up to a constant, which the simplex does not see.
     """
     means = gram.mean(axis=1)
-    return gram - means[:, None] - means + means.mean(), cross - means
+    centred: FloatArray = gram - means[:, None] - means + means.mean()
+    return centred, cross - means
 
 
 def _descend(gram: FloatArray, cross: FloatArray, allowed: NDArray[np.bool_]) -> FloatArray:
@@ -133,7 +134,7 @@ def _descend(gram: FloatArray, cross: FloatArray, allowed: NDArray[np.bool_]) ->
     It finds most of each row's support with matrix products of all rows; the active set does the rest.
     """
     lipschitz = float(linalg.eigvalsh(gram, subset_by_index=[len(gram) - 1] * 2)[0]) * 1.01
-    weights = allowed / allowed.sum(axis=1, keepdims=True)
+    weights: FloatArray = allowed / allowed.sum(axis=1, keepdims=True)
     if lipschitz <= 0.0:
         return weights
     ahead, momentum = weights, np.ones((len(weights), 1))
@@ -189,7 +190,8 @@ class _Problem:
             below = (gradient < level - self.tolerance) & ~face
             stationary = np.all(np.abs(gradient[face] - level) <= self.tolerance)
             if stationary and not below.any():
-                return weights / weights.sum()
+                weights /= weights.sum()
+                return weights
             if stationary:
                 face = face | below
         raise ComputeError(
@@ -205,35 +207,39 @@ class _Problem:
             index = np.flatnonzero(face)
             gradient = self.gram[index] @ weights - self.cross[index]
             step = self._newton_step(index, gradient)
-            current = weights[index]
-            target = current + step
-            if target.min() > 0.0:
-                moved = target
-            else:
-                moved = self._best_feasible(index, current, step, gradient)
-            weights = np.zeros_like(weights)
-            weights[index] = moved
-            face = weights > 0.0
-            if target.min() > 0.0:
+            target = weights[index] + step
+            whole = bool(target.min() > 0.0)
+            kept = np.ones(len(index), dtype=bool)
+            if not whole:
+                target, kept = self._best_feasible(index, weights[index], step, gradient)
+            weights, face = np.zeros_like(weights), np.zeros_like(face)
+            weights[index], face[index[kept]] = target, True
+            if whole:
                 return weights, face
 
     def _best_feasible(
         self, index: NDArray[np.int64], current: FloatArray, step: FloatArray, gradient: FloatArray
-    ) -> FloatArray:
-        """The end of the step cut to the simplex if that descends, else its last feasible point."""
-        shrinking = step < 0.0
+    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """The end of the step cut to the simplex if that descends, else the step's last feasible point.
+
+        Cutting drops many sources at once, where the boundary mostly drops one. Returned with the sources
+        that stay on the face: one just added may stay there with weight zero.
+        """
         lengths = np.full(len(step), np.inf)
+        shrinking = step < 0.0
         lengths[shrinking] = current[shrinking] / -step[shrinking]
-        length = float(lengths.min())
-        boundary = np.maximum(current + length * step, 0.0)
-        boundary[lengths <= length] = 0.0
+        kept = lengths > lengths.min()
+        boundary = np.where(kept, np.maximum(current + lengths.min() * step, 0.0), 0.0)
         boundary /= boundary.sum()
-        # Cutting drops many sources at once, where the boundary mostly drops one.
         cut = np.maximum(current + step, 0.0)
         cut /= cut.sum()
         gram = self.gram[np.ix_(index, index)]
-        changes = [float(move @ (gradient + gram @ move / 2)) for move in (cut - current, boundary - current)]
-        return cut if changes[0] < min(changes[1], 0.0) else boundary
+        cut_change, boundary_change = (
+            float(move @ (gradient + gram @ move / 2)) for move in (cut - current, boundary - current)
+        )
+        if cut_change < min(boundary_change, 0.0):
+            return cut, cut > 0.0
+        return boundary, kept
 
     def _newton_step(self, index: NDArray[np.int64], gradient: FloatArray) -> FloatArray:
         """Step to the minimum over the plane of the face, on which weights keep their sum."""
@@ -252,11 +258,14 @@ class _Problem:
             np.fill_diagonal(gram, diagonal + ridge)
             try:
                 factor: tuple[FloatArray, bool] = linalg.cho_factor(gram, check_finite=False)
-            except linalg.LinAlgError:
+            except np.linalg.LinAlgError:
                 # Rounding of the Gram matrix left a slightly negative eigenvalue.
                 ridge *= 10.0
                 if ridge > self.largest:
-                    raise
+                    raise ComputeError(
+                        f"{self.name}: expected a Gram matrix without negative eigenvalues, found one of about"
+                        f" {-ridge / self.largest:.1g} of its largest entry; compute it again"
+                    ) from None
             else:
                 return factor
 

@@ -236,7 +236,7 @@ def predict_all(
         if weight_errors:
             gram = gram_matrix(bank, found.adapters, sources, used, shown)
             targets = np.arange(len(found.adapters))
-            error = weight_space_errors(found.values, gram, targets, bank.layout.size).relative_error
+            error = weight_space_errors(found.values, gram, targets, bank.layout.size).relative
         run, path = _open_predictions(bank, found)
         _combine_missing(bank, run, path, sources, used, shown)
         bank.runs.store_predictions(list(_prediction_records(run, found, error)))

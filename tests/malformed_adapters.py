@@ -403,7 +403,7 @@ HEADERS = (
     _header("header is an array", lambda h: b"[1, 2, 3, 4, 5, 6]", "does not begin with", True),
     _header("header begins with a space", lambda h: b" " + json.dumps(h).encode(), "does not begin with"),
     _header("header is not UTF-8", lambda h: b'{"\xff": 1}', "malformed safetensors header", True),
-    _header("tensor twice", _duplicate_tensor, "given twice", True),
+    _header("tensor twice", _duplicate_tensor, "given twice"),
     _header("no tensors", lambda h: {"__metadata__": {"format": "pt"}}, "holds no tensors", True),
     _header("metadata is no map of text", lambda h: h.update(__metadata__={"a": 1}), "__metadata__", True),
     _header("no dtype", lambda h: h[FIRST].pop("dtype") and None, "was expected to have dtype", True),
@@ -420,6 +420,7 @@ HEADERS = (
 )
 
 TENSORS = (
+    _tensors("line break in a name", _add("a\nb", [4, 16], "F64"), "was expected to be printable"),
     _tensors("float64", _swap_dtype("F64"), "'F64' found"),
     _tensors("int8", _swap_dtype("I8"), "'I8' found"),
     _tensors("float8", _swap_dtype("F8_E4M3"), "'F8_E4M3' found"),

@@ -1,0 +1,247 @@
+"""Predicted adapters as PEFT folders, with a model card and a provenance record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.adapter_folder import clear_unfinished, write_adapter_folder
+from bankdb.arrays import open_array, read_region
+from bankdb.bank import AdapterBank
+from bankdb.errors import BankError, BankFormatError, ConflictError, ParameterError
+from bankdb.model_card import model_card
+from bankdb.peft_config import render_config
+from bankdb.peft_format import write_safetensors
+from bankdb.progress import Progress, SilentProgress
+from bankdb.records import AdapterRecord, BankRecord
+from bankdb.runs import library_versions
+from compute.cluster import core_count
+from compute.new_dataset import Prediction
+from compute.options import PredictionOptions
+from compute.predict import PredictedBank
+
+DTYPES = ("source", "float32", "float16", "bfloat16")
+PROVENANCE = "provenance.json"
+
+
+def export_prediction(
+    bank: AdapterBank,
+    prediction: Prediction,
+    folder: str | Path,
+    *,
+    dtype: str = "source",
+    overwrite: bool = False,
+) -> Path:
+    """Write one prediction as a folder that PEFT and vLLM load; return the folder.
+
+    Parameters
+    ----------
+    dtype
+        `source`: that of the adapters combined (float32 if they differ); or float32, float16, bfloat16.
+    overwrite
+        Replace an adapter folder that is there.
+
+    Raises
+    ------
+    ConflictError
+        `folder` is there and is not to be replaced.
+    AdapterError
+        It cannot be written, or a value is too large for the dtype.
+    """
+    weights = prediction.coefficients.astype(np.float32)
+    written = _dtype(dtype, prediction.adapters, weights)
+    record = _provenance(
+        bank.record,
+        prediction.name,
+        prediction.metric,
+        prediction.options,
+        prediction.adapters,
+        weights,
+        written,
+    )
+    record["dataset"] = {
+        "content_sha256": prediction.dataset.sha256,
+        "examples": len(prediction.dataset),
+        "tokens": prediction.tokens,
+    }
+    record["left_out"] = list(prediction.left_out)
+    target = Path(folder)
+    _write(bank, target, prediction.vector, record, written, overwrite)
+    return target
+
+
+def export_all(
+    bank: AdapterBank,
+    predicted: PredictedBank,
+    folder: str | Path,
+    *,
+    dtype: str = "source",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Write every prediction as `folder/NAME`; what is there already from the same run is kept.
+
+    Raises
+    ------
+    ConflictError
+        A folder is there that holds something else, and is not to be replaced.
+    """
+    progress = progress or SilentProgress()
+    root = Path(folder)
+    found = predicted.coefficients
+    weights = found.values.astype(np.float32)
+    vectors = open_array(predicted.path / "adapters")
+    bank_record = bank.record
+    progress.begin("export", len(found.adapters))
+
+    def export(index: int) -> Path:
+        target = found.adapters[index]
+        written = _dtype(dtype, found.adapters, weights[index])
+        record = _provenance(
+            bank_record, target.name, found.metric, found.options, found.adapters, weights[index], written
+        )
+        record["leave_one_out"] = True
+        record["dataset"] = {
+            "content_sha256": target.content_sha256,
+            "examples": target.examples,
+            "tokens": target.tokens,
+        }
+        where = root / target.name
+        if not _already_there(where, record, overwrite):
+            vector = read_region(
+                vectors, np.s_[index, :], "delete predictions.zarr and run the same command again"
+            )
+            if not np.isfinite(vector).all():
+                raise BankFormatError(
+                    f"{predicted.path}: the prediction for {target.name} lacks shards; "
+                    "delete predictions.zarr and run the same command again"
+                )
+            _write(bank, where, vector, record, written, overwrite)
+        bank.runs.set_exported(predicted.run.id, target.name, str(where.absolute()), written)
+        progress.advance()
+        return where
+
+    with bank.computing(progress), ThreadPoolExecutor(max_workers=core_count()) as pool:
+        for record in found.adapters:
+            clear_unfinished(root / record.name)
+        futures = [pool.submit(export, index) for index in range(len(found.adapters))]
+        try:
+            folders = [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    progress.end()
+    return folders
+
+
+def _already_there(folder: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether the folder holds this very prediction. A folder appears whole, so its record speaks for it."""
+    try:
+        text = (folder / PROVENANCE).read_text()
+    except FileNotFoundError:
+        return False
+    same = text == _json(record) and (folder / "adapter_model.safetensors").is_file()
+    if not same and not overwrite:
+        raise ConflictError(
+            f"{folder}: holds an adapter from another prediction; choose another folder, or pass --overwrite"
+        )
+    return same
+
+
+def _dtype(asked: str, adapters: Sequence[AdapterRecord], weights: NDArray[np.float32]) -> str:
+    if asked not in DTYPES:
+        raise ParameterError(f"dtype: expected one of {', '.join(DTYPES)}, found {asked!r}")
+    if asked != "source":
+        return asked
+    used = {adapters[index].dtype for index in np.flatnonzero(weights).tolist()}
+    only = used.pop()
+    # A file of several dtypes, or sources of several: the one that holds them all.
+    return "float32" if used or only == "mixed" else only
+
+
+def _provenance(
+    bank: BankRecord,
+    name: str,
+    metric: str,
+    options: PredictionOptions,
+    adapters: Sequence[AdapterRecord],
+    weights: NDArray[np.float32],
+    dtype: str,
+) -> dict[str, Any]:
+    """Everything that determines a prediction. Depends on that alone: no time, no machine."""
+    used = sorted(np.flatnonzero(weights).tolist(), key=lambda index: (-weights[index], adapters[index].name))
+    double = weights.astype(np.float64)
+    return {
+        "name": name,
+        "base_model": bank.base_model,
+        "base_model_revision": bank.base_model_revision,
+        "tokenizer": {"name": bank.tokenizer_name, "fingerprint": bank.tokenizer_fingerprint},
+        "text_rule": bank.text_rule,
+        "metric": metric,
+        "approach": options.approach,
+        "parameters": options.parameters(),
+        "effective_sources": float(1 / np.sum(double**2)),
+        "rank": adapters[0].rank,
+        "alpha": bank.alpha,
+        "use_rslora": bank.use_rslora,
+        "scaling": bank.scaling,
+        "dtype": dtype,
+        "versions": library_versions(),
+        "sources": [_source(adapters[index], float(weights[index])) for index in used],
+    }
+
+
+def _source(adapter: AdapterRecord, coefficient: float) -> dict[str, Any]:
+    return {
+        "name": adapter.name,
+        "coefficient": coefficient,
+        "source": adapter.source,
+        "revision": adapter.revision,
+        "sha256": adapter.source_sha256,
+        "scaling": adapter.scaling,
+        "licence": adapter.licence,
+        "group": adapter.group,
+        "dataset_source": adapter.dataset_source,
+        "dataset_revision": adapter.dataset_revision,
+        "dataset_sha256": adapter.content_sha256,
+    }
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write(
+    bank: AdapterBank,
+    folder: Path,
+    vector: NDArray[np.float32],
+    record: Mapping[str, Any],
+    dtype: str,
+    overwrite: bool,
+) -> None:
+    layout, about = bank.layout, bank.record
+    if about.alpha is None or about.use_rslora is None:
+        raise BankError(f"{bank.path}: the bank has a layout but no scaling; restore bank.db from a copy")
+    config = render_config(
+        about.base_model,
+        layout,
+        (about.alpha, about.use_rslora),
+        about.task_type,
+        revision=about.base_model_revision,
+    )
+    write_adapter_folder(
+        folder,
+        files={
+            "adapter_config.json": config.encode(),
+            "adapter_model.safetensors": lambda path: write_safetensors(path, vector, layout, dtype),
+            PROVENANCE: _json(record).encode(),
+            "README.md": model_card(record).encode(),
+        },
+        overwrite=overwrite,
+    )

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from malformed_adapters import BASE_MODEL, RANK
+
+from bankdb.peft_format import model_card
+
+
+def provenance(**changes: Any) -> dict[str, Any]:
+    record = {
+        "name": "task_001",
+        "base_model": BASE_MODEL,
+        "metric": "jensen-shannon",
+        "approach": "normalized",
+        "rank": RANK,
+        "sources": [
+            {"name": f"source-{i:02}", "coefficient": 1 / 16, "licence": "Apache-2.0", "source": "hub:a/b"}
+            for i in range(16)
+        ],
+    }
+    return record | changes
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    from huggingface_hub import ModelCard
+
+    data: dict[str, Any] = ModelCard(card).data.to_dict()
+    return data
+
+
+def test_the_card_says_what_the_hub_and_the_reader_need() -> None:
+    card = model_card(provenance())
+    found = front_matter(card)
+    assert found["base_model"] == BASE_MODEL
+    assert found["library_name"] == "peft"
+    assert found["license"] == "apache-2.0"
+    assert "Effective number of sources: 16.00" in card
+    assert "jensen-shannon" in card
+    assert card.count("| source-") == 10
+    assert "and 6 more" in card
+    assert "--max-lora-rank" not in card  # 16 is vLLM's default
+    assert "--max-lora-rank 32" in model_card(provenance(rank=20))
+
+
+def test_a_licence_is_stated_only_if_all_sources_have_it() -> None:
+    for licences, stated in (
+        (["mit", "mit"], "mit"),
+        (["MIT", "mit"], "mit"),
+        (["mit", "apache-2.0"], None),
+        (["mit", None], None),
+        ([None, None], None),
+        (["All rights reserved", "All rights reserved"], None),
+    ):
+        sources = [
+            {"name": str(i), "coefficient": 0.5, "licence": licence} for i, licence in enumerate(licences)
+        ]
+        # One that took no part has no say.
+        sources.append({"name": "idle", "coefficient": 0.0, "licence": "gpl-3.0"})
+        assert front_matter(model_card(provenance(sources=sources))).get("license") == stated
+
+
+@given(st.text(min_size=1, max_size=30), st.text(max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_no_name_breaks_the_card(name: str, origin: str) -> None:
+    sources = [{"name": name, "coefficient": 1.0, "licence": "mit", "source": origin}]
+    card = model_card(provenance(name=name, sources=sources, parameters={"top_k": name}))
+    assert front_matter(card)["base_model"] == BASE_MODEL
+    row = card.split("|---|---|---|---|\n")[1].splitlines()[0]
+    assert row.replace("\\\\", "").replace("\\|", "").count("|") == 5
+    assert card.count("```") == 4
