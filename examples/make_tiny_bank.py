@@ -238,3 +238,25 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     config["base_model_name_or_path"] = BASE_NAME
     config["target_modules"] = sorted(config["target_modules"])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    model.to(torch.float16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # Adapters are trained and scored on the very weights that ship, in float32 arithmetic.
+    model.to(torch.float32)
+
+
+def write_manifest(bank: Path) -> None:
+    with (bank / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["name", "adapter", "dataset", "group", "licence"])
+        for task in TASKS:
+            if task.in_bank:
+                rows.writerow(
+                    [task.name, f"adapters/{task.name}", f"datasets/{task.name}", task.family, LICENCE]
+                )
+
+
+def adapter_folder(out: Path, task: Task) -> Path:
+    return out / "bank" / "adapters" / task.name if task.in_bank else out / "new" / task.name / "adapter"

@@ -22,7 +22,9 @@ ROWS = [
 def write(path, rows):
     """Write rows in the format of the file's extension, independently of the reader."""
     if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8", newline="")
+        path.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8", newline=""
+        )
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows, indent=1), "utf-8")
     elif path.suffix == ".csv":
@@ -60,7 +62,9 @@ def test_every_format_gives_the_same_examples_and_hash(tmp_path, extension):
 
 @pytest.mark.parametrize("extension", [".jsonl", ".json", ".parquet"])
 def test_the_first_of_several_outputs_is_used(tmp_path, extension):
-    path = write(tmp_path / f"t{extension}", [{"input": "a", "output": ["b", "c"]}, {"input": "d", "output": ["e"]}])
+    path = write(
+        tmp_path / f"t{extension}", [{"input": "a", "output": ["b", "c"]}, {"input": "d", "output": ["e"]}]
+    )
     assert read_dataset([path]).outputs == ("b", "e")
 
 
@@ -158,14 +162,15 @@ def test_any_text_comes_back_from_every_format(tmp_path, found, random):
     assert read_dataset([write(tmp_path / "s.jsonl", rows)]).sha256 == expected
 
 
-@given(examples, examples)
-def test_the_hash_tells_different_examples_apart(tmp_path_factory, left, right):
-    if sorted(left) != sorted(right):
-        assert content(left) != content(right)
-
-
 def test_the_hash_tells_input_from_output_and_one_example_from_two(tmp_path):
-    cases = [[("ab", "c")], [("a", "bc")], [("", "abc")], [("a", "b"), ("c", "d")], [("a", "b")] * 2, [("a", "b")]]
+    cases = [
+        [("ab", "c")],
+        [("a", "bc")],
+        [("", "abc")],
+        [("a", "b"), ("c", "d")],
+        [("a", "b")] * 2,
+        [("a", "b")],
+    ]
     hashes = {
         read_dataset([write(tmp_path / "t.jsonl", [{"input": a, "output": b} for a, b in case])]).sha256
         for case in cases
@@ -178,7 +183,10 @@ LINES = [
     ('{"input": "a", "output": "b"', "line 2: invalid JSON at column"),
     ("[1]", "line 2: a list; expected an object with 'input' and 'output'"),
     ("null", "line 2: null; expected an object"),
-    ('{"input": "a", "target": "b"}', "line 2: no column 'output'; the columns are 'input', 'target'.*--output-column"),
+    (
+        '{"input": "a", "target": "b"}',
+        "line 2: no column 'output'; the columns are 'input', 'target'.*--output-column",
+    ),
     ('{"text": "a", "output": "b"}', "line 2: no column 'input'.*--input-column"),
     ('{"input": null, "output": "b"}', "line 2: 'input' is null; expected a string"),
     ('{"input": 7, "output": "b"}', "line 2: 'input' is a number"),
@@ -232,7 +240,7 @@ def refused(path, data, message, **columns):
         ("t.json", b'[{"input": "a", "output": "b"},\n {"input": "a"', "invalid JSON at line 2"),
         ("t.json", b'[{"input": "a", "output": "b"}, {"input": "a"}]', "example 2: no column 'output'"),
         ("t.json", b'[{"input": "a", "output": "b"}, 3]', "example 2: a number; expected an object"),
-        ("t.json", b'{"Definition": ["d"], "Instances": [{"input": "a", "output": ["b"]}]}', "an object with 'Definition'"),
+        ("t.json", b'{"Definition": ["d"], "Instances": [{"input": "a"}]}', "an object with 'Definition', 'Instances'"),
         ("t.json", b'{"input": ["a"], "output": ["b"]}', "'input' is a list"),
         ("t.json", b'{"data": [{"input": "a", "output": "b"}], "more": []}', "an object with 'data', 'more'"),
         ("t.csv", b"\n\n", "no examples"),
@@ -354,7 +362,10 @@ def test_the_training_split_is_found(tmp_path, names, expected):
         (["train.jsonl", "train-00000-of-00001.jsonl"], "more than one training split"),
         (["train-00000-of-00001.jsonl", "train-00000-of-00002.jsonl"], "more than one training split"),
         (["train-00000-of-00001.jsonl", "train-extra.jsonl"], "more than one training split"),
-        (["train-00000-of-00001-ab.parquet", "train-00000-of-00001-cd.parquet"], "more than one training split"),
+        (
+            ["train-00000-of-00001-ab.parquet", "train-00000-of-00001-cd.parquet"],
+            "more than one training split",
+        ),
         (["train-00000-of-00002.jsonl"], "1 shards of train are there and 2 are expected"),
         (["train-00001-of-00003.jsonl", "train-00002-of-00003.jsonl"], "2 shards .* 3 are expected"),
         (["train-00001-of-00001.jsonl"], "1 shards .* 1 are expected, numbered from 0 to 0"),

@@ -1,0 +1,249 @@
+"""Commands about what a bank holds: init, ingest, list, show, verify, remove, export."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.display import print_json, print_table, shown_progress
+from cli.options import bank_option, column_options, json_option, opened, overwrite_option
+
+if TYPE_CHECKING:
+    from bankdb.bank import AdapterBank
+    from bankdb.ingest import IngestReport
+    from bankdb.records import Pair, PairReference, RefusedPair
+
+
+@click.command(
+    epilog="\b\nExample:\n  bank init --base-model mistralai/Mistral-7B-Instruct-v0.2 --tokenizer ./mistral-7b"
+)
+@bank_option
+@click.option(
+    "--base-model", required=True, help="Name of the base model, as the adapters' configurations have it."
+)
+@click.option("--tokenizer", required=True, help="Folder or hub name of the base model's tokenizer.")
+@click.option(
+    "--alias", "aliases", multiple=True, help="Another name under which adapters may state the base model."
+)
+@json_option
+def init(bank_path: Path, base_model: str, tokenizer: str, aliases: tuple[str, ...], as_json: bool) -> None:
+    """Make an empty bank for one base model."""
+    from bankdb.bank import AdapterBank
+
+    with AdapterBank.create(bank_path, base_model=base_model, tokenizer=tokenizer, aliases=aliases) as bank:
+        record = bank.record
+    if as_json:
+        print_json(asdict(record))
+        return
+    click.echo(f"made {bank_path}: base model {record.base_model}, tokenizer of {record.vocabulary:,} ids")
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  bank ingest ./pairs                 datasets/NAME/ and adapters/NAME/\n"
+    "  bank ingest manifest.csv            columns name, adapter, dataset, group, licence\n"
+    "  bank ingest --hub OWNER/ADAPTER@REV=OWNER/DATASET@REV"
+)
+@bank_option
+@click.argument("sources", nargs=-1, required=True, metavar="FOLDER|MANIFEST|ID...")
+@click.option(
+    "--hub",
+    is_flag=True,
+    help="The arguments are repositories on the Hugging Face hub: ADAPTER[@REV]=DATASET[@REV], "
+    "or ADAPTER[@REV] where its model card names the dataset.",
+)
+@column_options
+@click.option(
+    "--group-pattern", metavar="REGEX", help="Its first group, found in a name, is the dataset's group."
+)
+@click.option(
+    "--replace", is_flag=True, help="Store a pair anew where the bank has other content under its name."
+)
+@json_option
+def ingest(
+    bank_path: Path,
+    sources: tuple[str, ...],
+    hub: bool,
+    input_column: str,
+    output_column: str,
+    group_pattern: str | None,
+    replace: bool,
+    as_json: bool,
+) -> None:
+    """Store pairs of an adapter and the dataset it was trained on.
+
+    A pair that is there already is skipped. One that cannot be stored is named at the end and leaves
+    nothing behind; the others are stored, and the exit status is 1.
+    """
+    from bankdb.ingest import IngestOptions
+    from bankdb.ingest import ingest as run_ingest
+
+    with opened(bank_path) as bank:
+        references, refused = _references(sources, hub, group_pattern)
+        report = run_ingest(
+            bank,
+            references,
+            resolve=_resolver(bank),
+            options=IngestOptions(input_column, output_column, replace),
+            refused=refused,
+            progress=shown_progress(),
+        )
+        total = len(bank)
+    _tell_ingested(report, total, as_json)
+    if report.refused:
+        sys.exit(1)
+
+
+def _references(
+    sources: tuple[str, ...], hub: bool, group_pattern: str | None
+) -> tuple[list[PairReference], list[RefusedPair]]:
+    from bankdb.hub import references_from_arguments
+    from bankdb.pairs import find_references
+
+    if hub:
+        return references_from_arguments(sources), []
+    references: list[PairReference] = []
+    refused: list[RefusedPair] = []
+    for source in sources:
+        found, bad = find_references(Path(source), group_pattern=group_pattern)
+        references += found
+        refused += bad
+    return references, refused
+
+
+def _resolver(bank: AdapterBank) -> Callable[[PairReference], Pair | None]:
+    from bankdb.hub import fetch, pin
+    from bankdb.pairs import resolve, uses_hub
+
+    def locate(reference: PairReference) -> Pair | None:
+        if not uses_hub(reference):
+            return resolve(reference)
+        pinned = pin(reference)
+        present = bank.catalog.find(pinned.name)
+        revisions = (pinned.adapter_revision, pinned.dataset_revision)
+        same = present is not None and (
+            (present.source, present.dataset_source) == (pinned.adapter_source, pinned.dataset_source)
+            and (present.revision, present.dataset_revision) == revisions
+        )
+        # A local side has no revision: it must be read to know.
+        return None if same and None not in revisions else fetch(pinned)
+
+    return locate
+
+
+def _tell_ingested(report: IngestReport, total: int, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(report) | {"adapters": total})
+        return
+    for item in report.refused:
+        click.echo(f"refused {item.name}: {' '.join(item.reason.split())}", err=True)
+    parts = [f"{len(report.added)} added", f"{len(report.skipped)} there already"]
+    if report.replaced:
+        parts.append(f"{len(report.replaced)} replaced")
+    if report.refused:
+        parts.append(f"{len(report.refused)} refused")
+    click.echo(f"{', '.join(parts)}; the bank has {total} adapters")
+
+
+@click.command("list", epilog="\b\nExample:\n  bank list --json")
+@bank_option
+@json_option
+def list_adapters(bank_path: Path, as_json: bool) -> None:
+    """List the adapters in the bank."""
+    with opened(bank_path) as bank:
+        records = bank.adapters()
+    if as_json:
+        print_json([asdict(record) for record in records])
+        return
+    if not records:
+        click.echo("the bank has no adapters yet; add some with `bank ingest`")
+        return
+    headings = ("name", "group", "examples", "tokens", "rank", "dtype", "licence")
+    print_table(
+        headings, [(r.name, r.group, r.examples, r.tokens, r.rank, r.dtype, r.licence) for r in records]
+    )
+
+
+@click.command(epilog="\b\nExamples:\n  bank show\n  bank show task1391")
+@bank_option
+@click.argument("name", required=False)
+@json_option
+def show(bank_path: Path, name: str | None, as_json: bool) -> None:
+    """Show everything about one adapter, or about the bank itself."""
+    with opened(bank_path) as bank:
+        if name is None:
+            values = asdict(bank.record) | {"adapters": len(bank)}
+            values.pop("layout")
+        else:
+            values = asdict(bank.catalog.adapter(name))
+    if as_json:
+        print_json(values)
+        return
+    print_table(
+        ("", ""), [(key.replace("_", " "), str(value)) for key, value in values.items() if value is not None]
+    )
+
+
+@click.command(epilog="\b\nExample:\n  bank verify --repair")
+@bank_option
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Restore damaged rows from their sources, clear leftovers, move foreign files to orphans/.",
+)
+@json_option
+def verify(bank_path: Path, repair: bool, as_json: bool) -> None:
+    """Read every stored row again, compare checksums, and find what lies about.
+
+    Exit status 1 if anything that the bank calls ready is damaged, or files are there that are not its own.
+    """
+    from bankdb.verify import verify as run_verify
+
+    with opened(bank_path) as bank:
+        report = run_verify(bank, repair=repair, progress=shown_progress())
+    if as_json:
+        print_json(asdict(report) | {"clean": report.clean})
+    else:
+        for line in report.repaired:
+            click.echo(f"repaired: {line}")
+        for line in report.leftovers:
+            click.echo(f"leftover: {line}")
+        for line in report.damage:
+            click.echo(f"damage: {' '.join(line.split())}", err=True)
+        click.echo(f"{report.checked} adapters checked: {'clean' if report.clean else 'NOT clean'}")
+    if not report.clean:
+        sys.exit(1)
+
+
+@click.command(epilog="\b\nExample:\n  bank remove task1391")
+@bank_option
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def remove(bank_path: Path, names: tuple[str, ...]) -> None:
+    """Remove adapters and their datasets from the bank."""
+    with opened(bank_path) as bank:
+        for name in names:
+            bank.catalog.adapter(name)
+        for name in names:
+            bank.remove(name)
+            click.echo(f"removed {name}")
+
+
+@click.command(epilog="\b\nExample:\n  bank export task1391 --out ./task1391")
+@bank_option
+@click.argument("name")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@overwrite_option
+def export(bank_path: Path, name: str, out: Path, overwrite: bool) -> None:
+    """Write a stored adapter as the PEFT folder it came from, bit for bit."""
+    with opened(bank_path) as bank:
+        folder = bank.export(name, out, overwrite=overwrite)
+    click.echo(f"wrote {folder}{os.sep}")
+
+
+COMMANDS = (init, ingest, list_adapters, show, verify, remove, export)

@@ -1,0 +1,156 @@
+"""What a person sees: progress on standard error, tables and JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+    from bankdb.progress import Progress
+
+# Seconds between two lines about one stage where there is no terminal to draw a bar on.
+_LINE_SECONDS = 5.0
+
+
+def shown_progress() -> Progress:
+    """Return bars on a terminal, and plain lines anywhere else."""
+    return BarProgress() if sys.stderr.isatty() else LineProgress()
+
+
+class LineProgress:
+    """A line when a stage begins, one every few seconds, and one when it ends."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._total = self._done = 0
+        self._started = self._told = 0.0
+        self._lock = threading.Lock()
+
+    def begin(self, stage: str, total: int) -> None:
+        """Tell the stage and its number of steps."""
+        self._stage, self._total, self._done = stage, total, 0
+        self._started = self._told = time.monotonic()
+        click.echo(f"{stage}: 0/{total}", err=True)
+
+    def advance(self, steps: int = 1) -> None:
+        """Count steps; tell of them now and then."""
+        with self._lock:
+            self._done += steps
+            now = time.monotonic()
+            if now - self._told < _LINE_SECONDS:
+                return
+            self._told = now
+            left = (now - self._started) / self._done * (self._total - self._done)
+        click.echo(f"{self._stage}: {self._done}/{self._total}, about {left:.0f} s left", err=True)
+
+    def end(self) -> None:
+        """Tell how long the stage took."""
+        seconds = time.monotonic() - self._started
+        click.echo(f"{self._stage}: {self._total}/{self._total} in {seconds:.1f} s", err=True)
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        click.echo(text, err=True)
+
+
+class BarProgress:
+    """A bar for the stage that runs, with the time left; it stays as a line when the stage ends."""
+
+    def __init__(self) -> None:
+        self._bars: RichProgress | None = None
+        self._task: TaskID | None = None
+
+    def begin(self, stage: str, total: int) -> None:
+        """Draw a bar."""
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.end()
+        self._bars = Progress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._bars.start()
+        self._task = self._bars.add_task(stage, total=total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Move the bar."""
+        if self._bars is not None and self._task is not None:
+            self._bars.advance(self._task, steps)
+
+    def end(self) -> None:
+        """Leave the bar as it is."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._bars is not None:
+            self._bars.console.print(text, highlight=False, markup=False)
+        else:
+            click.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None
+) -> None:
+    """Print a table; numbers to the right, text to the left."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    body = [list(row) for row in rows]
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for index, heading in enumerate(headings):
+        numeric = bool(body) and all(isinstance(row[index], int | float) for row in body)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in body:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console = Console()
+    if not console.is_terminal:
+        # Piped: as wide as the text needs, so that no line is broken.
+        console = Console(width=max(80, 4 * len(headings) + _width(headings, body)))
+    console.print(table)
+
+
+def _width(headings: Sequence[str], body: Sequence[Sequence[object]]) -> int:
+    columns = zip(headings, *body, strict=True)
+    return sum(max(len(_cell(value)) for value in column) for column in columns)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

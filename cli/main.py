@@ -1,0 +1,100 @@
+"""The `bank` command: its group, and how errors end it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import IO, Any
+
+import click
+
+from bankdb.errors import BankError, ParameterError
+
+
+class _Failure(click.ClickException):
+    """One line on standard error, and an exit status: 2 for wrong use, 1 for everything else."""
+
+    exit_code: int
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.exit_code = status  # type: ignore[misc]
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message."""
+        click.echo(f"bank: error: {self.message}", file=file, err=file is None)
+
+
+class BankGroup(click.Group):
+    """Turns every error into one line and an exit status, unless a traceback was asked for."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug") or os.environ.get("BANK_DEBUG"):
+                raise
+            raise _failure(error) from error
+
+
+def _failure(error: Exception) -> Exception:
+    if isinstance(error, BankError):
+        message = " ".join(str(error).split())
+        return _Failure(message, 2 if isinstance(error, ParameterError) else 1)
+    if isinstance(error, OSError):
+        if error.errno == errno.EPIPE:
+            return error  # click ends quietly when the reader of a pipe has gone
+        advice = {
+            errno.ENOSPC: "free some space",
+            errno.EROFS: "it is read-only",
+            errno.EACCES: "check permissions",
+        }
+        hint = advice.get(error.errno or 0, "check the path and the disk")
+        return _Failure(f"{error.filename or 'disk'}: {error.strerror or error}; {hint}", 1)
+    reason = (str(error) or "no message").strip().splitlines()[0]
+    return _Failure(
+        f"internal error ({type(error).__name__}: {reason}); run it again as `bank --debug ...` and report it",
+        1,
+    )
+
+
+@click.group(
+    cls=BankGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""
+\b
+A first run:
+  bank init --base-model HuggingFaceTB/SmolLM2-135M-Instruct --tokenizer ./smollm2
+  bank ingest ./lots-of-loras
+  bank predict my-data.jsonl --out my-adapter
+""",
+)
+@click.version_option(package_name="lora-bank")
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+def cli(debug: bool) -> None:
+    """Make LoRA adapters for new datasets from a bank of trained ones, without a GPU.
+
+    Exit status: 0 all done, 1 something failed, 2 wrong use.
+    """
+
+
+def _register() -> None:
+    from cli import bank_commands, compute_commands
+
+    for command in (*bank_commands.COMMANDS, *compute_commands.COMMANDS):
+        cli.add_command(command)
+
+
+_register()
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="bank")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from bankdb.bank import AdapterBank
+    from compute.cluster import ClusterOptions
+
+METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd", "wd", "kl", "js")
+APPROACHES = ("attentional", "normalized", "uniform", "nearest", "oracle")
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+bank_option = click.option(
+    "--bank",
+    "bank_path",
+    type=click.Path(path_type=Path),
+    envvar="BANK_PATH",
+    default=Path("bank"),
+    show_default=True,
+    show_envvar=True,
+    help="The bank's folder.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an adapter that is already there.")
+memory_option = click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory that the work may use, such as 4GiB; half of the machine's if not given.",
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["source", "float32", "float16", "bfloat16"]),
+    default="source",
+    show_default=True,
+    help="Of the written weights; 'source' is that of the adapters combined.",
+)
+
+
+def together(*decorators: Decorator) -> Decorator:
+    """Apply several options as one."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+cluster_options = together(
+    click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask scheduler at this address."),
+    click.option(
+        "--scheduler-file",
+        type=click.Path(path_type=Path),
+        help="Run on the Dask scheduler that left its address in this file.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1, 4096),
+        help="Local worker processes; one for each core if not given.",
+    ),
+    memory_option,
+)
+metric_parameters = together(
+    click.option(
+        "--mmd-kernel",
+        "kernel",
+        type=click.Choice(["multiscale", "gaussian"]),
+        default="multiscale",
+        show_default=True,
+        help="Kernel of the mmd metric.",
+    ),
+    click.option(
+        "--sigma",
+        type=float,
+        help="Bandwidth of the gaussian kernel in token ids; the median heuristic if not given.",
+    ),
+    click.option(
+        "--compatible",
+        type=click.Choice(["correct", "published"]),
+        default="correct",
+        show_default=True,
+        help="'published' makes the choices of the paper's code where they differ; see docs/published.md.",
+    ),
+)
+approach_parameters = together(
+    click.option(
+        "--temperature",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Divides distances (attentional) or z-scores (normalized) before the softmin.",
+    ),
+    click.option("--top-k", type=int, help="Keep the k largest coefficients and renormalise."),
+)
+column_options = together(
+    click.option("--input-column", default="input", show_default=True, help="Column with the input text."),
+    click.option("--output-column", default="output", show_default=True, help="Column with the output(s)."),
+)
+
+
+def metric_option(*, many: bool) -> Decorator:
+    """Return `--metric`: one name, or also `all` and several."""
+    return click.option(
+        "--metric",
+        "metrics" if many else "metric",
+        type=click.Choice([*METRICS, "all"] if many else METRICS, case_sensitive=False),
+        multiple=many,
+        default=["jensen-shannon"] if many else "jensen-shannon",
+        show_default=True,
+        help="Distance between token distributions" + ("; may be given several times." if many else "."),
+    )
+
+
+def approach_option() -> Decorator:
+    """Return `--approach`: names, or `all` of those that make predictions."""
+    return click.option(
+        "--approach",
+        "approaches",
+        type=click.Choice([*APPROACHES, "all"]),
+        multiple=True,
+        default=["normalized"],
+        show_default=True,
+        help="How distances become coefficients; may be given several times.",
+    )
+
+
+def chosen_metrics(metrics: tuple[str, ...]) -> list[str]:
+    """Return the full names of the metrics asked for, each once."""
+    from compute.metrics import METRIC_NAMES, canonical_metric_name
+
+    if "all" in metrics:
+        return list(METRIC_NAMES)
+    return list(dict.fromkeys(canonical_metric_name(name) for name in metrics))
+
+
+def chosen_approaches(approaches: tuple[str, ...]) -> list[str]:
+    """Return the approaches asked for, each once; `all` leaves out the oracle, which knows the answer."""
+    from compute.coefficients import APPROACHES as known
+
+    if "all" in approaches:
+        return [*known, *(name for name in dict.fromkeys(approaches) if name not in known and name != "all")]
+    return list(dict.fromkeys(approaches))
+
+
+def opened(path: Path) -> AdapterBank:
+    """Open the bank."""
+    from bankdb.bank import AdapterBank
+
+    return AdapterBank.open(path)
+
+
+def cluster_of(
+    scheduler: str | None, scheduler_file: Path | None, workers: int | None, memory: str | None
+) -> ClusterOptions:
+    """Return where tasks run."""
+    from compute.cluster import ClusterOptions, parse_memory
+
+    return ClusterOptions(
+        scheduler=scheduler,
+        scheduler_file=scheduler_file,
+        workers=workers,
+        memory=None if memory is None else parse_memory(memory),
+    )
