@@ -97,7 +97,11 @@ def _write_file(path: Path, content: Content) -> None:
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
+        # A library may make its file for the owner alone; it gets the mode of any other file.
+        path.touch()
+        mode = path.stat().st_mode
         content(path)
+        path.chmod(mode)
     _sync(path)
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,28 @@ def find_references(source: Path, *, group_pattern: str | None = None) -> Found:
         candidates = _in_manifest(source)
     else:
         raise SourceError(f"{source}: not found; {_LAYOUT}")
+    references, refused = _screened(candidates, pattern)
+    if not references and not refused:
+        raise SourceError(f"{source}: no pairs in it; {_LAYOUT}")
+    return references, refused
+
+
+def screen_references(references: Iterable[PairReference], *, group_pattern: str | None = None) -> Found:
+    """Check names across several sources, as `find_references` does within one.
+
+    Returns
+    -------
+    The pairs, with groups from their names where they have none, and those refused with their reasons.
+
+    Raises
+    ------
+    ParameterError
+        When `group_pattern` is no regular expression with a group.
+    """
+    return _screened(references, _compiled(group_pattern))
+
+
+def _screened(candidates: Iterable[PairReference | RefusedPair], pattern: re.Pattern[str] | None) -> Found:
     references: list[PairReference] = []
     refused: list[RefusedPair] = []
     taken: dict[str, str] = {}
@@ -120,8 +142,6 @@ def find_references(source: Path, *, group_pattern: str | None = None) -> Found:
             refused.append(checked)
         else:
             references.append(_grouped(checked, pattern))
-    if not references and not refused:
-        raise SourceError(f"{source}: no pairs in it; {_LAYOUT}")
     return references, refused
 
 

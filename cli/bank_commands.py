@@ -104,17 +104,18 @@ def _references(
     sources: tuple[str, ...], hub: bool, group_pattern: str | None
 ) -> tuple[list[PairReference], list[RefusedPair]]:
     from bankdb.hub import references_from_arguments
-    from bankdb.pairs import find_references
+    from bankdb.pairs import find_references, screen_references
 
     if hub:
-        return references_from_arguments(sources), []
+        return screen_references(references_from_arguments(sources), group_pattern=group_pattern)
     references: list[PairReference] = []
     refused: list[RefusedPair] = []
     for source in sources:
         found, bad = find_references(Path(source), group_pattern=group_pattern)
         references += found
         refused += bad
-    return references, refused
+    screened, twice = screen_references(references)
+    return screened, refused + twice
 
 
 def _resolver(bank: AdapterBank) -> Callable[[PairReference], Pair | None]:

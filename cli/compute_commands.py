@@ -379,7 +379,7 @@ def _combination_summary(predicted: PredictedBank) -> dict[str, Any]:
         "metric": found.metric,
         "approach": found.options.approach,
         "effective_sources": float(np.mean(found.effective)),
-        "relative_error": None if error is None else _number(np.nanmean(error)),
+        "relative_error": None if error is None else _number(float(np.nanmean(error))),
         "run": predicted.run.id,
         "array": str(predicted.path / "adapters"),
     }

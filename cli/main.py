@@ -12,17 +12,17 @@ from bankdb.errors import BankError, ParameterError
 
 
 class _Failure(click.ClickException):
-    """One line on standard error, and an exit status: 2 for wrong use, 1 for everything else."""
-
-    exit_code: int
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.exit_code = status  # type: ignore[misc]
+    """One line on standard error, and exit status 1."""
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message."""
         click.echo(f"bank: error: {self.message}", file=file, err=file is None)
+
+
+class _WrongUse(_Failure):
+    """The same, with exit status 2."""
+
+    exit_code = 2
 
 
 class BankGroup(click.Group):
@@ -43,7 +43,7 @@ class BankGroup(click.Group):
 def _failure(error: Exception) -> Exception:
     if isinstance(error, BankError):
         message = " ".join(str(error).split())
-        return _Failure(message, 2 if isinstance(error, ParameterError) else 1)
+        return _WrongUse(message) if isinstance(error, ParameterError) else _Failure(message)
     if isinstance(error, OSError):
         if error.errno == errno.EPIPE:
             return error  # click ends quietly when the reader of a pipe has gone
@@ -53,11 +53,10 @@ def _failure(error: Exception) -> Exception:
             errno.EACCES: "check permissions",
         }
         hint = advice.get(error.errno or 0, "check the path and the disk")
-        return _Failure(f"{error.filename or 'disk'}: {error.strerror or error}; {hint}", 1)
+        return _Failure(f"{error.filename or 'disk'}: {error.strerror or error}; {hint}")
     reason = (str(error) or "no message").strip().splitlines()[0]
     return _Failure(
-        f"internal error ({type(error).__name__}: {reason}); run it again as `bank --debug ...` and report it",
-        1,
+        f"internal error ({type(error).__name__}: {reason}); run it again as `bank --debug ...` and report it"
     )
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_bank import create_bank, ingest_folder, write_pairs, write_tokenizer
 
 from bankdb.bank import AdapterBank
-from tests.small_bank import create_bank, ingest_folder, write_pairs, write_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -32,13 +32,13 @@ def bank_template(
     return path
 
 
-@pytest.fixture()
+@pytest.fixture
 def empty_bank(tmp_path: Path, tokenizer_folder: Path) -> Iterator[AdapterBank]:
     with create_bank(tmp_path / "bank", tokenizer_folder) as bank:
         yield bank
 
 
-@pytest.fixture()
+@pytest.fixture
 def bank(tmp_path: Path, bank_template: Path) -> Iterator[AdapterBank]:
     """An open bank with the six pairs, its own copy."""
     shutil.copytree(bank_template, tmp_path / "bank")

@@ -7,10 +7,11 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from malformed_adapters import BASE_MODEL, write_good_adapter
+
 from bankdb.bank import AdapterBank
 from bankdb.ingest import IngestReport, ingest
 from bankdb.pairs import find_references, resolve
-from tests.malformed_adapters import BASE_MODEL, write_good_adapter
 
 WORDS = [f"w{index}" for index in range(200)]
 

@@ -1,0 +1,46 @@
+# Everything runs in virtual environments below this folder; Python 3.11 or newer and make are all it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Torch's own version, so that a CPU build that is at hand is taken; set TORCH=torch for the newest one.
+TORCH ?= torch==2.13.0
+DEMO_BANK ?= demo-output
+PYTEST ?= -n 2
+
+.PHONY: demo test test-core lint types example clean
+
+demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
+	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
+
+test: $(VENV)/torch.stamp  ## Set up, and pass every test.
+	$(BIN)/python -m pytest $(PYTEST)
+
+test-core: $(VENV)/dev.stamp  ## Set up without torch, and pass the tests that need none.
+	$(BIN)/python -m pytest $(PYTEST) -m "not torch"
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+example: $(VENV)/torch.stamp  ## Train the example bank again (minutes on a CPU).
+	$(BIN)/python examples/make_tiny_bank.py --out examples/tiny_bank --seed 0
+
+$(VENV)/core.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/core.stamp
+	$(BIN)/pip install --quiet -e .[dev]
+	touch $@
+
+$(VENV)/torch.stamp: $(VENV)/dev.stamp
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -e .[torch,dev]
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO_BANK)
