@@ -20,9 +20,11 @@ FloatArray = NDArray[np.float64]
 
 TOLERANCE = 1e-11
 """Largest violation of the optimality conditions, relative to the largest squared norm about the mean."""
-RIDGE = 1e-12
-"""Added to the diagonal, relative as above: duplicates make the matrix singular. A proximal step, repeated
-until the conditions hold, so that it does not move the solution."""
+RIDGE = 1e-9
+"""Added to the diagonal, relative as above: duplicates make the matrix singular. It makes each step a proximal
+one, repeated until the conditions hold, so that it does not move the solution."""
+NEGLIGIBLE = 1e-14
+"""A weight below this is rounding of zero."""
 DESCENT_STEPS = 300
 DESCENT_TOLERANCE = 1e-9
 
@@ -184,16 +186,17 @@ class _Problem:
         """Return the minimiser; `weights` is a point of the simplex."""
         face = weights > 0.0
         for _ in range(10 * len(weights) + 50):
-            weights, face = self._minimise_on_face(weights, face)
             gradient = self.gram @ weights - self.cross
             level = float(gradient @ weights)
             below = (gradient < level - self.tolerance) & ~face
             stationary = np.all(np.abs(gradient[face] - level) <= self.tolerance)
             if stationary and not below.any():
+                weights = np.where(weights < NEGLIGIBLE, 0.0, weights)
                 weights /= weights.sum()
                 return weights
             if stationary:
                 face = face | below
+            weights, face = self._minimise_on_face(weights, face)
         raise ComputeError(
             f"{self.name}: expected the optimality conditions within {TOLERANCE:g}, found {len(weights)} sources"
             " without them; check the Gram matrix for damage"
@@ -237,7 +240,7 @@ class _Problem:
         cut_change, boundary_change = (
             float(move @ (gradient + gram @ move / 2)) for move in (cut - current, boundary - current)
         )
-        if cut_change < min(boundary_change, 0.0):
+        if cut_change < 0.5 * min(boundary_change, 0.0):
             return cut, cut > 0.0
         return boundary, kept
 
@@ -338,6 +341,6 @@ def weight_space_errors(
 
 def _ratio(numerators: FloatArray, denominators: FloatArray) -> FloatArray:
     """Divide; NaN where the denominator is zero."""
-    ratios = np.full(len(numerators), np.nan)
+    ratios: FloatArray = np.full(len(numerators), np.nan)
     np.divide(numerators, denominators, out=ratios, where=denominators > 0)
     return ratios

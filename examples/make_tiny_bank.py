@@ -13,12 +13,14 @@ import argparse
 import csv
 import json
 import math
+import platform
 import random
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_bank_tasks import CHATTY, TASKS, Example, Task, dataset_folder, split, stream, style, write_datasets
+from tiny_bank_tasks import (
+    CHATTY,
+    TASKS,
+    TEST_EXAMPLES,
+    Example,
+    Task,
+    split,
+    stream,
+    style,
+    write_datasets,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -43,15 +55,15 @@ class Settings:
     intermediate: int = 192
     layers: int = 4
     heads: int = 4
-    base_steps: int = 1500
-    base_batch: int = 64
+    base_steps: int = 1400
+    base_batch: int = 40
     base_rate: float = 4e-3
-    plain_share: float = 0.5
-    chatty_share: float = 0.25
+    plain_share: float = 0.42
+    chatty_share: float = 0.3
     rank: int = 8
     alpha: int = 16
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    adapter_epochs: int = 10
+    adapter_epochs: int = 5
     adapter_batch: int = 20
     adapter_rate: float = 5e-3
 
@@ -90,6 +102,13 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
+def corpus(splits: dict[str, tuple[list[Example], list[Example]]]) -> Iterator[str]:
+    """What the tokenizer is trained on: the training splits, each answer in both ways of writing it."""
+    for task in TASKS:
+        for example in splits[task.name][0]:
+            yield f"{example.prompt}{style(task, example.answer)}\n{CHATTY.format(example.answer)}"
+
+
 def encode(tokenizer: PreTrainedTokenizerFast, prompt: str, output: str) -> tuple[list[int], list[int]]:
     """Token ids and labels; only the output and the end-of-sequence token count in the loss."""
     ids = tokenizer(prompt)["input_ids"]
@@ -122,7 +141,9 @@ def mixture(
             task, examples = rng.choice(streams)
             example = next(examples)
             if example.prompt not in held_out:
-                rows.append(encode(tokenizer, example.prompt, mixed_style(task, example.answer, rng, settings)))
+                rows.append(
+                    encode(tokenizer, example.prompt, mixed_style(task, example.answer, rng, settings))
+                )
         yield collate(rows, tokenizer.pad_token_id)
 
 
@@ -143,7 +164,9 @@ def rate_at(step: int, steps: int) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def optimise(model: Any, batches: Iterator[dict[str, torch.Tensor]], steps: int, rate: float) -> Iterator[float]:
+def optimise(
+    model: Any, batches: Iterator[dict[str, torch.Tensor]], steps: int, rate: float
+) -> Iterator[float]:
     """Plain AdamW loop; yields the loss of each step."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -160,7 +183,9 @@ def optimise(model: Any, batches: Iterator[dict[str, torch.Tensor]], steps: int,
     model.eval()
 
 
-def train_base(tokenizer: PreTrainedTokenizerFast, held_out: set[str], settings: Settings) -> LlamaForCausalLM:
+def train_base(
+    tokenizer: PreTrainedTokenizerFast, held_out: set[str], settings: Settings
+) -> LlamaForCausalLM:
     torch.manual_seed(settings.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -195,8 +220,12 @@ def epochs(
 
 
 def train_adapter(
-    base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task: Task, train: list[Example], settings: Settings
-) -> tuple[PeftModel, float]:
+    base: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    task: Task,
+    train: list[Example],
+    settings: Settings,
+) -> PeftModel:
     # One seed for all tasks: every adapter starts from the same A, so their averages stay meaningful.
     torch.manual_seed(settings.seed)
     config = LoraConfig(
@@ -209,8 +238,9 @@ def train_adapter(
     rows = [encode(tokenizer, example.prompt, style(task, example.answer)) for example in train]
     batches = epochs(rows, tokenizer.pad_token_id, random.Random(settings.seed), settings.adapter_batch)
     steps = settings.adapter_epochs * math.ceil(len(rows) / settings.adapter_batch)
-    losses = list(optimise(model, batches, steps, settings.adapter_rate))
-    return model, losses[-1]
+    for _ in optimise(model, batches, steps, settings.adapter_rate):
+        pass
+    return model
 
 
 @torch.no_grad()
@@ -230,8 +260,8 @@ def exact_match(model: Any, tokenizer: PreTrainedTokenizerFast, task: Task, test
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    model.to(torch.float16)
-    model.save_pretrained(folder)
+    halved = {name: value.half() for name, value in model.named_parameters() if "lora_" in name}
+    model.save_pretrained(folder, state_dict=halved)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -240,11 +270,13 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    model.to(torch.float16).save_pretrained(folder)
+def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> LlamaForCausalLM:
+    """Save in float16; returns the saved weights in float32, for adapters to be trained and scored on."""
+    halved = {name: value.half() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    model.config.dtype = torch.float16
+    model.save_pretrained(folder, state_dict=halved)
     tokenizer.save_pretrained(folder)
-    # Adapters are trained and scored on the very weights that ship, in float32 arithmetic.
-    model.to(torch.float32)
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def write_manifest(bank: Path) -> None:
@@ -260,3 +292,79 @@ def write_manifest(bank: Path) -> None:
 
 def adapter_folder(out: Path, task: Task) -> Path:
     return out / "bank" / "adapters" / task.name if task.in_bank else out / "new" / task.name / "adapter"
+
+
+def adapters_and_scores(
+    base: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    splits: dict[str, tuple[list[Example], list[Example]]],
+    out: Path,
+    settings: Settings,
+) -> dict[str, dict[str, float]]:
+    """Train, save and score one adapter for each task; the scores are those of the saved weights."""
+    progress = Progress("adapters", len(TASKS))
+    scores = {}
+    for done, task in enumerate(TASKS, start=1):
+        train, test = splits[task.name]
+        before = exact_match(base, tokenizer, task, test)
+        model = train_adapter(base, tokenizer, task, train, settings)
+        save_adapter(model, adapter_folder(out, task))
+        base = model.unload()
+        own = PeftModel.from_pretrained(base, adapter_folder(out, task))
+        scores[task.name] = {"base": before, "own": exact_match(own, tokenizer, task, test)}
+        base = own.unload()
+        progress.show(done, f"{task.name}: exact match {before:.2f} -> {scores[task.name]['own']:.2f}")
+    return scores
+
+
+def report(
+    scores: dict[str, dict[str, float]], times: dict[str, float], settings: Settings
+) -> dict[str, object]:
+    in_bank = [scores[task.name] for task in TASKS if task.in_bank]
+    mean = {key: round(sum(row[key] for row in in_bank) / len(in_bank), 4) for key in ("base", "own")}
+    packages = ("torch", "peft", "transformers", "tokenizers", "safetensors")
+    return {
+        "measure": "exact match of greedy answers on the test split, float32 on CPU",
+        "test_examples": TEST_EXAMPLES,
+        "mean_over_bank": mean,
+        "scores": scores,
+        "seconds": {key: round(value, 1) for key, value in times.items()},
+        "settings": asdict(settings),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+def make(out: Path, settings: Settings) -> None:
+    for part in ("base", "bank", "new"):
+        shutil.rmtree(out / part, ignore_errors=True)
+    write_datasets(out, settings.seed)
+    write_manifest(out / "bank")
+    splits = {task.name: split(task, settings.seed) for task in TASKS}
+    tokenizer = train_tokenizer(corpus(splits), settings.vocabulary)
+    started = time.monotonic()
+    held_out = {example.prompt for _, test in splits.values() for example in test}
+    base = train_base(tokenizer, held_out, settings)
+    base = save_base(base, tokenizer, out / "base")
+    base_done = time.monotonic()
+    scores = adapters_and_scores(base, tokenizer, splits, out, settings)
+    times = {"base_model": base_done - started, "adapters_and_scores": time.monotonic() - base_done}
+    text = json.dumps(report(scores, times, settings), indent=2) + "\n"
+    (out / "scores.json").write_text(text, encoding="utf-8")
+    print(f"{out}: {sum(p.stat().st_size for p in out.rglob('*') if p.is_file()) / 1e6:.2f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "tiny_bank")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    # One thread: the sums have one order, and so small a model gains little from more.
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    make(arguments.out, Settings(seed=arguments.seed))
+
+
+if __name__ == "__main__":
+    main()
