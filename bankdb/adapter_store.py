@@ -7,7 +7,8 @@ ready does not exist, whatever the array holds there.
 from __future__ import annotations
 
 import hashlib
-import shutil
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,15 @@ from bankdb.arrays import (
     partial_files,
     read_region,
 )
-from bankdb.errors import BankFormatError
+from bankdb.errors import AdapterError, BankFormatError
 
 if TYPE_CHECKING:
     import zarr
 
 Vector = NDArray[np.float32]
+
+_ROW_FOLDER = re.compile(r"0|[1-9][0-9]*")
+_RESTORE = "`bank verify --repair` restores it from its source"
 
 
 class AdapterStore:
@@ -84,14 +88,16 @@ class AdapterStore:
         ------
         BankFormatError
             The array has no such row, or the vector is not of its width.
+        AdapterError
+            The vector has values that are not finite: a missing chunk reads as NaN.
         """
-        if row >= self.array.shape[0]:
-            self._array = None
-        rows, columns = self.array.shape
+        rows, columns = self._shape_with(row)
         if row >= rows or vector.shape != (columns,):
             raise BankFormatError(
                 f"{self.path}: cannot write row {row} of {vector.shape} into an array of {self.array.shape}"
             )
+        if not np.isfinite(vector).all():
+            raise AdapterError(f"{self.path}: row {row} was expected to be finite, NaN or Inf found")
         self.array[row, :] = vector
         fsync_written(self.path, [self.file(row)])
         return row_sha256(vector)
@@ -120,25 +126,34 @@ class AdapterStore:
 
     def _read_one(self, row: int, start: int, stop: int) -> Vector:
         if not self.file(row).is_file():
-            raise BankFormatError(
-                f"{self.file(row)}: row {row} is missing; `bank verify --repair` restores it from its source"
-            )
-        if row >= self.array.shape[0]:
-            self._array = None
-        advice = "`bank verify --repair` restores it from its source"
-        values: Vector = read_region(self.array, (row, slice(start, stop)), f"row {row}: {advice}")
+            raise BankFormatError(f"{self.file(row)}: row {row} is missing; {_RESTORE}")
+        rows, columns = self._shape_with(row)
+        if row >= rows:
+            raise BankFormatError(f"{self.path}: row {row} is beyond the array's {rows} rows; {_RESTORE}")
+        values: Vector = read_region(self.array, (row, slice(start, stop)), f"row {row}: {_RESTORE}")
         # A missing chunk reads as NaN throughout; no stored value is NaN.
-        if np.isnan(values[:: column_chunk(self.array.shape[1])]).any() or np.isnan(values[-1:]).any():
-            raise BankFormatError(
-                f"{self.file(row)}: row {row} lacks chunks; `bank verify --repair` restores it from its source"
-            )
+        if np.isnan(values[:: column_chunk(columns)]).any() or np.isnan(values[-1:]).any():
+            raise BankFormatError(f"{self.file(row)}: row {row} lacks chunks; {_RESTORE}")
         return values
 
+    def _shape_with(self, row: int) -> tuple[int, int]:
+        """The array's shape; looked up again if another process may have grown it to hold `row`."""
+        if row >= self.array.shape[0]:
+            self._array = None
+        rows, columns = self.array.shape
+        return int(rows), int(columns)
+
     def delete(self, row: int) -> None:
-        """Delete a row's file, if it is there."""
+        """Delete a row's file, if it is there, and what unfinished writes left; nothing that is foreign."""
         folder = self.file(row).parent
-        if folder.is_dir():
-            shutil.rmtree(folder)
+        if not folder.is_dir():
+            return
+        for item in (self.file(row), *partial_files(folder)):
+            if item.is_file():
+                item.unlink()
+        fsync_path(folder)
+        if not _entries(folder):
+            folder.rmdir()
             fsync_path(folder.parent)
 
     def file(self, row: int) -> Path:
@@ -147,20 +162,29 @@ class AdapterStore:
 
     def rows_on_disk(self) -> list[int]:
         """Return the row numbers for which there is a folder, ready or not."""
-        folder = self.path / "c"
-        if not folder.is_dir():
-            return []
-        return sorted(int(item.name) for item in folder.iterdir() if item.name.isdigit())
+        return sorted(int(folder.name) for folder in self._row_folders())
 
     def foreign_files(self) -> list[Path]:
         """Return entries that no version of this array could have written."""
-        if not self.path.is_dir():
-            return []
-        strange = [item for item in self.path.iterdir() if item.name not in {"c", "zarr.json"}]
-        if (self.path / "c").is_dir():
-            strange += [item for item in (self.path / "c").iterdir() if not item.name.isdigit()]
+        strange = [item for item in _entries(self.path) if item.name not in {"c", "zarr.json"}]
+        rows = self._row_folders()
+        strange += set(_entries(self.path / "c")).difference(rows)
+        for folder in rows:
+            strange += [item for item in _entries(folder) if item.name != "0" or item.is_dir()]
         partial = set(partial_files(self.path))
         return sorted(item for item in strange if item not in partial)
+
+    def _row_folders(self) -> list[Path]:
+        entries = _entries(self.path / "c")
+        return [item for item in entries if _ROW_FOLDER.fullmatch(item.name) and item.is_dir()]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing if there is none, or if another process removed it meanwhile."""
+    try:
+        return [folder / name for name in os.listdir(folder)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def row_sha256(vector: Vector) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 _SIZES = {"": 1, "B": 1, "K": 1024, "KB": 1000, "KIB": 1024, "M": 2**20, "MB": 10**6, "MIB": 2**20,
           "G": 2**30, "GB": 10**9, "GIB": 2**30, "T": 2**40, "TB": 10**12, "TIB": 2**40}  # fmt: skip
 
+_CONNECT_TIMEOUT = "20s"
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterOptions:
@@ -34,7 +38,8 @@ class ClusterOptions:
     workers
         Processes of a local cluster, one thread each; default: one for each core.
     memory
-        Bytes that all tasks together may use; default: half of the machine's memory.
+        Bytes that all tasks together may use; default: half of the memory of the machine, or of the
+        workers of a running scheduler.
     processes
         Whether a local cluster's workers are processes, or threads of this one.
     """
@@ -84,8 +89,10 @@ def machine_memory() -> int:
 
 
 def core_count() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Return the cores that this process may use: its affinity's, or its control group's."""
+    from dask.system import CPU_COUNT
+
+    return int(CPU_COUNT)
 
 
 @contextlib.contextmanager
@@ -99,11 +106,8 @@ def open_cluster(options: ClusterOptions, progress: Progress) -> Iterator[Cluste
     ParameterError
         Options contradict each other.
     """
+    _check(options)
     remote = options.scheduler is not None or options.scheduler_file is not None
-    if options.scheduler is not None and options.scheduler_file is not None:
-        raise ParameterError("give --scheduler or --scheduler-file, not both")
-    if remote and options.workers is not None:
-        raise ParameterError("--workers is for a local cluster; a running scheduler has its own workers")
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(_remote(options) if remote else _local(options))
         slots = sum(client.nthreads().values())
@@ -111,18 +115,45 @@ def open_cluster(options: ClusterOptions, progress: Progress) -> Iterator[Cluste
             raise ComputeError(
                 f"{options.scheduler or options.scheduler_file}: the scheduler has no workers; start some first"
             )
-        memory = options.memory or machine_memory() // 2
         progress.note(f"dashboard: {client.dashboard_link}")
-        yield Cluster(client, slots, memory // slots, client.dashboard_link)
+        budget = _worker_budget(client) if remote and options.memory is None else None
+        if budget is None:
+            budget = memory_budget(options.memory) // slots
+        yield Cluster(client, slots, budget, client.dashboard_link)
+
+
+def memory_budget(asked: int | None) -> int:
+    """Return the bytes that may be used: what was asked for, or half of the machine's memory."""
+    if asked is None:
+        return machine_memory() // 2
+    if asked < 1:
+        raise ParameterError(f"memory: expected at least 1 byte, found {asked}; give a size such as 4GiB")
+    return asked
+
+
+def _check(options: ClusterOptions) -> None:
+    if options.scheduler is not None and options.scheduler_file is not None:
+        raise ParameterError("give --scheduler or --scheduler-file, not both")
+    remote = options.scheduler is not None or options.scheduler_file is not None
+    if remote and options.workers is not None:
+        raise ParameterError("--workers is for a local cluster; a running scheduler has its own workers")
+    if options.workers is not None and options.workers < 1:
+        raise ParameterError(f"workers: expected at least 1, found {options.workers}; leave it out for all cores")
+    memory_budget(options.memory)
+
+
+def _worker_budget(client: Client) -> int | None:
+    """Return half of the memory that the poorest worker has for each of its threads, if all have a limit."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    limits = [int(worker["memory_limit"] or 0) // worker["nthreads"] for worker in workers]
+    return min(limits) // 2 if limits and all(limits) else None
 
 
 @contextlib.contextmanager
 def _local(options: ClusterOptions) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
-    workers = options.workers or core_count()
-    if workers < 1:
-        raise ParameterError(f"workers: expected at least 1, found {workers}")
+    workers = core_count() if options.workers is None else options.workers
     with warnings.catch_warnings(), _quiet_logs():
         # A taken dashboard port is no news: the next free one is used, and printed.
         warnings.filterwarnings("ignore", message="Port .* is already in use")
@@ -142,20 +173,30 @@ def _local(options: ClusterOptions) -> Iterator[Client]:
 def _remote(options: ClusterOptions) -> Iterator[Client]:
     from distributed import Client
 
-    where = options.scheduler or str(options.scheduler_file)
+    address = options.scheduler or _address(options.scheduler_file)
     try:
-        if options.scheduler_file is not None:
-            if not options.scheduler_file.is_file():
-                raise ParameterError(f"{where}: no such scheduler file; start the scheduler first")
-            client = Client(scheduler_file=str(options.scheduler_file), timeout="20s")
-        else:
-            client = Client(options.scheduler, timeout="20s")
+        client = Client(address, timeout=_CONNECT_TIMEOUT)
     except (OSError, TimeoutError, ValueError) as error:
         raise ComputeError(
-            f"{where}: no Dask scheduler answers there ({type(error).__name__}); start one"
+            f"{address}: no Dask scheduler answers there ({type(error).__name__}); start one"
         ) from error
     with client:
         yield client
+
+
+def _address(scheduler_file: Path | None) -> str:
+    """Read the address that a scheduler left in its file."""
+    try:
+        return str(json.loads(Path(scheduler_file or "").read_text())["address"])
+    except OSError as error:
+        raise ParameterError(
+            f"{scheduler_file}: no such scheduler file ({error.strerror}); start the scheduler first"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ParameterError(
+            f"{scheduler_file}: expected the file that `dask scheduler --scheduler-file` writes, found something "
+            "else; start the scheduler again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -232,10 +273,37 @@ def _submit(
     pool.add(future)
 
 
-def _bounded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    from threadpoolctl import threadpool_limits
+class _SingleThreadedBlas:
+    """Holds the BLAS of this process to one thread for as long as any task runs in it.
 
-    with threadpool_limits(limits=1):
+    The limit is the process's: of tasks in several threads, the first sets it and the last lifts it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        from threadpoolctl import threadpool_limits
+
+        with self._lock:
+            if not self._running:
+                self._limit = threadpool_limits(limits=1)
+            self._running += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._running -= 1
+            if not self._running:
+                self._limit.restore_original_limits()
+
+
+_single_threaded_blas = _SingleThreadedBlas()
+
+
+def _bounded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    with _single_threaded_blas:
         return function(*arguments)
 
 

@@ -5,6 +5,7 @@ Nothing here knows arrays, files or Dask; a plan can be tested without running i
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ CHUNK_ROWS = 64
 SHARD_ROWS = 16
 # Tasks a worker should get at the least, so that the last one does not keep the others waiting.
 _TASKS_PER_WORKER = 3
+# Sources read at once: more of them make the matrix product no faster.
+_LARGEST_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +107,10 @@ def plan_tiles(
     blocks = chunk_count(rows)
     if not missing:
         return ()
-    if workspace(CHUNK_ROWS) > budget:
+    smallest = min(CHUNK_ROWS, rows)
+    if workspace(smallest) > budget:
         raise PlanError(
-            f"a tile of {CHUNK_ROWS} datasets needs {_mib(workspace(CHUNK_ROWS))}, but a task may use "
+            f"a tile of {smallest} datasets needs {_mib(workspace(smallest))}, but a task may use "
             f"{_mib(budget)}; raise --memory, or lower --workers"
         )
     side = 1
@@ -132,13 +136,21 @@ def _tile(i: int, j: int, side: int, rows: int) -> Tile:
     return Tile(edge(i), edge(i + side), edge(j), edge(j + side))
 
 
+def panel_bytes(targets: int, batch: int, sources: int, chunk: int) -> int:
+    """Return the bytes that the task of a panel uses.
+
+    Its result and a batch of sources; a shard of the result in the writer's hands, raw and compressed; a
+    source being decoded; and its coefficients with what is made of them.
+    """
+    columns = targets + batch + 2 * SHARD_ROWS + 2
+    return 4 * (chunk * columns + 3 * targets * sources)
+
+
 def plan_panels(targets: int, sources: int, parameters: int, *, chunk: int, budget: int) -> tuple[Panel, ...]:
     """Cut the targets x parameters predictions into panels that fit the budget, each entry once.
 
-    A task holds its targets x columns result, twice while it is written, and reads its sources in
-    batches; the coefficients of a batch are small beside them. Panels are a chunk wide; where all targets
-    do not fit at once they are taken in ranges of whole shards, at the cost of reading the sources once
-    for each range.
+    Panels are a chunk wide; where all targets do not fit at once they are taken in ranges of whole shards,
+    at the cost of reading the sources once for each range.
 
     Parameters
     ----------
@@ -147,26 +159,25 @@ def plan_panels(targets: int, sources: int, parameters: int, *, chunk: int, budg
     chunk
         Columns of a stored chunk.
     budget
-        Bytes that one task may use.
+        Bytes that one task may use, as `panel_bytes` counts them.
 
     Raises
     ------
     PlanError
         Not even one shard of targets fits the budget.
     """
-    row_bytes = 4 * chunk
-    # One shard of the result in the writer's hands, raw and compressed, and one source being decoded.
-    overhead = (2 * SHARD_ROWS + 2) * row_bytes
-    smallest = overhead + (SHARD_ROWS + 1) * row_bytes
+    least = min(targets, SHARD_ROWS)
+    smallest = panel_bytes(least, 1, sources, chunk)
     if smallest > budget:
         raise PlanError(
-            f"a panel of {SHARD_ROWS} targets needs {_mib(smallest)}, but a task may use {_mib(budget)}; "
+            f"a panel of {least} targets needs {_mib(smallest)}, but a task may use {_mib(budget)}; "
             "raise --memory, or lower --workers"
         )
-    room = (budget - overhead) // row_bytes
-    batch = max(1, min(sources, room // 4, 64))
-    height = min(targets, room - batch)
-    height = targets if height >= targets else max(SHARD_ROWS, height // SHARD_ROWS * SHARD_ROWS)
+    room = budget - smallest
+    # A quarter of what is left goes to the sources, the rest to more targets.
+    batch = 1 + min(sources - 1, _LARGEST_BATCH - 1, room // 4 // (4 * chunk))
+    height = least + (room - 4 * chunk * (batch - 1)) // (4 * chunk + 12 * sources)
+    height = targets if height >= targets else height // SHARD_ROWS * SHARD_ROWS
     return tuple(
         Panel(start, min(start + chunk, parameters), first, min(first + height, targets), batch)
         for start in range(0, parameters, chunk)
@@ -187,8 +198,8 @@ def plan_slices(parameters: int, rows: int, *, chunk: int, budget: int, pieces: 
     PlanError
         The N x N sum and one chunk of every row do not fit the budget.
     """
-    fixed = 2 * 8 * rows * rows
-    needed = fixed + 4 * chunk * rows
+    # The sum, and while it is stored two copies of it; before that, the sum over a chunk and over a strip.
+    needed = 3 * 8 * rows * rows + 4 * chunk * (rows + 2)
     if needed > budget:
         raise PlanError(
             f"the Gram matrix of {rows} adapters needs {_mib(needed)} in a task, which may use {_mib(budget)}; "
@@ -201,8 +212,6 @@ def plan_slices(parameters: int, rows: int, *, chunk: int, budget: int, pieces: 
 
 def contiguous(values: Sequence[int], start: int, stop: int) -> tuple[int, int]:
     """Return the positions in ascending `values` that lie in [start, stop), half-open."""
-    from bisect import bisect_left
-
     return bisect_left(values, start), bisect_left(values, stop)
 
 

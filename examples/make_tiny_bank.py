@@ -41,10 +41,12 @@ from tiny_bank_tasks import (
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 BASE_NAME = "tiny-bank/base"
 LICENCE = "Apache-2.0"
 MAX_NEW_TOKENS = 24
+POSITIONS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,12 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenize
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        padding_side="left",
+        model_max_length=POSITIONS,
     )
 
 
@@ -194,7 +201,7 @@ def train_base(
             intermediate_size=settings.intermediate,
             num_hidden_layers=settings.layers,
             num_attention_heads=settings.heads,
-            max_position_embeddings=256,
+            max_position_embeddings=POSITIONS,
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
@@ -259,23 +266,27 @@ def exact_match(model: Any, tokenizer: PreTrainedTokenizerFast, task: Task, test
     return sum(right) / len(right)
 
 
+def edit_json(path: Path, **changes: object) -> None:
+    content = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def save_adapter(model: PeftModel, folder: Path) -> None:
     halved = {name: value.half() for name, value in model.named_parameters() if "lora_" in name}
     model.save_pretrained(folder, state_dict=halved)
     (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = BASE_NAME
-    config["target_modules"] = sorted(config["target_modules"])
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    modules = sorted(model.peft_config["default"].target_modules)
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=BASE_NAME, target_modules=modules)
 
 
 def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> LlamaForCausalLM:
     """Save in float16; returns the saved weights in float32, for adapters to be trained and scored on."""
     halved = {name: value.half() for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    model.config.dtype = torch.float16
     model.save_pretrained(folder, state_dict=halved)
     tokenizer.save_pretrained(folder)
+    edit_json(folder / "config.json", dtype="float16")
+    # The name that every release of transformers knows.
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
@@ -363,6 +374,7 @@ def main() -> None:
     # One thread: the sums have one order, and so small a model gains little from more.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    logging.disable_progress_bar()
     make(arguments.out, Settings(seed=arguments.seed))
 
 
