@@ -94,7 +94,7 @@ def open_array(path: str | Path, *, mode: str = "r") -> zarr.Array[Any]:
     try:
         store = LocalStore(path, read_only=mode == "r")
         found = zarr.open(store, mode=mode)  # type: ignore[arg-type]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise BankFormatError(f"{metadata}: unreadable array metadata ({_first_line(error)})") from error
     if not isinstance(found, zarr.Array):
         raise BankFormatError(f"{path}: expected a zarr array, found a group")
@@ -111,7 +111,7 @@ def read_region(array: zarr.Array[Any], selection: Any, advice: str) -> NDArray[
     """
     try:
         return np.asarray(array[selection])
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, LookupError, ArithmeticError, RuntimeError, OSError) as error:
         raise BankFormatError(
             f"{array.store_path}: stored chunks cannot be read ({type(error).__name__}: {_first_line(error)}); {advice}"
         ) from error

@@ -177,13 +177,18 @@ class Catalog:
                 text_rule=bank.text_rule,
                 ids=new.ids,
                 counts=new.counts,
+                sha256=_counts_sha256(new.ids, new.counts),
             )
         )
 
-    def abandon(self, row: int) -> None:
-        """Forget a reserved row after its pair was refused."""
+    def abandon(self, row: int) -> bool:
+        """Forget a reserved row after its pair was refused; return whether its file can go.
+
+        It cannot if the row is ready after all: an interrupt may come just after the commit.
+        """
         with self._database.write() as session:
             session.execute(delete(AdapterRow).where(AdapterRow.row == row, AdapterRow.state == "reserved"))
+            return session.scalar(select(AdapterRow.id).where(AdapterRow.row == row)) is None
 
     def remove(self, name: str) -> int:
         """Remove a ready adapter with its dataset; return its row, whose file can go."""
@@ -273,7 +278,12 @@ class Catalog:
             for start in range(0, len(rows), _BATCH):
                 part = list(rows[start : start + _BATCH])
                 query = (
-                    select(AdapterRow.row, TokenDistributionRow.ids, TokenDistributionRow.counts)
+                    select(
+                        AdapterRow.row,
+                        TokenDistributionRow.ids,
+                        TokenDistributionRow.counts,
+                        TokenDistributionRow.sha256,
+                    )
                     .join(DatasetRow, DatasetRow.adapter_id == AdapterRow.id)
                     .join(TokenDistributionRow, TokenDistributionRow.dataset_id == DatasetRow.id)
                     .where(
@@ -283,8 +293,13 @@ class Catalog:
                         TokenDistributionRow.text_rule == bank.text_rule,
                     )
                 )
-                for row, ids, counts in session.execute(query):
-                    found[row] = (_uint32(ids, row), _uint32(counts, row))
+                for row, ids, counts, sha256 in session.execute(query):
+                    if _counts_sha256(ids, counts) != sha256:
+                        raise BankFormatError(
+                            f"token counts of row {row} do not match their checksum: restore the database "
+                            "from a copy, or remove and ingest that adapter again"
+                        )
+                    found[row] = (_uint32(ids), _uint32(counts))
         missing = [row for row in rows if row not in found]
         if missing:
             raise BankFormatError(
@@ -327,23 +342,29 @@ def _joined() -> Select[AdapterRow, DatasetRow]:
 
 def _same_content(session: Session, present: AdapterRow, new: NewAdapter) -> bool:
     content = session.scalar(select(DatasetRow.content_sha256).where(DatasetRow.adapter_id == present.id))
-    return present.source_sha256 == new.source_sha256 and content == new.content_sha256
+    return (present.source_sha256, present.config_sha256, content) == (
+        new.source_sha256,
+        hashlib.sha256(new.config.encode()).hexdigest(),
+        new.content_sha256,
+    )
 
 
 def _keep_blob(session: Session, data: bytes) -> str:
     digest = hashlib.sha256(data).hexdigest()
-    if session.get(BlobRow, digest) is None:
+    row = session.get(BlobRow, digest)
+    if row is None:
         session.add(BlobRow(sha256=digest, data=data))
-        session.flush()
+    elif row.data != data:
+        row.data = data  # damaged since it was stored
+    session.flush()
     return digest
 
 
-def _uint32(blob: bytes, row: int) -> NDArray[np.uint32]:
-    if len(blob) % 4:
-        raise BankFormatError(
-            f"token counts of row {row}: {len(blob)} bytes are not whole uint32 values; "
-            "remove and ingest that adapter again"
-        )
+def _counts_sha256(ids: bytes, counts: bytes) -> str:
+    return hashlib.sha256(ids + counts).hexdigest()
+
+
+def _uint32(blob: bytes) -> NDArray[np.uint32]:
     return np.frombuffer(blob, dtype="<u4").astype(np.uint32, copy=False)
 
 

@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from bankdb.errors import BankError, BankFormatError, BankNotFoundError
+from bankdb.messages import one_line
 from bankdb.migrations.apply import HEAD, current_revision, upgrade
 
 _BUSY_SECONDS = 120.0
@@ -42,17 +43,24 @@ class Database:
         The file is not a bank's database, or was written by a newer version.
     """
 
-    def __init__(self, url: str, *, create: bool = False) -> None:
-        self._sqlite = make_url(url).get_backend_name() == "sqlite"
-        self._shown = make_url(url).render_as_string(hide_password=True)
+    def __init__(self, url: str | URL, *, create: bool = False) -> None:
+        address = make_url(url)
+        self._sqlite = address.get_backend_name() == "sqlite"
+        self._shown = (
+            str(address.database) if self._sqlite else address.render_as_string(hide_password=True)
+        )
         if self._sqlite:
-            self._check_file(Path(make_url(url).database or ""), create)
-        self._engine = _engine(url, self._sqlite)
-        with self.read() as session:
-            revision = current_revision(session.connection())
-        if revision != HEAD:
-            with self.write() as session:
-                self._migrate(session, create)
+            self._check_file(Path(address.database or ""), create)
+        self._engine = _engine(address, self._sqlite)
+        try:
+            with self.read() as session:
+                revision = current_revision(session.connection())
+            if revision != HEAD:
+                with self.write() as session:
+                    self._migrate(session, create)
+        except BaseException:
+            self.close()
+            raise
 
     def _check_file(self, path: Path, create: bool) -> None:
         if create:
@@ -61,6 +69,8 @@ class Database:
             raise BankNotFoundError(f"{path}: no bank here; make one with `bank init`, or pass --bank PATH")
         with path.open("rb") as file:
             head = file.read(16)
+        if not head:
+            raise BankNotFoundError(f"{path}: empty; an interrupted `bank init` is finished by running it again")
         if head != b"SQLite format 3\0":
             raise BankFormatError(
                 f"{path}: expected a SQLite database, found {head!r}: the file is damaged or not a bank's"
@@ -101,16 +111,12 @@ class Database:
             session.connection(execution_options=options)
             yield session
         except DBAPIError as error:
-            session.rollback()
             raise self._explain(error) from error
-        except BaseException:
-            session.rollback()
-            raise
         finally:
-            session.close()
+            session.close()  # rolls back what was not committed
 
     def _explain(self, error: DBAPIError) -> BankError:
-        reason = str(error.orig).splitlines()[0]
+        reason = one_line(error.orig) or type(error).__name__
         advice = {
             "database is locked": f"another process held the lock for {_BUSY_SECONDS:.0f} s; try again",
             "attempt to write a readonly database": "the folder or file is read-only; make it writable",
@@ -139,7 +145,7 @@ class Database:
         self._engine.dispose()
 
 
-def _engine(url: str, sqlite: bool) -> Engine:
+def _engine(url: URL, sqlite: bool) -> Engine:
     if not sqlite:
         return create_engine(url)
     engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False})

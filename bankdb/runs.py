@@ -45,7 +45,7 @@ class RunBook:
 
     def begin(self, kind: str, parameters: Mapping[str, Any], *, seed: int | None = None) -> RunRecord:
         """Return the run of these parameters: the one that is there, or a new one."""
-        digest = inputs_hash(kind, parameters)
+        digest = inputs_hash(kind, parameters if seed is None else {**parameters, "seed": seed})
         with self._database.write() as session:
             row = session.scalar(select(RunRow).where(RunRow.inputs_sha256 == digest))
             if row is None:
@@ -80,17 +80,14 @@ class RunBook:
 
     def finish(self, run_id: int) -> None:
         """Mark a run as done."""
-        self._set_state(run_id, "done", now())
+        with self._database.write() as session:
+            _set_state(session, run_id, "done", now())
 
     def reopen(self, run_id: int) -> None:
         """Forget every piece of a run: its array is gone or no longer to be trusted."""
         with self._database.write() as session:
             session.execute(delete(PieceRow).where(PieceRow.run_id == run_id))
-        self._set_state(run_id, "open", None)
-
-    def _set_state(self, run_id: int, state: str, finished: str | None) -> None:
-        with self._database.write() as session:
-            session.execute(update(RunRow).where(RunRow.id == run_id).values(state=state, finished=finished))
+            _set_state(session, run_id, "open", None)
 
     def delete(self, run_id: int) -> None:
         """Forget a run with its pieces and predictions."""
@@ -147,6 +144,10 @@ class RunBook:
         with self._database.read() as session:
             query = select(PredictionRow).where(PredictionRow.run_id == run_id).order_by(PredictionRow.id)
             return [_prediction_record(row) for row in session.scalars(query)]
+
+
+def _set_state(session: Session, run_id: int, state: str, finished: str | None) -> None:
+    session.execute(update(RunRow).where(RunRow.id == run_id).values(state=state, finished=finished))
 
 
 def _forget(session: Session, run_id: int, names: Iterable[str]) -> None:

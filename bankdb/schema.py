@@ -131,7 +131,7 @@ class DatasetRow(Base):
 
 
 class TokenDistributionRow(Base):
-    """Sparse token counts of a dataset: little-endian uint32, ids ascending."""
+    """Sparse token counts of a dataset: little-endian uint32, ids ascending; `sha256` of both together."""
 
     __tablename__ = "token_distribution"
 
@@ -141,6 +141,7 @@ class TokenDistributionRow(Base):
     text_rule: Mapped[str] = mapped_column(Text)
     ids: Mapped[bytes] = mapped_column(LargeBinary)
     counts: Mapped[bytes] = mapped_column(LargeBinary)
+    sha256: Mapped[str] = mapped_column(String(64))
 
     __table_args__ = (
         UniqueConstraint("dataset_id", "tokenizer_fingerprint", "text_rule", name="uq_distribution_of"),

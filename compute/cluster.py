@@ -138,7 +138,9 @@ def _check(options: ClusterOptions) -> None:
     if remote and options.workers is not None:
         raise ParameterError("--workers is for a local cluster; a running scheduler has its own workers")
     if options.workers is not None and options.workers < 1:
-        raise ParameterError(f"workers: expected at least 1, found {options.workers}; leave it out for all cores")
+        raise ParameterError(
+            f"workers: expected at least 1, found {options.workers}; leave it out for all cores"
+        )
     memory_budget(options.memory)
 
 

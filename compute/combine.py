@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.blas import sgemm
 
 from bankdb.adapter_store import AdapterStore
 from bankdb.arrays import chunk_file, fsync_written, open_array, read_region
-from bankdb.errors import ComputeError
+from bankdb.errors import BankFormatError, ComputeError
 from compute.tiles import SHARD_ROWS, Panel
 
 Float32 = NDArray[np.float32]
+
+_AGAIN = "delete predictions.zarr and run the same command again"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,8 +70,6 @@ def accumulate(out: Float32, coefficients: Float32, batch: Float32) -> None:
     batch
         C-contiguous, shape (K, c).
     """
-    from scipy.linalg.blas import sgemm
-
     # In Fortran's order the same memory is (c, M) = (c, K) @ (K, M): nothing is copied.
     weights = np.asfortranarray(coefficients.T)
     result = sgemm(1.0, batch.T, weights, beta=1.0, c=out.T, overwrite_c=1)
@@ -132,26 +133,42 @@ def combine_panel(adapters_path: str, group_path: str, sources: Sources, panel: 
     Raises
     ------
     BankFormatError
-        A source row is damaged.
+        A source row, or the coefficients, are damaged.
     ComputeError
-        The result holds something that is not a finite number.
+        The result overflows float32.
     """
     group = Path(group_path)
     coefficients: Float32 = read_region(
-        open_array(group / "coefficients"),
-        np.s_[panel.target_start : panel.target_stop, :],
-        "delete predictions.zarr and run the same command again",
+        open_array(group / "coefficients"), np.s_[panel.target_start : panel.target_stop, :], _AGAIN
     )
+    if not np.isfinite(coefficients).all():
+        raise BankFormatError(f"{group / 'coefficients'}: lacks chunks; {_AGAIN}")
     store = AdapterStore(Path(adapters_path))
     out = combine_columns(store, sources, coefficients, panel.start, panel.stop, panel.batch)
-    if not np.isfinite(out).all():
-        raise ComputeError(
-            f"combine: panel {panel.name} overflowed float32; check the scalings of the adapters in the bank"
-        )
+    _check_finite(out, store, sources, coefficients, panel.start, panel.stop)
     predictions = open_array(group / "adapters", mode="r+")
     _write_shards(predictions, out, panel)
-    fsync_written(group / "adapters", _shard_files(group / "adapters", panel, chunk))
+    fsync_written(group / "adapters", shard_files(group / "adapters", panel, chunk))
     return out.nbytes
+
+
+def _check_finite(
+    out: Float32, store: AdapterStore, sources: Sources, coefficients: Float32, start: int, stop: int
+) -> None:
+    """Raise an error that names the source at fault, if the result is not finite."""
+    # A row at a time: no mask of the size of the result.
+    if all(np.isfinite(row).all() for row in out):
+        return
+    for source in np.flatnonzero(coefficients.any(axis=0)).tolist():
+        row = int(sources.rows[source])
+        if not np.isfinite(store.read_panel([row], start, stop)).all():
+            raise BankFormatError(
+                f"{store.file(row)}: row {row} holds values that are not finite numbers; "
+                "`bank verify --repair` restores it from its source"
+            )
+    raise ComputeError(
+        f"combine: columns {start} to {stop} overflowed float32; check the scalings of the adapters in the bank"
+    )
 
 
 def _write_shards(array: Any, out: Float32, panel: Panel) -> None:
@@ -161,7 +178,8 @@ def _write_shards(array: Any, out: Float32, panel: Panel) -> None:
         array[top : top + len(part), panel.start : panel.stop] = part
 
 
-def _shard_files(path: Path, panel: Panel, chunk: int) -> Iterator[Path]:
+def shard_files(path: Path, panel: Panel, chunk: int) -> Iterator[Path]:
+    """Return the files of the shards that a panel of the predictions' array at `path` is made of."""
     for top in range(panel.target_start // SHARD_ROWS, -(-panel.target_stop // SHARD_ROWS)):
         yield chunk_file(path, top, panel.start // chunk)
 
@@ -185,6 +203,5 @@ def combine_one(
         stop = min(start + width, parameters)
         batch = max(1, budget // (8 * (stop - start)))
         out[start:stop] = combine_columns(store, sources, weights[None, :], start, stop, batch)[0]
-    if not np.isfinite(out).all():
-        raise ComputeError("combine: the result overflowed float32; check the scalings of the adapters")
+    _check_finite(out[None, :], store, sources, weights[None, :], 0, parameters)
     return out

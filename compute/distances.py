@@ -1,7 +1,8 @@
 """All pairs of distances, in tiles on Dask; each tile on or above the diagonal computes its mirror too.
 
 A stored matrix is indexed by row numbers of the bank, which are never used twice: an entry, once
-computed, never becomes stale, and adapters added later only add entries.
+computed, never becomes stale, and adapters added later only add entries. The one exception is a database
+restored from an older copy, which gives numbers again: the array keeps what dataset each row was.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from bankdb.arrays import (
     read_region,
 )
 from bankdb.bank import AdapterBank
-from bankdb.errors import ComputeError
+from bankdb.errors import BankFormatError, BankNotFoundError, ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
 from compute.blocks import Metric
@@ -34,11 +35,9 @@ from compute.cluster import Cluster, run_tasks
 from compute.distributions import TokenCounts
 from compute.tiles import CHUNK_ROWS, Tile, contiguous, plan_tiles
 
-if TYPE_CHECKING:
-    import zarr
-
 _COUNTS_CHUNK = 1 << 20
-_AGAIN = "delete that folder and run the same command again: it is computed again"
+_AGAIN = "run the same command again: it is computed again"
+_COUNTS = ("rows", "indptr", "ids", "counts", "vocabulary")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,13 +75,14 @@ def distance_matrix(
     ComputeError
         A tile failed, or left entries that are not numbers.
     """
-    _ = bank.layout  # an empty bank has none, and says so
     adapters = tuple(bank.adapters())
+    if not adapters:
+        raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")
     rows = [record.row for record in adapters]
-    run, path = _open_run(bank, metric, rows[-1] + 1)
+    run, path = _open_run(bank, metric, adapters)
     for attempt in range(2):
         _compute_missing(bank, run, path, metric, adapters, cluster, progress)
-        values: NDArray[np.float64] = read_region(open_array(path), np.s_[:, :], _AGAIN)[np.ix_(rows, rows)]
+        values = _read_entries(path, np.s_[:, :])[np.ix_(rows, rows)]
         bad = ~np.isfinite(values)
         if not bad.any():
             return DistanceMatrix(adapters, values, metric.key)
@@ -96,7 +96,7 @@ def distance_matrix(
     )
 
 
-def _open_run(bank: AdapterBank, metric: Metric, rows: int) -> tuple[RunRecord, Path]:
+def _open_run(bank: AdapterBank, metric: Metric, adapters: Sequence[AdapterRecord]) -> tuple[RunRecord, Path]:
     record = bank.record
     ensure_group(bank.array_path("distances"))
     parameters = {
@@ -109,25 +109,38 @@ def _open_run(bank: AdapterBank, metric: Metric, rows: int) -> tuple[RunRecord, 
     }
     run = bank.runs.begin("distances", parameters)
     path = bank.array_path("distances") / metric.key
-    if _belongs(path, run):
-        grow_array(path, (rows, rows))
-    else:
-        bank.runs.reopen(run.id)
-        create_array(
-            path,
-            shape=(rows, rows),
-            chunks=(CHUNK_ROWS, CHUNK_ROWS),
-            shards=None,
-            dtype="float64",
-            attributes={"run": run.inputs_sha256, "metric": metric.key, "rows": "targets"},
-        )
+    shape = (adapters[-1].row + 1,) * 2
+    datasets = {str(record.row): record.content_sha256[:16] for record in adapters}
+    stored = _stored_datasets(path, run)
+    if stored is not None and all(stored.get(row, now) == now for row, now in datasets.items()):
+        grow_array(path, shape)
+        if datasets.keys() - stored.keys():
+            open_array(path, mode="r+").attrs["datasets"] = stored | datasets
+            fsync_path(path / "zarr.json")
+        return run, path
+    bank.runs.reopen(run.id)
+    create_array(
+        path,
+        shape=shape,
+        chunks=(CHUNK_ROWS, CHUNK_ROWS),
+        shards=None,
+        dtype="float64",
+        attributes={
+            "run": run.inputs_sha256,
+            "metric": metric.key,
+            "rows": "targets",
+            "datasets": datasets,
+        },
+    )
     return run, path
 
 
-def _belongs(path: Path, run: RunRecord) -> bool:
+def _stored_datasets(path: Path, run: RunRecord) -> dict[str, str] | None:
+    """Return what dataset each row of the array was; None if there is no array of this run."""
     if not (path / "zarr.json").is_file():
-        return False
-    return bool(open_array(path).attrs.get("run") == run.inputs_sha256)
+        return None
+    attributes: dict[str, Any] = dict(open_array(path).attrs)
+    return attributes.get("datasets") if attributes.get("run") == run.inputs_sha256 else None
 
 
 def _forget_chunks(bank: AdapterBank, run: RunRecord, rows: Sequence[int], bad: NDArray[np.bool_]) -> None:
@@ -205,31 +218,35 @@ def write_distributions(bank: AdapterBank, adapters: Sequence[AdapterRecord]) ->
     root = bank.array_path("distributions")
     ensure_group(root)
     path = root / digest[:16]
-    if path.is_dir():
+    if all((path / name / "zarr.json").is_file() for name in _COUNTS):
         return path, largest
     for old in root.iterdir():
         if old.is_dir():
             shutil.rmtree(old)
     unfinished = root / f"{digest[:16]}.unfinished"
-    values: dict[str, tuple[NDArray[Any], str]] = {
-        "rows": (np.asarray([record.row for record in adapters], dtype=np.int64), "int64"),
-        "indptr": (counts.indptr, "int64"),
-        "ids": (counts.ids, "uint32"),
-        "counts": (counts.counts, "uint32"),
-    }
-    for name, (array, dtype) in values.items():
-        _write_plain(unfinished / name, array, dtype)
-    _write_plain(unfinished / "vocabulary", np.asarray([counts.vocabulary], dtype=np.int64), "int64")
+    values: tuple[NDArray[Any], ...] = (
+        np.asarray([record.row for record in adapters], dtype=np.int64),
+        counts.indptr,
+        counts.ids,
+        counts.counts,
+        np.asarray([counts.vocabulary], dtype=np.int64),
+    )
+    for name, array in zip(_COUNTS, values, strict=True):
+        _write_plain(unfinished / name, array)
     unfinished.rename(path)
     fsync_path(root)
     return path, largest
 
 
-def _write_plain(path: Path, values: NDArray[Any], dtype: str) -> None:
+def _write_plain(path: Path, values: NDArray[Any]) -> None:
     import zarr
 
     array = zarr.create_array(
-        str(path), shape=values.shape, chunks=(min(len(values), _COUNTS_CHUNK),), dtype=dtype, zarr_format=3
+        str(path),
+        shape=values.shape,
+        chunks=(min(len(values), _COUNTS_CHUNK),),
+        dtype=values.dtype,
+        zarr_format=3,
     )
     array[:] = values
 
@@ -244,7 +261,7 @@ def _read_counts(path: Path, start: int, stop: int) -> tuple[NDArray[np.int64], 
     """Read the counts of the datasets whose row is in [start, stop), and those rows."""
 
     def read(name: str, first: int | None, last: int | None) -> NDArray[Any]:
-        return read_region(open_array(path / name), slice(first, last), _AGAIN)
+        return read_region(open_array(path / name), slice(first, last), f"delete {path}; {_AGAIN}")
 
     rows: NDArray[np.int64] = read("rows", None, None)
     first, last = contiguous(rows.tolist(), start, stop)
@@ -263,44 +280,48 @@ def compute_tile(distances_path: str, counts_path: str, metric: Metric, tile: Ti
 
     Returns
     -------
-    The number of distances computed.
+    The number of entries of the matrix that were not known before.
 
     Raises
     ------
     ComputeError
         A distance is not a finite number.
     """
-    array = open_array(distances_path, mode="r+")
+    path = Path(distances_path)
+    array = open_array(path, mode="r+")
     rows, row_counts = _read_counts(Path(counts_path), tile.row_start, tile.row_stop)
     columns, column_counts = rows, row_counts
     if not tile.diagonal:
         columns, column_counts = _read_counts(Path(counts_path), tile.column_start, tile.column_stop)
     if not len(rows) or not len(columns):
         return 0
-    upper = _region(array, tile)
-    lower = upper if tile.diagonal else _region(array, tile, mirror=True)
+    upper = _read_entries(path, _slices(tile))
+    lower = upper if tile.diagonal else _read_entries(path, _slices(tile, mirror=True))
     at = np.ix_(rows - tile.row_start, columns - tile.column_start)
     known = np.isfinite(upper[at]) & np.isfinite(lower.T[at])
-    computed = 0
-    for r, c in _blocks_to_compute(known):
-        forward, backward = metric.both(row_counts.select(r), column_counts.select(c))
+    for r, c in _blocks_to_compute(known, tile.diagonal):
+        if tile.diagonal and len(r) == len(rows):
+            # The same object on both sides tells a symmetric metric that half of the block is a mirror.
+            forward = metric.block(row_counts, row_counts)
+            backward = forward.T
+        else:
+            forward, backward = metric.both(row_counts.select(r), column_counts.select(c))
         _check_finite(metric, forward, rows[r], columns[c])
         _check_finite(metric, backward, columns[c], rows[r])
         upper[np.ix_(rows[r] - tile.row_start, columns[c] - tile.column_start)] = forward
         lower[np.ix_(columns[c] - tile.column_start, rows[r] - tile.row_start)] = backward
-        computed += forward.size
-    _write_region(array, tile, upper)
+    array[_slices(tile)] = upper
     if not tile.diagonal:
-        _write_region(array, tile, lower, mirror=True)
-    fsync_written(Path(distances_path), _files(Path(distances_path), tile))
-    return computed
+        array[_slices(tile, mirror=True)] = lower
+    fsync_written(path, _files(path, tile))
+    return int(np.count_nonzero(~known)) * (1 if tile.diagonal else 2)
 
 
-def _blocks_to_compute(known: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _blocks_to_compute(
+    known: NDArray[np.bool_], diagonal: bool
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Cover the unknown entries by blocks: whole rows that lack something, or whole columns, or both."""
     rows, columns = known.shape
-    if known.all():
-        return
     new_rows = np.flatnonzero(~known.any(axis=1))
     new_columns = np.flatnonzero(~known.any(axis=0))
     covered = known.copy()
@@ -313,7 +334,8 @@ def _blocks_to_compute(known: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.in
     if new_rows.size:
         yield new_rows, np.arange(columns)
     rest = np.setdiff1d(np.arange(rows), new_rows)
-    if new_columns.size and rest.size:
+    # On the diagonal new columns are the mirror of new rows.
+    if new_columns.size and rest.size and not diagonal:
         yield rest, new_columns
 
 
@@ -329,17 +351,23 @@ def _check_finite(
         )
 
 
-def _region(array: zarr.Array[Any], tile: Tile, *, mirror: bool = False) -> NDArray[np.float64]:
-    return np.array(read_region(array, _slices(tile, mirror), _AGAIN), dtype=np.float64)
+def _read_entries(path: Path, selection: tuple[slice, slice]) -> NDArray[np.float64]:
+    """Read entries of the matrix; a chunk that cannot be read is named."""
+    array = open_array(path)
+    try:
+        return np.array(read_region(array, selection, _AGAIN), dtype=np.float64)
+    except BankFormatError:
+        for file in sorted(path.glob("c/*/*")):
+            if file.name.isdigit():
+                chunk = tuple(
+                    slice(int(n) * CHUNK_ROWS, (int(n) + 1) * CHUNK_ROWS)
+                    for n in (file.parent.name, file.name)
+                )
+                read_region(array, chunk, f"delete {file}; {_AGAIN}")
+        raise
 
 
-def _write_region(
-    array: zarr.Array[Any], tile: Tile, values: NDArray[np.float64], *, mirror: bool = False
-) -> None:
-    array[_slices(tile, mirror)] = values
-
-
-def _slices(tile: Tile, mirror: bool) -> tuple[slice, slice]:
+def _slices(tile: Tile, *, mirror: bool = False) -> tuple[slice, slice]:
     rows, columns = slice(tile.row_start, tile.row_stop), slice(tile.column_start, tile.column_stop)
     return (columns, rows) if mirror else (rows, columns)
 

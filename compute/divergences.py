@@ -180,8 +180,7 @@ class JensenShannon(_Divergence):
         p = _Halved(support, targets, self._epsilon)
         q = p if alone else _Halved(support, sources, self._epsilon)
         distances = p.target_terms[:, None] + q.source_terms
-        bound = np.abs(p.target_terms)[:, None] + np.abs(q.source_terms)
-        bound *= CANCELLED
+        bound = CANCELLED * (p.magnitudes[:, None] + q.magnitudes)
         for start, stop in support.panels(panel_width(len(targets) + 3 * len(sources))):
             distances += panel(p.indicators, start, stop) @ panel(q.outside, start, stop).T
             halves = np.ascontiguousarray(panel(q.halves, start, stop).T)
@@ -205,7 +204,7 @@ class JensenShannon(_Divergence):
         m = (pair.p + pair.q) / 2 + self._epsilon
         t = np.minimum(np.abs(pair.difference) / (2 * m), 1.0)
         far = special.xlog1py(1 + t, t) + special.xlog1py(1 - t, -t)
-        # The same by t^2 (2 - 1 + ...): two terms of one order, whose difference keeps its digits.
+        # The same sum, as 2 t^2 + ... less t^2 + ...: for small t it keeps its digits, the first form does not.
         small = np.minimum(t, 0.5)
         near = 2 * small * np.arctanh(small) + np.log1p(-small * small)
         value = float(m @ np.where(t > 0.5, far, near)) / 2
@@ -238,6 +237,8 @@ class _Halved:
         self.halves = support.matrix(counts, values / 2)
         self.outside = support.matrix(counts, outside)
         self.indicators = support.matrix(counts, np.ones(len(values)))
+        # What the sums are made of, which bounds their rounding.
+        self.magnitudes = np.abs(half_entropies) + 1.0
         # The inner loop subtracts x log x without the floor; here it is given back.
         self.target_terms = half_entropies + floor * counts.lengths
         self.source_terms = half_entropies - counts.row_sums(outside)

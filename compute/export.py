@@ -94,43 +94,20 @@ def export_all(
     """
     progress = progress or SilentProgress()
     root = Path(folder)
-    found = predicted.coefficients
-    weights = found.values.astype(np.float32)
-    vectors = open_array(predicted.path / "adapters")
-    bank_record = bank.record
-    progress.begin("export", len(found.adapters))
+    adapters = predicted.coefficients.adapters
+    progress.begin("export", len(adapters))
 
     def export(index: int) -> Path:
-        target = found.adapters[index]
-        written = _dtype(dtype, found.adapters, weights[index])
-        record = _provenance(
-            bank_record, target.name, found.metric, found.options, found.adapters, weights[index], written
-        )
-        record["leave_one_out"] = True
-        record["dataset"] = {
-            "content_sha256": target.content_sha256,
-            "examples": target.examples,
-            "tokens": target.tokens,
-        }
-        where = root / target.name
-        if not _already_there(where, record, overwrite):
-            vector = read_region(
-                vectors, np.s_[index, :], "delete predictions.zarr and run the same command again"
-            )
-            if not np.isfinite(vector).all():
-                raise BankFormatError(
-                    f"{predicted.path}: the prediction for {target.name} lacks shards; "
-                    "delete predictions.zarr and run the same command again"
-                )
-            _write(bank, where, vector, record, written, overwrite)
-        bank.runs.set_exported(predicted.run.id, target.name, str(where.absolute()), written)
+        where, name = root / adapters[index].name, adapters[index].name
+        written = _export_one(bank, predicted, index, where, dtype, overwrite)
+        bank.runs.set_exported(predicted.run.id, name, str(where.absolute()), written)
         progress.advance()
         return where
 
     with bank.computing(progress), ThreadPoolExecutor(max_workers=core_count()) as pool:
-        for record in found.adapters:
-            clear_unfinished(root / record.name)
-        futures = [pool.submit(export, index) for index in range(len(found.adapters))]
+        for adapter in adapters:
+            clear_unfinished(root / adapter.name)
+        futures = [pool.submit(export, index) for index in range(len(adapters))]
         try:
             folders = [future.result() for future in futures]
         except BaseException:
@@ -140,13 +117,39 @@ def export_all(
     return folders
 
 
+def _export_one(
+    bank: AdapterBank, predicted: PredictedBank, index: int, folder: Path, dtype: str, overwrite: bool
+) -> str:
+    """Write a stored prediction, unless it is there already; return the dtype of its weights."""
+    found = predicted.coefficients
+    target, weights = found.adapters[index], found.values[index].astype(np.float32)
+    written = _dtype(dtype, found.adapters, weights)
+    record = _provenance(
+        bank.record, target.name, found.metric, found.options, found.adapters, weights, written
+    )
+    record["leave_one_out"] = True
+    record["dataset"] = {
+        "content_sha256": target.content_sha256,
+        "examples": target.examples,
+        "tokens": target.tokens,
+    }
+    if _already_there(folder, record, overwrite):
+        return written
+    again = "delete predictions.zarr and run the same command again"
+    vector = read_region(open_array(predicted.path / "adapters"), np.s_[index, :], again)
+    if not np.isfinite(vector).all():
+        raise BankFormatError(f"{predicted.path}: the prediction for {target.name} lacks shards; {again}")
+    _write(bank, folder, vector, record, written, overwrite)
+    return written
+
+
 def _already_there(folder: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the folder holds this very prediction. A folder appears whole, so its record speaks for it."""
     try:
-        text = (folder / PROVENANCE).read_text()
-    except FileNotFoundError:
+        found = (folder / PROVENANCE).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    same = text == _json(record) and (folder / "adapter_model.safetensors").is_file()
+    same = found == _json(record).encode() and (folder / "adapter_model.safetensors").is_file()
     if not same and not overwrite:
         raise ConflictError(
             f"{folder}: holds an adapter from another prediction; choose another folder, or pass --overwrite"

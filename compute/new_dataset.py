@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from bankdb.arrays import column_chunk
 from bankdb.bank import AdapterBank
 from bankdb.datasets import Dataset, read_dataset, training_files
-from bankdb.errors import ParameterError, PlanError
+from bankdb.errors import BankNotFoundError, ParameterError, PlanError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 from compute.blocks import Metric
-from compute.cluster import machine_memory
+from compute.cluster import memory_budget
 from compute.coefficients import coefficients, effective_sources
 from compute.combine import combine_one
 from compute.distances import token_counts
@@ -108,39 +108,28 @@ def predict(
         raise ParameterError(
             "approach: oracle needs the adapter that is to be predicted; it is for --all only, use normalized"
         )
-    budget = memory or machine_memory() // 2
-    layout = bank.layout
+    budget = memory_budget(memory)
+    adapters = tuple(bank.adapters())
+    if not adapters:
+        raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")
     dataset, place = _dataset(data, input_column, output_column)
     progress.begin("tokenize", 1)
     histogram = bank.tokenizer.count(dataset.texts(), place)
     progress.end()
-    adapters = tuple(bank.adapters())
-    same = [record.content_sha256 == dataset.sha256 for record in adapters]
-    left_out = (
-        () if include_same else tuple(r.name for r, is_same in zip(adapters, same, strict=True) if is_same)
-    )
+    same = [not include_same and record.content_sha256 == dataset.sha256 for record in adapters]
+    left_out = tuple(record.name for record, is_same in zip(adapters, same, strict=True) if is_same)
     if left_out:
         progress.note(f"{place}: the same data as {', '.join(left_out)} in the bank, which is left out")
     target = TokenCounts.stack([(histogram.ids, histogram.counts)], bank.record.vocabulary)
     metric, row = _distances(bank, target, adapters, options, budget, progress)
-    excluded = np.asarray([False if include_same else is_same for is_same in same])[None, :]
     weights = coefficients(
-        np.zeros_like(row)[None, :] if metric is None else row[None, :],
-        excluded,
+        np.zeros((1, len(row))) if metric is None else row[None, :],
+        np.asarray([same]),
         options.approach,
         temperature=options.temperature,
         top_k=options.top_k,
         compatible=options.compatible,
     )
-    progress.begin("combine", 1)
-    vector = combine_one(
-        bank.store,
-        sources_of(bank, adapters),
-        weights[0].astype(np.float32),
-        chunk=column_chunk(layout.size),
-        budget=max(budget - 8 * layout.size, 1 << 26),
-    )
-    progress.end()
     return Prediction(
         name=name or dataset_name(data),
         dataset=dataset,
@@ -150,10 +139,30 @@ def predict(
         coefficients=weights[0],
         effective_sources=float(effective_sources(weights)[0]),
         left_out=left_out,
-        vector=vector,
+        vector=_combined(bank, adapters, weights[0], budget, progress),
         metric="none" if metric is None else metric.key,
         options=options,
     )
+
+
+def _combined(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    weights: NDArray[np.float64],
+    budget: int,
+    progress: Progress,
+) -> NDArray[np.float32]:
+    parameters = bank.layout.size
+    progress.begin("combine", 1)
+    vector = combine_one(
+        bank.store,
+        sources_of(bank, adapters),
+        weights.astype(np.float32),
+        chunk=column_chunk(parameters),
+        budget=max(budget - 8 * parameters, 1 << 26),
+    )
+    progress.end()
+    return vector
 
 
 def dataset_name(data: str | Path | Dataset) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from bankdb.errors import ParameterError
 from compute.blocks import Metric
-from compute.coefficients import APPROACHES
+from compute.coefficients import APPROACHES, coefficients
 from compute.distributions import TokenCounts, median_sigma
 from compute.metrics import canonical_metric_name, get_metric
 
@@ -49,6 +51,15 @@ class PredictionOptions:
             raise ParameterError(
                 f"approach: expected one of {', '.join(ALL_APPROACHES)}, found {self.approach!r}; use one of them"
             )
+        # Refused here, before hours of distances: a row of one source goes through the same checks.
+        coefficients(
+            np.zeros((1, 1)),
+            np.zeros((1, 1), dtype=np.bool_),
+            "uniform",
+            temperature=self.temperature,
+            top_k=self.top_k,
+            compatible=self.compatible,
+        )
 
     def resolve_metric(self, counts: TokenCounts | None) -> Metric:
         """Return the metric; for a Gaussian kernel without a bandwidth, with the median of `counts`."""

@@ -6,22 +6,30 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import column_chunk, create_array, ensure_group, fsync_path, open_array
+from bankdb.arrays import (
+    column_chunk,
+    create_array,
+    ensure_group,
+    fsync_path,
+    fsync_written,
+    open_array,
+    partial_files,
+)
 from bankdb.bank import AdapterBank
-from bankdb.errors import ParameterError
+from bankdb.errors import BankNotFoundError, ParameterError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, PredictionRecord, RunRecord
 from compute.cluster import Cluster, ClusterOptions, open_cluster, run_tasks
 from compute.coefficients import coefficients as row_coefficients
 from compute.coefficients import effective_sources
-from compute.combine import Sources, combine_panel
+from compute.combine import Sources, combine_panel, shard_files
 from compute.distances import DistanceMatrix, distance_matrix, token_counts
 from compute.gram import gram_matrix
 from compute.options import NO_DISTANCES, PredictionOptions
@@ -80,13 +88,17 @@ class PredictedBank:
 
 
 @contextlib.contextmanager
-def _cluster(cluster: Cluster | None, progress: Progress) -> Iterator[Cluster]:
-    """Use the caller's cluster, or threads of this process for as long as it takes."""
-    if cluster is not None:
+def _computing(bank: AdapterBank, cluster: Cluster | None, progress: Progress) -> Iterator[Cluster]:
+    """Hold the compute lock, with the caller's cluster or threads of this process for as long as it takes."""
+    with contextlib.ExitStack() as stack:
+        if cluster is None:
+            cluster = stack.enter_context(open_cluster(ClusterOptions(processes=False), progress))
+        stack.enter_context(bank.computing(progress))
+        for kind in ("distances", "gram", "predictions"):
+            # Left by workers that were killed while they wrote; whoever holds the lock is the only writer.
+            for file in partial_files(bank.array_path(kind)):
+                file.unlink(missing_ok=True)
         yield cluster
-        return
-    with open_cluster(ClusterOptions(processes=False), progress) as opened:
-        yield opened
 
 
 # -- distances and coefficients, labelled --------------------------------------------------------------
@@ -110,7 +122,7 @@ def distances(
 
     options = PredictionOptions(metric=metric, kernel=kernel, sigma=sigma, compatible=compatible)
     shown = progress or SilentProgress()
-    with _cluster(cluster, shown) as used, bank.computing(shown):
+    with _computing(bank, cluster, shown) as used:
         found = compute_distances(bank, options, used, shown)
     return xarray.DataArray(
         found.values, _coordinates(found.adapters), ("target", "source"), name=found.metric
@@ -129,7 +141,7 @@ def coefficients(
 
     options = options or PredictionOptions()
     shown = progress or SilentProgress()
-    with _cluster(cluster, shown) as used, bank.computing(shown):
+    with _computing(bank, cluster, shown) as used:
         found = compute_coefficients(bank, options, used, shown)
     coordinates = _coordinates(found.adapters) | {"effective_sources": ("target", found.effective)}
     return xarray.DataArray(found.values, coordinates, ("target", "source"), name=options.approach)
@@ -158,9 +170,10 @@ def compute_coefficients(
     ParameterError
         The bank has fewer than two adapters, so that nothing is left when one is left out.
     """
-    _ = bank.layout  # an empty bank has none, and says so
     adapters = tuple(bank.adapters())
     n = len(adapters)
+    if not n:
+        raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")
     if n < 2:
         raise ParameterError(
             f"{bank.path}: leave-one-out needs at least 2 adapters, the bank has {n}; ingest more"
@@ -229,7 +242,7 @@ def predict_all(
     """
     options = options or PredictionOptions()
     shown = progress or SilentProgress()
-    with _cluster(cluster, shown) as used, bank.computing(shown):
+    with _computing(bank, cluster, shown) as used:
         found = compute_coefficients(bank, options, used, shown)
         sources = sources_of(bank, found.adapters)
         error = None
@@ -239,7 +252,7 @@ def predict_all(
             error = weight_space_errors(found.values, gram, targets, bank.layout.size).relative
         run, path = _open_predictions(bank, found)
         _combine_missing(bank, run, path, sources, used, shown)
-        bank.runs.store_predictions(list(_prediction_records(run, found, error)))
+        _store_records(bank, run, found, error)
         bank.runs.finish(run.id)
     return PredictedBank(run, found, path, error)
 
@@ -295,6 +308,7 @@ def _create_predictions(path: Path, run: RunRecord, parameters: int, weights: ND
         attributes=mark,
     )
     stored[:, :] = weights
+    fsync_written(path / "coefficients", (path / "coefficients" / "c").glob("*/*"))
     create_array(
         path / "adapters",
         shape=(targets, parameters),
@@ -317,7 +331,8 @@ def _combine_missing(
     missing = {
         panel.name: panel
         for panel in panels
-        if panel.name not in done or not _has_shards(predictions, panel.target_start, panel.start // chunk)
+        if panel.name not in done
+        or not all(file.is_file() for file in shard_files(predictions, panel, chunk))
     }
     tasks = {
         name: (str(bank.store.path), str(path), sources, panel, chunk) for name, panel in missing.items()
@@ -328,20 +343,19 @@ def _combine_missing(
         bank.runs.mark_done(run.id, {name: run.inputs_sha256})
 
 
-def _has_shards(path: Path, target: int, column: int) -> bool:
-    return path.joinpath("c", str(target // SHARD_ROWS), str(column)).is_file()
-
-
-def _prediction_records(
-    run: RunRecord, found: Coefficients, error: NDArray[np.float64] | None
-) -> Iterator[PredictionRecord]:
+def _store_records(
+    bank: AdapterBank, run: RunRecord, found: Coefficients, error: NDArray[np.float64] | None
+) -> None:
+    """Store what each prediction is made of; what an earlier command stored of the same run stays."""
+    stored = {record.target: record for record in bank.runs.predictions(run.id)}
     # What was multiplied with: the coefficients in single precision.
     weights = found.values.astype(np.float32)
-    for index, record in enumerate(found.adapters):
+    records = []
+    for index, adapter in enumerate(found.adapters):
         used = np.flatnonzero(weights[index])
-        yield PredictionRecord(
+        record = PredictionRecord(
             run_id=run.id,
-            target=record.name,
+            target=adapter.name,
             sources=tuple(found.adapters[source].row for source in used),
             weights=tuple(float(weight) for weight in weights[index, used]),
             effective_sources=float(found.effective[index]),
@@ -349,3 +363,11 @@ def _prediction_records(
             exported_to=None,
             export_dtype=None,
         )
+        before = stored.get(adapter.name)
+        if before is not None:
+            record = replace(record, exported_to=before.exported_to, export_dtype=before.export_dtype)
+            if error is None:
+                record = replace(record, relative_error=before.relative_error)
+        records.append(record)
+    if records != list(stored.values()):
+        bank.runs.store_predictions(records)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bankdb.errors import BankFormatError
+from bankdb.messages import one_line
+
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
@@ -11,14 +14,26 @@ HEAD = "0001"
 
 
 def upgrade(connection: Connection) -> None:
-    """Run every migration that the database has not had yet, in the caller's transaction."""
+    """Run every migration that the database has not had yet, in the caller's transaction.
+
+    Raises
+    ------
+    BankFormatError
+        The database is at a revision that never was.
+    """
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", "bankdb:migrations")
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise BankFormatError(
+            f"the database's schema revision is not known ({one_line(error)}): restore bank.db from a copy"
+        ) from error
 
 
 def current_revision(connection: Connection) -> str | None:

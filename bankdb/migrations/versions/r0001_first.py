@@ -150,6 +150,7 @@ def upgrade() -> None:
         sa.Column("text_rule", sa.Text(), nullable=False),
         sa.Column("ids", sa.LargeBinary(), nullable=False),
         sa.Column("counts", sa.LargeBinary(), nullable=False),
+        sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.ForeignKeyConstraint(
             ["dataset_id"],
             ["dataset.id"],
