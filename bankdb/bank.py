@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bankdb.adapter_store import AdapterStore
+from sqlalchemy import URL
+
+from bankdb.adapter_store import AdapterStore, Vector
 from bankdb.arrays import fsync_path
 from bankdb.catalog import Catalog
 from bankdb.database import Database
@@ -25,7 +28,16 @@ if TYPE_CHECKING:
     from bankdb.peft_format import SourceAdapter
     from bankdb.tokens import BankTokenizer
 
-_OWN_FILES = {"bank.db", "bank.db-wal", "bank.db-shm", "tokenizer", ".ingest.lock", ".compute.lock"}
+# What an interrupted `create` may have left.
+_OWN_FILES = {
+    "bank.db",
+    "bank.db-journal",
+    "bank.db-wal",
+    "bank.db-shm",
+    "tokenizer",
+    ".ingest.lock",
+    ".compute.lock",
+}
 
 
 class AdapterBank:
@@ -74,7 +86,7 @@ class AdapterBank:
         ConflictError
             A bank, or something else, is already there.
         TokenizerError
-            The tokenizer cannot be loaded.
+            The tokenizer cannot be loaded, or not saved so that it stays what it is.
         """
         from bankdb.tokens import BankTokenizer
 
@@ -82,19 +94,19 @@ class AdapterBank:
         _check_free(folder)
         loaded = BankTokenizer(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
-        loaded.save(folder / "tokenizer")
-        for file in (folder / "tokenizer").iterdir():
-            fsync_path(file)
-        bank = cls(folder, Database(_sqlite_url(folder), create=True))
-        bank.catalog.create_bank(
-            base_model=base_model,
-            base_model_aliases=aliases,
-            tokenizer_name=loaded.name,
-            tokenizer_fingerprint=loaded.fingerprint,
-            vocabulary=loaded.vocabulary,
-            text_rule=TEXT_RULE,
-        )
-        fsync_path(folder)
+        with exclusive_lock(folder / ".ingest.lock", lambda: None):
+            _check_free(folder)  # of two that came so far together, one goes on
+            _save_tokenizer(loaded, folder / "tokenizer")
+            bank = cls(folder, Database(_sqlite_url(folder), create=True))
+            bank.catalog.create_bank(
+                base_model=base_model,
+                base_model_aliases=aliases,
+                tokenizer_name=loaded.name,
+                tokenizer_fingerprint=loaded.fingerprint,
+                vocabulary=loaded.vocabulary,
+                text_rule=TEXT_RULE,
+            )
+            fsync_path(folder)
         return bank
 
     @classmethod
@@ -114,7 +126,11 @@ class AdapterBank:
                 f"{folder}: no bank here; make one with `bank init`, or pass --bank PATH (or set BANK_PATH)"
             )
         bank = cls(folder, Database(_sqlite_url(folder)))
-        bank._check_arrays()
+        try:
+            bank._check_arrays()
+        except BaseException:
+            bank.close()
+            raise
         return bank
 
     def _check_arrays(self) -> None:
@@ -126,6 +142,12 @@ class AdapterBank:
             raise BankFormatError(
                 f"{self.store.path}: belongs to bank {found or 'unknown'}, not to this one ({record.identity}); "
                 "put the bank's own adapters.zarr back"
+            )
+        columns = self.store.array.shape[-1]
+        if columns != record.parameters:
+            raise BankFormatError(
+                f"{self.store.path / 'zarr.json'}: rows of {record.parameters} parameters expected, {columns} "
+                "found; put the bank's own adapters.zarr back"
             )
 
     def close(self) -> None:
@@ -211,9 +233,8 @@ class AdapterBank:
         Raises
         ------
         AdapterError
-            The adapter's layout is not the bank's.
+            The adapter's layout is not the bank's, or it was trained on another revision of the base model.
         """
-        from bankdb.layout import AdapterLayout
 
         with self._database.write() as session:
             record = self.catalog.bank_in(session)
@@ -231,12 +252,17 @@ class AdapterBank:
                     base_model_revision=adapter.config.revision,
                 )
             else:
-                found = AdapterLayout.from_json(record.layout).differences(adapter.layout)
-                if found:
-                    raise AdapterError(f"{name}: not of the bank's layout: {'; '.join(found)}")
+                _check_fits(record, record.layout, name, adapter)
             row = self.catalog.reserve(session, name)
             self.store.grow(row + 1)
             return row
+
+    def restore(self, row: int, vector: Vector) -> None:
+        """Write a ready row again; its own file is replaced, what is foreign stays."""
+        with self._database.write():
+            self.store.grow(self.record.next_row)
+        self.store.delete(row)
+        self.store.write(row, vector)
 
     def remove(self, name: str) -> None:
         """Remove an adapter, its dataset and its row. Raises BankNotFoundError if it is not there."""
@@ -295,8 +321,43 @@ class AdapterBank:
             yield
 
 
-def _sqlite_url(folder: Path) -> str:
-    return f"sqlite:///{(folder / 'bank.db').absolute()}"
+def _sqlite_url(folder: Path) -> URL:
+    # Not as text, in which a `?` in the path would begin options.
+    return URL.create("sqlite", database=str((folder / "bank.db").absolute()))
+
+
+def _save_tokenizer(tokenizer: BankTokenizer, folder: Path) -> None:
+    """Copy a tokenizer's files into the bank, and load them again to see that they are the same tokenizer."""
+    from bankdb.tokens import BankTokenizer
+
+    if folder.is_dir():
+        shutil.rmtree(folder)  # left by an interrupted `create`, maybe of another tokenizer
+    tokenizer.save(folder)
+    for item in (*folder.rglob("*"), folder):
+        fsync_path(item)
+    if BankTokenizer(folder).fingerprint != tokenizer.fingerprint:
+        raise TokenizerError(
+            f"{tokenizer.name}: loads as another tokenizer after it was saved to {folder}; "
+            "save it with the installed transformers and pass that folder"
+        )
+
+
+def _check_fits(record: BankRecord, layout: str, name: str, adapter: SourceAdapter) -> None:
+    from bankdb.layout import AdapterLayout
+
+    found = AdapterLayout.from_json(layout).differences(adapter.layout)
+    if found:
+        raise AdapterError(f"{name}: not of the bank's layout: {'; '.join(found)}")
+    if adapter.config.revision != record.base_model_revision:
+        raise AdapterError(other_revision(name, record.base_model_revision, adapter.config.revision))
+
+
+def other_revision(what: str, expected: str | None, found: str | None) -> str:
+    """Return the message for an adapter of another revision of the base model."""
+    return (
+        f"{what}: trained on revision {found!r} of the base model, the bank's adapters on {expected!r}; "
+        "keep them in separate banks"
+    )
 
 
 def _check_free(folder: Path) -> None:

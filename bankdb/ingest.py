@@ -12,13 +12,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bankdb.arrays import partial_files
-from bankdb.bank import AdapterBank
+from bankdb.bank import AdapterBank, other_revision
 from bankdb.catalog import changed_pair
 from bankdb.datasets import Dataset, read_dataset
-from bankdb.errors import AdapterError, BankError
+from bankdb.errors import AdapterError, BankError, SourceError
+from bankdb.messages import printable
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
 
@@ -48,6 +50,15 @@ class IngestReport:
     skipped: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     refused: list[RefusedPair] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What an adapter has to be; without a layout, none of those to come can be read."""
+
+    base_models: tuple[str, ...]
+    layout: AdapterLayout | None
+    revision: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +103,11 @@ def ingest(
     clear_leftovers(bank)
     with bank.ingesting():
         resolved = _resolved(references, resolve, report, progress)
-        layout = _expected_layout(bank, resolved)
-        names = _base_models(bank)
+        expected = _expected(bank, resolved)
         _ = bank.tokenizer  # loaded once, here, before threads share it
 
         def prepare(pair: Pair) -> _Prepared | None:
-            return _prepare(bank, pair, layout, names, options)
+            return _prepare(bank, pair, expected, options)
 
         progress.begin("ingest", len(resolved))
         for pair, outcome in _ahead(resolved, prepare):
@@ -109,23 +119,26 @@ def ingest(
 
 def clear_leftovers(bank: AdapterBank) -> list[str]:
     """Clear what killed processes left, unless some process is ingesting now; return what was cleared."""
-    cleared: list[str] = []
     with bank.nobody_ingesting() as alone:
-        if not alone:
-            return cleared
-        for reserved in bank.catalog.reserved():
-            bank.store.delete(reserved.row)
-            bank.catalog.clear_reserved([reserved.row])
-            cleared.append(f"row {reserved.row}, reserved for {reserved.name}")
-        for file in partial_files(bank.store.path):
-            file.unlink(missing_ok=True)
-            cleared.append(f"unfinished file {file.name}")
-        ready = {record.row for record in bank.adapters()}
-        limit = bank.record.next_row
-        for row in bank.store.rows_on_disk():
-            if row not in ready and row < limit:
-                bank.store.delete(row)
-                cleared.append(f"row {row} of a removed adapter")
+        return clear_leftovers_alone(bank) if alone else []
+
+
+def clear_leftovers_alone(bank: AdapterBank) -> list[str]:
+    """Clear what killed processes left; the caller is inside `nobody_ingesting`."""
+    cleared: list[str] = []
+    for reserved in bank.catalog.reserved():
+        bank.store.delete(reserved.row)
+        bank.catalog.clear_reserved([reserved.row])
+        cleared.append(f"row {reserved.row}, reserved for {reserved.name}")
+    for file in partial_files(bank.store.path):
+        file.unlink(missing_ok=True)
+        cleared.append(f"unfinished file {file.name}")
+    ready = {record.row for record in bank.adapters()}
+    limit = bank.record.next_row
+    for row in bank.store.rows_on_disk():
+        if row not in ready and row < limit:
+            bank.store.delete(row)
+            cleared.append(f"row {row} of a removed adapter")
     return cleared
 
 
@@ -152,38 +165,40 @@ def _resolved(
     return pairs
 
 
-def _expected_layout(bank: AdapterBank, pairs: Sequence[Pair]) -> AdapterLayout | None:
-    """Return the bank's layout; for an empty bank, the one that most of the adapters to come have."""
+def _expected(bank: AdapterBank, pairs: Sequence[Pair]) -> _Expected:
+    """Return what the bank's adapters are; for an empty bank, what most of the adapters to come are."""
     from bankdb.layout import AdapterLayout
+    from bankdb.peft_config import CONFIG_NAME, read_config
     from bankdb.peft_format import read_layout
 
-    text = bank.record.layout
-    if text is not None:
-        return AdapterLayout.from_json(text)
-    votes: Counter[AdapterLayout] = Counter()
+    record = bank.record
+    base_models = (record.base_model, *record.base_model_aliases)
+    if record.layout is not None:
+        return _Expected(
+            base_models, AdapterLayout.from_json(record.layout), record.base_model_revision
+        )
+    votes: Counter[tuple[AdapterLayout, str | None]] = Counter()
     for pair in pairs:
         try:
-            votes[read_layout(pair.adapter)] += 1
+            config = read_config(pair.adapter / CONFIG_NAME)
+            if config.base_model in base_models:
+                votes[read_layout(pair.adapter), config.revision] += 1
         except AdapterError:
             continue  # refused with its reason when its turn comes
-    return votes.most_common(1)[0][0] if votes else None
-
-
-def _base_models(bank: AdapterBank) -> tuple[str, ...]:
-    record = bank.record
-    return (record.base_model, *record.base_model_aliases)
+    layout, revision = votes.most_common(1)[0][0] if votes else (None, None)
+    return _Expected(base_models, layout, revision)
 
 
 def _prepare(
     bank: AdapterBank,
     pair: Pair,
-    layout: AdapterLayout | None,
-    base_models: Sequence[str],
+    expected: _Expected,
     options: IngestOptions,
 ) -> _Prepared | None:
     """Read, check and tokenize a pair; None if the bank has the very same already."""
     from bankdb.peft_format import load_adapter
 
+    _check_text(pair)
     present = bank.catalog.find(pair.name)
     dataset: Dataset | None = None
     if present is not None:
@@ -192,8 +207,10 @@ def _prepare(
             return None
         if not options.replace:
             raise changed_pair(pair.name)
-    adapter = load_adapter(pair.adapter, expected=layout, base_models=base_models)
-    _check_revision(bank, adapter, pair)
+    adapter = load_adapter(pair.adapter, expected=expected.layout, base_models=expected.base_models)
+    if expected.layout is not None and adapter.config.revision != expected.revision:
+        config = pair.adapter / "adapter_config.json"
+        raise AdapterError(other_revision(str(config), expected.revision, adapter.config.revision))
     dataset = dataset or _read(pair, options)
     histogram = bank.tokenizer.count(dataset.texts(), str(pair.dataset[0]))
     return _Prepared(pair, adapter, dataset, histogram)
@@ -203,26 +220,33 @@ def _read(pair: Pair, options: IngestOptions) -> Dataset:
     return read_dataset(pair.dataset, input_column=options.input_column, output_column=options.output_column)
 
 
+def _check_text(pair: Pair) -> None:
+    """Refuse what no database stores as text: a path that is not UTF-8, half of a surrogate pair, NUL."""
+    for text in (pair.adapter_source, pair.dataset_source, pair.group or "", pair.licence or ""):
+        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise SourceError(f"{printable(text)}: not valid Unicode text; rename the folder, or correct it")
+
+
 def _unchanged(present: AdapterRecord, pair: Pair, dataset: Dataset) -> bool:
+    """Whether a pair's three hashes are those in the bank; the configuration holds the scaling."""
     if present.content_sha256 != dataset.sha256:
         return False
+    expected = {
+        "adapter_config.json": present.config_sha256,
+        "adapter_model.safetensors": present.source_sha256,
+    }
+    return all(_file_sha256(pair.adapter / name) == sha256 for name, sha256 in expected.items())
+
+
+def _file_sha256(path: Path) -> str:
     try:
-        with (pair.adapter / "adapter_model.safetensors").open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == present.source_sha256
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise AdapterError(
-            f"{pair.adapter}: adapter_model.safetensors cannot be read ({error.strerror}); "
+            f"{path}: cannot be read ({error.strerror}); "
             "expected the file that was ingested before, or one to replace it"
         ) from error
-
-
-def _check_revision(bank: AdapterBank, adapter: SourceAdapter, pair: Pair) -> None:
-    record = bank.record
-    if record.layout is not None and adapter.config.revision != record.base_model_revision:
-        raise AdapterError(
-            f"{pair.adapter / 'adapter_config.json'}: trained on revision {adapter.config.revision!r} of "
-            f"the base model, the bank's adapters on {record.base_model_revision!r}; keep them in separate banks"
-        )
 
 
 def _ahead(
@@ -282,8 +306,8 @@ def _store(bank: AdapterBank, prepared: _Prepared, options: IngestOptions) -> bo
         checksum = bank.store.write(row, prepared.adapter.vector)
         added, freed = bank.catalog.make_ready(_new_adapter(prepared, row, checksum), replace=options.replace)
     except BaseException:
-        bank.store.delete(row)
-        bank.catalog.abandon(row)
+        if bank.catalog.abandon(row):
+            bank.store.delete(row)
         raise
     for unused in freed:
         bank.store.delete(unused)

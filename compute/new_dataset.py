@@ -104,45 +104,63 @@ def predict(
     """
     options = options or PredictionOptions()
     progress = progress or SilentProgress()
+    _check(bank, options)
+    budget = memory_budget(memory)
+    adapters = tuple(bank.adapters())
+    dataset, place = _dataset(data, input_column, output_column)
+    target = _target(bank, dataset, place, progress)
+    same = np.asarray([not include_same and record.content_sha256 == dataset.sha256 for record in adapters])
+    left_out = tuple(adapters[index].name for index in np.flatnonzero(same))
+    if left_out:
+        progress.note(f"{place}: the same data as {', '.join(left_out)} in the bank, which is left out")
+    metric, row = _distances(bank, target, adapters, options, budget, progress)
+    weights = _coefficients(row, same, options)
+    return Prediction(
+        name=name or dataset_name(data),
+        dataset=dataset,
+        tokens=int(target.totals[0]),
+        adapters=adapters,
+        distances=row,
+        coefficients=weights,
+        effective_sources=float(effective_sources(weights[None, :])[0]),
+        left_out=left_out,
+        vector=_combined(bank, adapters, weights, budget, progress),
+        metric="none" if metric is None else metric.key,
+        options=options,
+    )
+
+
+def _check(bank: AdapterBank, options: PredictionOptions) -> None:
     if options.approach == "oracle":
         raise ParameterError(
             "approach: oracle needs the adapter that is to be predicted; it is for --all only, use normalized"
         )
-    budget = memory_budget(memory)
-    adapters = tuple(bank.adapters())
-    if not adapters:
+    if not len(bank):
         raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")
-    dataset, place = _dataset(data, input_column, output_column)
+
+
+def _target(bank: AdapterBank, dataset: Dataset, place: str, progress: Progress) -> TokenCounts:
     progress.begin("tokenize", 1)
     histogram = bank.tokenizer.count(dataset.texts(), place)
     progress.end()
-    same = [not include_same and record.content_sha256 == dataset.sha256 for record in adapters]
-    left_out = tuple(record.name for record, is_same in zip(adapters, same, strict=True) if is_same)
-    if left_out:
-        progress.note(f"{place}: the same data as {', '.join(left_out)} in the bank, which is left out")
-    target = TokenCounts.stack([(histogram.ids, histogram.counts)], bank.record.vocabulary)
-    metric, row = _distances(bank, target, adapters, options, budget, progress)
-    weights = coefficients(
-        np.zeros((1, len(row))) if metric is None else row[None, :],
-        np.asarray([same]),
+    return TokenCounts.stack([(histogram.ids, histogram.counts)], bank.record.vocabulary)
+
+
+def _coefficients(
+    distances: NDArray[np.float64], excluded: NDArray[np.bool_], options: PredictionOptions
+) -> NDArray[np.float64]:
+    if options.approach in NO_DISTANCES:
+        distances = np.zeros(len(excluded))
+    rows = coefficients(
+        distances[None, :],
+        excluded[None, :],
         options.approach,
         temperature=options.temperature,
         top_k=options.top_k,
         compatible=options.compatible,
     )
-    return Prediction(
-        name=name or dataset_name(data),
-        dataset=dataset,
-        tokens=histogram.tokens,
-        adapters=adapters,
-        distances=row,
-        coefficients=weights[0],
-        effective_sources=float(effective_sources(weights)[0]),
-        left_out=left_out,
-        vector=_combined(bank, adapters, weights[0], budget, progress),
-        metric="none" if metric is None else metric.key,
-        options=options,
-    )
+    weights: NDArray[np.float64] = rows[0]
+    return weights
 
 
 def _combined(
