@@ -23,11 +23,13 @@ from bankdb.arrays import (
     fsync_path,
     fsync_written,
     grow_array,
+    is_partial,
     open_array,
     partial_files,
     read_region,
 )
 from bankdb.errors import AdapterError, BankFormatError
+from bankdb.shard_reader import RowShards
 
 if TYPE_CHECKING:
     import zarr
@@ -50,6 +52,7 @@ class AdapterStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._array: zarr.Array[Any] | None = None
+        self._shards: tuple[zarr.Array[Any], RowShards | None] | None = None
 
     def create(self, parameters: int, identity: str) -> None:
         """Make the array for rows of `parameters` columns; the caller knows that no row is ready."""
@@ -120,11 +123,22 @@ class AdapterStore:
             A row is missing, truncated or otherwise unreadable; it is named.
         """
         panel = np.empty((len(rows), stop - start), dtype=np.float32)
+        shards = self._row_shards()
         for position, row in enumerate(rows):
-            panel[position] = self._read_one(row, start, stop)
+            if shards is None:
+                panel[position] = self._read_one(row, start, stop)
+            else:
+                shards.read(row, start, stop, panel[position])
         return panel
 
+    def _row_shards(self) -> RowShards | None:
+        array = self.array
+        if self._shards is None or self._shards[0] is not array:
+            self._shards = (array, RowShards.of(array, self.path))
+        return self._shards[1]
+
     def _read_one(self, row: int, start: int, stop: int) -> Vector:
+        """Read a row through zarr, for an array of another layout than this version writes."""
         if not self.file(row).is_file():
             raise BankFormatError(f"{self.file(row)}: row {row} is missing; {_RESTORE}")
         rows, columns = self._shape_with(row)
@@ -171,8 +185,8 @@ class AdapterStore:
         strange += set(_entries(self.path / "c")).difference(rows)
         for folder in rows:
             strange += [item for item in _entries(folder) if item.name != "0" or item.is_dir()]
-        partial = set(partial_files(self.path))
-        return sorted(item for item in strange if item not in partial)
+        # By name: a file being written has another one a moment later.
+        return sorted(item for item in strange if not is_partial(item.name))
 
     def _row_folders(self) -> list[Path]:
         entries = _entries(self.path / "c")

@@ -155,7 +155,12 @@ def partial_files(path: Path) -> list[Path]:
     """Return files that a killed writer left behind: zarr writes beside the chunk, then renames."""
     # os.walk passes over folders that a running writer removes meanwhile.
     walked = ((folder, name) for folder, _, names in os.walk(path) for name in names)
-    return sorted(Path(folder, name) for folder, name in walked if _PARTIAL.search(name))
+    return sorted(Path(folder, name) for folder, name in walked if is_partial(name))
+
+
+def is_partial(name: str) -> bool:
+    """Return whether a file of this name is one that zarr is writing, or that a killed writer left."""
+    return _PARTIAL.search(name) is not None
 
 
 def _first_line(error: BaseException) -> str:

@@ -314,6 +314,12 @@ class AdapterBank:
             yield alone
 
     @contextlib.contextmanager
+    def nobody_computing(self) -> Iterator[bool]:
+        """Yield True while no process can be inside `computing`; False at once if one is."""
+        with try_exclusive_lock(self.path / ".compute.lock") as alone:
+            yield alone
+
+    @contextlib.contextmanager
     def computing(self, progress: Progress) -> Iterator[None]:
         """Be the only process that writes derived arrays; waits for another that does."""
         note = "another run is working on this bank; waiting for it to finish"

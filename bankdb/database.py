@@ -46,9 +46,7 @@ class Database:
     def __init__(self, url: str | URL, *, create: bool = False) -> None:
         address = make_url(url)
         self._sqlite = address.get_backend_name() == "sqlite"
-        self._shown = (
-            str(address.database) if self._sqlite else address.render_as_string(hide_password=True)
-        )
+        self._shown = str(address.database) if self._sqlite else address.render_as_string(hide_password=True)
         if self._sqlite:
             self._check_file(Path(address.database or ""), create)
         self._engine = _engine(address, self._sqlite)
@@ -70,7 +68,9 @@ class Database:
         with path.open("rb") as file:
             head = file.read(16)
         if not head:
-            raise BankNotFoundError(f"{path}: empty; an interrupted `bank init` is finished by running it again")
+            raise BankNotFoundError(
+                f"{path}: empty; an interrupted `bank init` is finished by running it again"
+            )
         if head != b"SQLite format 3\0":
             raise BankFormatError(
                 f"{path}: expected a SQLite database, found {head!r}: the file is damaged or not a bank's"

@@ -174,9 +174,7 @@ def _expected(bank: AdapterBank, pairs: Sequence[Pair]) -> _Expected:
     record = bank.record
     base_models = (record.base_model, *record.base_model_aliases)
     if record.layout is not None:
-        return _Expected(
-            base_models, AdapterLayout.from_json(record.layout), record.base_model_revision
-        )
+        return _Expected(base_models, AdapterLayout.from_json(record.layout), record.base_model_revision)
     votes: Counter[tuple[AdapterLayout, str | None]] = Counter()
     for pair in pairs:
         try:
@@ -239,6 +237,8 @@ def _unchanged(present: AdapterRecord, pair: Pair, dataset: Dataset) -> bool:
 
 
 def _file_sha256(path: Path) -> str:
+    if not path.is_file():  # to open a named pipe would wait for ever
+        raise AdapterError(f"{path}: a file was expected, as ingested before; put it back")
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bankdb.errors import DatasetError, TokenizerError
 
 _BATCH = 512
+_OWN_TOKENS = 256
 # What a tokenizer makes of these tells apart normalisers, splitters and special tokens alike.
 _PROBES = (
     "",
@@ -145,12 +146,20 @@ def _vocabulary_size(tokenizer: Any) -> int:
     return int(max(len(tokenizer), max(ids) + 1))
 
 
+def _own_probes(tokens: Sequence[str]) -> tuple[str, ...]:
+    """Texts of the tokenizer's own tokens: of a small vocabulary the fixed ones may hold none."""
+    chosen = tokens[:: max(1, len(tokens) // _OWN_TOKENS)]
+    spaced = " ".join(chosen)
+    return spaced, "".join(chosen), ", ".join(chosen), spaced.upper(), spaced.lower(), spaced.title()
+
+
 def _fingerprint(tokenizer: Any, vocabulary: int) -> str:
-    """Hash the vocabulary and what the tokenizer makes of fixed texts: stable across library versions."""
+    """Hash the vocabulary and what the tokenizer makes of some texts: stable across library versions."""
     digest = hashlib.sha256(f"vocabulary {vocabulary}\n".encode())
-    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])):
+    entries = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    for token, index in entries:
         digest.update(f"{index} {token!a}\n".encode())
-    for probe in _PROBES:
+    for probe in (*_PROBES, *_own_probes([token for token, _ in entries])):
         encoded = tokenizer([probe], add_special_tokens=True, verbose=False)["input_ids"][0]
         digest.update((" ".join(map(str, encoded)) + "\n").encode())
     return digest.hexdigest()

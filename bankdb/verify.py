@@ -12,9 +12,11 @@ from bankdb.adapter_store import row_sha256
 from bankdb.arrays import fsync_path, partial_files
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, BankFormatError
-from bankdb.ingest import clear_leftovers
+from bankdb.ingest import clear_leftovers_alone
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
+
+_DERIVED = ("distributions", "distances", "gram", "predictions")
 
 
 @dataclass(slots=True)
@@ -42,48 +44,86 @@ def verify(bank: AdapterBank, *, repair: bool = False, progress: Progress | None
     repair
         Restore damaged rows from their recorded sources where those are still there unchanged; clear
         leftovers of killed processes; move foreign files into `orphans/`. Nothing that the catalogue
-        calls ready is ever deleted.
+        calls ready is ever deleted. While an ingest is running nothing is repaired; one that begins
+        meanwhile waits.
     """
     progress = progress or SilentProgress()
     report = VerifyReport()
+    if not repair:
+        _check(bank, False, report, progress)
+        return report
+    with bank.nobody_ingesting() as alone:
+        if not alone:
+            report.leftovers.append(
+                "an ingest is running, so nothing is repaired: run it again when the ingest has finished"
+            )
+        _check(bank, alone, report, progress)
+    return report
+
+
+def _check(bank: AdapterBank, repair: bool, report: VerifyReport, progress: Progress) -> None:
     for problem in bank.database_problems():
         report.damage.append(f"{bank.path / 'bank.db'}: {problem}; restore it from a copy")
+    # First, so that what is foreign is out of the way of rows that are restored.
+    _check_orphans(bank, repair, report)
     records = bank.adapters()
     progress.begin("verify", len(records))
     for record in records:
         _check_adapter(bank, record, repair, report)
         progress.advance()
     progress.end()
-    _check_orphans(bank, {record.row for record in records}, repair, report)
-    _check_leftovers(bank, {record.row for record in records}, repair, report)
-    _check_derived(bank, repair, report)
-    return report
+    _check_leftovers(bank, repair, report)
+    if not repair:
+        _check_derived(bank, False, report)
+        return
+    with bank.nobody_computing() as alone:
+        _check_derived(bank, alone, report)
 
 
 def _check_adapter(bank: AdapterBank, record: AdapterRecord, repair: bool, report: VerifyReport) -> None:
+    in_database, in_array = _database_problem(bank, record), _array_problem(bank, record)
+    if (in_database or in_array) and not _still_there(bank, record):
+        return  # removed or replaced since the list was read
     report.checked += 1
-    try:
-        _check_counts(bank, record)
-        bank.catalog.blob(record.header_sha256)
-        bank.catalog.blob(record.config_sha256)
-    except BankError as error:
-        report.damage.append(f"{record.name}: {error}")
-    try:
-        if row_sha256(bank.store.read(record.row)) == record.row_sha256:
-            return
-        problem = f"{record.name}: row {record.row} does not match its checksum"
-    except BankError as error:
-        problem = f"{record.name}: {error}"
+    if in_database:
+        report.damage.append(f"{record.name}: {in_database}")
+    if not in_array:
+        return
     if not repair:
-        report.damage.append(f"{problem}; --repair restores it if its source is still there")
+        report.damage.append(f"{record.name}: {in_array}")
         return
     failure = _restore(bank, record)
     if failure is None:
         report.repaired.append(f"{record.name}: row {record.row} restored from {record.source}")
     else:
         report.damage.append(
-            f"{problem}; {failure}: remove it with `bank remove {record.name}`, then ingest it again"
+            f"{record.name}: {in_array}, but {failure}: remove it with `bank remove {record.name}`, "
+            "then ingest it again"
         )
+
+
+def _database_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
+    try:
+        _check_counts(bank, record)
+        bank.catalog.blob(record.header_sha256)
+        bank.catalog.blob(record.config_sha256)
+    except BankError as error:
+        return str(error)
+    return None
+
+
+def _array_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
+    try:
+        if row_sha256(bank.store.read(record.row)) == record.row_sha256:
+            return None
+    except BankError as error:
+        return str(error)
+    return f"row {record.row} does not match its checksum; `bank verify --repair` restores it from its source"
+
+
+def _still_there(bank: AdapterBank, record: AdapterRecord) -> bool:
+    now = bank.catalog.find(record.name)
+    return now is not None and now.row == record.row
 
 
 def _check_counts(bank: AdapterBank, record: AdapterRecord) -> None:
@@ -113,22 +153,17 @@ def _restore(bank: AdapterBank, record: AdapterRecord) -> str | None:
         return f"its source cannot be read ({error})"
     if adapter.sha256 != record.source_sha256 or row_sha256(adapter.vector) != record.row_sha256:
         return f"its source {record.source} has changed since"
-    bank.store.delete(record.row)
-    bank.store.write(record.row, adapter.vector)
+    bank.restore(record.row, adapter.vector)
     return None
 
 
-def _check_orphans(bank: AdapterBank, ready: set[int], repair: bool, report: VerifyReport) -> None:
+def _check_orphans(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
     """Find files that nothing in the database accounts for: never made by this bank."""
-    limit = bank.record.next_row
-    foreign = list(bank.store.foreign_files())
-    foreign += [bank.store.file(row).parent for row in bank.store.rows_on_disk() if row >= limit]
-    for row in sorted(ready):
-        folder = bank.store.file(row).parent
-        if folder.is_dir():
-            partial = set(partial_files(folder))
-            foreign += [item for item in folder.iterdir() if item.name != "0" and item not in partial]
-    for item in foreign:
+    rows = bank.store.rows_on_disk()
+    limit = bank.record.next_row  # looked up after the rows: each was reserved before it was written
+    beyond = [bank.store.file(row).parent for row in rows if row >= limit]
+    within = [item for item in bank.store.foreign_files() if item.parent not in beyond]
+    for item in (*beyond, *within):
         if not repair:
             report.damage.append(
                 f"{item}: orphan, not the bank's; --repair moves it to {bank.path / 'orphans'}"
@@ -140,30 +175,38 @@ def _check_orphans(bank: AdapterBank, ready: set[int], repair: bool, report: Ver
             report.damage.append(f"{item}: orphan, and {target} is taken; move one of them away")
             continue
         shutil.move(item, target)
+        fsync_path(target.parent)
         fsync_path(item.parent)
         report.repaired.append(f"{item}: moved to {target}")
 
 
-def _check_leftovers(bank: AdapterBank, ready: set[int], repair: bool, report: VerifyReport) -> None:
+def _check_leftovers(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
     """Find what killed or running processes left: the next ingest clears it, or this with `repair`."""
     if repair:
-        report.repaired += [f"cleared {what}" for what in clear_leftovers(bank)]
+        report.repaired += [f"cleared {what}" for what in clear_leftovers_alone(bank)]
+    # In this order: a row goes from reserved to ready, and is on the disk only after it was reserved.
+    rows = bank.store.rows_on_disk()
     reserved = {item.row: item.name for item in bank.catalog.reserved()}
-    for row, name in reserved.items():
-        report.leftovers.append(
-            f"row {row} is reserved for {name}: its ingest runs still, or was interrupted"
-        )
+    known = reserved.keys() | {record.row for record in bank.adapters()}
     limit = bank.record.next_row
-    for row in bank.store.rows_on_disk():
-        if row not in ready and row not in reserved and row < limit:
-            report.leftovers.append(f"row {row} belongs to no adapter any more")
-    for kind in ("adapters", "distributions", "distances", "gram", "predictions"):
-        for file in partial_files(bank.array_path(kind)):
-            report.leftovers.append(f"{file}: left by an interrupted write")
+    report.leftovers += [
+        f"row {row} is reserved for {name}: its ingest runs still, or was interrupted"
+        for row, name in reserved.items()
+    ]
+    report.leftovers += [
+        f"row {row} belongs to no adapter any more" for row in rows if row not in known and row < limit
+    ]
+    report.leftovers += [f"{file}: left by an interrupted write" for file in partial_files(bank.store.path)]
 
 
 def _check_derived(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
-    """Find runs whose array was deleted: not damage, they are computed again when needed."""
+    """Find what interrupted computations left, and runs whose array was deleted: they are made again."""
+    for file in (file for kind in _DERIVED for file in partial_files(bank.array_path(kind))):
+        if repair:
+            file.unlink(missing_ok=True)
+            report.repaired.append(f"cleared unfinished file {file.name}")
+        else:
+            report.leftovers.append(f"{file}: left by an interrupted write")
     for run in bank.runs.all():
         path = bank.run_array(run)
         if path is None or path.exists() or not bank.runs.done_pieces(run.id):

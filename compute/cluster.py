@@ -159,14 +159,18 @@ def _local(options: ClusterOptions) -> Iterator[Client]:
     with warnings.catch_warnings(), _quiet_logs():
         # A taken dashboard port is no news: the next free one is used, and printed.
         warnings.filterwarnings("ignore", message="Port .* is already in use")
-        cluster = LocalCluster(
-            n_workers=workers if options.processes else 1,
-            threads_per_worker=1 if options.processes else workers,
-            processes=options.processes,
-            dashboard_address="127.0.0.1:8787",
-            host="127.0.0.1",
-            silence_logs=logging.ERROR,
-        )
+        try:
+            cluster = LocalCluster(
+                n_workers=workers if options.processes else 1,
+                threads_per_worker=1 if options.processes else workers,
+                processes=options.processes,
+                # Threads of one process talk without a network.
+                host="127.0.0.1" if options.processes else None,
+                dashboard_address="127.0.0.1:8787",
+                silence_logs=logging.ERROR,
+            )
+        except RuntimeError as error:
+            raise ComputeError(f"the local Dask cluster did not start ({error}); try fewer --workers") from error
         with cluster, Client(cluster) as client:
             yield client
 

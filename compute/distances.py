@@ -1,8 +1,9 @@
 """All pairs of distances, in tiles on Dask; each tile on or above the diagonal computes its mirror too.
 
 A stored matrix is indexed by row numbers of the bank, which are never used twice: an entry, once
-computed, never becomes stale, and adapters added later only add entries. The one exception is a database
-restored from an older copy, which gives numbers again: the array keeps what dataset each row was.
+computed, never becomes stale, and adapters added later only add entries. The array itself keeps which
+datasets all its entries are of: a database restored from an older copy gives row numbers again, and a run
+that was killed computes its unfinished tiles as a whole, to the same last digit.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def distance_matrix(
     if not adapters:
         raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")
     rows = [record.row for record in adapters]
-    run, path = _open_run(bank, metric, adapters)
+    run, path = _open_run(bank, metric, rows[-1] + 1)
     for attempt in range(2):
         _compute_missing(bank, run, path, metric, adapters, cluster, progress)
         values = _read_entries(path, np.s_[:, :])[np.ix_(rows, rows)]
@@ -96,7 +97,7 @@ def distance_matrix(
     )
 
 
-def _open_run(bank: AdapterBank, metric: Metric, adapters: Sequence[AdapterRecord]) -> tuple[RunRecord, Path]:
+def _open_run(bank: AdapterBank, metric: Metric, rows: int) -> tuple[RunRecord, Path]:
     record = bank.record
     ensure_group(bank.array_path("distances"))
     parameters = {
@@ -109,38 +110,40 @@ def _open_run(bank: AdapterBank, metric: Metric, adapters: Sequence[AdapterRecor
     }
     run = bank.runs.begin("distances", parameters)
     path = bank.array_path("distances") / metric.key
-    shape = (adapters[-1].row + 1,) * 2
-    datasets = {str(record.row): record.content_sha256[:16] for record in adapters}
-    stored = _stored_datasets(path, run)
-    if stored is not None and all(stored.get(row, now) == now for row, now in datasets.items()):
-        grow_array(path, shape)
-        if datasets.keys() - stored.keys():
-            open_array(path, mode="r+").attrs["datasets"] = stored | datasets
-            fsync_path(path / "zarr.json")
+    if (path / "zarr.json").is_file() and open_array(path).attrs.get("run") == run.inputs_sha256:
+        grow_array(path, (rows, rows))
         return run, path
     bank.runs.reopen(run.id)
     create_array(
         path,
-        shape=shape,
+        shape=(rows, rows),
         chunks=(CHUNK_ROWS, CHUNK_ROWS),
         shards=None,
         dtype="float64",
-        attributes={
-            "run": run.inputs_sha256,
-            "metric": metric.key,
-            "rows": "targets",
-            "datasets": datasets,
-        },
+        attributes={"run": run.inputs_sha256, "metric": metric.key, "rows": "targets", "complete": {}},
     )
     return run, path
 
 
-def _stored_datasets(path: Path, run: RunRecord) -> dict[str, str] | None:
-    """Return what dataset each row of the array was; None if there is no array of this run."""
-    if not (path / "zarr.json").is_file():
-        return None
-    attributes: dict[str, Any] = dict(open_array(path).attrs)
-    return attributes.get("datasets") if attributes.get("run") == run.inputs_sha256 else None
+def _complete_rows(
+    bank: AdapterBank, run: RunRecord, path: Path, adapters: Sequence[AdapterRecord]
+) -> NDArray[np.int64]:
+    """Return the rows of which the array has the distances to each other."""
+    stored: Any = open_array(path).attrs.get("complete", {})
+    complete = [record for record in adapters if stored.get(str(record.row)) == record.content_sha256]
+    if sum(str(record.row) in stored for record in adapters) > len(complete):
+        # Some row was another dataset: whatever this database calls done, the array may have the other's.
+        bank.runs.reopen(run.id)
+        _set_complete(path, complete)
+    return np.asarray([record.row for record in complete], dtype=np.int64)
+
+
+def _set_complete(path: Path, adapters: Sequence[AdapterRecord]) -> None:
+    complete = {str(record.row): record.content_sha256 for record in adapters}
+    array = open_array(path, mode="r+")
+    if array.attrs.get("complete") != complete:
+        array.attrs["complete"] = complete
+        fsync_path(path / "zarr.json")
 
 
 def _forget_chunks(bank: AdapterBank, run: RunRecord, rows: Sequence[int], bad: NDArray[np.bool_]) -> None:
@@ -159,9 +162,11 @@ def _compute_missing(
     progress: Progress,
 ) -> None:
     contents = _chunk_contents(adapters)
+    complete = _complete_rows(bank, run, path, adapters)
     done = bank.runs.done_pieces(run.id)
     missing = [chunk for chunk, content in contents.items() if done.get(_chunk_name(*chunk)) != content]
     if not missing:
+        _set_complete(path, adapters)
         return
     counts_path, nnz = write_distributions(bank, adapters)
     vocabulary = bank.record.vocabulary
@@ -177,11 +182,12 @@ def _compute_missing(
         budget=cluster.task_budget,
         workspace=workspace,
     )
-    tasks = {tile.name: (str(path), str(counts_path), metric, tile) for tile in tiles}
+    tasks = {tile.name: (str(path), str(counts_path), metric, tile, complete) for tile in tiles}
     by_name = {tile.name: tile for tile in tiles}
     for name, _ in run_tasks(cluster, f"distances {metric.key}", compute_tile, tasks, progress):
         chunks = [chunk for chunk in by_name[name].chunks() if chunk in contents]
         bank.runs.mark_done(run.id, {_chunk_name(*chunk): contents[chunk] for chunk in chunks})
+    _set_complete(path, adapters)
     bank.runs.finish(run.id)
 
 
@@ -275,8 +281,15 @@ def _read_counts(path: Path, start: int, stop: int) -> tuple[NDArray[np.int64], 
 # -- the task ----------------------------------------------------------------------------------------
 
 
-def compute_tile(distances_path: str, counts_path: str, metric: Metric, tile: Tile) -> int:
+def compute_tile(
+    distances_path: str, counts_path: str, metric: Metric, tile: Tile, complete: NDArray[np.int64]
+) -> int:
     """Compute what a tile and its mirror lack, and write their chunks; runs in a worker.
+
+    Parameters
+    ----------
+    complete
+        Rows whose stored distances to each other are used as they are.
 
     Returns
     -------
@@ -299,6 +312,7 @@ def compute_tile(distances_path: str, counts_path: str, metric: Metric, tile: Ti
     lower = upper if tile.diagonal else _read_entries(path, _slices(tile, mirror=True))
     at = np.ix_(rows - tile.row_start, columns - tile.column_start)
     known = np.isfinite(upper[at]) & np.isfinite(lower.T[at])
+    known &= np.isin(rows, complete)[:, None] & np.isin(columns, complete)
     for r, c in _blocks_to_compute(known, tile.diagonal):
         if tile.diagonal and len(r) == len(rows):
             # The same object on both sides tells a symmetric metric that half of the block is a mirror.

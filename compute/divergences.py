@@ -26,7 +26,7 @@ from compute.pairs import FloatArray, Pair, align
 
 Compatible = Literal["correct", "published"]
 EPSILON = 1e-10
-CANCELLED = 1e-5
+CANCELLED = 3e-5
 """An entry below this share of the terms it was subtracted from has lost too many digits.
 
 The terms are sums of up to V products, rounded to about 1e-15: what remains is good to 1e-10.

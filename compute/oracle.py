@@ -25,6 +25,8 @@ RIDGE = 1e-9
 one, repeated until the conditions hold, so that it does not move the solution."""
 NEGLIGIBLE = 1e-14
 """A weight below this is rounding of zero."""
+INDEFINITE = 1e-4
+"""Rounding of a Gram matrix, even one of float32 products, leaves no eigenvalue below minus this share."""
 DESCENT_STEPS = 300
 DESCENT_TOLERANCE = 1e-9
 
@@ -60,9 +62,9 @@ def oracle(gram: FloatArray, excluded: NDArray[np.bool_]) -> FloatArray:
         raise ParameterError(
             f"oracle of row {empty[0]}: expected at least one source, found all excluded; exclude fewer"
         )
-    centred, cross = _centre(gram, gram)
-    scale = max(float(centred.diagonal().max(initial=0.0)), np.finfo(np.float64).tiny)
-    centred, cross = centred / scale, cross / scale
+    if len(gram) == 0:
+        return np.zeros((0, 0))
+    centred, cross = _standardise(gram, gram)
     weights = _descend(centred, cross, allowed)
     for row, sources in enumerate(allowed):
         index = np.flatnonzero(sources)
@@ -97,9 +99,7 @@ def simplex_least_squares(gram_ss: FloatArray, cross: FloatArray) -> FloatArray:
         )
     if not np.isfinite(cross).all():
         raise ComputeError("cross: expected finite inner products, found NaN or infinity; compute them again")
-    centred, crosses = _centre(gram_ss, cross[None, :])
-    scale = max(float(centred.diagonal().max()), np.finfo(np.float64).tiny)
-    centred, crosses = centred / scale, crosses / scale
+    centred, crosses = _standardise(gram_ss, cross[None, :])
     start = _descend(centred, crosses, np.ones(crosses.shape, dtype=bool))
     return _Problem(centred, crosses[0], "simplex").solve(start[0])
 
@@ -116,18 +116,37 @@ def _checked_gram(gram: FloatArray) -> FloatArray:
             f"Gram matrix: expected finite entries, found {gram[row, column]} at row {row} and column {column};"
             " compute it again"
         )
+    if np.abs(gram - gram.T).max(initial=0.0) > 1e-6 * np.abs(gram).max(initial=0.0):
+        raise ComputeError(
+            "Gram matrix: expected a symmetric matrix, found one that is not; compute it again"
+        )
     return gram
 
 
-def _centre(gram: FloatArray, cross: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Inner products about the mean of the sources.
+def _standardise(gram: FloatArray, cross: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Inner products about the mean of the sources, scaled to a largest squared norm of 1.
 
     On the simplex the solution does not depend on the origin, but its accuracy does: what all adapters share
     would only take digits. Each row of `cross` is right up to a constant, which the simplex does not see.
     """
     means = gram.mean(axis=1)
-    centred: FloatArray = gram - means[:, None] - means + means.mean()
-    return centred, cross - means
+    centred = gram - means[:, None] - means + means.mean()
+    cross = cross - means
+    cross -= cross.mean(axis=1, keepdims=True)
+    # Where the sources are all the same, only the rounding of what was subtracted is left.
+    scale = max(
+        float(centred.diagonal().max()),
+        1e-14 * float(np.abs(gram).max()),
+        1e-12 * float(np.abs(cross).max()),
+        np.finfo(np.float64).tiny,
+    )
+    smallest = float(linalg.eigvalsh(centred, subset_by_index=[0, 0])[0])
+    if smallest < -INDEFINITE * float(np.abs(gram).max()):
+        raise ComputeError(
+            f"Gram matrix: expected no negative eigenvalue, found {smallest:.3g} about the mean of the adapters;"
+            " compute it again"
+        )
+    return centred / scale, cross / scale
 
 
 def _descend(gram: FloatArray, cross: FloatArray, allowed: NDArray[np.bool_]) -> FloatArray:
@@ -179,8 +198,9 @@ class _Problem:
         self.gram = gram
         self.cross = cross
         self.name = name
-        self.largest = max(float(np.abs(gram.diagonal()).max()), np.finfo(np.float64).tiny)
-        self.tolerance = TOLERANCE * max(self.largest, float(np.abs(cross).max()))
+        size = float(np.abs(cross).max())
+        self.largest = max(float(gram.diagonal().max()), 1e-12 * size, np.finfo(np.float64).eps)
+        self.tolerance = TOLERANCE * max(self.largest, size)
 
     def solve(self, weights: FloatArray) -> FloatArray:
         """Return the minimiser; `weights` is a point of the simplex."""
@@ -252,7 +272,8 @@ class _Problem:
         factor = self._cholesky(gram)
         solutions = linalg.cho_solve(factor, np.column_stack([gradient, np.ones(len(index))]))
         step: FloatArray = solutions[:, 1] * (solutions[:, 0].sum() / solutions[:, 1].sum()) - solutions[:, 0]
-        return step - step.mean()
+        step -= step.mean()
+        return step
 
     def _cholesky(self, gram: FloatArray) -> tuple[FloatArray, bool]:
         ridge = RIDGE * self.largest
@@ -266,8 +287,8 @@ class _Problem:
                 ridge *= 10.0
                 if ridge > self.largest:
                     raise ComputeError(
-                        f"{self.name}: expected a Gram matrix without negative eigenvalues, found one of about"
-                        f" {-ridge / self.largest:.1g} of its largest entry; compute it again"
+                        f"{self.name}: expected a Gram matrix without negative eigenvalues, found one beyond"
+                        " rounding; compute it again"
                     ) from None
             else:
                 return factor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,14 @@ from compute.coefficients import APPROACHES, coefficients, effective_sources
 every_approach = pytest.mark.parametrize("approach", APPROACHES)
 
 
+ANY_DISTANCE = st.floats(0, 1e3)
+
+
 @st.composite
-def problems(draw: st.DrawFn, distances: st.SearchStrategy | None = None) -> tuple[np.ndarray, np.ndarray]:
+def problems(draw: st.DrawFn, distances: st.SearchStrategy = ANY_DISTANCE) -> tuple[np.ndarray, np.ndarray]:
     """Distances and exclusions with at least one source a row; excluded distances may be anything."""
     shape = draw(st.tuples(st.integers(1, 5), st.integers(1, 7)))
-    values = draw(arrays(np.float64, shape, elements=distances or st.floats(0, 1e3)))
+    values = draw(arrays(np.float64, shape, elements=distances))
     excluded = draw(arrays(np.bool_, shape))
     free = draw(arrays(np.int64, shape[0], elements=st.integers(0, shape[1] - 1)))
     excluded[np.arange(shape[0]), free] = False
@@ -163,9 +167,9 @@ def test_limits_and_order_in_temperature(approach: str, problem: tuple[np.ndarra
     temperatures = [0.1, 0.5, 1.0, 2.0, 10.0]
     rows = [coefficients(distances, excluded, approach, temperature=t) for t in temperatures]
     numbers = [effective_sources(c) for c in rows]
-    for cooler, hotter in zip(numbers, numbers[1:], strict=False):
+    for cooler, hotter in pairwise(numbers):
         assert (hotter >= cooler * (1 - 1e-12)).all()
-    for cooler, hotter in zip(rows, rows[1:], strict=False):
+    for cooler, hotter in pairwise(rows):
         assert (hotter.max(axis=1) <= cooler.max(axis=1) * (1 + 1e-12)).all()
 
 

@@ -209,6 +209,17 @@ def test_errors_of_perfect_and_of_zero_adapters() -> None:
     assert_array_equal(found.relative, [0, 0, np.nan])
 
 
+def test_distant_targets_and_equal_sources() -> None:
+    assert_array_equal(oracle(np.zeros((0, 0)), np.zeros((0, 0), dtype=bool)), np.zeros((0, 0)))
+    theta = np.array([[0.0, 0.0], [1e-3, 0.0], [0.0, 1e-3]])
+    target = np.array([1e3, 5e2])
+    assert_allclose(simplex_least_squares(theta @ theta.T, theta @ target), [0, 1, 0], atol=1e-12)
+    alike = np.tile([2.0, 3.0], (4, 1))
+    found = simplex_least_squares(alike @ alike.T, alike @ target)
+    assert found.sum() == pytest.approx(1.0)
+    assert (found >= 0).all()
+
+
 def test_bad_input_is_refused() -> None:
     gram, excluded = np.eye(3), np.eye(3, dtype=bool)
     damaged = gram.copy()
@@ -217,7 +228,9 @@ def test_bad_input_is_refused() -> None:
         oracle(damaged, excluded)
     with pytest.raises(ComputeError, match="row 1 and column 2"):
         weight_space_errors(gram, damaged, np.arange(3), 5)
-    with pytest.raises(ComputeError, match="negative eigenvalues"):
+    with pytest.raises(ComputeError, match="symmetric"):
+        oracle(np.triu(np.ones((3, 3))), excluded)
+    with pytest.raises(ComputeError, match="negative eigenvalue"):
         simplex_least_squares(np.array([[1.0, 5.0, 0.0], [5.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), np.zeros(3))
     with pytest.raises(ComputeError, match="finite"):
         simplex_least_squares(gram, np.array([1.0, np.inf, 0.0]))

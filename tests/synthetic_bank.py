@@ -1,0 +1,131 @@
+"""Banks written straight through the catalogue and the store: many datasets of given tokens, in little time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from malformed_adapters import good_config
+from numpy.typing import NDArray
+from small_bank import WORDS, create_bank
+
+from bankdb.bank import AdapterBank
+from bankdb.layout import AdapterLayout
+from bankdb.peft_config import read_config
+from bankdb.peft_format import SourceAdapter
+from bankdb.records import AdapterRecord, NewAdapter
+
+Tokens = NDArray[np.int64]
+Vector = NDArray[np.float32]
+
+VOCABULARY = len(WORDS) + 2
+MODULE = "base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{factor}.weight"
+
+
+def layout_of(*, hidden: int = 4, rank: int = 2, layers: int = 2) -> AdapterLayout:
+    """A and B of one module in each of some layers; p = 2 hidden rank layers."""
+    shapes = {}
+    for layer in range(layers):
+        shapes[MODULE.format(layer=layer, factor="A")] = (rank, hidden)
+        shapes[MODULE.format(layer=layer, factor="B")] = (hidden, rank)
+    return AdapterLayout.from_shapes(shapes, rank, ("q_proj",))
+
+
+def draw_tokens(seed: int, *, size: int = 400, vocabulary: int = VOCABULARY) -> Tokens:
+    """Tokens around a place that depends on the seed, so that some pairs of datasets share no id."""
+    rng = np.random.default_rng(seed)
+    centre, width = rng.uniform(0, vocabulary), rng.uniform(2, vocabulary / 8)
+    return np.clip(rng.normal(centre, width, size).round(), 0, vocabulary - 1).astype(np.int64)
+
+
+def draw_vector(seed: int, parameters: int) -> Vector:
+    return np.random.default_rng([seed, 1]).normal(size=parameters).astype(np.float32)
+
+
+class SyntheticBank:
+    """Adds adapters to a bank without folders to read.
+
+    Attributes
+    ----------
+    tokens, vectors
+        What was added, by name.
+    """
+
+    def __init__(self, bank: AdapterBank, layout: AdapterLayout, config: Path) -> None:
+        self.bank, self.layout = bank, layout
+        self.tokens: dict[str, Tokens] = {}
+        self.vectors: dict[str, Vector] = {}
+        self._config = config
+
+    def add(
+        self,
+        name: str,
+        tokens: Tokens,
+        vector: Vector,
+        *,
+        alpha: float = 8,
+        use_rslora: bool = False,
+        dtype: str = "float32",
+        licence: str | None = None,
+    ) -> AdapterRecord:
+        settings = good_config(
+            r=self.layout.rank, lora_alpha=alpha, use_rslora=use_rslora, target_modules=["q_proj"]
+        )
+        self._config.write_text(json.dumps(settings))
+        config = read_config(self._config)
+        header = json.dumps({"written": "by hand"}).encode()
+        adapter = SourceAdapter(config, self.layout, dtype, header, "0" * 64, vector)
+        row = self.bank.reserve(name, adapter)
+        checksum = self.bank.store.write(row, vector)
+        ids, counts = np.unique(tokens, return_counts=True)
+        self.bank.catalog.make_ready(
+            NewAdapter(
+                name=name,
+                row=row,
+                rank=config.rank,
+                alpha=config.alpha,
+                use_rslora=config.use_rslora,
+                scaling=config.scaling,
+                dtype=dtype,
+                source=f"/made/by/hand/{name}",
+                revision=None,
+                source_sha256=hashlib.sha256(vector.tobytes()).hexdigest(),
+                header=header,
+                config=config.text,
+                row_sha256=checksum,
+                licence=licence,
+                group=None,
+                dataset_source=f"/made/by/hand/{name}",
+                dataset_revision=None,
+                content_sha256=hashlib.sha256(tokens.tobytes()).hexdigest(),
+                examples=1,
+                ids=ids.astype("<u4").tobytes(),
+                counts=counts.astype("<u4").tobytes(),
+                tokens=len(tokens),
+            )
+        )
+        self.tokens[name], self.vectors[name] = tokens, vector
+        return self.bank.catalog.adapter(name)
+
+    def add_many(self, seeds: Sequence[int], *, size: int = 400) -> None:
+        for seed in seeds:
+            self.add(f"s{seed:03d}", draw_tokens(seed, size=size), draw_vector(seed, self.layout.size))
+
+    @property
+    def theta(self) -> NDArray[np.float64]:
+        """The vectors of what is in the bank, by row, in double precision; shape (N, p)."""
+        return np.stack([self.vectors[record.name] for record in self.bank.adapters()]).astype(np.float64)
+
+    @property
+    def token_lists(self) -> list[Tokens]:
+        """The tokens of what is in the bank, by row."""
+        return [self.tokens[record.name] for record in self.bank.adapters()]
+
+
+def create_synthetic(path: Path, tokenizer: Path, layout: AdapterLayout | None = None) -> SyntheticBank:
+    """An empty bank for adapters of a layout; its configuration is written beside it."""
+    bank = create_bank(path, tokenizer)
+    return SyntheticBank(bank, layout or layout_of(), path.with_name(f"{path.name}-adapter_config.json"))

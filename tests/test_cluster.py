@@ -1,0 +1,305 @@
+"""Clusters and tasks: what is refused, and how a failing piece is told."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from distributed import Client, LocalCluster
+from recorded_progress import RecordedProgress
+from threadpoolctl import threadpool_info
+
+from bankdb.errors import BankFormatError, ComputeError, ParameterError
+from bankdb.progress import SilentProgress
+from compute import cluster as cluster_module
+from compute.cluster import (
+    Cluster,
+    ClusterOptions,
+    core_count,
+    machine_memory,
+    memory_budget,
+    open_cluster,
+    parse_memory,
+    run_tasks,
+)
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[Cluster]:
+    with open_cluster(ClusterOptions(workers=2, processes=False, memory=1 << 30), SilentProgress()) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Cluster]:
+    with open_cluster(ClusterOptions(workers=2), SilentProgress()) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[LocalCluster]:
+    """A scheduler that somebody else started, with one worker of two threads."""
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=2,
+        processes=False,
+        protocol="tcp://",
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        memory_limit=4 << 30,
+    ) as started:
+        yield started
+
+
+# -- memory --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4GiB", 4 * 2**30),
+        ("4gib", 4 * 2**30),
+        ("4 G", 4 * 2**30),
+        ("500MB", 500 * 10**6),
+        ("1.5K", 1536),
+        ("2kb", 2000),
+        ("3TiB", 3 * 2**40),
+        ("1073741824", 2**30),
+        ("1073741824 B", 2**30),
+        ("1e9", 10**9),
+    ],
+)
+def test_memory_sizes(text: str, size: int) -> None:
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "GiB",
+        "many",
+        "-4GiB",
+        "0",
+        "0.5",
+        "4QiB",
+        "4GiBB",
+        "4BG",
+        "1,5GB",
+        "inf",
+        "nan",
+        "1e30",
+        "50%",
+    ],
+)
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(ParameterError, match="expected a size such as 4GiB") as raised:
+        parse_memory(text)
+    assert repr(text) in str(raised.value)
+
+
+def test_half_of_the_machine_is_the_default() -> None:
+    assert memory_budget(None) == machine_memory() // 2
+    assert memory_budget(12345) == 12345
+    with pytest.raises(ParameterError, match="memory"):
+        memory_budget(0)
+
+
+def test_cores_are_what_the_process_may_use() -> None:
+    assert 1 <= core_count() <= len(os.sched_getaffinity(0))
+
+
+# -- opening -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (ClusterOptions(scheduler="tcp://h:1", scheduler_file=Path("s.json")), "not both"),
+        (ClusterOptions(scheduler="tcp://h:1", workers=2), "--workers"),
+        (ClusterOptions(workers=0), "expected at least 1, found 0"),
+        (ClusterOptions(workers=-1), "expected at least 1, found -1"),
+        (ClusterOptions(memory=0), "memory"),
+        (ClusterOptions(scheduler_file=Path("/nowhere/scheduler.json")), "/nowhere/scheduler.json"),
+    ],
+)
+def test_options_that_are_refused(options: ClusterOptions, message: str) -> None:
+    with pytest.raises(ParameterError, match=message), open_cluster(options, SilentProgress()):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "not JSON", "[]", "{}"])
+def test_a_scheduler_file_that_is_none(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text(content)
+    with (
+        pytest.raises(ParameterError, match="scheduler.json"),
+        open_cluster(ClusterOptions(scheduler_file=file), SilentProgress()),
+    ):
+        pass
+
+
+def test_no_scheduler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "_CONNECT_TIMEOUT", "1s")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    for scheduler in (address, "nonsense://there", "::"):
+        with (
+            pytest.raises(ComputeError, match="no Dask scheduler answers there") as raised,
+            open_cluster(ClusterOptions(scheduler=scheduler), SilentProgress()),
+        ):
+            pass
+        assert str(raised.value).startswith(scheduler)
+
+
+def test_something_else_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "_CONNECT_TIMEOUT", "1s")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with (
+            pytest.raises(ComputeError, match="no Dask scheduler answers there"),
+            open_cluster(ClusterOptions(scheduler=address), SilentProgress()),
+        ):
+            pass
+
+
+def test_a_running_scheduler_by_address_and_by_file(scheduler: LocalCluster, tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text(f'{{"address": "{scheduler.scheduler_address}"}}')
+    by_address = ClusterOptions(scheduler=scheduler.scheduler_address)
+    for options in (by_address, ClusterOptions(scheduler_file=file)):
+        with open_cluster(options, SilentProgress()) as opened:
+            assert opened.slots == 2
+            # Half of what its worker has for each thread, whatever this machine has.
+            assert opened.task_budget == 1 << 30
+            assert dict(run_tasks(opened, "sums", sum, {"a": ((1, 2),)}, SilentProgress())) == {"a": 3}
+    with open_cluster(ClusterOptions(scheduler_file=file, memory=1000), SilentProgress()) as opened:
+        assert opened.task_budget == 500
+    # Another's scheduler goes on when we leave.
+    with Client(scheduler.scheduler_address, timeout="5s") as client:
+        assert client.submit(sum, (1, 2)).result() == 3
+
+
+def test_a_scheduler_without_workers() -> None:
+    with (
+        LocalCluster(
+            n_workers=0, processes=False, protocol="tcp://", host="127.0.0.1", dashboard_address=None
+        ) as idle,
+        pytest.raises(ComputeError, match="has no workers"),
+        open_cluster(ClusterOptions(scheduler=idle.scheduler_address), SilentProgress()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("processes", [True, False])
+def test_the_dashboard_answers(processes: bool) -> None:
+    progress = RecordedProgress()
+    options = ClusterOptions(workers=1, processes=processes, memory=1000)
+    with open_cluster(options, progress) as opened:
+        assert progress.notes == [f"dashboard: {opened.dashboard}"]
+        with urllib.request.urlopen(opened.dashboard, timeout=20) as answer:
+            assert answer.status == 200
+            assert b"Dask" in answer.read()
+        assert opened.slots == 1
+        assert opened.task_budget == 1000
+
+
+# -- tasks ---------------------------------------------------------------------------------------------
+
+
+def double(value: int) -> int:
+    return 2 * value
+
+
+def fail(reason: str) -> None:
+    raise ValueError(reason)
+
+
+def refuse(reason: str) -> None:
+    raise BankFormatError(reason)
+
+
+def die(code: int) -> None:
+    os._exit(code)
+
+
+def blas_threads(seconds: float) -> int:
+    time.sleep(seconds)
+    return max(int(library["num_threads"]) for library in threadpool_info() if library["user_api"] == "blas")
+
+
+def test_each_piece_comes_once_with_its_result(threads: Cluster) -> None:
+    progress = RecordedProgress()
+    tasks = {f"piece-{index}": (index,) for index in range(50)}
+    found = list(run_tasks(threads, "doubling", double, tasks, progress))
+    assert sorted(found) == sorted((name, 2 * value) for name, (value,) in tasks.items())
+    assert progress.stages == {"doubling": 50}
+
+
+def test_the_same_piece_again_is_computed_again(threads: Cluster) -> None:
+    counted: list[int] = []
+    for _ in range(2):
+        dict(run_tasks(threads, "again", counted.append, {"same": (1,)}, SilentProgress()))
+    assert counted == [1, 1]
+
+
+def test_a_failing_piece_is_named(threads: Cluster) -> None:
+    tasks = {"seven": ("broken\nat the second line",)}
+    with pytest.raises(ComputeError) as raised:
+        list(run_tasks(threads, "tiles of glass", fail, tasks, SilentProgress()))
+    message = str(raised.value)
+    assert "tiles of glass: piece seven failed (ValueError: broken)" in message
+    assert "run the same command again" in message
+    assert "\n" not in message
+
+
+def test_an_error_that_explains_itself_comes_as_it_is(processes: Cluster) -> None:
+    with pytest.raises(BankFormatError, match="^row 7 is damaged$"):
+        list(run_tasks(processes, "panels", refuse, {"a": ("row 7 is damaged",)}, SilentProgress()))
+
+
+def test_after_a_failure_the_others_are_cancelled(threads: Cluster) -> None:
+    gate = threading.Event()
+    started: list[int] = []
+
+    def work(index: int) -> None:
+        started.append(index)
+        if index == 0:
+            raise ValueError("first")
+        gate.wait(20)
+
+    with pytest.raises(ComputeError, match="piece 0 failed"):
+        list(
+            run_tasks(threads, "gated", work, {f"{index}": (index,) for index in range(40)}, SilentProgress())
+        )
+    gate.set()
+    assert dict(run_tasks(threads, "next", double, {"a": (4,)}, SilentProgress())) == {"a": 8}
+    assert len(started) < 40
+
+
+def test_a_piece_that_kills_its_workers_is_named(processes: Cluster) -> None:
+    tasks: dict[str, tuple[int, ...]] = {"deadly": (9,)}
+    with pytest.raises(ComputeError, match=r"panels: piece deadly failed \(KilledWorker"):
+        list(run_tasks(processes, "panels", die, tasks, SilentProgress()))
+    # The cluster has recovered.
+    assert dict(run_tasks(processes, "next", double, {"a": (4,)}, SilentProgress())) == {"a": 8}
+
+
+def test_blas_has_one_thread_in_tasks_and_its_own_afterwards(threads: Cluster) -> None:
+    import numpy as np
+
+    np.ones((2, 2)) @ np.ones((2, 2))
+    before = blas_threads(0)
+    # Of different lengths, so that they overlap: the first to end must not lift the limit of the others.
+    tasks = {f"{index}": (0.02 * (1 + index % 3),) for index in range(8)}
+    found = dict(run_tasks(threads, "blas", blas_threads, tasks, SilentProgress()))
+    assert set(found.values()) == {1}
+    assert blas_threads(0) == before
