@@ -29,7 +29,7 @@ from bankdb.arrays import (
     read_region,
 )
 from bankdb.errors import AdapterError, BankFormatError
-from bankdb.shard_reader import RowShards
+from bankdb.shards import Shards
 
 if TYPE_CHECKING:
     import zarr
@@ -52,7 +52,7 @@ class AdapterStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._array: zarr.Array[Any] | None = None
-        self._shards: tuple[zarr.Array[Any], RowShards | None] | None = None
+        self._shards: tuple[zarr.Array[Any], Shards | None] | None = None
 
     def create(self, parameters: int, identity: str) -> None:
         """Make the array for rows of `parameters` columns; the caller knows that no row is ready."""
@@ -123,7 +123,9 @@ class AdapterStore:
             A row is missing, truncated or otherwise unreadable; it is named.
         """
         panel = np.empty((len(rows), stop - start), dtype=np.float32)
-        shards = self._row_shards()
+        for row in rows:
+            self._check_row(row)
+        shards = self._known_shards()
         for position, row in enumerate(rows):
             if shards is None:
                 panel[position] = self._read_one(row, start, stop)
@@ -131,22 +133,24 @@ class AdapterStore:
                 shards.read(row, start, stop, panel[position])
         return panel
 
-    def _row_shards(self) -> RowShards | None:
+    def _check_row(self, row: int) -> None:
+        if not self.file(row).is_file():
+            raise BankFormatError(f"{self.file(row)}: row {row} is missing; {_RESTORE}")
+        rows, _ = self._shape_with(row)
+        if row >= rows:
+            raise BankFormatError(f"{self.path}: row {row} is beyond the array's {rows} rows; {_RESTORE}")
+
+    def _known_shards(self) -> Shards | None:
         array = self.array
         if self._shards is None or self._shards[0] is not array:
-            self._shards = (array, RowShards.of(array, self.path))
+            self._shards = (array, Shards.of(array, self.path, _RESTORE))
         return self._shards[1]
 
     def _read_one(self, row: int, start: int, stop: int) -> Vector:
         """Read a row through zarr, for an array of another layout than this version writes."""
-        if not self.file(row).is_file():
-            raise BankFormatError(f"{self.file(row)}: row {row} is missing; {_RESTORE}")
-        rows, columns = self._shape_with(row)
-        if row >= rows:
-            raise BankFormatError(f"{self.path}: row {row} is beyond the array's {rows} rows; {_RESTORE}")
         values: Vector = read_region(self.array, (row, slice(start, stop)), f"row {row}: {_RESTORE}")
         # A missing chunk reads as NaN throughout; no stored value is NaN.
-        if np.isnan(values[:: column_chunk(columns)]).any() or np.isnan(values[-1:]).any():
+        if np.isnan(values[:: column_chunk(self.array.shape[1])]).any() or np.isnan(values[-1:]).any():
             raise BankFormatError(f"{self.file(row)}: row {row} lacks chunks; {_RESTORE}")
         return values
 

@@ -94,7 +94,7 @@ def open_array(path: str | Path, *, mode: str = "r") -> zarr.Array[Any]:
     try:
         store = LocalStore(path, read_only=mode == "r")
         found = zarr.open(store, mode=mode)  # type: ignore[arg-type]
-    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise BankFormatError(f"{metadata}: unreadable array metadata ({_first_line(error)})") from error
     if not isinstance(found, zarr.Array):
         raise BankFormatError(f"{path}: expected a zarr array, found a group")

@@ -112,6 +112,10 @@ class Database:
             yield session
         except DBAPIError as error:
             raise self._explain(error) from error
+        except UnicodeDecodeError as error:
+            raise BankFormatError(
+                f"{self._shown}: text in it is not UTF-8: the file is damaged; restore it from a copy"
+            ) from error
         finally:
             session.close()  # rolls back what was not committed
 

@@ -33,6 +33,8 @@ The terms are sums of up to V products, rounded to about 1e-15: what remains is 
 """
 GATHER_ELEMENTS = 2**14
 """Elements of the buffers of the inner loop (128 kB each): they stay in a core's own cache."""
+LONGEST_SUM = 128
+"""Addends summed one by one: the rounding of many equal ones does not average out."""
 ROWS_OF_TRIANGLE = 32
 """Targets at once, of a block with itself: sources before the first of them are left out."""
 
@@ -253,7 +255,7 @@ def _subtract_mixed(
     are whole rows of it. This is the loop that a compiled kernel would replace.
     """
     width, columns = sources.shape
-    step = max(1, GATHER_ELEMENTS // columns)
+    step = max(1, min(LONGEST_SUM, GATHER_ELEMENTS // columns))
     mixed, logarithms = np.empty((step, columns)), np.empty((step, columns))
     for i in range(len(distances)):
         entries = slice(targets.indptr[i], targets.indptr[i + 1])

@@ -140,7 +140,7 @@ def test_a_scheduler_file_that_is_none(content: str, tmp_path: Path) -> None:
     file = tmp_path / "scheduler.json"
     file.write_text(content)
     with (
-        pytest.raises(ParameterError, match="scheduler.json"),
+        pytest.raises(ParameterError, match=r"scheduler\.json"),
         open_cluster(ClusterOptions(scheduler_file=file), SilentProgress()),
     ):
         pass
@@ -262,7 +262,7 @@ def test_a_failing_piece_is_named(threads: Cluster) -> None:
 
 
 def test_an_error_that_explains_itself_comes_as_it_is(processes: Cluster) -> None:
-    with pytest.raises(BankFormatError, match="^row 7 is damaged$"):
+    with pytest.raises(BankFormatError, match=r"^row 7 is damaged$"):
         list(run_tasks(processes, "panels", refuse, {"a": ("row 7 is damaged",)}, SilentProgress()))
 
 

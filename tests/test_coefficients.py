@@ -192,6 +192,11 @@ def test_z_scores_do_not_change_with_shift_and_scale() -> None:
     assert_allclose(coefficients(distances + 50.0, excluded, "normalized"), expected, rtol=1e-10)
 
 
+def test_top_k_of_many_equal_coefficients_takes_the_first() -> None:
+    found = coefficients(np.ones((1, 500)), np.zeros((1, 500), dtype=bool), "uniform", top_k=60)
+    assert_allclose(found, np.where(np.arange(500) < 60, 1 / 60, 0.0)[None], rtol=1e-14)
+
+
 def test_effective_sources() -> None:
     assert_allclose(effective_sources(np.array([[0.25] * 4, [1, 0, 0, 0], [0.5, 0.5, 0, 0]])), [4, 1, 2])
 

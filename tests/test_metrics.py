@@ -222,6 +222,7 @@ NEARLY_EQUAL = {
     ),
     "neighbours": ({30: 1}, {31: 1}),
     "a billion tokens": ({1: 2**29, 2: 2**29}, {1: 2**29 + 1, 2: 2**29}),
+    "billions of tokens, far apart": ({1: 2**32 - 1, 2: 2**32 - 1}, {1: 1, 9: 2**32 - 1, 63: 2**32 - 5}),
     "billions of tokens": ({1: 2**32 - 1, 2: 2**32 - 1, 5: 7}, {1: 2**32 - 1, 2: 2**32 - 2, 5: 7}),
 }
 
@@ -414,3 +415,15 @@ def test_names() -> None:
 def test_wrong_options_are_refused(name: str, options: dict, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         get_metric(name, **options)
+
+
+@every_metric
+def test_many_equal_addends_do_not_add_up_their_rounding(metric: Metric) -> None:
+    """Thousands of ids with the same few counts, where each addition rounds the same way."""
+    rng = np.random.default_rng(2)
+    ids = np.arange(0, 12_000, 2)
+    first = rng.integers(1, 4, len(ids))
+    rows = [(ids, first + (rng.random(len(ids)) < share)) for share in (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)]
+    counts = TokenCounts.stack(rows, 12_000)
+    direct = [[metric.pair(p, q, 12_000) for q in rows] for p in rows]
+    assert_allclose(metric.block(counts, counts), direct, rtol=1e-9, atol=0)
