@@ -256,8 +256,8 @@ class Catalog:
         """Return stored bytes by their hash. Raises BankFormatError if they are missing or damaged."""
         with self._database.read() as session:
             row = session.get(BlobRow, sha256)
-            data = None if row is None else bytes(row.data)
-        if data is None or hashlib.sha256(data).hexdigest() != sha256:
+            data = None if row is None else row.data
+        if not isinstance(data, bytes) or hashlib.sha256(data).hexdigest() != sha256:
             raise BankFormatError(
                 f"stored bytes {sha256[:12]} are {'missing' if data is None else 'damaged'}: "
                 "restore the database from a copy, or remove and ingest the adapter again"
@@ -294,7 +294,8 @@ class Catalog:
                     )
                 )
                 for row, ids, counts, sha256 in session.execute(query):
-                    if _counts_sha256(ids, counts) != sha256:
+                    whole = isinstance(ids, bytes) and isinstance(counts, bytes)
+                    if not whole or _counts_sha256(ids, counts) != sha256:
                         raise BankFormatError(
                             f"token counts of row {row} do not match their checksum: restore the database "
                             "from a copy, or remove and ingest that adapter again"

@@ -127,7 +127,9 @@ class Database:
             "unable to open database file": "the folder is missing, or may not be read or written",
             "database or disk is full": "free some space and run the same command again",
             "disk I/O error": "the disk reported an error; check its space and health",
-            "database disk image is malformed": "the file is damaged; restore it from a copy",
+            "malformed": "the file is damaged; restore it from a copy",
+            "Could not decode": "the file is damaged; restore it from a copy",
+            "no such column": "the file is damaged; restore it from a copy",
             "file is not a database": "the file is damaged or not a bank's; restore it from a copy",
         }
         hint = next((text for key, text in advice.items() if key in reason), "see --debug for the statement")

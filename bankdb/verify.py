@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from bankdb.arrays import fsync_path, partial_files
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, BankFormatError
 from bankdb.ingest import clear_leftovers_alone
+from bankdb.peft_config import scaling
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 
@@ -106,7 +108,7 @@ def _database_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
     try:
         _check_counts(bank, record)
         bank.catalog.blob(record.header_sha256)
-        bank.catalog.blob(record.config_sha256)
+        _check_scaling(record, bank.catalog.blob(record.config_sha256))
     except BankError as error:
         return str(error)
     return None
@@ -137,6 +139,18 @@ def _check_counts(bank: AdapterBank, record: AdapterRecord) -> None:
         raise BankFormatError(
             f"its token counts are damaged (expected {record.tokens} tokens under {bank.record.vocabulary} ids); "
             "remove and ingest it again"
+        )
+
+
+def _check_scaling(record: AdapterRecord, config: bytes) -> None:
+    options = json.loads(config)
+    rank, alpha, rslora = options["r"], options["lora_alpha"], options.get("use_rslora", False)
+    expected = (rank, alpha, rslora, scaling(alpha, rank, rslora))
+    found = (record.rank, record.alpha, record.use_rslora, record.scaling)
+    if found != expected:
+        raise BankFormatError(
+            f"rank, alpha, use_rslora and scaling {expected} expected from its configuration, {found} found in "
+            "the database; remove and ingest it again"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -9,6 +10,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 _SIZES = {"": 1, "B": 1, "K": 1024, "KB": 1000, "KIB": 1024, "M": 2**20, "MB": 10**6, "MIB": 2**20,
           "G": 2**30, "GB": 10**9, "GIB": 2**30, "T": 2**40, "TB": 10**12, "TIB": 2**40}  # fmt: skip
 
-_CONNECT_TIMEOUT = "20s"
+_CONNECT_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +166,15 @@ def _local(options: ClusterOptions) -> Iterator[Client]:
                 n_workers=workers if options.processes else 1,
                 threads_per_worker=1 if options.processes else workers,
                 processes=options.processes,
-                # Threads of one process talk without a network.
-                host="127.0.0.1" if options.processes else None,
+                host="127.0.0.1",
+                protocol="tcp://",
                 dashboard_address="127.0.0.1:8787",
                 silence_logs=logging.ERROR,
             )
         except RuntimeError as error:
-            raise ComputeError(f"the local Dask cluster did not start ({error}); try fewer --workers") from error
+            raise ComputeError(
+                f"the local Dask cluster did not start ({error}); try fewer --workers"
+            ) from error
         with cluster, Client(cluster) as client:
             yield client
 
@@ -181,13 +185,28 @@ def _remote(options: ClusterOptions) -> Iterator[Client]:
 
     address = options.scheduler or _address(options.scheduler_file)
     try:
-        client = Client(address, timeout=_CONNECT_TIMEOUT)
+        _shake_hands(address)
+        client = Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, TimeoutError, ValueError) as error:
         raise ComputeError(
             f"{address}: no Dask scheduler answers there ({type(error).__name__}); start one"
         ) from error
     with client:
         yield client
+
+
+def _shake_hands(address: str) -> None:
+    """Connect and close: `Client` waits forever where something accepts and is silent, such as a dashboard."""
+    from distributed import Security
+    from distributed.comm import connect
+
+    async def shake() -> None:
+        comm = await connect(address, timeout=_CONNECT_SECONDS, **Security().get_connection_args("client"))
+        await comm.close()
+
+    # In a thread of its own: a notebook's has a loop running.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pool.submit(asyncio.run, asyncio.wait_for(shake(), _CONNECT_SECONDS)).result()
 
 
 def _address(scheduler_file: Path | None) -> str:

@@ -7,7 +7,7 @@ gradient back.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,9 @@ def points_for(numbers: FloatArray, knots: int | None) -> Points:
         For fewer knots than a cubic needs.
     """
     if knots is not None and knots < FEWEST_KNOTS:
-        raise ParameterError(f"knots: expected at least {FEWEST_KNOTS}, found {knots}; leave it out for exact")
+        raise ParameterError(
+            f"knots: expected at least {FEWEST_KNOTS}, found {knots}; leave it out for exact"
+        )
     distinct, places = np.unique(numbers, return_inverse=True)
     if knots is None or len(distinct) <= knots:
         return DistinctPoints(distinct, places)
@@ -60,7 +62,8 @@ class DistinctPoints:
 
     def spread(self, values: FloatArray) -> FloatArray:
         """Values at all numbers."""
-        return values[self._places]
+        spread: FloatArray = values[self._places]
+        return spread
 
     def gather(self, slopes: FloatArray) -> FloatArray:
         """Sum of the derivatives of equal numbers."""
@@ -85,7 +88,7 @@ class SplineKnots:
         breaks = np.concatenate([[sites[0]] * ends, sites[2:-2], [sites[-1]] * ends])
         self.points: FloatArray = np.sinh(sites)
         self._weights = BSpline.design_matrix(positions, breaks, DEGREE)
-        self._collocation: FloatArray = BSpline.design_matrix(sites, breaks, DEGREE).toarray()
+        self._collocation: NDArray[Any] = BSpline.design_matrix(sites, breaks, DEGREE).toarray()
 
     def spread(self, values: FloatArray) -> FloatArray:
         """Values of the spline at all numbers."""
@@ -94,4 +97,6 @@ class SplineKnots:
 
     def gather(self, slopes: FloatArray) -> FloatArray:
         """Derivatives by the values at the knots."""
-        return np.linalg.solve(self._collocation.T, self._weights.T @ slopes)
+        by_spline = np.asarray(self._weights.T @ slopes)
+        gathered: FloatArray = np.linalg.solve(self._collocation.T, by_spline)
+        return gathered

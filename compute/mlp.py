@@ -165,9 +165,7 @@ def forward(parameters: Mapping[str, Array], points: Array) -> Activations:
     second += parameters["linear2.bias"]
     normalised2, inverse2, hidden2 = _hidden(parameters, "norm2", second)
     values = hidden2 @ parameters["linear3.weight"][0] + parameters["linear3.bias"][0]
-    return Activations(
-        points, values, (normalised1, normalised2), (inverse1, inverse2), (hidden1, hidden2)
-    )
+    return Activations(points, values, (normalised1, normalised2), (inverse1, inverse2), (hidden1, hidden2))
 
 
 def _hidden(parameters: Mapping[str, Array], norm: str, values: Array) -> tuple[Array, Array, Array]:
@@ -209,9 +207,7 @@ def backward(
     else:
         np.matmul(second.T, hidden1, out=gradient["linear2.weight"])
     _store(gradient, "linear2.bias", second.sum(axis=0), add)
-    first = _hidden_backward(
-        parameters, activations, 1, second @ parameters["linear2.weight"], gradient, add
-    )
+    first = _hidden_backward(parameters, activations, 1, second @ parameters["linear2.weight"], gradient, add)
     _store(gradient, "linear1.weight", (activations.points @ first)[:, None], add)
     _store(gradient, "linear1.bias", first.sum(axis=0), add)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,7 +147,7 @@ def test_a_scheduler_file_that_is_none(content: str, tmp_path: Path) -> None:
 
 
 def test_no_scheduler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_module, "_CONNECT_TIMEOUT", "1s")
+    monkeypatch.setattr(cluster_module, "_CONNECT_SECONDS", 1.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -161,7 +161,7 @@ def test_no_scheduler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_something_else_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_module, "_CONNECT_TIMEOUT", "1s")
+    monkeypatch.setattr(cluster_module, "_CONNECT_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         with (
@@ -231,6 +231,11 @@ def die(code: int) -> None:
     os._exit(code)
 
 
+def leave_a_mark(folder: Path, seconds: float) -> None:
+    time.sleep(seconds)
+    (folder / uuid.uuid4().hex).touch()
+
+
 def blas_threads(seconds: float) -> int:
     time.sleep(seconds)
     return max(int(library["num_threads"]) for library in threadpool_info() if library["user_api"] == "blas")
@@ -244,11 +249,10 @@ def test_each_piece_comes_once_with_its_result(threads: Cluster) -> None:
     assert progress.stages == {"doubling": 50}
 
 
-def test_the_same_piece_again_is_computed_again(threads: Cluster) -> None:
-    counted: list[int] = []
+def test_the_same_piece_again_is_computed_again(threads: Cluster, tmp_path: Path) -> None:
     for _ in range(2):
-        dict(run_tasks(threads, "again", counted.append, {"same": (1,)}, SilentProgress()))
-    assert counted == [1, 1]
+        dict(run_tasks(threads, "again", leave_a_mark, {"same": (tmp_path, 0.0)}, SilentProgress()))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_failing_piece_is_named(threads: Cluster) -> None:
@@ -266,23 +270,12 @@ def test_an_error_that_explains_itself_comes_as_it_is(processes: Cluster) -> Non
         list(run_tasks(processes, "panels", refuse, {"a": ("row 7 is damaged",)}, SilentProgress()))
 
 
-def test_after_a_failure_the_others_are_cancelled(threads: Cluster) -> None:
-    gate = threading.Event()
-    started: list[int] = []
-
-    def work(index: int) -> None:
-        started.append(index)
-        if index == 0:
-            raise ValueError("first")
-        gate.wait(20)
-
-    with pytest.raises(ComputeError, match="piece 0 failed"):
-        list(
-            run_tasks(threads, "gated", work, {f"{index}": (index,) for index in range(40)}, SilentProgress())
-        )
-    gate.set()
+def test_after_a_failure_the_others_are_cancelled(threads: Cluster, tmp_path: Path) -> None:
+    tasks = {"missing": (tmp_path / "missing", 0.0)} | {f"{index}": (tmp_path, 0.05) for index in range(60)}
+    with pytest.raises(ComputeError, match="marks: piece missing failed"):
+        list(run_tasks(threads, "marks", leave_a_mark, tasks, SilentProgress()))
     assert dict(run_tasks(threads, "next", double, {"a": (4,)}, SilentProgress())) == {"a": 8}
-    assert len(started) < 40
+    assert len(list(tmp_path.iterdir())) < 20
 
 
 def test_a_piece_that_kills_its_workers_is_named(processes: Cluster) -> None:
