@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -198,7 +197,7 @@ def _remote(options: ClusterOptions) -> Iterator[Client]:
 def _shake_hands(address: str) -> None:
     """Connect and close: `Client` waits forever where something accepts and is silent, such as a dashboard."""
     from distributed import Security
-    from distributed.comm import connect
+    from distributed.comm.core import connect
 
     async def shake() -> None:
         comm = await connect(address, timeout=_CONNECT_SECONDS, **Security().get_connection_args("client"))
@@ -256,12 +255,14 @@ def run_tasks(
         A task failed, or killed its workers; it is named, and the others are cancelled.
     """
     from distributed import as_completed
+    from threadpoolctl import threadpool_limits
 
     progress.begin(stage, len(tasks))
     waiting = iter(tasks.items())
     pool = as_completed()
     flying: dict[str, tuple[str, Any]] = {}
-    try:
+    # Here too: threads of one process share the limit, and the first task to end must not lift it.
+    with threadpool_limits(limits=1), _cancelling(cluster, flying):
         for name, arguments in _take(waiting, 4 * cluster.slots):
             _submit(cluster, stage, function, name, arguments, pool, flying)
         for future in pool:
@@ -271,10 +272,17 @@ def run_tasks(
                 _submit(cluster, stage, function, following, arguments, pool, flying)
             yield name, result
             progress.advance()
+    progress.end()
+
+
+@contextlib.contextmanager
+def _cancelling(cluster: Cluster, flying: Mapping[str, tuple[str, Any]]) -> Iterator[None]:
+    """Cancel what is still running or waiting at the end."""
+    try:
+        yield
     finally:
         if flying:
             cluster.client.cancel([future for _, future in flying.values()], force=True)
-    progress.end()
 
 
 def _take(items: Iterator[tuple[str, tuple[Any, ...]]], count: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -298,37 +306,10 @@ def _submit(
     pool.add(future)
 
 
-class _SingleThreadedBlas:
-    """Holds the BLAS of this process to one thread for as long as any task runs in it.
-
-    The limit is the process's: of tasks in several threads, the first sets it and the last lifts it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running = 0
-        self._limit: Any = None
-
-    def __enter__(self) -> None:
-        from threadpoolctl import threadpool_limits
-
-        with self._lock:
-            if not self._running:
-                self._limit = threadpool_limits(limits=1)
-            self._running += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._running -= 1
-            if not self._running:
-                self._limit.restore_original_limits()
-
-
-_single_threaded_blas = _SingleThreadedBlas()
-
-
 def _bounded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    with _single_threaded_blas:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1):
         return function(*arguments)
 
 

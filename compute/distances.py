@@ -171,16 +171,12 @@ def _compute_missing(
     counts_path, nnz = write_distributions(bank, adapters)
     vocabulary = bank.record.vocabulary
 
-    def workspace(side: int) -> int:
-        # The block and its mirror, what is stored of both, and the counts of both sides.
-        return metric.workspace_bytes(side, side, vocabulary, nnz) + 4 * 8 * side * side + 2 * side * nnz * 16
-
     tiles = plan_tiles(
         adapters[-1].row + 1,
         missing,
         workers=cluster.slots,
         budget=cluster.task_budget,
-        workspace=workspace,
+        workspace=lambda side: tile_bytes(metric, side, vocabulary, nnz),
     )
     tasks = {tile.name: (str(path), str(counts_path), metric, tile, complete) for tile in tiles}
     by_name = {tile.name: tile for tile in tiles}
@@ -189,6 +185,12 @@ def _compute_missing(
         bank.runs.mark_done(run.id, {_chunk_name(*chunk): contents[chunk] for chunk in chunks})
     _set_complete(path, adapters)
     bank.runs.finish(run.id)
+
+
+def tile_bytes(metric: Metric, side: int, vocabulary: int, nnz: int) -> int:
+    """Return the bytes that the task of a square tile uses, `nnz` being the largest support of a dataset."""
+    # The block and its mirror, what is stored of both, and the counts of both sides.
+    return metric.workspace_bytes(side, side, vocabulary, nnz) + 4 * 8 * side * side + 2 * side * nnz * 16
 
 
 def _chunk_name(i: int, j: int) -> str:

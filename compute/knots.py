@@ -57,7 +57,7 @@ class DistinctPoints:
     """Each distinct number itself."""
 
     def __init__(self, distinct: FloatArray, places: NDArray[np.intp]) -> None:
-        self.points = distinct
+        self.points: FloatArray = distinct
         self._places = places
 
     def spread(self, values: FloatArray) -> FloatArray:
@@ -67,7 +67,7 @@ class DistinctPoints:
 
     def gather(self, slopes: FloatArray) -> FloatArray:
         """Sum of the derivatives of equal numbers."""
-        sums: FloatArray = np.bincount(self._places, weights=slopes, minlength=len(self.points))
+        sums: FloatArray = np.bincount(self._places, slopes, len(self.points)).astype(np.float64, copy=False)
         return sums
 
 

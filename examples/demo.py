@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,8 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-HERE = Path(__file__).parent
-TINY = HERE / "tiny_bank"
+TINY = Path(os.path.relpath(Path(__file__).parent / "tiny_bank"))
 METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd")
 
 
@@ -51,26 +51,28 @@ def new_datasets() -> list[Path]:
 
 def comparison(predictions: list[dict[str, object]]) -> Table:
     """Approaches down, metrics across: how far predictions are from the adapters that training gave."""
-    errors = {(item["approach"], item["metric"]): item["relative_error"] for item in predictions}
-    table = Table(
-        box=SIMPLE_HEAD, pad_edge=False, title_justify="left", title="distance to the trained adapter"
-    )
+    errors = {(item["approach"], item["metric"]): float(str(item["relative_error"])) for item in predictions}
+    title = "Mean distance of the predictions to the trained adapters"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title_justify="left", title=title)
     table.add_column("approach")
     for metric in METRICS:
         table.add_column(metric, justify="right")
     for approach in ("attentional", "normalized", "nearest"):
-        row = {
+        found = {
             str(metric).split("-")[0]: value for (name, metric), value in errors.items() if name == approach
         }
-        cells = [row.get(metric.split("-")[0]) for metric in METRICS]
-        table.add_row(approach, *(f"{value:.3f}" if isinstance(value, float) else "" for value in cells))
-    for approach, meaning in (
-        ("uniform", "no distances: the mean of all others"),
-        ("oracle", "best possible; knows the answer"),
-    ):
-        value = errors.get((approach, "none"))
-        table.add_row(approach, f"{value:.3f}" if isinstance(value, float) else "", f"[dim]{meaning}[/]")
+        table.add_row(approach, *(f"{found[metric.split('-')[0]]:.3f}" for metric in METRICS))
     return table
+
+
+def baselines(predictions: list[dict[str, object]]) -> str:
+    """What the table is to be compared with."""
+    alone = {item["approach"]: item["relative_error"] for item in predictions if item["metric"] == "none"}
+    return (
+        f"uniform, the mean of all others, reads no distances: {alone['uniform']:.3f}\n"
+        f"oracle, the nearest that any combination can come; it knows the answer: {alone['oracle']:.3f}\n"
+        "0 is the adapter that training gave, 1 is no adapter at all; lower is closer.\n"
+    )
 
 
 def main() -> None:
@@ -92,15 +94,14 @@ def main() -> None:
     predictions = json.loads(shown)["predictions"]
     console.export_text(clear=True)  # the picture begins here
     console.print(comparison(predictions))
-    console.print(
-        "Every adapter of the bank was left out in turn and predicted from the others, without a gradient step.\n"
-        "0 is the adapter that training gave, 1 is no adapter at all; lower is closer.\n"
-    )
+    console.print(baselines(predictions), highlight=False)
     for dataset in new_datasets():
         demo.run("predict", dataset, "--out", arguments.out / dataset.name, "--overwrite")
     console.print(f"\nThe demo took {time.monotonic() - started:.0f} s.", highlight=False)
     if arguments.svg:
-        console.save_svg(str(arguments.svg), title="lora-bank: make demo")
+        picture = console.export_svg(title="lora-bank: make demo")
+        # Without the fonts that the picture would load from elsewhere.
+        arguments.svg.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenize
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<s>",
@@ -271,7 +271,7 @@ def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
+def save_adapter(model: Any, folder: Path) -> None:
     halved = {name: value.half() for name, value in model.named_parameters() if "lora_" in name}
     model.save_pretrained(folder, state_dict=halved)
     (folder / "README.md").unlink(missing_ok=True)
@@ -374,7 +374,7 @@ def main() -> None:
     # One thread: the sums have one order, and so small a model gains little from more.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     make(arguments.out, Settings(seed=arguments.seed))
 
 

@@ -60,6 +60,12 @@ class SyntheticBank:
         self.vectors: dict[str, Vector] = {}
         self._config = config
 
+    def _adapter(self, vector: Vector, dtype: str = "float32", **options: object) -> SourceAdapter:
+        settings = good_config(r=self.layout.rank, target_modules=["q_proj"]) | options
+        self._config.write_text(json.dumps(settings))
+        header = json.dumps({"written": "by hand"}).encode()
+        return SourceAdapter(read_config(self._config), self.layout, dtype, header, "0" * 64, vector)
+
     def add(
         self,
         name: str,
@@ -71,13 +77,8 @@ class SyntheticBank:
         dtype: str = "float32",
         licence: str | None = None,
     ) -> AdapterRecord:
-        settings = good_config(
-            r=self.layout.rank, lora_alpha=alpha, use_rslora=use_rslora, target_modules=["q_proj"]
-        )
-        self._config.write_text(json.dumps(settings))
-        config = read_config(self._config)
-        header = json.dumps({"written": "by hand"}).encode()
-        adapter = SourceAdapter(config, self.layout, dtype, header, "0" * 64, vector)
+        adapter = self._adapter(vector, dtype, lora_alpha=alpha, use_rslora=use_rslora)
+        config = adapter.config
         row = self.bank.reserve(name, adapter)
         checksum = self.bank.store.write(row, vector)
         ids, counts = np.unique(tokens, return_counts=True)
@@ -93,7 +94,7 @@ class SyntheticBank:
                 source=f"/made/by/hand/{name}",
                 revision=None,
                 source_sha256=hashlib.sha256(vector.tobytes()).hexdigest(),
-                header=header,
+                header=adapter.header,
                 config=config.text,
                 row_sha256=checksum,
                 licence=licence,
@@ -109,6 +110,12 @@ class SyntheticBank:
         )
         self.tokens[name], self.vectors[name] = tokens, vector
         return self.bank.catalog.adapter(name)
+
+    def skip_rows(self, count: int) -> None:
+        """Give away row numbers, as ingests that were refused do."""
+        vector = draw_vector(0, self.layout.size)
+        for index in range(count):
+            self.bank.catalog.abandon(self.bank.reserve(f"gone{index}", self._adapter(vector)))
 
     def add_many(self, seeds: Sequence[int], *, size: int = 400) -> None:
         for seed in seeds:

@@ -191,7 +191,7 @@ def test_a_running_scheduler_by_address_and_by_file(scheduler: LocalCluster, tmp
 def test_a_scheduler_without_workers() -> None:
     with (
         LocalCluster(
-            n_workers=0, processes=False, protocol="tcp://", host="127.0.0.1", dashboard_address=None
+            n_workers=0, processes=False, protocol="tcp://", host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as idle,
         pytest.raises(ComputeError, match="has no workers"),
         open_cluster(ClusterOptions(scheduler=idle.scheduler_address), SilentProgress()),
