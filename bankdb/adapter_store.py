@@ -180,21 +180,22 @@ class AdapterStore:
 
     def rows_on_disk(self) -> list[int]:
         """Return the row numbers for which there is a folder, ready or not."""
-        return sorted(int(folder.name) for folder in self._row_folders())
+        return sorted(int(item.name) for item in _entries(self.path / "c") if _is_row(item))
 
     def foreign_files(self) -> list[Path]:
         """Return entries that no version of this array could have written."""
         strange = [item for item in _entries(self.path) if item.name not in {"c", "zarr.json"}]
-        rows = self._row_folders()
-        strange += set(_entries(self.path / "c")).difference(rows)
-        for folder in rows:
+        for folder in _entries(self.path / "c"):
+            if not _is_row(folder):
+                strange.append(folder)
+                continue
             strange += [item for item in _entries(folder) if item.name != "0" or item.is_dir()]
         # By name: a file being written has another one a moment later.
         return sorted(item for item in strange if not is_partial(item.name))
 
-    def _row_folders(self) -> list[Path]:
-        entries = _entries(self.path / "c")
-        return [item for item in entries if _ROW_FOLDER.fullmatch(item.name) and item.is_dir()]
+
+def _is_row(folder: Path) -> bool:
+    return _ROW_FOLDER.fullmatch(folder.name) is not None and not folder.is_file()
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -60,6 +60,14 @@ class DistanceMatrix:
     metric: str
 
 
+def ready_adapters(bank: AdapterBank) -> tuple[AdapterRecord, ...]:
+    """Return the adapters of a bank, by row. Raises BankNotFoundError if there are none."""
+    adapters = tuple(bank.adapters())
+    if not adapters:
+        raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")
+    return adapters
+
+
 def distance_matrix(
     bank: AdapterBank, metric: Metric, cluster: Cluster, progress: Progress
 ) -> DistanceMatrix:
@@ -76,9 +84,7 @@ def distance_matrix(
     ComputeError
         A tile failed, or left entries that are not numbers.
     """
-    adapters = tuple(bank.adapters())
-    if not adapters:
-        raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")
+    adapters = ready_adapters(bank)
     rows = [record.row for record in adapters]
     run, path = _open_run(bank, metric, rows[-1] + 1)
     for attempt in range(2):
@@ -318,8 +324,7 @@ def compute_tile(
     for r, c in _blocks_to_compute(known, tile.diagonal):
         if tile.diagonal and len(r) == len(rows):
             # The same object on both sides tells a symmetric metric that half of the block is a mirror.
-            forward = metric.block(row_counts, row_counts)
-            backward = forward.T
+            forward = backward = metric.block(row_counts, row_counts)
         else:
             forward, backward = metric.both(row_counts.select(r), column_counts.select(c))
         _check_finite(metric, forward, rows[r], columns[c])

@@ -11,7 +11,7 @@ error of 1e-6 or less, as of LoRA weights, it would shorten most steps.
 
 Memory at width W in float32: `16 W^2` bytes for parameters, gradient and moments, `4 W^2` more for the best
 parameters where training stops early; 256 MB and 64 MB at the width 4000 of the paper. To this add about
-`100 W` bytes for each of up to 512 points evaluated at once, and about 150 bytes for each pair of adapters.
+`40 W` bytes for each of up to 512 points evaluated at once, and about 150 bytes for each pair of adapters.
 """
 
 from __future__ import annotations

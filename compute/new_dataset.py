@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from bankdb.arrays import column_chunk
 from bankdb.bank import AdapterBank
 from bankdb.datasets import Dataset, read_dataset, training_files
-from bankdb.errors import BankNotFoundError, ParameterError, PlanError
+from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 from compute.blocks import Metric
 from compute.cluster import memory_budget
 from compute.coefficients import coefficients, effective_sources
 from compute.combine import combine_one
-from compute.distances import token_counts
+from compute.distances import ready_adapters, token_counts
 from compute.distributions import TokenCounts
 from compute.options import NO_DISTANCES, PredictionOptions
 from compute.predict import sources_of
@@ -104,9 +104,9 @@ def predict(
     """
     options = options or PredictionOptions()
     progress = progress or SilentProgress()
-    _check(bank, options)
+    _check(options)
     budget = memory_budget(memory)
-    adapters = tuple(bank.adapters())
+    adapters = ready_adapters(bank)
     dataset, place = _dataset(data, input_column, output_column)
     target = _target(bank, dataset, place, progress)
     same = np.asarray([not include_same and record.content_sha256 == dataset.sha256 for record in adapters])
@@ -130,13 +130,11 @@ def predict(
     )
 
 
-def _check(bank: AdapterBank, options: PredictionOptions) -> None:
+def _check(options: PredictionOptions) -> None:
     if options.approach == "oracle":
         raise ParameterError(
             "approach: oracle needs the adapter that is to be predicted; it is for --all only, use normalized"
         )
-    if not len(bank):
-        raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")
 
 
 def _target(bank: AdapterBank, dataset: Dataset, place: str, progress: Progress) -> TokenCounts:

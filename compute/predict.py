@@ -23,14 +23,14 @@ from bankdb.arrays import (
     partial_files,
 )
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankNotFoundError, ParameterError
+from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, PredictionRecord, RunRecord
 from compute.cluster import Cluster, ClusterOptions, open_cluster, run_tasks
 from compute.coefficients import coefficients as row_coefficients
 from compute.coefficients import effective_sources
 from compute.combine import Sources, combine_panel, shard_files
-from compute.distances import DistanceMatrix, distance_matrix, token_counts
+from compute.distances import DistanceMatrix, distance_matrix, ready_adapters, token_counts
 from compute.gram import gram_matrix
 from compute.options import NO_DISTANCES, PredictionOptions
 from compute.oracle import oracle, weight_space_errors
@@ -156,7 +156,7 @@ def compute_distances(
     bank: AdapterBank, options: PredictionOptions, cluster: Cluster, progress: Progress
 ) -> DistanceMatrix:
     """Return all distances of a bank by the metric of `options`; the caller holds the compute lock."""
-    counts = token_counts(bank, bank.adapters()) if options.needs_counts and len(bank) else None
+    counts = token_counts(bank, ready_adapters(bank)) if options.needs_counts else None
     return distance_matrix(bank, options.resolve_metric(counts), cluster, progress)
 
 
@@ -170,10 +170,8 @@ def compute_coefficients(
     ParameterError
         The bank has fewer than two adapters, so that nothing is left when one is left out.
     """
-    adapters = tuple(bank.adapters())
+    adapters = ready_adapters(bank)
     n = len(adapters)
-    if not n:
-        raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")
     if n < 2:
         raise ParameterError(
             f"{bank.path}: leave-one-out needs at least 2 adapters, the bank has {n}; ingest more"

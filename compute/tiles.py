@@ -139,10 +139,10 @@ def _tile(i: int, j: int, side: int, rows: int) -> Tile:
 def panel_bytes(targets: int, batch: int, sources: int, chunk: int) -> int:
     """Return the bytes that the task of a panel uses.
 
-    Its result and a batch of sources; a shard of the result in the writer's hands, raw and compressed; a
-    source being decoded; and its coefficients with what is made of them.
+    Its result and a batch of sources; a shard of the result in the writer's hands, raw, compressed and
+    joined; a source being decoded; and its coefficients with what is made of them.
     """
-    columns = targets + batch + 2 * SHARD_ROWS + 2
+    columns = targets + batch + 3 * SHARD_ROWS + 2
     return 4 * (chunk * columns + 3 * targets * sources)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bank_content import assert_nothing_else, content
 from malformed_adapters import (
     BASE_MODEL,
     CONFIG,
@@ -24,39 +25,12 @@ from malformed_adapters import (
 )
 from small_bank import create_bank, ingest_folder, write_dataset, write_pairs
 
-from bankdb.adapter_store import row_sha256
 from bankdb.bank import AdapterBank
 from bankdb.datasets import read_dataset
 from bankdb.errors import BankNotFoundError, TokenizerError
 from bankdb.ingest import IngestOptions, IngestReport, clear_leftovers, ingest
 from bankdb.pairs import find_references, resolve
 from bankdb.records import AdapterRecord, Pair, PairReference
-from bankdb.verify import verify
-
-Content = dict[str, tuple[Any, ...]]
-
-
-def content(bank: AdapterBank) -> Content:
-    """Everything that is stored of each adapter, by name; rows and times may differ between banks."""
-    found: Content = {}
-    for record in bank.adapters():
-        ((ids, counts),) = bank.catalog.token_counts([record.row])
-        values = dataclasses.replace(record, row=0, created="")
-        vector = bank.store.read(record.row)
-        assert row_sha256(vector) == record.row_sha256
-        found[record.name] = (values, vector.tobytes(), ids.tobytes(), counts.tobytes())
-    return found
-
-
-def assert_nothing_else(bank: AdapterBank) -> None:
-    """No row, no file, no reservation beyond the ready adapters; and all of them are whole."""
-    rows = [record.row for record in bank.adapters()]
-    assert bank.store.rows_on_disk() == rows
-    files = [path for path in bank.store.path.rglob("*") if path.is_file()]
-    assert sorted(files) == sorted([*map(bank.store.file, rows), *bank.store.path.glob("zarr.json")])
-    assert bank.catalog.reserved() == []
-    report = verify(bank)
-    assert (report.checked, report.damage, report.leftovers) == (len(rows), [], [])
 
 
 def reasons(report: IngestReport) -> dict[str, str]:
