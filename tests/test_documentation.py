@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import click
 import pytest
+from small_bank import write_dataset
 
 from cli.document import reference
 from cli.main import cli
@@ -43,3 +45,15 @@ def test_commands_in_the_documentation_exist(page: Path) -> None:
             }
             used = {word.split("=")[0] for word in words if word.startswith("--")}
             assert used <= known | {"--help"}, line
+
+
+def test_the_python_example_runs(
+    tmp_path: Path, bank_template: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    shutil.copytree(bank_template, tmp_path / "my-bank")
+    shutil.copy(write_dataset(tmp_path / "d", 50) / "train.jsonl", tmp_path / "my-data.jsonl")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace("task1391", "task001"), "README.md", "exec"), {})
+    assert "task001" in capsys.readouterr().out
+    assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
