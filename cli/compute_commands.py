@@ -119,6 +119,8 @@ def coefficients(
     compatible: str,
     temperature: float,
     top_k: int | None,
+    protocol: str,
+    seed: int,
     csv: Path | None,
     as_json: bool,
     **cluster: Any,
@@ -128,7 +130,7 @@ def coefficients(
     from compute.predict import coefficients as run_coefficients
 
     progress = shown_progress()
-    parameters = _Parameters(kernel, sigma, compatible, temperature, top_k)
+    parameters = _Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed)
     with opened(bank_path) as bank:
         _ = bank.layout
         chosen = parameters.combinations(metrics, approaches)
@@ -150,21 +152,27 @@ class _Parameters:
     """The options of the command line, to be combined with metrics and approaches."""
 
     def __init__(
-        self, kernel: str, sigma: float | None, compatible: str, temperature: float, top_k: int | None
+        self,
+        kernel: str,
+        sigma: float | None,
+        compatible: str,
+        temperature: float,
+        top_k: int | None,
+        protocol: str,
+        seed: int,
     ) -> None:
         self._mmd: dict[str, Any] = {"kernel": kernel, "sigma": sigma}
-        self._common: dict[str, Any] = {
-            "compatible": compatible,
-            "temperature": temperature,
-            "top_k": top_k,
-        }
+        self._softmin: dict[str, Any] = {"temperature": temperature, "top_k": top_k}
+        self._neural: dict[str, Any] = {"protocol": protocol, "seed": seed}
+        self._compatible = compatible
 
     def combination(self, metric: str, approach: str) -> PredictionOptions:
         """Return the options of one prediction."""
         from compute.options import PredictionOptions
 
         mmd = self._mmd if metric == "mmd" else {}
-        return PredictionOptions(metric=metric, approach=approach, **mmd, **self._common)
+        own = self._neural if approach == "neural" else self._softmin
+        return PredictionOptions(metric=metric, approach=approach, compatible=self._compatible, **mmd, **own)
 
     def combinations(self, metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[PredictionOptions]:
         """Return every metric with every approach; an approach that reads no distances, once."""
@@ -240,6 +248,8 @@ def predict(
     compatible: str,
     temperature: float,
     top_k: int | None,
+    protocol: str,
+    seed: int,
     **other: Any,
 ) -> None:
     """Predict an adapter for NEWDATA, or with --all every adapter of the bank by leave-one-out.
@@ -248,7 +258,7 @@ def predict(
     """
     if whole_bank == (newdata is not None):
         raise click.UsageError("give NEWDATA, or --all: one of them")
-    parameters = _Parameters(kernel, sigma, compatible, temperature, top_k)
+    parameters = _Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed)
     if newdata is None:
         _predict_all(bank_path, parameters.combinations(metrics, approaches), other)
         return
@@ -321,7 +331,7 @@ def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> Non
 def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[str, Any]) -> None:
     from compute.cluster import open_cluster
     from compute.export import export_all
-    from compute.predict import predict_all
+    from compute.predict import predict_all_ways
 
     if other["out"] is not None or other["name"] is not None or other["include_same"]:
         raise click.UsageError(
@@ -331,15 +341,12 @@ def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[s
         raise click.UsageError("--export takes one metric and one approach")
     progress = shown_progress()
     where = {key: other[key] for key in ("scheduler", "scheduler_file", "workers", "memory")}
-    made = []
     with opened(bank_path) as bank:
         _ = bank.layout
         with open_cluster(cluster_of(**where), progress) as workers:
-            for options in chosen:
-                predicted = predict_all(
-                    bank, options, cluster=workers, weight_errors=other["weight_error"], progress=progress
-                )
-                made.append(predicted)
+            made = predict_all_ways(
+                bank, chosen, cluster=workers, weight_errors=other["weight_error"], progress=progress
+            )
         if other["export"] is not None:
             export_all(
                 bank,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from compute.cluster import ClusterOptions
 
 METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd", "wd", "kl", "js")
-APPROACHES = ("attentional", "normalized", "uniform", "nearest", "oracle")
+APPROACHES = ("attentional", "normalized", "neural", "uniform", "nearest", "oracle")
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -99,6 +99,14 @@ approach_parameters = together(
         help="Divides distances (attentional) or z-scores (normalized) before the softmin.",
     ),
     click.option("--top-k", type=int, help="Keep the k largest coefficients and renormalise."),
+    click.option(
+        "--protocol",
+        type=click.Choice(["cross-fitted", "published"]),
+        default="cross-fitted",
+        show_default=True,
+        help="Of neural: no row is predicted by a network that saw it, or one network of 80% for all.",
+    ),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of neural."),
 )
 column_options = together(
     click.option("--input-column", default="input", show_default=True, help="Column with the input text."),
@@ -128,7 +136,8 @@ def approach_option() -> Decorator:
         multiple=True,
         default=["normalized"],
         show_default=True,
-        help="How distances become coefficients; may be given several times.",
+        help="How distances become coefficients; may be given several times. 'all' is every one that needs "
+        "no training and no answer: without neural and oracle.",
     )
 
 
@@ -142,7 +151,7 @@ def chosen_metrics(metrics: tuple[str, ...]) -> list[str]:
 
 
 def chosen_approaches(approaches: tuple[str, ...]) -> list[str]:
-    """Return the approaches asked for, each once; `all` leaves out the oracle, which knows the answer."""
+    """Return the approaches asked for, each once; `all` leaves out what must be trained or knows the answer."""
     from compute.coefficients import APPROACHES as known
 
     if "all" in approaches:

@@ -6,19 +6,19 @@ than the bank's is brought to it by multiplying its B columns by `scaling / bank
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import sgemm
 
 from bankdb.adapter_store import AdapterStore
-from bankdb.arrays import chunk_file, fsync_written, open_array, read_region
+from bankdb.arrays import fsync_written, open_array, read_region
 from bankdb.errors import BankFormatError, ComputeError
-from compute.tiles import SHARD_ROWS, Panel
+from bankdb.shards import Shards
+from compute.tiles import SHARD_ROWS, Panel, split_panel
 
 Float32 = NDArray[np.float32]
 
@@ -117,15 +117,21 @@ def combine_columns(
     return out
 
 
-def combine_panel(adapters_path: str, group_path: str, sources: Sources, panel: Panel, chunk: int) -> int:
-    """Compute a panel of the predictions and write its shards; runs in a worker.
+def combine_panel(
+    adapters_path: str, group_paths: Sequence[str], sources: Sources, panel: Panel, chunk: int
+) -> int:
+    """Compute a panel of the predictions of several runs and write its shards; runs in a worker.
+
+    The sources are read once for all runs.
 
     Parameters
     ----------
     adapters_path
         The adapters' array.
-    group_path
-        Folder with the arrays `coefficients` (M, N) and `adapters` (M, p).
+    group_paths
+        Folders with the arrays `coefficients` (M, N) and `adapters` (M, p) of each run.
+    panel
+        Its targets count through the runs, one after another, each at `padded(M)` rows.
 
     Returns
     -------
@@ -138,19 +144,27 @@ def combine_panel(adapters_path: str, group_path: str, sources: Sources, panel: 
     ComputeError
         The result overflows float32.
     """
-    group = Path(group_path)
-    coefficients: Float32 = read_region(
-        open_array(group / "coefficients"), np.s_[panel.target_start : panel.target_stop, :], _AGAIN
+    shapes = [open_array(Path(group) / "coefficients").shape for group in group_paths]
+    parts = split_panel(panel, int(shapes[0][0]), len(group_paths))
+    coefficients = np.concatenate(
+        [_read_coefficients(Path(group_paths[part.group]), part.start, part.stop) for part in parts]
     )
-    if not np.isfinite(coefficients).all():
-        raise BankFormatError(f"{group / 'coefficients'}: lacks chunks; {_AGAIN}")
     store = AdapterStore(Path(adapters_path))
     out = combine_columns(store, sources, coefficients, panel.start, panel.stop, panel.batch)
     _check_finite(out, store, sources, coefficients, panel.start, panel.stop)
-    predictions = open_array(group / "adapters", mode="r+")
-    _write_shards(predictions, out, panel)
-    fsync_written(group / "adapters", shard_files(group / "adapters", panel, chunk))
+    written = 0
+    for part in parts:
+        rows = out[written : written + part.stop - part.start]
+        _write_shards(Path(group_paths[part.group]) / "adapters", rows, part.start, panel.start)
+        written += len(rows)
     return out.nbytes
+
+
+def _read_coefficients(group: Path, start: int, stop: int) -> Float32:
+    coefficients: Float32 = read_region(open_array(group / "coefficients"), np.s_[start:stop, :], _AGAIN)
+    if not np.isfinite(coefficients).all():
+        raise BankFormatError(f"{group / 'coefficients'}: lacks chunks; {_AGAIN}")
+    return coefficients
 
 
 def _check_finite(
@@ -172,17 +186,14 @@ def _check_finite(
     )
 
 
-def _write_shards(array: Any, out: Float32, panel: Panel) -> None:
-    for first in range(0, len(out), SHARD_ROWS):
-        part = out[first : first + SHARD_ROWS]
-        top = panel.target_start + first
-        array[top : top + len(part), panel.start : panel.stop] = part
-
-
-def shard_files(path: Path, panel: Panel, chunk: int) -> Iterator[Path]:
-    """Return the files of the shards that a panel of the predictions' array at `path` is made of."""
-    for top in range(panel.target_start // SHARD_ROWS, -(-panel.target_stop // SHARD_ROWS)):
-        yield chunk_file(path, top, panel.start // chunk)
+def _write_shards(path: Path, rows: Float32, top: int, column: int) -> None:
+    """Write whole shards of the predictions, from row `top` and column `column` on, and flush them."""
+    shards = Shards.of(open_array(path), path, _AGAIN)
+    assert shards is not None, "predictions are made in the layout that is written here"
+    for first in range(0, len(rows), SHARD_ROWS):
+        shards.write(top + first, column, rows[first : first + SHARD_ROWS])
+    # The files are flushed; their folders are what is left.
+    fsync_written(path, [shards.file(top + first, column) for first in range(0, len(rows), SHARD_ROWS)])
 
 
 def combine_one(

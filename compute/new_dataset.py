@@ -21,6 +21,8 @@ from compute.coefficients import coefficients, effective_sources
 from compute.combine import combine_one
 from compute.distances import ready_adapters, token_counts
 from compute.distributions import TokenCounts
+from compute.neural import apply
+from compute.neural_models import stored_model
 from compute.options import NO_DISTANCES, PredictionOptions
 from compute.predict import sources_of
 
@@ -114,7 +116,11 @@ def predict(
     if left_out:
         progress.note(f"{place}: the same data as {', '.join(left_out)} in the bank, which is left out")
     metric, row = _distances(bank, target, adapters, options, budget, progress)
-    weights = _coefficients(row, same, options)
+    if options.approach == "neural" and metric is not None:
+        model = stored_model(bank, metric.key, options.neural, adapters, progress)
+        weights = apply(model, row[None, :], same[None, :], options.neural)[0]
+    else:
+        weights = _coefficients(row, same, options)
     return Prediction(
         name=name or dataset_name(data),
         dataset=dataset,

@@ -12,9 +12,11 @@ from compute.blocks import Metric
 from compute.coefficients import APPROACHES, coefficients
 from compute.distributions import TokenCounts, median_sigma
 from compute.metrics import canonical_metric_name, get_metric
+from compute.neural_options import NeuralOptions
 
-ALL_APPROACHES = (*APPROACHES, "oracle")
+ALL_APPROACHES = (*APPROACHES, "neural", "oracle")
 NO_DISTANCES = ("uniform", "oracle")
+_NEURAL = NeuralOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,8 @@ class PredictionOptions:
     metric
         `wasserstein`, `kullback-leibler`, `jensen-shannon`, `mmd`, or `wd`, `kl`, `js`.
     approach
-        `attentional`, `normalized`, `uniform`, `nearest`; `oracle` knows the answer and is a bound only.
+        `attentional`, `normalized`, `neural`, `uniform`, `nearest`; `oracle` knows the answer and is a
+        bound only.
     temperature
         Divides the distances, or z-scores, before the softmin.
     top_k
@@ -35,6 +38,8 @@ class PredictionOptions:
         `correct`, or `published` for the choices of the paper's code.
     kernel, sigma
         Of `mmd`: `multiscale`, or `gaussian` of bandwidth `sigma` (None: the median heuristic).
+    protocol, seed, knots, epochs
+        Of `neural`: see `NeuralOptions`.
     """
 
     metric: str = "jensen-shannon"
@@ -44,6 +49,10 @@ class PredictionOptions:
     compatible: str = "correct"
     kernel: str = "multiscale"
     sigma: float | None = None
+    protocol: str = "cross-fitted"
+    seed: int = 0
+    knots: int | None = _NEURAL.knots
+    epochs: int = _NEURAL.epochs
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metric", canonical_metric_name(self.metric))
@@ -58,6 +67,23 @@ class PredictionOptions:
             "uniform",
             temperature=self.temperature,
             top_k=self.top_k,
+            compatible=self.compatible,
+        )
+
+        _ = self.neural
+        if self.approach in ("neural", "oracle") and (self.temperature != 1 or self.top_k is not None):
+            raise ParameterError(
+                f"temperature and top-k: not for {self.approach}, which has its own weights; leave them out"
+            )
+
+    @property
+    def neural(self) -> NeuralOptions:
+        """Options of the neural approach."""
+        return NeuralOptions(
+            protocol=self.protocol,
+            seed=self.seed,
+            knots=self.knots,
+            epochs=self.epochs,
             compatible=self.compatible,
         )
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,27 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays import (
-    column_chunk,
-    create_array,
-    ensure_group,
-    fsync_path,
-    fsync_written,
-    open_array,
     partial_files,
 )
 from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, PredictionRecord, RunRecord
-from compute.cluster import Cluster, ClusterOptions, open_cluster, run_tasks
+from compute.cluster import Cluster, ClusterOptions, open_cluster
 from compute.coefficients import coefficients as row_coefficients
 from compute.coefficients import effective_sources
-from compute.combine import Sources, combine_panel, shard_files
+from compute.combine import Sources
 from compute.distances import DistanceMatrix, distance_matrix, ready_adapters, token_counts
 from compute.gram import gram_matrix
+from compute.neural_models import neural_coefficients
 from compute.options import NO_DISTANCES, PredictionOptions
 from compute.oracle import oracle, weight_space_errors
-from compute.tiles import SHARD_ROWS, plan_panels
+from compute.predictions import combine_missing, open_predictions
 
 if TYPE_CHECKING:
     import xarray
@@ -186,6 +179,10 @@ def compute_coefficients(
         if options.approach not in NO_DISTANCES:
             found = compute_distances(bank, options, cluster, progress)
             matrix, adapters, metric = found.values, found.adapters, found.metric
+        if options.approach == "neural":
+            gram = gram_matrix(bank, adapters, sources_of(bank, adapters), cluster, progress)
+            values = neural_coefficients(bank, adapters, metric, matrix, gram, options.neural, progress)
+            return Coefficients(adapters, values, effective_sources(values), metric, options)
         values = row_coefficients(
             matrix,
             excluded,
@@ -238,107 +235,49 @@ def predict_all(
     ComputeError, BankFormatError
         A piece failed, or a stored row is damaged; what was done is kept.
     """
-    options = options or PredictionOptions()
+    (predicted,) = predict_all_ways(
+        bank,
+        [options or PredictionOptions()],
+        cluster=cluster,
+        weight_errors=weight_errors,
+        progress=progress,
+    )
+    return predicted
+
+
+def predict_all_ways(
+    bank: AdapterBank,
+    ways: Sequence[PredictionOptions],
+    *,
+    cluster: Cluster | None = None,
+    weight_errors: bool = False,
+    progress: Progress | None = None,
+) -> list[PredictedBank]:
+    """Predict every adapter from all the others in several ways, in one pass over the adapters.
+
+    See `predict_all`; the results are in the order of `ways`.
+    """
     shown = progress or SilentProgress()
     with _computing(bank, cluster, shown) as used:
-        found = compute_coefficients(bank, options, used, shown)
-        sources = sources_of(bank, found.adapters)
-        error = None
+        found = [compute_coefficients(bank, options, used, shown) for options in ways]
+        if not found:
+            return []
+        adapters = found[0].adapters
+        sources = sources_of(bank, adapters)
+        errors: list[NDArray[np.float64] | None] = [None] * len(found)
         if weight_errors:
-            gram = gram_matrix(bank, found.adapters, sources, used, shown)
-            targets = np.arange(len(found.adapters))
-            error = weight_space_errors(found.values, gram, targets, bank.layout.size).relative
-        run, path = _open_predictions(bank, found)
-        _combine_missing(bank, run, path, sources, used, shown)
-        _store_records(bank, run, found, error)
-        bank.runs.finish(run.id)
-    return PredictedBank(run, found, path, error)
-
-
-def _open_predictions(bank: AdapterBank, found: Coefficients) -> tuple[RunRecord, Path]:
-    """Find the run of these coefficients over these rows, or begin it; write C once, to be read by URL."""
-    weights = found.values.astype(np.float32)
-    rows = " ".join(f"{record.row}:{record.row_sha256}:{record.scaling}" for record in found.adapters)
-    digest = hashlib.sha256(rows.encode())
-    digest.update(f"{bank.record.scaling} {found.metric} {found.options}".encode())
-    digest.update(weights.tobytes())
-    name = digest.hexdigest()[:16]
-    parameters = {
-        "metric": found.metric,
-        "approach": found.options.approach,
-        **found.options.parameters(),
-        "inputs": digest.hexdigest(),
-        "array": f"predictions.zarr/{name}/adapters",
-    }
-    run = bank.runs.begin("predictions", parameters)
-    root = bank.array_path("predictions")
-    path = root / name
-    if not _complete(path, run):
-        bank.runs.reopen(run.id)
-        ensure_group(root)
-        _create_predictions(path, run, bank.layout.size, weights)
-    return run, path
-
-
-def _complete(path: Path, run: RunRecord) -> bool:
-    if not (path / "zarr.json").is_file():
-        return False
-    arrays = [path / "coefficients", path / "adapters"]
-    return all(
-        (item / "zarr.json").is_file() and open_array(item).attrs.get("run") == run.inputs_sha256
-        for item in arrays
-    )
-
-
-def _create_predictions(path: Path, run: RunRecord, parameters: int, weights: NDArray[np.float32]) -> None:
-    if path.exists():
-        shutil.rmtree(path)
-    ensure_group(path)
-    targets, sources = weights.shape
-    mark = {"run": run.inputs_sha256}
-    chunk = column_chunk(parameters)
-    stored = create_array(
-        path / "coefficients",
-        shape=weights.shape,
-        chunks=(min(targets, 1024), sources),
-        shards=None,
-        dtype="float32",
-        attributes=mark,
-    )
-    stored[:, :] = weights
-    fsync_written(path / "coefficients", (path / "coefficients" / "c").glob("*/*"))
-    create_array(
-        path / "adapters",
-        shape=(targets, parameters),
-        chunks=(1, chunk),
-        shards=(SHARD_ROWS, chunk),
-        dtype="float32",
-        attributes=mark,
-    )
-    fsync_path(path)
-
-
-def _combine_missing(
-    bank: AdapterBank, run: RunRecord, path: Path, sources: Sources, cluster: Cluster, progress: Progress
-) -> None:
-    predictions = path / "adapters"
-    targets, parameters = open_array(predictions).shape
-    chunk = column_chunk(parameters)
-    panels = plan_panels(targets, len(sources.rows), parameters, chunk=chunk, budget=cluster.task_budget)
-    done = bank.runs.done_pieces(run.id)
-    missing = {
-        panel.name: panel
-        for panel in panels
-        if panel.name not in done
-        or not all(file.is_file() for file in shard_files(predictions, panel, chunk))
-    }
-    tasks = {
-        name: (str(bank.store.path), str(path), sources, panel, chunk) for name, panel in missing.items()
-    }
-    if not tasks:
-        return
-    for name, _ in run_tasks(cluster, "combine", combine_panel, tasks, progress):
-        bank.runs.mark_done(run.id, {name: run.inputs_sha256})
+            gram = gram_matrix(bank, adapters, sources, used, shown)
+            targets, size = np.arange(len(adapters)), bank.layout.size
+            errors = [weight_space_errors(way.values, gram, targets, size).relative for way in found]
+        runs = [open_predictions(bank, adapters, way.values, way.metric, way.options) for way in found]
+        combine_missing(bank, runs, sources, used, shown)
+        for (run, _), way, error in zip(runs, found, errors, strict=True):
+            _store_records(bank, run, way, error)
+            bank.runs.finish(run.id)
+    return [
+        PredictedBank(run, way, path, error)
+        for (run, path), way, error in zip(runs, found, errors, strict=True)
+    ]
 
 
 def _store_records(

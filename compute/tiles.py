@@ -67,6 +67,16 @@ class Panel:
         return f"{self.start}-{self.stop}-{self.target_start}-{self.target_stop}"
 
 
+@dataclass(frozen=True, slots=True)
+class PanelPart:
+    """The targets of one run in a panel, half-open; `name` is the same in every plan that has this part."""
+
+    group: int
+    start: int
+    stop: int
+    name: str
+
+
 def chunk_count(rows: int) -> int:
     """Return how many chunks of the distance matrix cover `rows` rows."""
     return -(-rows // CHUNK_ROWS)
@@ -183,6 +193,30 @@ def plan_panels(targets: int, sources: int, parameters: int, *, chunk: int, budg
         for start in range(0, parameters, chunk)
         for first in range(0, targets, height)
     )
+
+
+def padded(targets: int) -> int:
+    """Return the rows that a run takes where runs are counted through: whole shards."""
+    return -(-targets // SHARD_ROWS) * SHARD_ROWS
+
+
+def split_panel(panel: Panel, targets: int, groups: int) -> tuple[PanelPart, ...]:
+    """Cut a panel whose targets count through several runs into the part of each run.
+
+    Parameters
+    ----------
+    targets
+        Targets of each run.
+    groups
+        Number of runs.
+    """
+    parts = []
+    for group in range(groups):
+        first = group * padded(targets)
+        start, stop = max(panel.target_start - first, 0), min(panel.target_stop - first, targets)
+        if start < stop:
+            parts.append(PanelPart(group, start, stop, f"{panel.start}-{panel.stop}-{start}-{stop}"))
+    return tuple(parts)
 
 
 def plan_slices(parameters: int, rows: int, *, chunk: int, budget: int, pieces: int) -> tuple[range, ...]:

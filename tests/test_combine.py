@@ -199,7 +199,7 @@ def test_a_row_with_values_that_are_no_numbers_is_named(theta: Float32, tmp_path
     group = write_group(tmp_path / "group", weights, 1000)
     (panel,) = plan_panels(2, N, 1000, chunk=1000, budget=1 << 30)
     with pytest.raises(BankFormatError, match="row 5 holds values that are not finite"):
-        combine_panel(str(store.path), str(group), sources(), panel, 1000)
+        combine_panel(str(store.path), (str(group),), sources(), panel, 1000)
     with pytest.raises(BankFormatError, match="row 5 holds values that are not finite"):
         combine_one(store, sources(), weights[0], chunk=1000, budget=1 << 26)
     assert np.isnan(np.asarray(open_array(group / "adapters")[:, :])).all()
@@ -254,7 +254,7 @@ def test_panels_together_are_the_product(
     panels = plan_panels(targets, N, PARAMETERS, chunk=CHUNK, budget=budget)
     assert len(panels) == {1.0: 6, 1.4: 4, 100.0: 2}[room]
     for panel in reversed(panels):
-        written = combine_panel(str(store.path), str(group), sources(), panel, CHUNK)
+        written = combine_panel(str(store.path), (str(group),), sources(), panel, CHUNK)
         assert written == 4 * (panel.stop - panel.start) * (panel.target_stop - panel.target_start)
     found = np.asarray(open_array(group / "adapters")[:, :])
     assert_combined(found, weights, theta.astype(np.float64))
@@ -264,7 +264,7 @@ def test_a_panel_stays_within_the_memory_it_was_planned_with(store: AdapterStore
     targets = 2 * SHARD_ROWS
     group = write_group(tmp_path / "group", coefficients_of(2, targets, 1.0), PARAMETERS)
     panels = plan_panels(targets, N, PARAMETERS, chunk=CHUNK, budget=panel_bytes(targets, N, N, CHUNK))
-    arguments = (str(store.path), str(group), sources(), panels[0], CHUNK)
+    arguments = (str(store.path), (str(group),), sources(), panels[0], CHUNK)
     combine_panel(*arguments)  # modules are loaded
     tracemalloc.start()
     combine_panel(*arguments)
@@ -278,7 +278,7 @@ def test_coefficients_that_are_gone_are_an_error(store: AdapterStore, tmp_path: 
     shutil.rmtree(group / "coefficients" / "c")
     (panel, _) = plan_panels(3, N, PARAMETERS, chunk=CHUNK, budget=1 << 30)
     with pytest.raises(BankFormatError, match=r"coefficients: lacks chunks; delete predictions\.zarr"):
-        combine_panel(str(store.path), str(group), sources(), panel, CHUNK)
+        combine_panel(str(store.path), (str(group),), sources(), panel, CHUNK)
 
 
 # -- scaling -------------------------------------------------------------------------------------------

@@ -1,0 +1,163 @@
+"""The neural approach on a bank: trained once for a metric and kept, with its coefficients and a network.
+
+Leave-one-out coefficients come from the protocol of the options. The network that is kept is for new
+datasets: with `published` the one that was trained, with `cross-fitted` one more, trained on all adapters,
+since a new dataset is none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.arrays import ensure_group, fsync_written, open_array, read_region
+from bankdb.bank import AdapterBank
+from bankdb.errors import BankNotFoundError
+from bankdb.progress import Progress
+from bankdb.records import AdapterRecord, RunRecord
+from compute.neural import NeuralOptions, ScalarMLP, neural_leave_one_out, train
+
+_DAMAGED = "delete neural.zarr and run the same command again"
+_COEFFICIENTS = "coefficients"
+
+
+def neural_coefficients(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    metric: str,
+    distances: NDArray[np.float64],
+    gram: NDArray[np.float64],
+    options: NeuralOptions,
+    progress: Progress,
+) -> NDArray[np.float64]:
+    """Return leave-one-out coefficients, trained now or when the bank held the very same adapters.
+
+    Parameters
+    ----------
+    metric
+        Key of the metric.
+    distances, gram
+        float64, shape (N, N).
+
+    Raises
+    ------
+    ParameterError, ComputeError
+        Too few adapters for the protocol, or values that cannot be trained on.
+    """
+    run, path = _run_of(bank, adapters, metric, options)
+    if run.state == "done" and (path / _COEFFICIENTS / "zarr.json").is_file():
+        return read_region(open_array(path / _COEFFICIENTS), np.s_[:, :], _DAMAGED)
+    parameters = bank.layout.size
+    final = options.protocol != "published"
+    progress.begin(f"train neural {metric}", (options.trainings + final) * options.epochs)
+    told = 0
+
+    def report(epoch: int, _: float) -> None:
+        nonlocal told
+        progress.advance(epoch - told)
+        told = epoch
+
+    values, trained = neural_leave_one_out(distances, gram, parameters, options, report=report)
+    model = trained[0].model
+    if final:
+        del trained
+        before = options.trainings * options.epochs
+        rows = np.arange(len(adapters))
+        model = train(
+            distances, gram, rows, options, parameters, lambda epoch, loss: report(before + epoch, loss)
+        ).model
+    progress.end()
+    _store(path, values, model)
+    bank.runs.finish(run.id)
+    return values
+
+
+def stored_model(
+    bank: AdapterBank,
+    metric: str,
+    options: NeuralOptions,
+    adapters: Sequence[AdapterRecord],
+    progress: Progress,
+) -> ScalarMLP:
+    """Return the network kept for new datasets: the newest of this metric and these options.
+
+    Raises
+    ------
+    BankNotFoundError
+        None was trained yet.
+    """
+    wanted = json.loads(json.dumps({"metric": metric, "options": asdict(options)}))
+    for run in reversed(bank.runs.all("neural")):
+        parameters = json.loads(run.parameters)
+        path = bank.path / str(parameters["array"])
+        if (
+            run.state != "done"
+            or not path.is_dir()
+            or any(parameters[key] != value for key, value in wanted.items())
+        ):
+            continue
+        if parameters["adapters"] != _digest(bank, adapters):
+            progress.note(
+                f"the network was trained on {parameters['number']} adapters, before the bank changed; "
+                "`bank coefficients --approach neural` trains it again"
+            )
+        names = [item.name for item in path.iterdir() if item.is_dir() and item.name != _COEFFICIENTS]
+        whole = np.s_[...]
+        return ScalarMLP.from_arrays(
+            {name: read_region(open_array(path / name), whole, _DAMAGED) for name in names}
+        )
+    raise BankNotFoundError(
+        f"{bank.path}: no network was trained for {metric} with these options yet; "
+        "`bank coefficients --approach neural` with the same options trains one"
+    )
+
+
+def _run_of(
+    bank: AdapterBank, adapters: Sequence[AdapterRecord], metric: str, options: NeuralOptions
+) -> tuple[RunRecord, Path]:
+    parameters: dict[str, Any] = {
+        "metric": metric,
+        "options": asdict(options),
+        "adapters": _digest(bank, adapters),
+        "number": len(adapters),
+    }
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
+    parameters["array"] = f"neural.zarr/{digest[:16]}"
+    run = bank.runs.begin("neural", parameters, seed=options.seed)
+    return run, bank.path / parameters["array"]
+
+
+def _digest(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> str:
+    """Hash all that the distances and the Gram matrix are made from."""
+    rows = (f"{r.row}:{r.row_sha256}:{r.scaling}:{r.content_sha256}" for r in adapters)
+    return hashlib.sha256(f"{bank.record.scaling} {' '.join(rows)}".encode()).hexdigest()
+
+
+def _store(path: Path, values: NDArray[np.float64], model: ScalarMLP) -> None:
+    """Write coefficients and network as one zarr group that appears whole."""
+    import zarr
+
+    ensure_group(path.parent)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    ensure_group(unfinished)
+    for name, array in {_COEFFICIENTS: values, **model.to_arrays()}.items():
+        stored = zarr.create_array(
+            str(unfinished / name),
+            shape=array.shape,
+            chunks=array.shape,
+            dtype=array.dtype.name,
+            zarr_format=3,
+        )
+        stored[...] = array
+    fsync_written(unfinished, [file for file in unfinished.rglob("*") if file.is_file()])
+    shutil.rmtree(path, ignore_errors=True)
+    unfinished.rename(path)

@@ -1,0 +1,144 @@
+"""Predictions as arrays: a group for each run, and the panels that are missing of several runs at once."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.arrays import (
+    chunk_file,
+    column_chunk,
+    create_array,
+    ensure_group,
+    fsync_path,
+    fsync_written,
+    open_array,
+)
+from bankdb.bank import AdapterBank
+from bankdb.progress import Progress
+from bankdb.records import AdapterRecord, RunRecord
+from compute.cluster import Cluster, run_tasks
+from compute.combine import Sources, combine_panel
+from compute.options import PredictionOptions
+from compute.tiles import SHARD_ROWS, PanelPart, padded, plan_panels, split_panel
+
+Opened = tuple[RunRecord, Path]
+
+
+def open_predictions(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    values: NDArray[np.float64],
+    metric: str,
+    options: PredictionOptions,
+) -> tuple[RunRecord, Path]:
+    """Find the run of these coefficients over these rows, or begin it; write C once, to be read by path.
+
+    Returns
+    -------
+    The run, and the zarr group with `adapters` (N, p) and `coefficients` (N, N), both float32.
+    """
+    weights = values.astype(np.float32)
+    rows = " ".join(f"{record.row}:{record.row_sha256}:{record.scaling}" for record in adapters)
+    digest = hashlib.sha256(rows.encode())
+    digest.update(f"{bank.record.scaling} {metric} {options}".encode())
+    digest.update(weights.tobytes())
+    name = digest.hexdigest()[:16]
+    parameters = {
+        "metric": metric,
+        "approach": options.approach,
+        **options.parameters(),
+        "inputs": digest.hexdigest(),
+        "array": f"predictions.zarr/{name}/adapters",
+    }
+    run = bank.runs.begin("predictions", parameters)
+    root = bank.array_path("predictions")
+    path = root / name
+    if not _complete(path, run):
+        bank.runs.reopen(run.id)
+        ensure_group(root)
+        _create_predictions(path, run, bank.layout.size, weights)
+    return run, path
+
+
+def _complete(path: Path, run: RunRecord) -> bool:
+    if not (path / "zarr.json").is_file():
+        return False
+    arrays = [path / "coefficients", path / "adapters"]
+    return all(
+        (item / "zarr.json").is_file() and open_array(item).attrs.get("run") == run.inputs_sha256
+        for item in arrays
+    )
+
+
+def _create_predictions(path: Path, run: RunRecord, parameters: int, weights: NDArray[np.float32]) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+    ensure_group(path)
+    targets, sources = weights.shape
+    mark = {"run": run.inputs_sha256}
+    chunk = column_chunk(parameters)
+    stored = create_array(
+        path / "coefficients",
+        shape=weights.shape,
+        chunks=(min(targets, 1024), sources),
+        shards=None,
+        dtype="float32",
+        attributes=mark,
+    )
+    stored[:, :] = weights
+    fsync_written(path / "coefficients", (path / "coefficients" / "c").glob("*/*"))
+    create_array(
+        path / "adapters",
+        shape=(targets, parameters),
+        chunks=(1, chunk),
+        shards=(SHARD_ROWS, chunk),
+        dtype="float32",
+        attributes=mark,
+    )
+    fsync_path(path)
+
+
+def combine_missing(
+    bank: AdapterBank, runs: Sequence[Opened], sources: Sources, cluster: Cluster, progress: Progress
+) -> None:
+    """Compute what the runs lack of their predictions, in one pass over the adapters for all of them.
+
+    Reading the adapters is the cost that the runs share. A panel's parts are marked as done when its task
+    is; the caller holds the compute lock.
+    """
+    chunk = column_chunk(bank.layout.size)
+    targets = len(sources.rows)
+    single = plan_panels(targets, targets, bank.layout.size, chunk=chunk, budget=cluster.task_budget)
+    wanted = [part for panel in single for part in split_panel(panel, targets, 1)]
+    open_runs = [item for item in runs if not all(_done(bank, item, part, chunk) for part in wanted)]
+    if not open_runs:
+        return
+    rows = (len(open_runs) - 1) * padded(targets) + targets
+    panels = plan_panels(rows, targets, bank.layout.size, chunk=chunk, budget=cluster.task_budget)
+    parts = {panel.name: split_panel(panel, targets, len(open_runs)) for panel in panels}
+    groups = tuple(str(path) for _, path in open_runs)
+    tasks = {
+        panel.name: (str(bank.store.path), groups, sources, panel, chunk)
+        for panel in panels
+        if not all(_done(bank, open_runs[part.group], part, chunk) for part in parts[panel.name])
+    }
+    for name, _ in run_tasks(cluster, "combine", combine_panel, tasks, progress):
+        for part in parts[name]:
+            run, _ = open_runs[part.group]
+            bank.runs.mark_done(run.id, {part.name: run.inputs_sha256})
+
+
+def _done(bank: AdapterBank, opened: Opened, part: PanelPart, chunk: int) -> bool:
+    """Whether a part is recorded as done, and its shards are still there."""
+    run, path = opened
+    if part.name not in bank.runs.done_pieces(run.id):
+        return False
+    column = int(part.name.split("-")[0]) // chunk
+    shards = range(part.start // SHARD_ROWS, -(-part.stop // SHARD_ROWS))
+    return all(chunk_file(path / "adapters", shard, column).is_file() for shard in shards)
