@@ -121,6 +121,7 @@ def coefficients(
     top_k: int | None,
     protocol: str,
     seed: int,
+    width: int,
     csv: Path | None,
     as_json: bool,
     **cluster: Any,
@@ -130,7 +131,7 @@ def coefficients(
     from compute.predict import coefficients as run_coefficients
 
     progress = shown_progress()
-    parameters = _Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed)
+    parameters = _Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed, width)
     with opened(bank_path) as bank:
         _ = bank.layout
         chosen = parameters.combinations(metrics, approaches)
@@ -160,10 +161,11 @@ class _Parameters:
         top_k: int | None,
         protocol: str,
         seed: int,
+        width: int,
     ) -> None:
         self._mmd: dict[str, Any] = {"kernel": kernel, "sigma": sigma}
         self._softmin: dict[str, Any] = {"temperature": temperature, "top_k": top_k}
-        self._neural: dict[str, Any] = {"protocol": protocol, "seed": seed}
+        self._neural: dict[str, Any] = {"protocol": protocol, "seed": seed, "width": width}
         self._compatible = compatible
 
     def combination(self, metric: str, approach: str) -> PredictionOptions:
@@ -250,6 +252,7 @@ def predict(
     top_k: int | None,
     protocol: str,
     seed: int,
+    width: int,
     **other: Any,
 ) -> None:
     """Predict an adapter for NEWDATA, or with --all every adapter of the bank by leave-one-out.
@@ -258,7 +261,7 @@ def predict(
     """
     if whole_bank == (newdata is not None):
         raise click.UsageError("give NEWDATA, or --all: one of them")
-    parameters = _Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed)
+    parameters = _Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed, width)
     if newdata is None:
         _predict_all(bank_path, parameters.combinations(metrics, approaches), other)
         return

@@ -107,6 +107,9 @@ approach_parameters = together(
         help="Of neural: no row is predicted by a network that saw it, or one network of 80% for all.",
     ),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of neural."),
+    click.option(
+        "--width", type=click.IntRange(2, 20_000), default=4000, show_default=True, help="Of neural's layers."
+    ),
 )
 column_options = together(
     click.option("--input-column", default="input", show_default=True, help="Column with the input text."),

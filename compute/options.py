@@ -38,7 +38,7 @@ class PredictionOptions:
         `correct`, or `published` for the choices of the paper's code.
     kernel, sigma
         Of `mmd`: `multiscale`, or `gaussian` of bandwidth `sigma` (None: the median heuristic).
-    protocol, seed, knots, epochs
+    protocol, seed, knots, width, epochs
         Of `neural`: see `NeuralOptions`.
     """
 
@@ -52,6 +52,7 @@ class PredictionOptions:
     protocol: str = "cross-fitted"
     seed: int = 0
     knots: int | None = _NEURAL.knots
+    width: int = _NEURAL.width
     epochs: int = _NEURAL.epochs
 
     def __post_init__(self) -> None:
@@ -83,6 +84,7 @@ class PredictionOptions:
             protocol=self.protocol,
             seed=self.seed,
             knots=self.knots,
+            width=self.width,
             epochs=self.epochs,
             compatible=self.compatible,
         )
