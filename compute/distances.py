@@ -115,7 +115,8 @@ def _open_run(bank: AdapterBank, metric: Metric, rows: int) -> tuple[RunRecord, 
         "array": f"distances.zarr/{metric.key}",
     }
     run = bank.runs.begin("distances", parameters)
-    path = bank.array_path("distances") / metric.key
+    # Absolute: a worker may stand in another folder.
+    path = bank.array_path("distances").absolute() / metric.key
     if (path / "zarr.json").is_file() and open_array(path).attrs.get("run") == run.inputs_sha256:
         grow_array(path, (rows, rows))
         return run, path
@@ -176,7 +177,6 @@ def _compute_missing(
         return
     counts_path, nnz = write_distributions(bank, adapters)
     vocabulary = bank.record.vocabulary
-
     tiles = plan_tiles(
         adapters[-1].row + 1,
         missing,
@@ -184,8 +184,8 @@ def _compute_missing(
         budget=cluster.task_budget,
         workspace=lambda side: tile_bytes(metric, side, vocabulary, nnz),
     )
-    tasks = {tile.name: (str(path), str(counts_path), metric, tile, complete) for tile in tiles}
     by_name = {tile.name: tile for tile in tiles}
+    tasks = {name: (str(path), str(counts_path), metric, tile, complete) for name, tile in by_name.items()}
     for name, _ in run_tasks(cluster, f"distances {metric.key}", compute_tile, tasks, progress):
         chunks = [chunk for chunk in by_name[name].chunks() if chunk in contents]
         bank.runs.mark_done(run.id, {_chunk_name(*chunk): contents[chunk] for chunk in chunks})
@@ -229,7 +229,7 @@ def write_distributions(bank: AdapterBank, adapters: Sequence[AdapterRecord]) ->
     largest = int(np.diff(counts.indptr).max())
     text = " ".join(f"{record.row}:{record.content_sha256}" for record in adapters)
     digest = hashlib.sha256(f"{bank.record.tokenizer_fingerprint} {text}".encode()).hexdigest()
-    root = bank.array_path("distributions")
+    root = bank.array_path("distributions").absolute()
     ensure_group(root)
     path = root / digest[:16]
     if all((path / name / "zarr.json").is_file() for name in _COUNTS):

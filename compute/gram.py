@@ -58,7 +58,14 @@ def gram_matrix(
     run, path, slices = _open_run(bank, adapters, cluster.task_budget)
     done = bank.runs.done_pieces(run.id)
     tasks = {
-        f"{index}": (str(bank.store.path), str(path), sources, index, columns.start, columns.stop)
+        f"{index}": (
+            str(bank.store.path.absolute()),
+            str(path.absolute()),
+            sources,
+            index,
+            columns.start,
+            columns.stop,
+        )
         for index, columns in enumerate(slices)
         if f"{index}" not in done or not chunk_file(path, index, 0, 0).is_file()
     }

@@ -87,11 +87,16 @@ def _computing(bank: AdapterBank, cluster: Cluster | None, progress: Progress) -
         if cluster is None:
             cluster = stack.enter_context(open_cluster(ClusterOptions(processes=False), progress))
         stack.enter_context(bank.computing(progress))
-        for kind in ("distances", "gram", "predictions"):
-            # Left by workers that were killed while they wrote; whoever holds the lock is the only writer.
-            for file in partial_files(bank.array_path(kind)):
-                file.unlink(missing_ok=True)
+        _clear_unfinished(bank)
         yield cluster
+        _clear_unfinished(bank)
+
+
+def _clear_unfinished(bank: AdapterBank) -> None:
+    """Delete what killed workers left half written; whoever holds the lock, and has no task, is alone."""
+    for kind in ("distances", "gram", "predictions"):
+        for file in partial_files(bank.array_path(kind)):
+            file.unlink(missing_ok=True)
 
 
 # -- distances and coefficients, labelled --------------------------------------------------------------

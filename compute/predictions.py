@@ -122,9 +122,9 @@ def combine_missing(
     rows = (len(open_runs) - 1) * padded(targets) + targets
     panels = plan_panels(rows, targets, bank.layout.size, chunk=chunk, budget=cluster.task_budget)
     parts = {panel.name: split_panel(panel, targets, len(open_runs)) for panel in panels}
-    groups = tuple(str(path) for _, path in open_runs)
+    groups = tuple(str(path.absolute()) for _, path in open_runs)
     tasks = {
-        panel.name: (str(bank.store.path), groups, sources, panel, chunk)
+        panel.name: (str(bank.store.path.absolute()), groups, sources, panel, chunk)
         for panel in panels
         if not all(_done(bank, open_runs[part.group], part, chunk) for part in parts[panel.name])
     }

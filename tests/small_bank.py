@@ -16,12 +16,12 @@ from bankdb.pairs import find_references, resolve
 WORDS = [f"w{index}" for index in range(200)]
 
 
-def write_tokenizer(folder: Path) -> Path:
+def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> Path:
     """A tokenizer that `transformers` loads: a token a word, one special token in front."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {"<s>": 0, "<unk>": 1} | {word: index + 2 for index, word in enumerate(WORDS)}
+    vocabulary = {"<s>": 0, "<unk>": 1} | {word: index + 2 for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])

@@ -100,7 +100,8 @@ def test_there_is_no_private_import_between_packages() -> None:
         f"{path.relative_to(ROOT)} imports {node.module}.{alias.name}"
         for path in modules(*PACKAGES)
         for node in ast.walk(parsed(path))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").split(".")[0] in {*PACKAGES} - {path.relative_to(ROOT).parts[0]}
         for alias in node.names
         if alias.name.startswith("_")
     ]
@@ -151,6 +152,8 @@ def test_functions_are_short() -> None:
     """Docstrings included; a command's signature is a line an option and is not counted."""
     long = []
     for path in modules(*PACKAGES):
+        if "versions" in path.parts:
+            continue  # a migration is a list of tables
         for function in functions(path):
             body = (function.end_lineno or 0) - function.body[0].lineno + 1
             whole = (function.end_lineno or 0) - function.lineno + 1

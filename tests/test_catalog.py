@@ -141,12 +141,12 @@ def test_the_layout_is_set_in_the_callers_transaction(database: Database, catalo
         "base_model_revision": None,
     }
     with contextlib.suppress(KeyError), database.write() as session:
-        catalog.set_layout(session, **values)  # type: ignore[arg-type]
+        catalog.set_layout(session, **values)
         assert catalog.bank_in(session).layout == "{}"
         raise KeyError
     assert catalog.bank().layout is None
     with database.write() as session:
-        catalog.set_layout(session, **values)  # type: ignore[arg-type]
+        catalog.set_layout(session, **values)
     assert {name: getattr(catalog.bank(), name) for name in values} == values
 
 
@@ -192,7 +192,7 @@ def test_records_are_frozen(database: Database, catalog: Catalog) -> None:
     add(database, catalog, "a")
     for record in (catalog.bank(), catalog.adapter("a")):
         with pytest.raises(dataclasses.FrozenInstanceError):
-            record.created = "now"  # type: ignore[misc]
+            record.created = "now"
         assert not hasattr(record, "_sa_instance_state")
 
 
@@ -239,7 +239,7 @@ def test_the_same_pair_twice_is_kept_once(database: Database, catalog: Catalog) 
     assert catalog.adapter("a").row == second
 
 
-CHANGES = {
+CHANGES: dict[str, dict[str, object]] = {
     "weights": {"source_sha256": "9" * 64},
     "dataset": {"content_sha256": "9" * 64},
     "configuration": {"config": '{"r": 4, "lora_alpha": 16}', "alpha": 16.0, "scaling": 4.0},
@@ -449,7 +449,7 @@ def test_a_run_is_found_again_by_its_inputs(runs: RunBook) -> None:
     assert runs.all() == [first, *others]
     assert runs.all("gram") == [others[0]]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        first.state = "done"  # type: ignore[misc]
+        first.state = "done"
     with pytest.raises(BankNotFoundError, match="run 99"):
         runs.get(99)
 
@@ -486,7 +486,7 @@ def test_pieces(runs: RunBook) -> None:
 def test_pieces_are_marked_all_or_none(runs: RunBook) -> None:
     run = runs.begin("gram", {})
     with pytest.raises(BankError):
-        runs.mark_done(run.id, {"good": "x", "bad": None})  # type: ignore[dict-item]
+        runs.mark_done(run.id, {"good": "x", "bad": None})
     assert runs.done_pieces(run.id) == {}
     with pytest.raises(BankError):
         runs.mark_done(999, {"piece": "of no run"})
@@ -494,7 +494,7 @@ def test_pieces_are_marked_all_or_none(runs: RunBook) -> None:
 
 def prediction(run: int, target: str, **changes: object) -> PredictionRecord:
     record = PredictionRecord(run, target, (4, 2**32 - 1), (0.1, 0.9), 1.2195121951219512, None, None, None)
-    return dataclasses.replace(record, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(record, **changes)
 
 
 def test_predictions(database: Database, runs: RunBook) -> None:

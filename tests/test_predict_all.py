@@ -245,7 +245,7 @@ def test_a_run_that_was_interrupted_goes_on(
 ) -> None:
     options = PredictionOptions(metric="js")
     with monkeypatch.context() as patched:
-        patched.setattr("compute.predict.run_tasks", _interrupted)
+        patched.setattr("compute.predictions.run_tasks", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             predict_all(wide.bank, options, cluster=cluster)
     progress = RecordedProgress()
@@ -293,14 +293,21 @@ def test_a_small_budget_gives_the_same(wide: SyntheticBank, cluster: Cluster) ->
         predict_all(wide.bank, options, cluster=poor)
 
 
-def test_worker_processes_give_the_same(wide: SyntheticBank, cluster: Cluster) -> None:
+def test_worker_processes_give_the_same_wherever_they_stand(
+    wide: SyntheticBank, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bank that was opened by a path that means nothing in the workers' folder."""
     options = PredictionOptions(metric="js")
-    before = stored(predict_all(wide.bank, options, cluster=cluster))
-    for kind in ("distances", "distributions", "predictions"):
+    before = predict_all(wide.bank, options, cluster=cluster, weight_errors=True)
+    values = stored(before)
+    for kind in ("distances", "distributions", "gram", "predictions"):
         shutil.rmtree(wide.bank.array_path(kind))
     with open_cluster(ClusterOptions(workers=2), SilentProgress()) as processes:
-        after = stored(predict_all(wide.bank, options, cluster=processes))
-    np.testing.assert_array_equal(after, before)
+        monkeypatch.chdir(wide.bank.path.parent)
+        with AdapterBank.open(wide.bank.path.name) as relative:
+            after = predict_all(relative, options, cluster=processes, weight_errors=True)
+            np.testing.assert_array_equal(stored(after), values)
+    np.testing.assert_array_equal(after.relative_error, before.relative_error)
 
 
 # -- records -------------------------------------------------------------------------------------------

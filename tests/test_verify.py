@@ -555,7 +555,12 @@ def test_rows_that_are_being_written_are_no_orphans(
         bank.store.write(row, adapter.vector)
         reserved.append(row)
 
-    looks = [(bank.store, "rows_on_disk"), (bank.store, "foreign_files"), (bank.catalog, "adapters")]
+    looks = [
+        (bank.store, "rows_on_disk"),
+        (bank.store, "foreign_files"),
+        (bank.catalog, "adapters"),
+        (bank.catalog, "bank"),
+    ]
     for owner, name in looks:
         look = getattr(owner, name)
 
