@@ -22,14 +22,13 @@ from bankdb.hub_client import (
     downloaded,
     repository_information,
 )
+from bankdb.manifest import HUB_PREFIX, is_hub_reference
 from bankdb.messages import listed
 from bankdb.pairs import (
     CONFIG_FILE,
-    HUB_PREFIX,
     WEIGHTS_FILE,
     check_adapter_files,
     check_name,
-    is_hub_reference,
     local_adapter,
     local_dataset,
     name_key,

@@ -5,34 +5,22 @@ One pair that is incomplete or badly named never stops the others: it is returne
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from bankdb.errors import AdapterError, BankError, DatasetError, ParameterError, SourceError
+from bankdb.errors import AdapterError, DatasetError, ParameterError, SourceError
+from bankdb.manifest import LAYOUT, in_manifest, is_hub_reference
 from bankdb.messages import printable
 from bankdb.records import Pair, PairReference, RefusedPair
 from bankdb.splits import EXTENSIONS, training_files
-
-HUB_PREFIX = "hub:"
-"""What a hub reference begins with where a local path could stand too."""
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 _LONGEST_NAME = 200
-_LAYOUT = (
-    "expected a folder with datasets/NAME/ (or datasets/NAME.jsonl, .json, .csv, .parquet) and adapters/NAME/, "
-    "or a manifest (.csv or .jsonl) with name, adapter and dataset"
-)
-_REQUIRED = ("name", "adapter", "dataset")
-_LARGEST_CELL = 2**31 - 1
 
 Found = tuple[list[PairReference], list[RefusedPair]]
 
@@ -69,11 +57,6 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", name.casefold())
 
 
-def is_hub_reference(text: str) -> bool:
-    """Whether the adapter or dataset of a reference is on the hub rather than on local disk."""
-    return text.startswith(HUB_PREFIX)
-
-
 def uses_hub(reference: PairReference) -> bool:
     """Whether any side of a pair is on the hub."""
     return is_hub_reference(reference.adapter) or is_hub_reference(reference.dataset)
@@ -108,12 +91,12 @@ def find_references(source: Path, *, group_pattern: str | None = None) -> Found:
     if os.path.isdir(source):
         candidates = _in_folder(source)
     elif os.path.isfile(source):
-        candidates = _in_manifest(source)
+        candidates = in_manifest(source)
     else:
-        raise SourceError(f"{source}: not found; {_LAYOUT}")
+        raise SourceError(f"{source}: not found; {LAYOUT}")
     references, refused = _screened(candidates, pattern)
     if not references and not refused:
-        raise SourceError(f"{source}: no pairs in it; {_LAYOUT}")
+        raise SourceError(f"{source}: no pairs in it; {LAYOUT}")
     return references, refused
 
 
@@ -268,7 +251,7 @@ def _checked(reference: PairReference, taken: dict[str, str]) -> PairReference |
 def _in_folder(source: Path) -> Iterator[PairReference | RefusedPair]:
     for part in ("datasets", "adapters"):
         if not os.path.isdir(source / part):
-            raise SourceError(f"{source}: has no folder {part}/; {_LAYOUT}")
+            raise SourceError(f"{source}: has no folder {part}/; {LAYOUT}")
     adapters = {path.name for path in _entries(source / "adapters") if os.path.isdir(path)}
     datasets: dict[str, list[Path]] = {}
     unread: list[str] = []
@@ -309,100 +292,3 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise SourceError(f"{folder}: cannot be listed: {error.strerror}; check its permissions") from error
-
-
-def _in_manifest(source: Path) -> Iterator[PairReference | RefusedPair]:
-    extension = source.suffix.lower()
-    if extension not in (".csv", ".jsonl"):
-        raise SourceError(f"{source}: unknown kind of manifest {extension!r}; {_LAYOUT}")
-    try:
-        text = source.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise SourceError(f"{source}: cannot be read: {error.strerror}; check its permissions") from error
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{source}: not UTF-8; save the manifest as UTF-8") from error
-    rows = _csv_rows(text, source) if extension == ".csv" else _jsonl_rows(text)
-    folder = Path(os.path.abspath(source)).parent
-    for line, row in rows:
-        where = f"line {line}"
-        if isinstance(row, dict) and isinstance(row.get("name"), str) and row["name"].strip():
-            where = row["name"]
-        try:
-            yield _manifest_pair(row, folder)
-        except BankError as error:
-            yield RefusedPair(printable(where), f"{source}, line {line}: {error}")
-
-
-def _csv_rows(text: str, source: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Each row as an object, or what is wrong with it."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows = [(reader.line_num, row) for row in reader if any(row)]
-    except csv.Error as error:
-        raise SourceError(f"{source}, line {reader.line_num}: invalid CSV: {error}; correct it") from error
-    if not rows:
-        raise SourceError(f"{source}: empty manifest; {_LAYOUT}")
-    header = [column.strip() for column in rows[0][1]]
-    if missing := [column for column in _REQUIRED if column not in header]:
-        raise SourceError(
-            f"{source}: no column {missing[0]!r} in the header; expected name, adapter, dataset "
-            f"and, if wanted, group and licence; found {', '.join(map(repr, header))}"
-        )
-    if twice := [column for column in header if column and header.count(column) > 1]:
-        raise SourceError(f"{source}: column {twice[0]!r} appears twice in the header; remove one")
-    for line, row in rows[1:]:
-        if len(row) == len(header):
-            yield line, dict(zip(header, row, strict=True))
-        else:
-            yield line, f"{len(row)} cells where the header has {len(header)}; quote cells that hold commas"
-
-
-def _jsonl_rows(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Each line's object, or what is wrong with it."""
-    for line, content in enumerate(text.split("\n"), 1):
-        if not content.strip():
-            continue
-        try:
-            row = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            yield line, f"invalid JSON: {error}; correct it"
-            continue
-        yield line, row if isinstance(row, dict) else "not an object; expected name, adapter and dataset"
-
-
-def _manifest_pair(row: dict[str, Any] | str, folder: Path) -> PairReference:
-    if isinstance(row, str):
-        raise SourceError(row)
-    values = {key: _cell(row, key) for key in (*_REQUIRED, "group", "licence", "license")}
-    name, adapter, dataset = (values[key] for key in _REQUIRED)
-    if values["licence"] and values["license"] and values["licence"] != values["license"]:
-        raise SourceError("'licence' and 'license' differ; keep one")
-    # A model card on the hub may name the dataset; nothing on local disk does.
-    if not name or not adapter or not (dataset or is_hub_reference(adapter)):
-        lacking = next(key for key in _REQUIRED if not values[key])
-        raise SourceError(f"{lacking!r} is missing; expected name, adapter and dataset")
-    return PairReference(
-        name,
-        _located(adapter, folder),
-        _located(dataset, folder) if dataset else "",
-        values["group"],
-        values["licence"] or values["license"],
-    )
-
-
-def _cell(row: dict[str, Any], key: str) -> str | None:
-    value = row.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise SourceError(f"{key!r} is {json.dumps(value)[:40]}; expected a string")
-    # A name is judged as it stands; around the others a space can only be a slip.
-    return (value if key == "name" else value.strip()) or None
-
-
-def _located(text: str, folder: Path) -> str:
-    if is_hub_reference(text):
-        return text
-    if "\0" in text:
-        raise SourceError("a path has a NUL character; correct it")
-    return os.path.abspath(folder / text)

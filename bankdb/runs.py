@@ -79,7 +79,7 @@ class RunBook:
             return [_run_record(row) for row in session.scalars(query)]
 
     def finish(self, run_id: int) -> None:
-        """Mark a run as done."""
+        """Mark a run as done; one that is done keeps its time."""
         with self._database.write() as session:
             _set_state(session, run_id, "done", now())
 
@@ -147,7 +147,8 @@ class RunBook:
 
 
 def _set_state(session: Session, run_id: int, state: str, finished: str | None) -> None:
-    session.execute(update(RunRow).where(RunRow.id == run_id).values(state=state, finished=finished))
+    other = update(RunRow).where(RunRow.id == run_id, RunRow.state != state)
+    session.execute(other.values(state=state, finished=finished))
 
 
 def _forget(session: Session, run_id: int, names: Iterable[str]) -> None:

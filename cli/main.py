@@ -81,9 +81,9 @@ def cli(debug: bool) -> None:
 
 
 def _register() -> None:
-    from cli import bank_commands, compute_commands
+    from cli import bank_commands, compute_commands, predict_command
 
-    for command in (*bank_commands.COMMANDS, *compute_commands.COMMANDS):
+    for command in (*bank_commands.COMMANDS, *compute_commands.COMMANDS, *predict_command.COMMANDS):
         cli.add_command(command)
 
 

@@ -21,7 +21,7 @@ from compute.coefficients import coefficients, effective_sources
 from compute.combine import combine_one
 from compute.distances import ready_adapters, token_counts
 from compute.distributions import TokenCounts
-from compute.neural import apply
+from compute.neural import ScalarMLP, apply
 from compute.neural_models import stored_model
 from compute.options import NO_DISTANCES, PredictionOptions
 from compute.predict import sources_of
@@ -112,15 +112,12 @@ def predict(
     dataset, place = _dataset(data, input_column, output_column)
     target = _target(bank, dataset, place, progress)
     same = np.asarray([not include_same and record.content_sha256 == dataset.sha256 for record in adapters])
-    left_out = tuple(adapters[index].name for index in np.flatnonzero(same))
-    if left_out:
-        progress.note(f"{place}: the same data as {', '.join(left_out)} in the bank, which is left out")
+    left_out = _left_out(adapters, same, place, progress)
     metric, row = _distances(bank, target, adapters, options, budget, progress)
+    model = None
     if options.approach == "neural" and metric is not None:
         model = stored_model(bank, metric.key, options.neural, adapters, progress)
-        weights = apply(model, row[None, :], same[None, :], options.neural)[0]
-    else:
-        weights = _coefficients(row, same, options)
+    weights = _coefficients(row, same, options, model)
     return Prediction(
         name=name or dataset_name(data),
         dataset=dataset,
@@ -134,6 +131,16 @@ def predict(
         metric="none" if metric is None else metric.key,
         options=options,
     )
+
+
+def _left_out(
+    adapters: Sequence[AdapterRecord], same: NDArray[np.bool_], place: str, progress: Progress
+) -> tuple[str, ...]:
+    """Return the names of the entries that hold the very same data, and say so."""
+    names = tuple(adapters[index].name for index in np.flatnonzero(same))
+    if names:
+        progress.note(f"{place}: the same data as {', '.join(names)} in the bank, which is left out")
+    return names
 
 
 def _check(options: PredictionOptions) -> None:
@@ -151,8 +158,14 @@ def _target(bank: AdapterBank, dataset: Dataset, place: str, progress: Progress)
 
 
 def _coefficients(
-    distances: NDArray[np.float64], excluded: NDArray[np.bool_], options: PredictionOptions
+    distances: NDArray[np.float64],
+    excluded: NDArray[np.bool_],
+    options: PredictionOptions,
+    model: ScalarMLP | None,
 ) -> NDArray[np.float64]:
+    if model is not None:
+        learned: NDArray[np.float64] = apply(model, distances[None, :], excluded[None, :], options.neural)[0]
+        return learned
     if options.approach in NO_DISTANCES:
         distances = np.zeros(len(excluded))
     rows = coefficients(

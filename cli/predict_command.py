@@ -1,0 +1,229 @@
+"""`bank predict`: one new dataset, or every adapter of the bank by leave-one-out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.display import print_json, print_table, shown_progress
+from cli.options import (
+    approach_option,
+    approach_parameters,
+    bank_option,
+    chosen_metrics,
+    cluster_of,
+    cluster_options,
+    column_options,
+    dtype_option,
+    json_option,
+    metric_option,
+    metric_parameters,
+    opened,
+    overwrite_option,
+)
+from cli.parameters import Parameters
+
+if TYPE_CHECKING:
+    from compute.new_dataset import Prediction
+    from compute.options import PredictionOptions
+    from compute.predict import PredictedBank
+
+_LISTED = 10
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  bank predict my-data.jsonl --out my-adapter\n"
+    "  bank predict --all --metric js --approach normalized --export predicted\n"
+    "  bank predict --all --metric all --approach all --weight-error"
+)
+@bank_option
+@click.argument("newdata", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--all", "whole_bank", is_flag=True, help="Predict every adapter of the bank from all the others."
+)
+@metric_option(many=True)
+@approach_option()
+@metric_parameters
+@approach_parameters
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the new adapter (with NEWDATA).")
+@click.option(
+    "--export", type=click.Path(path_type=Path), help="Folder for all adapters, by name (with --all)."
+)
+@click.option("--name", help="Name of the new dataset; its file's or folder's if not given.")
+@click.option(
+    "--include-same", is_flag=True, help="Use an entry of the bank even if it holds the very same data."
+)
+@click.option(
+    "--weight-error", is_flag=True, help="With --all: tell how far predictions are from the real weights."
+)
+@column_options
+@dtype_option
+@overwrite_option
+@json_option
+@cluster_options
+def predict(
+    bank_path: Path,
+    newdata: Path | None,
+    whole_bank: bool,
+    metrics: tuple[str, ...],
+    approaches: tuple[str, ...],
+    kernel: str,
+    sigma: float | None,
+    compatible: str,
+    temperature: float,
+    top_k: int | None,
+    protocol: str,
+    seed: int,
+    width: int,
+    **other: Any,
+) -> None:
+    """Predict an adapter for NEWDATA, or with --all every adapter of the bank by leave-one-out.
+
+    NEWDATA is a file (JSONL, JSON, CSV, Parquet) or a folder with a training split.
+    """
+    if whole_bank == (newdata is not None):
+        raise click.UsageError("give NEWDATA, or --all: one of them")
+    parameters = Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed, width)
+    if newdata is None:
+        _predict_all(bank_path, parameters.combinations(metrics, approaches), other)
+        return
+    if "all" in (*metrics, *approaches) or len(metrics) > 1 or len(approaches) > 1:
+        raise click.UsageError("NEWDATA takes one --metric and one --approach")
+    _predict_new(bank_path, newdata, parameters.combination(chosen_metrics(metrics)[0], approaches[0]), other)
+
+
+def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, other: dict[str, Any]) -> None:
+    from bankdb.pairs import check_name
+    from compute.cluster import parse_memory
+    from compute.export import export_prediction
+    from compute.new_dataset import dataset_name
+    from compute.new_dataset import predict as run_predict
+
+    if other["out"] is None:
+        raise click.UsageError("NEWDATA needs --out FOLDER, where the adapter is written")
+    if other["export"] is not None or other["weight_error"]:
+        raise click.UsageError("--export and --weight-error go with --all")
+    name = other["name"] or dataset_name(newdata)
+    check_name(name)
+    with opened(bank_path) as bank:
+        prediction = run_predict(
+            bank,
+            newdata,
+            options,
+            name=name,
+            input_column=other["input_column"],
+            output_column=other["output_column"],
+            include_same=other["include_same"],
+            memory=None if other["memory"] is None else parse_memory(other["memory"]),
+            progress=shown_progress(),
+        )
+        folder = export_prediction(
+            bank, prediction, other["out"], dtype=other["dtype"], overwrite=other["overwrite"]
+        )
+    _tell_prediction(prediction, folder, other["as_json"])
+
+
+def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> None:
+    order = sorted(range(len(prediction.adapters)), key=lambda i: -prediction.coefficients[i])
+    used = [i for i in order if prediction.coefficients[i] > 0]
+    if as_json:
+        print_json(
+            {
+                "name": prediction.name,
+                "folder": str(folder),
+                "metric": prediction.metric,
+                "approach": prediction.options.approach,
+                "effective_sources": prediction.effective_sources,
+                "left_out": list(prediction.left_out),
+                "sources": {prediction.adapters[i].name: float(prediction.coefficients[i]) for i in used},
+            }
+        )
+        return
+    rows = [
+        (prediction.adapters[i].name, float(prediction.coefficients[i]), _number(prediction.distances[i]))
+        for i in used[:_LISTED]
+    ]
+    rest = len(used) - len(rows)
+    print_table(("source", "coefficient", f"distance ({prediction.metric})"), rows)
+    if rest:
+        click.echo(f"and {rest} more sources")
+    click.echo(
+        f"effective number of sources: {prediction.effective_sources:.2f} of {len(prediction.adapters)}"
+    )
+    click.echo(f"wrote {folder}/, which PEFT and vLLM load")
+
+
+def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[str, Any]) -> None:
+    from compute.cluster import open_cluster
+    from compute.export import export_all
+    from compute.predict import predict_all_ways
+
+    if other["out"] is not None or other["name"] is not None or other["include_same"]:
+        raise click.UsageError(
+            "--out, --name and --include-same go with NEWDATA; with --all use --export FOLDER"
+        )
+    if other["export"] is not None and len(chosen) > 1:
+        raise click.UsageError("--export takes one metric and one approach")
+    progress = shown_progress()
+    where = {key: other[key] for key in ("scheduler", "scheduler_file", "workers", "memory")}
+    with opened(bank_path) as bank:
+        _ = bank.layout
+        with open_cluster(cluster_of(**where), progress) as workers:
+            made = predict_all_ways(
+                bank, chosen, cluster=workers, weight_errors=other["weight_error"], progress=progress
+            )
+        if other["export"] is not None:
+            export_all(
+                bank,
+                made[0],
+                other["export"],
+                dtype=other["dtype"],
+                overwrite=other["overwrite"],
+                progress=progress,
+            )
+    _tell_all(made, other["export"], other["as_json"])
+
+
+def _tell_all(made: list[PredictedBank], export: Path | None, as_json: bool) -> None:
+    rows = [_combination_summary(predicted) for predicted in made]
+    if as_json:
+        print_json({"predictions": rows, "export": None if export is None else str(export)})
+        return
+    headings = ["metric", "approach", "effective sources", "relative weight error"]
+    keep = headings if any(row["relative_error"] is not None for row in rows) else headings[:3]
+    body = [
+        (row["metric"], row["approach"], row["effective_sources"], row["relative_error"])[: len(keep)]
+        for row in rows
+    ]
+    print_table(keep, body)
+    count = len(made[0].coefficients.adapters)
+    click.echo(f"{count} adapters predicted by leave-one-out with each")
+    if export is not None:
+        click.echo(f"wrote {count} folders under {export}/, which PEFT and vLLM load")
+
+
+def _combination_summary(predicted: PredictedBank) -> dict[str, Any]:
+    import numpy as np
+
+    found = predicted.coefficients
+    error = predicted.relative_error
+    return {
+        "metric": found.metric,
+        "approach": found.options.approach,
+        "effective_sources": float(np.mean(found.effective)),
+        "relative_error": None if error is None else _number(float(np.nanmean(error))),
+        "run": predicted.run.id,
+        "array": str(predicted.path / "adapters"),
+    }
+
+
+def _number(value: float) -> float | None:
+    """Return a number, or None where there is none to show."""
+    return float(value) if math.isfinite(value) else None
+
+
+COMMANDS = (predict,)
