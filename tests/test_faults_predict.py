@@ -30,10 +30,10 @@ from compute.predict import predict_all
 
 pytestmark = pytest.mark.faults
 
-# Large enough that a random moment falls into each stage: rows on both sides of a chunk's edge, four chunks
+# Large enough that a random moment falls into each stage: rows on both sides of a chunk's edge, three chunks
 # of columns, many token ids.
 N, VOCABULARY, TOKENS = 70, 20_000, 60_000
-LAYOUT = layout_of(hidden=2**14, rank=2, layers=6)
+LAYOUT = layout_of(hidden=2**13, rank=2, layers=9)
 KILLS = int(os.environ.get("FAULT_KILLS", "10"))
 KILLS_A_CHAIN = 5
 STAGES = ("start-up", "distances", "combine", "export")
