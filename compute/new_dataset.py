@@ -137,7 +137,7 @@ def _left_out(
     adapters: Sequence[AdapterRecord], same: NDArray[np.bool_], place: str, progress: Progress
 ) -> tuple[str, ...]:
     """Return the names of the entries that hold the very same data, and say so."""
-    names = tuple(adapters[index].name for index in np.flatnonzero(same))
+    names = tuple(adapters[index].name for index in np.flatnonzero(same).tolist())
     if names:
         progress.note(f"{place}: the same data as {', '.join(names)} in the bank, which is left out")
     return names
