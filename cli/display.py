@@ -23,7 +23,12 @@ _LINE_SECONDS = 5.0
 
 def shown_progress() -> Progress:
     """Return bars on a terminal, and plain lines anywhere else."""
-    return BarProgress() if sys.stderr.isatty() else LineProgress()
+    if not sys.stderr.isatty():
+        return LineProgress()
+    bars = BarProgress()
+    # However the command ends, the terminal has its cursor back.
+    click.get_current_context().call_on_close(bars.end)
+    return bars
 
 
 class LineProgress:

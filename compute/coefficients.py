@@ -59,14 +59,14 @@ def coefficients(
     """
     _check_options(approach, temperature, top_k, compatible)
     distances = np.asarray(distances, dtype=np.float64)
-    used = _used(distances, excluded, self_index)
+    used = used_entries(distances, excluded, self_index)
     if approach == "uniform":
         weights = used / used.sum(axis=1, keepdims=True)
     else:
         own = used.copy()
         if approach == "normalized" and compatible == "published" and self_index is not None:
             own[np.arange(len(own)), self_index] = True
-        _check_distances(distances, own)
+        check_distances(distances, own)
         weights = _weights(distances, used, own, approach, temperature)
     return weights if top_k is None else _keep_largest(weights, top_k)
 
@@ -91,11 +91,11 @@ def _weights(
         weights[np.arange(len(weights)), nearest] = 1.0
         return weights
     if approach == "normalized":
-        distances = _z_scores(distances, standardised)
-    return _softmin(distances, used, temperature)
+        distances = z_scores(distances, standardised)
+    return softmin(distances, used, temperature)
 
 
-def _softmin(values: FloatArray, used: NDArray[np.bool_], temperature: float) -> FloatArray:
+def softmin(values: FloatArray, used: NDArray[np.bool_], temperature: float) -> FloatArray:
     """Softmin of each row over the used entries; the others get 0."""
     # The minimum goes first: it is exact, and nothing that follows can become inf - inf.
     smallest = np.min(values, axis=1, where=used, initial=np.inf, keepdims=True)
@@ -106,7 +106,7 @@ def _softmin(values: FloatArray, used: NDArray[np.bool_], temperature: float) ->
     return weights
 
 
-def _z_scores(distances: FloatArray, used: NDArray[np.bool_]) -> FloatArray:
+def z_scores(distances: FloatArray, used: NDArray[np.bool_]) -> FloatArray:
     """z-score of each row over the used entries, by the population standard deviation."""
     smallest = np.min(distances, axis=1, where=used, initial=np.inf, keepdims=True)
     largest = np.max(distances, axis=1, where=used, initial=0.0, keepdims=True)
@@ -144,7 +144,7 @@ def _check_options(approach: str, temperature: float, top_k: int | None, compati
         raise ParameterError(f"top-k: expected a whole number from 1 on, found {top_k}; leave it out for all")
 
 
-def _used(
+def used_entries(
     distances: FloatArray, excluded: NDArray[np.bool_], self_index: NDArray[np.integer[Any]] | None
 ) -> NDArray[np.bool_]:
     """Entries that are not excluded, after all shapes are checked."""
@@ -171,7 +171,8 @@ def _used(
     return used
 
 
-def _check_distances(distances: FloatArray, used: NDArray[np.bool_]) -> None:
+def check_distances(distances: FloatArray, used: NDArray[np.bool_]) -> None:
+    """Raise ComputeError, naming row and column, for a used distance that is negative or no finite number."""
     wrong = used & ~((distances >= 0) & (distances < np.inf))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compute.coefficients import _softmin, _used
+from compute.coefficients import softmin, used_entries
 from compute.knots import points_for
 from compute.mlp import ScalarMLP
 from compute.neural_options import NeuralOptions
@@ -60,14 +60,14 @@ def apply(
         For a distance that is needed and is negative, infinite or NaN, or a network that returns such values.
     """
     distances = np.asarray(distances, dtype=np.float64)
-    used = _used(distances, excluded, self_index)
+    used = used_entries(distances, excluded, self_index)
     scores = standardised(distances, used, self_index, options)[used]
     points = points_for(scores, None if options.knots is None else APPLICATION_KNOTS * options.knots)
     at_points = model(points.points).astype(np.float64)
     check_values(at_points)
     values = np.zeros(used.shape)
     values[used] = points.spread(at_points)
-    return _softmin(values, used, 1.0)
+    return softmin(values, used, 1.0)
 
 
 def neural_leave_one_out(

@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ComputeError, ParameterError
-from compute.coefficients import _check_distances, _softmin, _z_scores
+from compute.coefficients import check_distances, softmin, z_scores
 from compute.knots import Points, points_for
 from compute.mlp import BATCH, Activations, Adam, Array, Parameters, ScalarMLP, backward, forward, initial_mlp
 from compute.neural_options import NeuralOptions
 from compute.neural_splits import FEWEST_ROWS, hold_out
-from compute.oracle import _checked_gram
+from compute.oracle import checked_gram
 
 FloatArray = NDArray[np.float64]
 Report = Callable[[int, float], None]
@@ -130,7 +130,7 @@ class _Targets:
 
     def __init__(self, scores: FloatArray, used: NDArray[np.bool_], own: NDArray[np.intp], gram: FloatArray):
         self.scores = scores[used]
-        self._used = used
+        self.used_entries = used
         self._own = (np.arange(len(own)), own)
         self._gram = gram
 
@@ -140,9 +140,9 @@ class _Targets:
         The gradient by the coefficients is `2 (C - I) G / M`; through the softmin, `C = softmax(-values)`, it
         becomes `C * (row mean weighted by C - itself)`.
         """
-        whole = np.zeros(self._used.shape)
-        whole[self._used] = values
-        coefficients = _softmin(whole, self._used, 1.0)
+        whole = np.zeros(self.used_entries.shape)
+        whole[self.used_entries] = values
+        coefficients = softmin(whole, self.used_entries, 1.0)
         error = coefficients.copy()
         error[self._own] -= 1.0
         slopes = error @ self._gram
@@ -150,7 +150,7 @@ class _Targets:
         slopes *= 2.0 / len(error)
         slopes -= np.einsum("ij,ij->i", slopes, coefficients)[:, None]
         slopes *= -coefficients
-        return loss, slopes[self._used]
+        return loss, slopes[self.used_entries]
 
 
 class _Fit:
@@ -269,8 +269,8 @@ def standardised(
     if options.compatible == "published" and self_index is not None:
         counted = used.copy()
         counted[np.arange(len(counted)), self_index] = True
-    _check_distances(distances, counted)
-    return _z_scores(distances, counted)
+    check_distances(distances, counted)
+    return z_scores(distances, counted)
 
 
 def _checked_rows(
@@ -296,7 +296,7 @@ def _checked_rows(
             f"neural training: expected at least {FEWEST_ROWS} adapters to train on, found {len(ascending)};"
             " add adapters to the bank or use another approach"
         )
-    _checked_gram(gram[np.ix_(ascending, ascending)])
+    checked_gram(gram[np.ix_(ascending, ascending)])
     return ascending
 
 

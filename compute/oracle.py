@@ -50,7 +50,7 @@ def oracle(gram: FloatArray, excluded: NDArray[np.bool_]) -> FloatArray:
     ComputeError
         For entries that are not finite, or a row whose optimality conditions cannot be met.
     """
-    gram = _checked_gram(gram)
+    gram = checked_gram(gram)
     if excluded.shape != gram.shape or excluded.dtype != np.bool_:
         raise ParameterError(
             f"excluded: expected true or false for each of the {gram.shape} entries, found shape"
@@ -90,7 +90,7 @@ def simplex_least_squares(gram_ss: FloatArray, cross: FloatArray) -> FloatArray:
     ComputeError
         For entries that are not finite, or when the optimality conditions cannot be met.
     """
-    gram_ss = _checked_gram(gram_ss)
+    gram_ss = checked_gram(gram_ss)
     cross = np.asarray(cross, dtype=np.float64)
     if cross.shape != gram_ss.shape[:1] or len(cross) == 0:
         raise ParameterError(
@@ -104,7 +104,8 @@ def simplex_least_squares(gram_ss: FloatArray, cross: FloatArray) -> FloatArray:
     return _Problem(centred, crosses[0], "simplex").solve(start[0])
 
 
-def _checked_gram(gram: FloatArray) -> FloatArray:
+def checked_gram(gram: FloatArray) -> FloatArray:
+    """Return a Gram matrix in double precision; raises an error if it is not square, finite and symmetric."""
     gram = np.asarray(gram, dtype=np.float64)
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ParameterError(
@@ -338,7 +339,7 @@ def weight_space_errors(
     ComputeError
         For entries of the Gram matrix that are not finite.
     """
-    gram = _checked_gram(gram)
+    gram = checked_gram(gram)
     number = len(gram)
     if c.ndim != 2 or c.shape != (len(targets), number) or np.any((targets < 0) | (targets >= number)):
         raise ParameterError(
