@@ -419,7 +419,7 @@ def test_predict_refuses_what_cannot_be_predicted(
     assert "oracle" in error_line(oracle)
     run("init", "--bank", tmp_path / "b", "--base-model", BASE_MODEL, "--tokenizer", tokenizer_folder)
     empty = run("predict", "--bank", tmp_path / "b", tmp_path / "d", *out, status=1)
-    assert "no adapters yet" in error_line(empty)
+    assert "has no adapters" in error_line(empty)
     assert not (tmp_path / "out").exists()
 
 
