@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 DEMO_BANK ?= demo-output
 PYTEST ?= -n 2
 
-.PHONY: demo test test-core lint types example clean
+.PHONY: demo test test-core lint types bench bench-paper example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -24,6 +24,12 @@ lint: $(VENV)/dev.stamp
 
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
+
+bench: $(VENV)/core.stamp  ## Time each step on a synthetic bank of 256 adapters (a few minutes).
+	$(BIN)/python benchmarks/bench.py --size small
+
+bench-paper: $(VENV)/core.stamp  ## The same at the paper's size: 502 adapters, 40 GB of disk.
+	$(BIN)/python benchmarks/bench.py --size paper
 
 example: $(VENV)/torch.stamp  ## Train the example bank again (minutes on a CPU).
 	$(BIN)/python examples/make_tiny_bank.py --out examples/tiny_bank --seed 0

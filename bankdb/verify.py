@@ -18,7 +18,7 @@ from bankdb.peft_config import scaling
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 
-_DERIVED = ("distributions", "distances", "gram", "predictions")
+_DERIVED = ("distributions", "distances", "gram", "predictions", "neural")
 
 
 @dataclass(slots=True)

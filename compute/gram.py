@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bankdb.arrays import (
     create_array,
     ensure_group,
     fsync_written,
+    grow_array,
     open_array,
     read_region,
 )
@@ -31,6 +33,7 @@ from compute.tiles import plan_slices
 # rounding of a product and what has to stay in cache.
 _STRIP = 8192
 _PIECES = 64
+_AGAIN = "and run the same command again"
 
 
 def gram_matrix(
@@ -40,9 +43,11 @@ def gram_matrix(
     cluster: Cluster,
     progress: Progress,
 ) -> NDArray[np.float64]:
-    """Return G over the given adapters at the bank's scaling, from store where it was computed before.
+    """Return G over the given adapters at the bank's scaling; only what is not stored yet is computed.
 
-    Costs N^2 p flops and 4 N p bytes read. The caller holds the bank's compute lock.
+    The stored matrix is indexed by rows of the bank: adapters that are added later extend it. K new ones
+    among N cost 2 K N p flops (N^2 p where all are new: half of a symmetric product) and 4 N p bytes read.
+    The caller holds the bank's compute lock.
 
     Returns
     -------
@@ -51,21 +56,51 @@ def gram_matrix(
     Raises
     ------
     PlanError
-        N x N in double precision does not fit a task's memory.
+        The part that is new does not fit a task's memory in double precision.
     ComputeError
         A slice failed.
     """
-    run, path, slices = _open_run(bank, adapters, cluster.task_budget)
+    path = bank.array_path("gram") / "gram"
+    rows = [record.row for record in adapters]
+    for _ in range(2):
+        known = _known_rows(path)
+        new = [i for i, record in enumerate(adapters) if known.get(str(record.row)) != record.row_sha256]
+        if new:
+            part, run, folder = _compute_part(bank, adapters, new, sources, cluster, progress)
+            _extend(path, adapters, new, part, known)
+            shutil.rmtree(folder)
+            bank.runs.delete(run.id)
+        values: NDArray[np.float64] = read_region(open_array(path), np.s_[:, :], f"delete {path}, {_AGAIN}")
+        values = values[np.ix_(rows, rows)]
+        if np.isfinite(values).all():
+            return values
+        # Somebody deleted chunks: the whole is computed again.
+        shutil.rmtree(path)
+    raise ComputeError(f"{path}: the Gram matrix lacks entries after it was computed; {_AGAIN}")
+
+
+def _known_rows(path: Path) -> dict[str, str]:
+    """Return the rows that the stored matrix holds, with the hash of what each was computed from."""
+    if not (path / "zarr.json").is_file():
+        return {}
+    rows = open_array(path).attrs.get("rows")
+    return {str(row): str(value) for row, value in rows.items()} if isinstance(rows, dict) else {}
+
+
+def _compute_part(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    new: Sequence[int],
+    sources: Sources,
+    cluster: Cluster,
+    progress: Progress,
+) -> tuple[NDArray[np.float64], RunRecord, Path]:
+    """Return the products of the new adapters with all, shape (K, N), and where its slices were kept."""
+    run, path, slices = _open_run(bank, adapters, new, cluster.task_budget)
     done = bank.runs.done_pieces(run.id)
+    where = (str(bank.store.path.absolute()), str(path.absolute()))
     tasks = {
-        f"{index}": (
-            str(bank.store.path.absolute()),
-            str(path.absolute()),
-            sources,
-            index,
-            columns.start,
-            columns.stop,
-        )
+        f"{index}": (*where, sources, tuple(new), index, columns.start, columns.stop)
         for index, columns in enumerate(slices)
         if f"{index}" not in done or not chunk_file(path, index, 0, 0).is_file()
     }
@@ -74,33 +109,67 @@ def gram_matrix(
             bank.runs.mark_done(run.id, {name: run.inputs_sha256})
         bank.runs.finish(run.id)
     # Summed in the order of the slices: the same result however the tasks were scheduled.
-    partial = open_array(path)
-    total = np.zeros((len(adapters), len(adapters)))
+    parts = open_array(path)
+    total = np.zeros((len(new), len(adapters)))
     for index in range(len(slices)):
-        total += read_region(partial, index, f"delete {path} and run the same command again")
+        total += read_region(parts, index, f"delete {path}, {_AGAIN}")
     if not np.isfinite(total).all():
-        raise ComputeError(f"{path}: the Gram matrix lacks entries; delete it and run the same command again")
-    return total
+        raise ComputeError(f"{path}: a slice of the Gram matrix lacks entries; delete it, {_AGAIN}")
+    return total, run, path
+
+
+def _extend(
+    path: Path,
+    adapters: Sequence[AdapterRecord],
+    new: Sequence[int],
+    part: NDArray[np.float64],
+    known: dict[str, str],
+) -> None:
+    """Put the new rows and columns into the stored matrix; its attribute comes last and makes them count."""
+    size = max(record.row for record in adapters) + 1
+    if known:
+        grow_array(path, (size, size))
+        array = open_array(path, mode="r+")
+    else:
+        side = min(size, 1024)
+        array = create_array(
+            path, shape=(size, size), chunks=(side, side), shards=None, dtype="float64", attributes={}
+        )
+    rows = np.asarray([record.row for record in adapters])
+    values = np.array(read_region(array, np.s_[:, :], f"delete {path}, {_AGAIN}"))
+    among = part[:, new]
+    part[:, new] = (among + among.T) / 2  # a general product may round its two halves in two ways
+    values[np.ix_(rows[new], rows)] = part
+    values[np.ix_(rows, rows[new])] = part.T
+    array[:, :] = values
+    fsync_written(path, (path / "c").glob("*/*"))
+    hashes = known | {str(adapters[index].row): adapters[index].row_sha256 for index in new}
+    array.attrs.update({"rows": hashes})
+    fsync_written(path, [path / "zarr.json"])
 
 
 def _open_run(
-    bank: AdapterBank, adapters: Sequence[AdapterRecord], budget: int
+    bank: AdapterBank, adapters: Sequence[AdapterRecord], new: Sequence[int], budget: int
 ) -> tuple[RunRecord, Path, tuple[range, ...]]:
-    """Find the run over these rows, or begin it; its array holds the sum over each slice of columns."""
+    """Find the run of these rows, or begin it; its array holds the sum over each slice of columns."""
     parameters, n = bank.layout.size, len(adapters)
     # The slices do not depend on the workers, so that a run goes on whatever it is run on.
     slices = plan_slices(parameters, n, chunk=column_chunk(parameters), budget=budget, pieces=_PIECES)
     text = " ".join(f"{record.row}:{record.row_sha256}:{record.scaling}" for record in adapters)
-    digest = hashlib.sha256(f"{bank.record.scaling} {text}".encode()).hexdigest()
+    first = " ".join(str(adapters[index].row) for index in new)
+    digest = hashlib.sha256(f"{bank.record.scaling} {text} new {first}".encode()).hexdigest()
     ensure_group(bank.array_path("gram"))
-    run = bank.runs.begin("gram", {"rows": digest, "strip": _STRIP, "array": f"gram.zarr/{digest[:16]}"})
-    path = bank.array_path("gram") / digest[:16]
+    name = f"part-{digest[:16]}"
+    run = bank.runs.begin("gram", {"rows": digest, "strip": _STRIP, "array": f"gram.zarr/{name}"})
+    path = bank.array_path("gram") / name
     if not _usable(path, run.inputs_sha256, len(slices)):
         bank.runs.reopen(run.id)
+        for old in bank.array_path("gram").glob("part-*"):
+            shutil.rmtree(old)
         create_array(
             path,
-            shape=(len(slices), n, n),
-            chunks=(1, n, n),
+            shape=(len(slices), len(new), n),
+            chunks=(1, len(new), n),
             shards=None,
             dtype="float64",
             attributes={"run": run.inputs_sha256},
@@ -116,9 +185,15 @@ def _usable(path: Path, run: str, slices: int) -> bool:
 
 
 def gram_slice(
-    adapters_path: str, gram_path: str, sources: Sources, index: int, start: int, stop: int
+    adapters_path: str,
+    part_path: str,
+    sources: Sources,
+    new: Sequence[int],
+    index: int,
+    start: int,
+    stop: int,
 ) -> int:
-    """Compute the sum over columns `start` to `stop` and store it; runs in a worker; returns bytes read.
+    """Compute the new sources' products with all over some columns; runs in a worker; returns bytes read.
 
     Raises
     ------
@@ -130,27 +205,32 @@ def gram_slice(
     store = AdapterStore(Path(adapters_path))
     chunk = column_chunk(int(store.array.shape[1]))
     which = list(range(len(sources.rows)))
-    total = np.zeros((len(which), len(which)))
+    total = np.zeros((len(new), len(which)))
     for first in range(start, stop, chunk):
         panel = read_scaled(store, sources, which, first, min(first + chunk, stop))
-        total += partial_gram(panel)
+        total += partial_gram(panel, new)
     if not np.isfinite(total).all():
-        i, j = (int(sources.rows[k]) for k in np.argwhere(~np.isfinite(total))[0])
+        k, other = np.argwhere(~np.isfinite(total))[0]
+        i, j = int(sources.rows[new[k]]), int(sources.rows[other])
         raise ComputeError(
             f"gram: the product of rows {i} and {j} is not a finite number in float32; run `bank verify`, and check "
             "their weights and scalings"
         )
-    array = open_array(gram_path, mode="r+")
+    array = open_array(part_path, mode="r+")
     array[index] = total
-    fsync_written(Path(gram_path), [chunk_file(Path(gram_path), index, 0, 0)])
+    fsync_written(Path(part_path), [chunk_file(Path(part_path), index, 0, 0)])
     return 4 * len(which) * (stop - start)
 
 
-def partial_gram(panel: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return `panel @ panel.T` in double precision: single within strips of columns, double across them."""
-    total = np.zeros((len(panel), len(panel)))
+def partial_gram(panel: NDArray[np.float32], new: Sequence[int]) -> NDArray[np.float64]:
+    """Return `panel[new] @ panel.T`: single precision within strips of columns, double across them.
+
+    Where every row is new, NumPy computes half of the symmetric product.
+    """
+    total = np.zeros((len(new), len(panel)))
+    every = len(new) == len(panel)
     for first in range(0, panel.shape[1], _STRIP):
         strip = panel[:, first : first + _STRIP]
         with np.errstate(over="ignore"):  # the caller looks at the sum
-            total += strip @ strip.T
+            total += (strip if every else strip[list(new)]) @ strip.T
     return total

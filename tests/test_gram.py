@@ -87,7 +87,12 @@ def test_equals_double_precision(made: SyntheticBank, cluster: Cluster) -> None:
 @given(st.integers(1, 6), st.integers(1, 20_000), st.integers(0, 2**20))
 def test_a_part_equals_double_precision(rows: int, columns: int, seed: int) -> None:
     panel = np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
-    assert_gram(partial_gram(panel), panel.astype(np.float64))
+    exact = panel.astype(np.float64)
+    assert_gram(partial_gram(panel, range(rows)), exact)
+    norms = np.linalg.norm(exact, axis=1)
+    some = list(range(0, rows, 2))
+    difference = np.abs(partial_gram(panel, some) - exact[some] @ exact.T)
+    assert (difference <= 1e-5 * np.outer(norms[some], norms)).all()
 
 
 def test_computed_once(made: SyntheticBank, cluster: Cluster) -> None:
@@ -122,26 +127,46 @@ def test_the_same_with_any_workers(made: SyntheticBank, cluster: Cluster) -> Non
         np.testing.assert_array_equal(compute(made.bank, other), before)
 
 
-def test_computed_again_when_adapters_change(made: SyntheticBank, cluster: Cluster) -> None:
-    compute(made.bank, cluster)
+def test_only_new_adapters_are_computed(
+    made: SyntheticBank, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = compute(made.bank, cluster)
     made.bank.remove("a3")
     made.add("a3", draw_tokens(3), draw_vector(77, LAYOUT.size))
-    progress = RecordedProgress()
-    assert_gram(compute(made.bank, cluster, progress), at_the_banks_scaling(made))
-    assert progress.stages == {"gram": SLICES}
+    made.add("a9", draw_tokens(9), draw_vector(9, LAYOUT.size))
+    computed: list[int] = []
+    run_tasks = gram_module.run_tasks
+
+    def counting(*arguments: object) -> Iterator[object]:
+        computed.extend(len(task[3]) for task in arguments[3].values())  # type: ignore[attr-defined]
+        yield from run_tasks(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gram_module, "run_tasks", counting)
+    found = compute(made.bank, cluster)
+    assert computed == [2] * SLICES
+    assert_gram(found, at_the_banks_scaling(made))
+    np.testing.assert_array_equal(found, found.T)
+    kept = [0, 1, 2, 4]  # of the first matrix; a3 was the fourth
+    np.testing.assert_array_equal(found[:4, :4], before[np.ix_(kept, kept)])
     made.bank.remove("a0")
-    assert compute(made.bank, cluster).shape == (N - 1, N - 1)
+    np.testing.assert_array_equal(compute(made.bank, cluster), found[1:, 1:])
+    assert computed == [2] * SLICES
 
 
-def test_deleted_parts_are_computed_again(made: SyntheticBank, cluster: Cluster) -> None:
+def test_what_was_deleted_is_computed_again(made: SyntheticBank, cluster: Cluster) -> None:
     before = compute(made.bank, cluster)
-    (folder,) = [path for path in made.bank.array_path("gram").iterdir() if path.is_dir()]
-    (folder / "c" / "1" / "0" / "0").unlink()
+    (made.bank.array_path("gram") / "gram" / "c" / "0" / "0").unlink()
     progress = RecordedProgress()
     np.testing.assert_array_equal(compute(made.bank, cluster, progress), before)
-    assert progress.stages == {"gram": 1}
+    assert progress.stages == {"gram": SLICES}
     delete(made.bank)
     np.testing.assert_array_equal(compute(made.bank, cluster), before)
+
+
+def test_nothing_is_left_of_the_slices(made: SyntheticBank, cluster: Cluster) -> None:
+    compute(made.bank, cluster)
+    assert [item.name for item in made.bank.array_path("gram").iterdir() if item.is_dir()] == ["gram"]
+    assert made.bank.runs.all("gram") == []
 
 
 def delete(bank: AdapterBank) -> None:
@@ -149,12 +174,11 @@ def delete(bank: AdapterBank) -> None:
         file.rmdir() if file.is_dir() else file.unlink()
 
 
-def test_a_truncated_part_is_named(made: SyntheticBank, cluster: Cluster) -> None:
+def test_a_truncated_matrix_is_named(made: SyntheticBank, cluster: Cluster) -> None:
     compute(made.bank, cluster)
-    (folder,) = [path for path in made.bank.array_path("gram").iterdir() if path.is_dir()]
-    chunk = folder / "c" / "1" / "0" / "0"
+    chunk = made.bank.array_path("gram") / "gram" / "c" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-5])
-    with pytest.raises(BankFormatError, match=f"delete {folder}"):
+    with pytest.raises(BankFormatError, match=r"delete .*gram"):
         compute(made.bank, cluster)
 
 
