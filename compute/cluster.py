@@ -26,6 +26,10 @@ _SIZES = {"": 1, "B": 1, "K": 1024, "KB": 1000, "KIB": 1024, "M": 2**20, "MB": 1
 _CONNECT_SECONDS = 20.0
 
 
+# Freed memory that a worker process may keep for its next arrays.
+_KEPT_BYTES = 256 * 2**20
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterOptions:
     """Where tasks run. With neither scheduler given, a local cluster of `workers` processes starts.
@@ -145,6 +149,26 @@ def _check(options: ClusterOptions) -> None:
     memory_budget(options.memory)
 
 
+@contextlib.contextmanager
+def _allocator(budget: int) -> Iterator[None]:
+    """Let worker processes keep some of the memory that they free.
+
+    Dask has them give back every 64 KiB at once, so that tasks spend a third of their time on page faults.
+    An eighth of the budget is kept at the most.
+    """
+    import dask
+
+    kept = min(_KEPT_BYTES, budget // 8)
+    key = "distributed.nanny.pre-spawn-environ"
+    wanted = {
+        "MALLOC_TRIM_THRESHOLD_": str(kept),
+        # glibc takes no more than 32 MiB.
+        "MALLOC_MMAP_THRESHOLD_": str(min(kept, 32 * 2**20)),
+    }
+    with dask.config.set({key: dict(dask.config.get(key)) | wanted}):
+        yield
+
+
 def _worker_budget(client: Client) -> int | None:
     """Return half of the memory that the poorest worker has for each of its threads, if all have a limit."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
@@ -157,7 +181,7 @@ def _local(options: ClusterOptions) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     workers = core_count() if options.workers is None else options.workers
-    with warnings.catch_warnings(), _quiet_logs():
+    with warnings.catch_warnings(), _quiet_logs(), _allocator(memory_budget(options.memory) // workers):
         # A taken dashboard port is no news: the next free one is used, and printed.
         warnings.filterwarnings("ignore", message="Port .* is already in use")
         try:
