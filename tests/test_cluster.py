@@ -296,3 +296,21 @@ def test_blas_has_one_thread_in_tasks_and_its_own_afterwards(threads: Cluster) -
     found = dict(run_tasks(threads, "blas", blas_threads, tasks, SilentProgress()))
     assert set(found.values()) == {1}
     assert blas_threads(0) == before
+
+
+def environment(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def test_workers_keep_no_more_freed_memory_than_an_eighth_of_their_share() -> None:
+    options = ClusterOptions(workers=1, memory=1 << 30)
+    with open_cluster(options, SilentProgress()) as poor:
+        names = {
+            name: (name,) for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "OMP_NUM_THREADS")
+        }
+        found = dict(run_tasks(poor, "environment", environment, names, SilentProgress()))
+    assert found == {
+        "MALLOC_TRIM_THRESHOLD_": str((1 << 30) // 8),
+        "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+        "OMP_NUM_THREADS": "1",
+    }
