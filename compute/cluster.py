@@ -154,7 +154,8 @@ def _allocator(budget: int) -> Iterator[None]:
     """Let worker processes keep some of the memory that they free.
 
     Dask has them give back every 64 KiB at once, so that tasks spend a third of their time on page faults.
-    An eighth of the budget is kept at the most.
+    An eighth of the budget is kept at the most. Dask leaves these variables in this process's environment, so
+    that the first cluster of a process decides; values that the user has set are kept.
     """
     import dask
 

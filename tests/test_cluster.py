@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 import uuid
@@ -302,14 +305,23 @@ def environment(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def print_allocator() -> None:
+    """Run in a process of its own: Dask leaves what the first cluster of a process set in its environment."""
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "OMP_NUM_THREADS")
+    with open_cluster(ClusterOptions(workers=1, memory=1 << 30), SilentProgress()) as poor:
+        tasks = {name: (name,) for name in names}
+        found = dict(run_tasks(poor, "environment", environment, tasks, SilentProgress()))
+    print(json.dumps(found))
+
+
 def test_workers_keep_no_more_freed_memory_than_an_eighth_of_their_share() -> None:
-    options = ClusterOptions(workers=1, memory=1 << 30)
-    with open_cluster(options, SilentProgress()) as poor:
-        names = {
-            name: (name,) for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "OMP_NUM_THREADS")
-        }
-        found = dict(run_tasks(poor, "environment", environment, names, SilentProgress()))
-    assert found == {
+    program = "import test_cluster\nif __name__ == '__main__':\n    test_cluster.print_allocator()"
+    here = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    here["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=here, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == {
         "MALLOC_TRIM_THRESHOLD_": str((1 << 30) // 8),
         "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
         "OMP_NUM_THREADS": "1",
