@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import DatasetError, TokenizerError
+from bankdb.quiet import quiet_loggers
 
 _BATCH = 512
 _OWN_TOKENS = 256
@@ -109,7 +108,8 @@ def _load(source: str) -> Any:
     # Set before the library is imported: it reads them then.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    with _quiet():
+    # transformers warns on import that no deep-learning framework is there; none is needed.
+    with quiet_loggers("transformers", "huggingface_hub"):
         from transformers import AutoTokenizer
 
         folder = Path(source)
@@ -125,20 +125,6 @@ def _load(source: str) -> Any:
                 f"{source}: no tokenizer could be loaded from it ({reason}); pass a folder with tokenizer.json, "
                 "or a name on the hub"
             ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # transformers warns on import that no deep-learning framework is there; none is needed.
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _vocabulary_size(tokenizer: Any) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bankdb.errors import BankError, ComputeError, ParameterError
 from bankdb.progress import Progress
+from bankdb.quiet import quiet_loggers
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -26,6 +27,8 @@ _SIZES = {"": 1, "B": 1, "K": 1024, "KB": 1000, "KIB": 1024, "M": 2**20, "MB": 1
 _CONNECT_SECONDS = 20.0
 
 
+# Dask and its dashboard log that they start, stop, and take another port.
+_CHATTY = ("distributed", "bokeh", "tornado.application")
 # Freed memory that a worker process may keep for its next arrays.
 _KEPT_BYTES = 256 * 2**20
 
@@ -182,7 +185,11 @@ def _local(options: ClusterOptions) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     workers = core_count() if options.workers is None else options.workers
-    with warnings.catch_warnings(), _quiet_logs(), _allocator(memory_budget(options.memory) // workers):
+    with (
+        warnings.catch_warnings(),
+        quiet_loggers(*_CHATTY),
+        _allocator(memory_budget(options.memory) // workers),
+    ):
         # A taken dashboard port is no news: the next free one is used, and printed.
         warnings.filterwarnings("ignore", message="Port .* is already in use")
         try:
@@ -246,20 +253,6 @@ def _address(scheduler_file: Path | None) -> str:
             f"{scheduler_file}: expected the file that `dask scheduler --scheduler-file` writes, found something "
             "else; start the scheduler again"
         ) from error
-
-
-@contextlib.contextmanager
-def _quiet_logs() -> Iterator[None]:
-    names = ("distributed", "bokeh", "tornado.application")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def run_tasks(
