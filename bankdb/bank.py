@@ -18,6 +18,7 @@ from bankdb.catalog import Catalog
 from bankdb.database import Database
 from bankdb.datasets import TEXT_RULE
 from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, ConflictError, TokenizerError
+from bankdb.generations import GenerationStore
 from bankdb.locks import exclusive_lock, shared_lock, try_exclusive_lock
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, BankRecord, RunRecord
@@ -51,6 +52,8 @@ class AdapterBank:
         What is in it, by name.
     runs
         What was computed from it.
+    generations
+        What adapters answered to test examples.
     store
         The adapters' array.
     """
@@ -60,6 +63,7 @@ class AdapterBank:
         self._database = database
         self.catalog = Catalog(database)
         self.runs = RunBook(database)
+        self.generations = GenerationStore(database)
         self.store = AdapterStore(path / "adapters.zarr")
 
     # -- making and opening ---------------------------------------------------------------------

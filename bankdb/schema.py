@@ -193,3 +193,22 @@ class PredictionRow(Base):
     export_dtype: Mapped[str | None] = mapped_column(String(16))
 
     __table_args__ = (UniqueConstraint("run_id", "target", name="uq_prediction_target"),)
+
+
+class GenerationRow(Base):
+    """What one adapter answered to the test examples of one dataset, found again by three hashes."""
+
+    __tablename__ = "generation"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    adapter_sha256: Mapped[str] = mapped_column(String(64))
+    test_sha256: Mapped[str] = mapped_column(String(64))
+    settings_sha256: Mapped[str] = mapped_column(String(64))
+    texts: Mapped[str] = mapped_column(Text)
+    new_tokens: Mapped[int] = mapped_column(Integer)
+    seconds: Mapped[float] = mapped_column(Float)
+    created: Mapped[str] = mapped_column(String(32))
+
+    __table_args__ = (
+        UniqueConstraint("adapter_sha256", "test_sha256", "settings_sha256", name="uq_generation_of"),
+    )

@@ -92,6 +92,33 @@ class BankTokenizer:
             raise DatasetError(f"{name}: a token occurs more than 2^32 - 1 times; split the dataset")
         return TokenHistogram(present.astype(np.uint32), totals[present].astype(np.uint32))
 
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, as they are counted."""
+        encoded = self._tokenizer(
+            list(texts),
+            add_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        return [list(ids) for ids in encoded]
+
+    def added_tokens(self) -> int:
+        """Return how many special tokens are added to each text."""
+        return int(self._tokenizer.num_special_tokens_to_add(pair=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens left out, and nothing tidied up."""
+        return str(
+            self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+    @property
+    def end_of_sequence(self) -> int | None:
+        """Id of the token that ends a text, if there is one."""
+        found = self._tokenizer.eos_token_id
+        return None if found is None else int(found)
+
     def _batches(self, texts: Sequence[str]) -> Iterator[NDArray[np.int64]]:
         for start in range(0, len(texts), _BATCH):
             encoded = self._tokenizer(

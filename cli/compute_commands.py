@@ -115,6 +115,7 @@ def coefficients(
     protocol: str,
     seed: int,
     width: int,
+    leave_out: str,
     csv: Path | None,
     as_json: bool,
     **cluster: Any,
@@ -124,7 +125,7 @@ def coefficients(
     from compute.predict import coefficients as run_coefficients
 
     progress = shown_progress()
-    parameters = Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed, width)
+    parameters = Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed, width, leave_out)
     with opened(bank_path) as bank:
         _ = bank.layout
         chosen = parameters.combinations(metrics, approaches)
@@ -133,7 +134,7 @@ def coefficients(
                 run_coefficients(bank, options, cluster=workers, progress=progress) for options in chosen
             ]
     labels = [{"metric": options.metric, "approach": options.approach} for options in chosen]
-    _show_matrices(matrices, labels, csv, as_json)
+    _show_matrices(matrices, labels, csv, as_json, leave_out)
     if csv is None and not as_json:
         rows = [
             (label["metric"], label["approach"], float(matrix["effective_sources"].mean()))
@@ -143,7 +144,11 @@ def coefficients(
 
 
 def _show_matrices(
-    matrices: list[xarray.DataArray], labels: list[dict[str, str]], csv: Path | None, as_json: bool
+    matrices: list[xarray.DataArray],
+    labels: list[dict[str, str]],
+    csv: Path | None,
+    as_json: bool,
+    leave_out: str | None = None,
 ) -> None:
     if csv is not None:
         write_matrices(csv, matrices, labels)
@@ -154,6 +159,7 @@ def _show_matrices(
         print_json(
             {
                 "names": names,
+                **({} if leave_out is None else {"leave_out": leave_out}),
                 "matrices": [
                     {**label, "values": matrix.values.tolist()}
                     for label, matrix in zip(labels, matrices, strict=True)

@@ -81,9 +81,15 @@ def cli(debug: bool) -> None:
 
 
 def _register() -> None:
-    from cli import bank_commands, compute_commands, predict_command
+    from cli import bank_commands, compute_commands, evaluate_command, predict_command, report_command
 
-    for command in (*bank_commands.COMMANDS, *compute_commands.COMMANDS, *predict_command.COMMANDS):
+    for command in (
+        *bank_commands.COMMANDS,
+        *compute_commands.COMMANDS,
+        *predict_command.COMMANDS,
+        *evaluate_command.COMMANDS,
+        *report_command.COMMANDS,
+    ):
         cli.add_command(command)
 
 

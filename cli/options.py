@@ -12,8 +12,18 @@ if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
     from compute.cluster import ClusterOptions
 
-METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd", "wd", "kl", "js")
-APPROACHES = ("attentional", "normalized", "neural", "uniform", "nearest", "oracle")
+METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd", "tf-idf", "wd", "kl", "js")
+APPROACHES = (
+    "attentional",
+    "normalized",
+    "neural",
+    "uniform",
+    "nearest",
+    "tuned",
+    "ridge",
+    "matching",
+    "oracle",
+)
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -54,6 +64,30 @@ def together(*decorators: Decorator) -> Decorator:
     return apply
 
 
+def _rank(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
+    """Return the number, or `full`; anything else is wrong use."""
+    if value is None or value == "full":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"expected a whole number of at least 1, or full, found {value!r}")
+    return int(value)
+
+
+space_options = together(
+    click.option(
+        "--space",
+        type=click.Choice(["factors", "delta"]),
+        default="factors",
+        show_default=True,
+        help="What is averaged: the factors A and B apart, as in the paper, or their products, cut to a rank.",
+    ),
+    click.option(
+        "--rank",
+        callback=_rank,
+        metavar="R|full",
+        help="With --space delta: rank of the result, or 'full' for the exact sum; the bank's if not given.",
+    ),
+)
 cluster_options = together(
     click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask scheduler at this address."),
     click.option(
@@ -110,6 +144,14 @@ approach_parameters = together(
     click.option(
         "--width", type=click.IntRange(2, 20_000), default=4000, show_default=True, help="Of neural's layers."
     ),
+    click.option(
+        "--leave-out",
+        type=click.Choice(["adapter", "group"]),
+        default="adapter",
+        show_default=True,
+        help="Predict each adapter from all others, or from those of other groups; 'tuned', 'ridge' and 'neural'"
+        " are fitted so too.",
+    ),
 )
 column_options = together(
     click.option("--input-column", default="input", show_default=True, help="Column with the input text."),
@@ -126,7 +168,8 @@ def metric_option(*, many: bool) -> Decorator:
         multiple=many,
         default=["jensen-shannon"] if many else "jensen-shannon",
         show_default=True,
-        help="Distance between token distributions" + ("; may be given several times." if many else "."),
+        help="Distance between token distributions"
+        + ("; may be given several times; all is the paper's four." if many else "."),
     )
 
 
@@ -146,10 +189,10 @@ def approach_option() -> Decorator:
 
 def chosen_metrics(metrics: tuple[str, ...]) -> list[str]:
     """Return the full names of the metrics asked for, each once."""
-    from compute.metrics import METRIC_NAMES, canonical_metric_name
+    from compute.metrics import FURTHER_METRIC_NAMES, METRIC_NAMES, canonical_metric_name
 
     if "all" in metrics:
-        return list(METRIC_NAMES)
+        return [*METRIC_NAMES, *(name for name in dict.fromkeys(metrics) if name in FURTHER_METRIC_NAMES)]
     return list(dict.fromkeys(canonical_metric_name(name) for name in metrics))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +25,15 @@ from cli.options import (
     metric_parameters,
     opened,
     overwrite_option,
+    space_options,
 )
 from cli.parameters import Parameters
 
 if TYPE_CHECKING:
+    from compute.export import DeltaExport
     from compute.new_dataset import Prediction
     from compute.options import PredictionOptions
-    from compute.predict import PredictedBank
+    from compute.predict import Coefficients, PredictedBank
 
 _LISTED = 10
 
@@ -38,7 +42,8 @@ _LISTED = 10
     epilog="\b\nExamples:\n"
     "  bank predict my-data.jsonl --out my-adapter\n"
     "  bank predict --all --metric js --approach normalized --export predicted\n"
-    "  bank predict --all --metric all --approach all --weight-error"
+    "  bank predict --all --metric all --approach all --weight-error\n"
+    "  bank predict --all --space delta --rank full --export predicted"
 )
 @bank_option
 @click.argument("newdata", required=False, type=click.Path(path_type=Path))
@@ -49,6 +54,7 @@ _LISTED = 10
 @approach_option()
 @metric_parameters
 @approach_parameters
+@space_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the new adapter (with NEWDATA).")
 @click.option(
     "--export", type=click.Path(path_type=Path), help="Folder for all adapters, by name (with --all)."
@@ -79,6 +85,9 @@ def predict(
     protocol: str,
     seed: int,
     width: int,
+    leave_out: str,
+    space: str,
+    rank: int | str | None,
     **other: Any,
 ) -> None:
     """Predict an adapter for NEWDATA, or with --all every adapter of the bank by leave-one-out.
@@ -87,13 +96,15 @@ def predict(
     """
     if whole_bank == (newdata is not None):
         raise click.UsageError("give NEWDATA, or --all: one of them")
-    parameters = Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed, width)
+    parameters = Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed, width, leave_out)
     if newdata is None:
-        _predict_all(bank_path, parameters.combinations(metrics, approaches), other)
+        combinations = parameters.combinations(metrics, approaches)
+        _predict_all(bank_path, [replace(options, space=space, rank=rank) for options in combinations], other)
         return
     if "all" in (*metrics, *approaches) or len(metrics) > 1 or len(approaches) > 1:
         raise click.UsageError("NEWDATA takes one --metric and one --approach")
-    _predict_new(bank_path, newdata, parameters.combination(chosen_metrics(metrics)[0], approaches[0]), other)
+    options = parameters.combination(chosen_metrics(metrics)[0], approaches[0])
+    _predict_new(bank_path, newdata, replace(options, space=space, rank=rank), other)
 
 
 def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, other: dict[str, Any]) -> None:
@@ -130,6 +141,7 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
 def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> None:
     order = sorted(range(len(prediction.adapters)), key=lambda i: -prediction.coefficients[i])
     used = [i for i in order if prediction.coefficients[i] > 0]
+    delta = prediction.delta
     if as_json:
         print_json(
             {
@@ -137,9 +149,11 @@ def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> Non
                 "folder": str(folder),
                 "metric": prediction.metric,
                 "approach": prediction.options.approach,
+                **({} if prediction.fitted is None else {"fitted": prediction.fitted}),
                 "effective_sources": prediction.effective_sources,
                 "left_out": list(prediction.left_out),
                 "sources": {prediction.adapters[i].name: float(prediction.coefficients[i]) for i in used},
+                **({} if delta is None else {"rank": delta.form.layout.rank, **_retained(delta.retained)}),
             }
         )
         return
@@ -154,7 +168,21 @@ def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> Non
     click.echo(
         f"effective number of sources: {prediction.effective_sources:.2f} of {len(prediction.adapters)}"
     )
+    if delta is not None:
+        _tell_retained(delta.form.layout.rank, [delta.retained])
     click.echo(f"wrote {folder}/, which PEFT and vLLM load")
+
+
+def _retained(energies: Mapping[str, float]) -> dict[str, Any]:
+    return {"retained_energy": dict(energies)}
+
+
+def _tell_retained(rank: int, retained: Sequence[Mapping[str, float]]) -> None:
+    values = [value for energies in retained for value in energies.values()]
+    mean, least = sum(values) / len(values), min(values)
+    click.echo(
+        f"products cut to rank {rank}: retained energy of a module {mean:.4f} on average, {least:.4f} at least"
+    )
 
 
 def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[str, Any]) -> None:
@@ -168,6 +196,9 @@ def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[s
         )
     if other["export"] is not None and len(chosen) > 1:
         raise click.UsageError("--export takes one metric and one approach")
+    if chosen[0].space == "delta":
+        _predict_all_delta(bank_path, chosen[0], other)
+        return
     progress = shown_progress()
     where = {key: other[key] for key in ("scheduler", "scheduler_file", "workers", "memory")}
     with opened(bank_path) as bank:
@@ -186,6 +217,57 @@ def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[s
                 progress=progress,
             )
     _tell_all(made, other["export"], other["as_json"])
+
+
+def _predict_all_delta(bank_path: Path, options: PredictionOptions, other: dict[str, Any]) -> None:
+    from bankdb.errors import ParameterError
+    from compute.cluster import open_cluster, parse_memory
+    from compute.export import export_delta
+    from compute.predict import leave_one_out
+
+    if other["export"] is None:
+        raise ParameterError(
+            "space: with --all, delta is written as folders alone, no --export found; give --export FOLDER"
+        )
+    if other["weight_error"]:
+        raise click.UsageError("--weight-error is of combined factors; leave it out with --space delta")
+    progress = shown_progress()
+    where = {key: other[key] for key in ("scheduler", "scheduler_file", "workers", "memory")}
+    with opened(bank_path) as bank:
+        with open_cluster(cluster_of(**where), progress) as workers:
+            found = leave_one_out(bank, options, cluster=workers, progress=progress)
+        made = export_delta(
+            bank,
+            found,
+            other["export"],
+            dtype=other["dtype"],
+            overwrite=other["overwrite"],
+            memory=None if other["memory"] is None else parse_memory(other["memory"]),
+            progress=progress,
+        )
+    _tell_delta(found, made, other)
+
+
+def _tell_delta(found: Coefficients, made: list[DeltaExport], other: dict[str, Any]) -> None:
+    import numpy as np
+
+    effective = float(np.mean(found.effective))
+    if other["as_json"]:
+        print_json(
+            {
+                "metric": found.metric,
+                "approach": found.options.approach,
+                "effective_sources": effective,
+                "export": str(other["export"]),
+                "adapters": {one.folder.name: {"rank": one.rank, **_retained(one.retained)} for one in made},
+            }
+        )
+        return
+    print_table(
+        ("metric", "approach", "effective sources"), [(found.metric, found.options.approach, effective)]
+    )
+    _tell_retained(max(one.rank for one in made), [one.retained for one in made])
+    click.echo(f"wrote {len(made)} folders under {other['export']}/, which PEFT and vLLM load")
 
 
 def _tell_all(made: list[PredictedBank], export: Path | None, as_json: bool) -> None:
@@ -214,6 +296,7 @@ def _combination_summary(predicted: PredictedBank) -> dict[str, Any]:
     return {
         "metric": found.metric,
         "approach": found.options.approach,
+        "leave_out": found.options.leave_out,
         "effective_sources": float(np.mean(found.effective)),
         "relative_error": None if error is None else _number(float(np.nanmean(error))),
         "run": predicted.run.id,

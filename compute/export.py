@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ from bankdb.peft_format import write_safetensors
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, BankRecord
 from bankdb.runs import library_versions
+from bankdb.strict_json import parse_object
 from compute.cluster import core_count
+from compute.delta_space import DeltaForm, delta_adapter, delta_form
 from compute.new_dataset import Prediction
 from compute.options import PredictionOptions
-from compute.predict import PredictedBank
+from compute.predict import Coefficients, PredictedBank
 
 DTYPES = ("source", "float32", "float16", "bfloat16")
 PROVENANCE = "provenance.json"
+RETAINED = "retained_energy"
 
 
 def export_prediction(
@@ -71,8 +75,14 @@ def export_prediction(
         "tokens": prediction.tokens,
     }
     record["left_out"] = list(prediction.left_out)
+    if prediction.fitted is not None:
+        record["fitted"] = prediction.fitted
     target = Path(folder)
-    _write(bank, target, prediction.vector, record, written, overwrite)
+    form = None
+    if prediction.delta is not None:
+        form = prediction.delta.form
+        record |= {**_form_record(form), RETAINED: dict(prediction.delta.retained)}
+    _write(bank, target, prediction.vector, record, written, overwrite, form)
     return target
 
 
@@ -117,23 +127,101 @@ def export_all(
     return folders
 
 
+@dataclass(frozen=True, slots=True)
+class DeltaExport:
+    """A folder written in delta space, its rank, and the retained energy of each module: see `DeltaAdapter`."""
+
+    folder: Path
+    rank: int
+    retained: Mapping[str, float]
+
+
+def export_delta(
+    bank: AdapterBank,
+    found: Coefficients,
+    folder: str | Path,
+    *,
+    dtype: str = "source",
+    overwrite: bool = False,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> list[DeltaExport]:
+    """Combine every leave-one-out prediction in delta space and write it as `folder/NAME`.
+
+    A folder that is there already from the same coefficients, rank and dtype is kept, and not made again.
+    Runs in this process, one module of the sources at a time.
+
+    Parameters
+    ----------
+    found
+        The coefficients; space and rank are those of their options.
+    memory
+        Bytes that may be used; default: half of the machine's memory.
+
+    Raises
+    ------
+    ConflictError
+        A folder is there that holds something else, and is not to be replaced.
+    ParameterError, PlanError, BankFormatError
+        See `compute.delta_space.delta_adapter`.
+    """
+    if found.options.space != "delta":
+        raise ParameterError(f"space: delta expected, {found.options.space} found; use export_all")
+    progress = progress or SilentProgress()
+    root = Path(folder)
+    progress.begin("export", len(found.adapters))
+    exported = []
+    with bank.computing(progress):
+        for index, adapter in enumerate(found.adapters):
+            clear_unfinished(root / adapter.name)
+            exported.append(
+                _export_delta_one(bank, found, index, root / adapter.name, dtype, overwrite, memory)
+            )
+            progress.advance()
+    progress.end()
+    return exported
+
+
+def _export_delta_one(
+    bank: AdapterBank,
+    found: Coefficients,
+    index: int,
+    folder: Path,
+    dtype: str,
+    overwrite: bool,
+    memory: int | None,
+) -> DeltaExport:
+    """Make and write one prediction in delta space, unless it is there already."""
+    sources, weights, rank = found.adapters, found.values[index], found.options.rank
+    record, written = _leave_one_out(bank, found, index, dtype)
+    form = delta_form(bank, sources, weights, rank)
+    record |= _form_record(form)
+    kept = _already_there(folder, record, overwrite)
+    if kept is not None and RETAINED in kept:
+        return DeltaExport(folder, form.layout.rank, kept[RETAINED])
+    made = delta_adapter(bank, sources, weights, rank, memory=memory)
+    record[RETAINED] = dict(made.retained)
+    _write(bank, folder, made.vector, record, written, overwrite, form)
+    return DeltaExport(folder, form.layout.rank, made.retained)
+
+
+def _form_record(form: DeltaForm) -> dict[str, Any]:
+    return {
+        "rank": form.layout.rank,
+        "alpha": form.alpha,
+        "use_rslora": form.use_rslora,
+        "scaling": form.scaling,
+    }
+
+
 def _export_one(
     bank: AdapterBank, predicted: PredictedBank, index: int, folder: Path, dtype: str, overwrite: bool
 ) -> str:
     """Write a stored prediction, unless it is there already; return the dtype of its weights."""
     found = predicted.coefficients
-    target, weights = found.adapters[index], found.values[index].astype(np.float32)
-    written = _dtype(dtype, found.adapters, weights)
-    record = _provenance(
-        bank.record, target.name, found.metric, found.options, found.adapters, weights, written
-    )
-    record["leave_one_out"] = True
-    record["dataset"] = {
-        "content_sha256": target.content_sha256,
-        "examples": target.examples,
-        "tokens": target.tokens,
-    }
-    if _already_there(folder, record, overwrite):
+    target = found.adapters[index]
+    record, written = _leave_one_out(bank, found, index, dtype)
+    if _already_there(folder, record, overwrite) is not None:
         return written
     again = "delete predictions.zarr and run the same command again"
     vector = read_region(open_array(predicted.path / "adapters"), np.s_[index, :], again)
@@ -143,18 +231,48 @@ def _export_one(
     return written
 
 
-def _already_there(folder: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether the folder holds this very prediction. A folder appears whole, so its record speaks for it."""
+def _leave_one_out(
+    bank: AdapterBank, found: Coefficients, index: int, dtype: str
+) -> tuple[dict[str, Any], str]:
+    """Return the provenance of one of all predictions, and the dtype of its weights."""
+    target, weights = found.adapters[index], found.values[index].astype(np.float32)
+    written = _dtype(dtype, found.adapters, weights)
+    record = _provenance(
+        bank.record, target.name, found.metric, found.options, found.adapters, weights, written
+    )
+    record["leave_one_out"] = True
+    if found.fitted is not None:
+        record["fitted"] = found.fitted[index]
+    record["dataset"] = {
+        "content_sha256": target.content_sha256,
+        "examples": target.examples,
+        "tokens": target.tokens,
+    }
+    return record, written
+
+
+def _already_there(folder: Path, record: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """Return the record in the folder, if it holds this very prediction: a folder appears whole."""
     try:
         found = (folder / PROVENANCE).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        return False
-    same = found == _json(record).encode() and (folder / "adapter_model.safetensors").is_file()
-    if not same and not overwrite:
+        return None
+    same = _same_prediction(found, record) if (folder / "adapter_model.safetensors").is_file() else None
+    if same is None and not overwrite:
         raise ConflictError(
             f"{folder}: holds an adapter from another prediction; choose another folder, or pass --overwrite"
         )
     return same
+
+
+def _same_prediction(text: bytes, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record that is written, if it is this one but for what the making of it found out."""
+    try:
+        found = parse_object(text.decode())
+    except ValueError:
+        return None
+    given = {key: value for key, value in found.items() if key != RETAINED}
+    return found if _json(given) == _json(record) else None
 
 
 def _dtype(asked: str, adapters: Sequence[AdapterRecord], weights: NDArray[np.float32]) -> str:
@@ -227,14 +345,18 @@ def _write(
     record: Mapping[str, Any],
     dtype: str,
     overwrite: bool,
+    form: DeltaForm | None = None,
 ) -> None:
     layout, about = bank.layout, bank.record
     if about.alpha is None or about.use_rslora is None:
         raise BankError(f"{bank.path}: the bank has a layout but no scaling; restore bank.db from a copy")
+    scaling = about.alpha, about.use_rslora
+    if form is not None:
+        layout, scaling = form.layout, (form.alpha, form.use_rslora)
     config = render_config(
         about.base_model,
         layout,
-        (about.alpha, about.use_rslora),
+        scaling,
         about.task_type,
         revision=about.base_model_revision,
     )

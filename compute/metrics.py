@@ -1,4 +1,4 @@
-"""The four metrics by name: Wasserstein, Kullback-Leibler, Jensen-Shannon and MMD (arXiv 2507.01806, C.1.2)."""
+"""Metrics by name: the four of arXiv 2507.01806, C.1.2, and tf-idf, which is none of the paper's."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from bankdb.errors import ParameterError
 from compute.blocks import Metric
 from compute.divergences import Compatible, JensenShannon, KullbackLeibler
 from compute.mmd import KERNEL_NAMES, GaussianKernel, Kernel, MaximumMeanDiscrepancy, MultiscaleKernel
+from compute.pairs import FloatArray
+from compute.tfidf import TfIdf
 from compute.wasserstein import Wasserstein
 
 __all__ = [
     "COMPATIBLE",
+    "FURTHER_METRIC_NAMES",
     "KERNEL_NAMES",
     "METRIC_NAMES",
     "Metric",
@@ -21,6 +24,8 @@ __all__ = [
 ]
 
 METRIC_NAMES = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd")
+"""The paper's four."""
+FURTHER_METRIC_NAMES = ("tf-idf",)
 COMPATIBLE = ("correct", "published")
 _SHORT_NAMES = {"wd": "wasserstein", "kl": "kullback-leibler", "js": "jensen-shannon"}
 
@@ -35,8 +40,8 @@ def canonical_metric_name(name: str) -> str:
     """
     lower = name.strip().lower()
     canonical = _SHORT_NAMES.get(lower, lower)
-    if canonical not in METRIC_NAMES:
-        known = ", ".join(METRIC_NAMES)
+    if canonical not in (*METRIC_NAMES, *FURTHER_METRIC_NAMES):
+        known = ", ".join((*METRIC_NAMES, *FURTHER_METRIC_NAMES))
         raise ParameterError(
             f"metric: expected one of {known} (or wd, kl, js), found {name!r}; use one of them"
         )
@@ -49,20 +54,24 @@ def get_metric(
     kernel: str = "multiscale",
     sigma: float | None = None,
     compatible: str = "correct",
+    frequencies: FloatArray | None = None,
 ) -> Metric:
     """Metric of that name.
 
     Parameters
     ----------
     name
-        One of `METRIC_NAMES` or a short form.
+        One of `METRIC_NAMES` or a short form, or `tf-idf`.
     kernel
         For `mmd` alone: `multiscale` or `gaussian`.
     sigma
         For the Gaussian kernel of `mmd` alone: its bandwidth in token ids (see `median_sigma`).
     compatible
         `correct`, or `published` for the bins and the smoothing of the paper's code. It changes the two
-        divergences; `wasserstein` is the same in both, and so is `mmd`, whose sampling is not reproduced.
+        divergences; `wasserstein` is the same in both, and so are `tf-idf`, and `mmd`, whose sampling is not
+        reproduced.
+    frequencies
+        For `tf-idf` alone: see `inverse_document_frequencies`.
 
     Raises
     ------
@@ -80,6 +89,12 @@ def get_metric(
         return KullbackLeibler(cast(Compatible, compatible))
     if canonical == "jensen-shannon":
         return JensenShannon(cast(Compatible, compatible))
+    if canonical == "tf-idf":
+        if frequencies is None:
+            raise ParameterError(
+                "tf-idf: expected inverse document frequencies, found none; compute them from the bank's counts"
+            )
+        return TfIdf(frequencies)
     return MaximumMeanDiscrepancy(_get_kernel(kernel, sigma))
 
 

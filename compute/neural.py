@@ -77,6 +77,8 @@ def neural_leave_one_out(
     options: NeuralOptions,
     groups: Sequence[str | None] | None = None,
     report: Report | None = None,
+    *,
+    excluded: NDArray[np.bool_] | None = None,
 ) -> tuple[FloatArray, list[Trained]]:
     """Coefficients of each adapter over all others, by the protocol of the options.
 
@@ -90,6 +92,9 @@ def neural_leave_one_out(
     report
         Called with the epochs done and the fitted rows' loss. The epochs count on over the trainings, up to
         `options.trainings * options.epochs`; one that stops early counts in full.
+    excluded
+        Shape (N, N): sources that a target must not use, itself among them, in training or when predicted;
+        None for itself alone.
 
     Returns
     -------
@@ -111,15 +116,16 @@ def neural_leave_one_out(
     else:
         fold = fold_of_rows(number, options, groups)
         plan = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(options.folds)]
+    left_out = np.eye(number, dtype=bool) if excluded is None else excluded
     coefficients = np.zeros((number, number))
     results: list[Trained] = []
     for training_rows, predicted in plan:
         counting = _counting(report, len(results) * options.epochs)
-        result = train(distances, gram, training_rows, options, parameters, counting, groups=groups)
-        own = np.zeros((len(predicted), number), dtype=bool)
-        own[np.arange(len(predicted)), predicted] = True
+        result = train(
+            distances, gram, training_rows, options, parameters, counting, groups=groups, excluded=excluded
+        )
         coefficients[predicted] = apply(
-            result.model, distances[predicted], own, options, self_index=predicted
+            result.model, distances[predicted], left_out[predicted], options, self_index=predicted
         )
         results.append(result)
     return coefficients, results

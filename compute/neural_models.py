@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
+from compute.groups import same_unit
 from compute.neural import NeuralOptions, ScalarMLP, neural_leave_one_out, train
 
 _DAMAGED = "delete neural.zarr and run the same command again"
@@ -37,6 +38,7 @@ def neural_coefficients(
     gram: NDArray[np.float64],
     options: NeuralOptions,
     progress: Progress,
+    units: NDArray[np.intp] | None = None,
 ) -> NDArray[np.float64]:
     """Return leave-one-out coefficients, trained now or when the bank held the very same adapters.
 
@@ -46,16 +48,38 @@ def neural_coefficients(
         Key of the metric.
     distances, gram
         float64, shape (N, N).
+    units
+        Shape (N,): number of the group that each is left out with, where groups are left out: no network
+        that predicts a row has seen any of its group. None to leave out adapters.
 
     Raises
     ------
     ParameterError, ComputeError
         Too few adapters for the protocol, or values that cannot be trained on.
     """
-    run, path = _run_of(bank, adapters, metric, options)
+    run, path = _run_of(bank, adapters, metric, options, units)
     if run.state == "done" and (path / _COEFFICIENTS / "zarr.json").is_file():
         return read_region(open_array(path / _COEFFICIENTS), np.s_[:, :], _DAMAGED)
-    parameters = bank.layout.size
+    values, model = _trained(bank.layout.size, metric, distances, gram, options, progress, units)
+    _store(path, values, model)
+    bank.runs.finish(run.id)
+    return values
+
+
+def _trained(
+    parameters: int,
+    metric: str,
+    distances: NDArray[np.float64],
+    gram: NDArray[np.float64],
+    options: NeuralOptions,
+    progress: Progress,
+    units: NDArray[np.intp] | None,
+) -> tuple[NDArray[np.float64], ScalarMLP]:
+    """Leave-one-out coefficients, and the network for new datasets."""
+    groups = excluded = None
+    if units is not None:
+        groups, excluded = [str(unit) for unit in units.tolist()], same_unit(units)
+        options = replace(options, folds=min(options.folds, max(len(set(groups)), 2)))
     final = options.protocol != "published"
     progress.begin(f"train neural {metric}", (options.trainings + final) * options.epochs)
     told = 0
@@ -65,19 +89,23 @@ def neural_coefficients(
         progress.advance(epoch - told)
         told = epoch
 
-    values, trained = neural_leave_one_out(distances, gram, parameters, options, report=report)
+    values, trained = neural_leave_one_out(
+        distances, gram, parameters, options, groups, report, excluded=excluded
+    )
     model = trained[0].model
     if final:
         del trained
         before = options.trainings * options.epochs
-        rows = np.arange(len(adapters))
+
+        def count_on(epoch: int, loss: float) -> None:
+            report(before + epoch, loss)
+
+        rows = np.arange(len(distances))
         model = train(
-            distances, gram, rows, options, parameters, lambda epoch, loss: report(before + epoch, loss)
+            distances, gram, rows, options, parameters, count_on, groups=groups, excluded=excluded
         ).model
     progress.end()
-    _store(path, values, model)
-    bank.runs.finish(run.id)
-    return values
+    return values, model
 
 
 def stored_model(
@@ -86,8 +114,9 @@ def stored_model(
     options: NeuralOptions,
     adapters: Sequence[AdapterRecord],
     progress: Progress,
+    leave_out: str = "adapter",
 ) -> ScalarMLP:
-    """Return the network kept for new datasets: the newest of this metric and these options.
+    """Return the network kept for new datasets: the newest of this metric, these options, and `leave_out`.
 
     Raises
     ------
@@ -102,6 +131,7 @@ def stored_model(
             run.state != "done"
             or not path.is_dir()
             or any(parameters[key] != value for key, value in wanted.items())
+            or parameters.get("leave_out", "adapter") != leave_out
         ):
             continue
         if parameters["adapters"] != _digest(bank, adapters):
@@ -121,7 +151,11 @@ def stored_model(
 
 
 def _run_of(
-    bank: AdapterBank, adapters: Sequence[AdapterRecord], metric: str, options: NeuralOptions
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    metric: str,
+    options: NeuralOptions,
+    units: NDArray[np.intp] | None,
 ) -> tuple[RunRecord, Path]:
     parameters: dict[str, Any] = {
         "metric": metric,
@@ -129,6 +163,8 @@ def _run_of(
         "adapters": _digest(bank, adapters),
         "number": len(adapters),
     }
+    if units is not None:
+        parameters |= {"leave_out": "group", "units": units.tolist()}
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
     parameters["array"] = f"neural.zarr/{digest[:16]}"
     run = bank.runs.begin("neural", parameters, seed=options.seed)

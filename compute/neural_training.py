@@ -80,6 +80,7 @@ def train(
     report: Report | None = None,
     *,
     groups: Sequence[str | None] | None = None,
+    excluded: NDArray[np.bool_] | None = None,
 ) -> Trained:
     """Train a network on the adapters of some rows; no other entry of either matrix is read.
 
@@ -98,11 +99,13 @@ def train(
         Called with the number of epochs done and the loss on the fitted rows after them.
     groups
         Group of each of the N datasets, None for one on its own: a group is held out as a whole.
+    excluded
+        Shape (N, N): sources that a target must not use, itself among them; None for itself alone.
 
     Raises
     ------
     ParameterError
-        For arrays that do not fit, or too few rows.
+        For arrays that do not fit, too few rows, or a row with every source excluded.
     ComputeError
         For distances or inner products that are not finite, adapters that are all equal, or a training that
         diverges.
@@ -111,7 +114,7 @@ def train(
     distances, gram = np.asarray(distances, dtype=np.float64), np.asarray(gram, dtype=np.float64)
     rows = _checked_rows(distances, gram, rows, parameters)
     fitted, held_out = hold_out(rows, len(distances), options, groups)
-    scale, targets = _targets(distances, gram, fitted, held_out, options)
+    scale, targets = _targets(distances, gram, fitted, held_out, options, excluded)
     fit = _Fit(targets, options)
     fit.run(report, scale / parameters)
     return Trained(
@@ -228,6 +231,7 @@ def _targets(
     fitted: NDArray[np.intp],
     held_out: NDArray[np.intp],
     options: NeuralOptions,
+    excluded: NDArray[np.bool_] | None = None,
 ) -> tuple[float, list[_Targets]]:
     """Fitted rows over each other and held-out rows over both, with the scale that their losses were divided by.
 
@@ -252,7 +256,14 @@ def _targets(
             continue
         block = distances[np.ix_(rows[rows_of], rows[sources])]
         used = np.ones(block.shape, dtype=bool)
+        if excluded is not None:
+            used = ~excluded[np.ix_(rows[rows_of], rows[sources])]
         used[np.arange(len(own)), own] = False
+        if not used.any(axis=1).all():
+            raise ParameterError(
+                "neural training: expected a source outside of each row's group among the training rows, found"
+                f" none for row {rows[rows_of][np.argmin(used.any(axis=1))]}; ingest other groups"
+            )
         scores = standardised(block, used, own, options)
         targets.append(_Targets(scores, used, own, centred[sources, sources]))
     return scale, targets

@@ -15,16 +15,19 @@ from bankdb.datasets import Dataset, read_dataset, training_files
 from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
+from compute.approaches import Fitted, needs_matrices, new_coefficients
 from compute.blocks import Metric
 from compute.cluster import memory_budget
-from compute.coefficients import coefficients, effective_sources
+from compute.coefficients import effective_sources
 from compute.combine import combine_one
+from compute.delta_space import DeltaAdapter, check_rank_fits, delta_adapter
 from compute.distances import ready_adapters, token_counts
 from compute.distributions import TokenCounts
-from compute.neural import ScalarMLP, apply
+from compute.matrices import sources_of
+from compute.neural import apply
 from compute.neural_models import stored_model
 from compute.options import NO_DISTANCES, PredictionOptions
-from compute.predict import sources_of
+from compute.predict import bank_matrices
 
 _BLOCK = 512
 
@@ -44,7 +47,8 @@ class Prediction:
     adapters
         The N adapters of the bank, by row.
     distances
-        float64, shape (N,); NaN throughout for an approach that reads none.
+        float64, shape (N,); NaN throughout for an approach that reads none. For `ridge` the mean of both
+        directions where they differ.
     coefficients
         float64, shape (N,), sum 1.
     effective_sources
@@ -52,11 +56,16 @@ class Prediction:
     left_out
         Names of adapters left out because they hold the very same dataset.
     vector
-        float32, shape (p,): the predicted weights in the bank's layout and scaling.
+        float32, shape (p,): the predicted weights in the bank's layout and scaling; in delta space those of
+        `delta`, in its own.
     metric
         The metric's key, or `none`.
     options
         How it was made.
+    delta
+        In delta space: the adapter with its layout, scaling and retained energies.
+    fitted
+        For `tuned` and `ridge`: what was chosen by the bank's own rows.
     """
 
     name: str
@@ -70,6 +79,8 @@ class Prediction:
     vector: NDArray[np.float32]
     metric: str
     options: PredictionOptions
+    delta: DeltaAdapter | None = None
+    fitted: Fitted | None = None
 
 
 def predict(
@@ -104,9 +115,8 @@ def predict(
     BankNotFoundError, BankFormatError
         The bank is empty, or a row that is needed is damaged.
     """
-    options = options or PredictionOptions()
-    progress = progress or SilentProgress()
-    _check(options)
+    options, progress = options or PredictionOptions(), progress or SilentProgress()
+    _check(bank, options)
     budget = memory_budget(memory)
     adapters = ready_adapters(bank)
     dataset, place = _dataset(data, input_column, output_column)
@@ -114,10 +124,8 @@ def predict(
     same = np.asarray([not include_same and record.content_sha256 == dataset.sha256 for record in adapters])
     left_out = _left_out(adapters, same, place, progress)
     metric, row = _distances(bank, target, adapters, options, budget, progress)
-    model = None
-    if options.approach == "neural" and metric is not None:
-        model = stored_model(bank, metric.key, options.neural, adapters, progress)
-    weights = _coefficients(row, same, options, model)
+    weights, fitted = _coefficients(bank, metric, row, same, adapters, options, progress)
+    vector, delta = _combined(bank, adapters, weights, options, budget, progress)
     return Prediction(
         name=name or dataset_name(data),
         dataset=dataset,
@@ -127,9 +135,11 @@ def predict(
         coefficients=weights,
         effective_sources=float(effective_sources(weights[None, :])[0]),
         left_out=left_out,
-        vector=_combined(bank, adapters, weights, budget, progress),
+        vector=vector,
         metric="none" if metric is None else metric.key,
         options=options,
+        delta=delta,
+        fitted=fitted,
     )
 
 
@@ -143,7 +153,8 @@ def _left_out(
     return names
 
 
-def _check(options: PredictionOptions) -> None:
+def _check(bank: AdapterBank, options: PredictionOptions) -> None:
+    check_rank_fits(bank, options.rank)
     if options.approach == "oracle":
         raise ParameterError(
             "approach: oracle needs the adapter that is to be predicted; it is for --all only, use normalized"
@@ -158,35 +169,49 @@ def _target(bank: AdapterBank, dataset: Dataset, place: str, progress: Progress)
 
 
 def _coefficients(
+    bank: AdapterBank,
+    metric: Metric | None,
     distances: NDArray[np.float64],
     excluded: NDArray[np.bool_],
+    adapters: Sequence[AdapterRecord],
     options: PredictionOptions,
-    model: ScalarMLP | None,
-) -> NDArray[np.float64]:
-    if model is not None:
-        learned: NDArray[np.float64] = apply(model, distances[None, :], excluded[None, :], options.neural)[0]
-        return learned
-    if options.approach in NO_DISTANCES:
-        distances = np.zeros(len(excluded))
-    rows = coefficients(
-        distances[None, :],
-        excluded[None, :],
-        options.approach,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        compatible=options.compatible,
-    )
-    weights: NDArray[np.float64] = rows[0]
-    return weights
+    progress: Progress,
+) -> tuple[NDArray[np.float64], Fitted | None]:
+    """Coefficients over all sources, shape (N,), and what was chosen for them."""
+    if options.approach == "neural" and metric is not None:
+        model = stored_model(bank, metric.key, options.neural, adapters, progress, options.leave_out)
+        return apply(model, distances[None, :], excluded[None, :], options.neural)[0], None
+    kept = np.flatnonzero(~excluded)
+    if not len(kept):
+        raise ParameterError(
+            f"{bank.path}: expected at least one source, found all {len(excluded)} left out; pass --include-same,"
+            " or ingest others"
+        )
+    between = gram = None
+    units = np.arange(len(kept))
+    if needs_matrices(options):
+        found = bank_matrices(bank, options, progress=progress)
+        block = np.ix_(kept, kept)
+        between = None if found.distances is None else found.distances[block]
+        gram = None if found.gram is None else found.gram[block]
+        units = np.unique(found.units[kept], return_inverse=True)[1]
+    rows, fitted = new_coefficients(options, distances[None, kept], between, gram, units)
+    weights = np.zeros(len(excluded))
+    weights[kept] = rows[0]
+    return weights, fitted
 
 
 def _combined(
     bank: AdapterBank,
     adapters: Sequence[AdapterRecord],
     weights: NDArray[np.float64],
+    options: PredictionOptions,
     budget: int,
     progress: Progress,
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], DeltaAdapter | None]:
+    if options.space == "delta":
+        made = delta_adapter(bank, adapters, weights, options.rank, memory=budget, progress=progress)
+        return made.vector, made
     parameters = bank.layout.size
     progress.begin("combine", 1)
     vector = combine_one(
@@ -197,7 +222,7 @@ def _combined(
         budget=max(budget - 8 * parameters, 1 << 26),
     )
     progress.end()
-    return vector
+    return vector, None
 
 
 def dataset_name(data: str | Path | Dataset) -> str:
@@ -234,7 +259,13 @@ def _distances(
     progress.begin(f"distances {metric.key}", len(adapters))
     for start in range(0, len(adapters), block):
         part = adapters[start : start + block]
-        row[start : start + len(part)] = metric.block(target, token_counts(bank, part))[0]
+        counts = token_counts(bank, part)
+        if options.approach == "ridge" and not metric.symmetric:
+            # Its kernel is symmetric: see compute.kernel_ridge.
+            there, back = metric.both(target, counts)
+            row[start : start + len(part)] = (there[0] + back[:, 0]) / 2
+        else:
+            row[start : start + len(part)] = metric.block(target, counts)[0]
         progress.advance(len(part))
     progress.end()
     return metric, row

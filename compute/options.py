@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,19 @@ import numpy as np
 from bankdb.errors import ParameterError
 from compute.blocks import Metric
 from compute.coefficients import APPROACHES, coefficients
+from compute.delta import check_rank
 from compute.distributions import TokenCounts, median_sigma
+from compute.groups import LEAVE_OUT
 from compute.metrics import canonical_metric_name, get_metric
 from compute.neural_options import NeuralOptions
+from compute.tfidf import inverse_document_frequencies
 
-ALL_APPROACHES = (*APPROACHES, "neural", "oracle")
+ALL_APPROACHES = (*APPROACHES, "neural", "matching", "tuned", "ridge", "oracle")
 NO_DISTANCES = ("uniform", "oracle")
+NEEDS_GRAM = ("neural", "tuned", "ridge", "oracle")
+OWN_WEIGHTS = (*NEEDS_GRAM, "matching")
+"""Approaches that temperature and top-k do not go with."""
+SPACES = ("factors", "delta")
 _NEURAL = NeuralOptions()
 
 
@@ -26,10 +33,11 @@ class PredictionOptions:
     Attributes
     ----------
     metric
-        `wasserstein`, `kullback-leibler`, `jensen-shannon`, `mmd`, or `wd`, `kl`, `js`.
+        `wasserstein`, `kullback-leibler`, `jensen-shannon`, `mmd`, or `wd`, `kl`, `js`; or `tf-idf`.
     approach
-        `attentional`, `normalized`, `neural`, `uniform`, `nearest`; `oracle` knows the answer and is a
-        bound only.
+        `attentional`, `normalized`, `neural`, `uniform`, `nearest`; `tuned`, `ridge` and `matching`, which
+        are none of the paper's; `oracle` knows the answer and is a bound only. `matching` is by MMD, whatever
+        the metric.
     temperature
         Divides the distances, or z-scores, before the softmin.
     top_k
@@ -40,6 +48,13 @@ class PredictionOptions:
         Of `mmd`: `multiscale`, or `gaussian` of bandwidth `sigma` (None: the median heuristic).
     protocol, seed, knots, width, epochs
         Of `neural`: see `NeuralOptions`.
+    leave_out
+        `adapter`: each is predicted from all others; `group`: from those of other groups. What is fitted on
+        the bank's own rows is fitted so too.
+    space
+        `factors`, A and B combined apart, as the paper does; or `delta`, the products B A summed and cut.
+    rank
+        Of `delta`: a whole number, `full` for the exact sum, None for the bank's.
     """
 
     metric: str = "jensen-shannon"
@@ -54,9 +69,14 @@ class PredictionOptions:
     knots: int | None = _NEURAL.knots
     width: int = _NEURAL.width
     epochs: int = _NEURAL.epochs
+    # Stored predictions are of factors and found by this text, which these have no part in.
+    leave_out: str = field(default="adapter", repr=False)
+    space: str = field(default="factors", repr=False)
+    rank: int | str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metric", canonical_metric_name(self.metric))
+        metric = "mmd" if self.approach == "matching" else canonical_metric_name(self.metric)
+        object.__setattr__(self, "metric", metric)
         if self.approach not in ALL_APPROACHES:
             raise ParameterError(
                 f"approach: expected one of {', '.join(ALL_APPROACHES)}, found {self.approach!r}; use one of them"
@@ -72,9 +92,25 @@ class PredictionOptions:
         )
 
         _ = self.neural
-        if self.approach in ("neural", "oracle") and (self.temperature != 1 or self.top_k is not None):
+        self._check_space()
+        if self.leave_out not in LEAVE_OUT:
+            raise ParameterError(
+                f"leave_out: expected {' or '.join(LEAVE_OUT)}, found {self.leave_out!r}; use one of them"
+            )
+        if self.approach in OWN_WEIGHTS and (self.temperature != 1 or self.top_k is not None):
             raise ParameterError(
                 f"temperature and top-k: not for {self.approach}, which has its own weights; leave them out"
+            )
+
+    def _check_space(self) -> None:
+        if self.space not in SPACES:
+            raise ParameterError(
+                f"space: expected one of {', '.join(SPACES)}, found {self.space!r}; use one of them"
+            )
+        check_rank(self.rank)
+        if self.rank is not None and self.space != "delta":
+            raise ParameterError(
+                f"rank: goes with space delta, {self.space} found; combined factors have the bank's rank"
             )
 
     @property
@@ -90,9 +126,10 @@ class PredictionOptions:
         )
 
     def resolve_metric(self, counts: TokenCounts | None) -> Metric:
-        """Return the metric; for a Gaussian kernel without a bandwidth, with the median of `counts`."""
+        """Return the metric, with what it takes from the bank's `counts`: see `needs_counts`."""
         gaussian = self.metric == "mmd" and self.kernel == "gaussian"
         sigma = self.sigma if self.metric == "mmd" else None
+        tf_idf = self.metric == "tf-idf"
         if gaussian and sigma is None and counts is not None:
             sigma = median_sigma(counts)
         return get_metric(
@@ -100,12 +137,14 @@ class PredictionOptions:
             kernel=self.kernel if self.metric == "mmd" else "multiscale",
             sigma=sigma,
             compatible=self.compatible,
+            frequencies=inverse_document_frequencies(counts) if tf_idf and counts is not None else None,
         )
 
     @property
     def needs_counts(self) -> bool:
-        """Whether the metric's own parameters depend on the bank's token counts."""
-        return self.metric == "mmd" and self.kernel == "gaussian" and self.sigma is None
+        """Whether the metric takes parameters from the bank's token counts: a bandwidth, or tf-idf's frequencies."""
+        median = self.metric == "mmd" and self.kernel == "gaussian" and self.sigma is None
+        return median or self.metric == "tf-idf"
 
     def parameters(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, for a record."""

@@ -162,7 +162,7 @@ def _descend(gram: FloatArray, cross: FloatArray, allowed: NDArray[np.bool_]) ->
     ahead, momentum = weights, np.ones((len(weights), 1))
     for _ in range(DESCENT_STEPS):
         gradient = ahead @ gram - cross
-        moved = _project(ahead - gradient / lipschitz, allowed)
+        moved = project_to_simplex(ahead - gradient / lipschitz, allowed)
         step = moved - weights
         restart = np.einsum("ij,ij->i", ahead - moved, step)[:, None] > 0
         following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
@@ -174,8 +174,8 @@ def _descend(gram: FloatArray, cross: FloatArray, allowed: NDArray[np.bool_]) ->
     return weights
 
 
-def _project(points: FloatArray, allowed: NDArray[np.bool_]) -> FloatArray:
-    """Nearest point of the simplex of each row's allowed entries."""
+def project_to_simplex(points: FloatArray, allowed: NDArray[np.bool_]) -> FloatArray:
+    """Point of the simplex of each row's allowed entries that is nearest to the given one; shape (M, S)."""
     points = np.where(allowed, points, -np.inf)
     descending = -np.sort(-points, axis=1)
     sums = np.cumsum(np.where(np.isfinite(descending), descending, 0.0), axis=1) - 1.0

@@ -18,15 +18,16 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, PredictionRecord, RunRecord
+from compute.approaches import Fitted, leave_one_out_coefficients
 from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.coefficients import coefficients as row_coefficients
 from compute.coefficients import effective_sources
-from compute.combine import Sources
-from compute.distances import DistanceMatrix, distance_matrix, ready_adapters, token_counts
+from compute.delta_space import check_rank_fits
+from compute.distances import ready_adapters
 from compute.gram import gram_matrix
+from compute.matrices import Matrices, compute_distances, compute_matrices, sources_of
 from compute.neural_models import neural_coefficients
-from compute.options import NO_DISTANCES, PredictionOptions
-from compute.oracle import oracle, weight_space_errors
+from compute.options import PredictionOptions
+from compute.oracle import weight_space_errors
 from compute.predictions import combine_missing, open_predictions
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Coefficients:
         The metric's key, or `none` for an approach that reads no distances.
     options
         How they were made.
+    fitted
+        For `tuned` and `ridge`: what was chosen for each target.
     """
 
     adapters: tuple[AdapterRecord, ...]
@@ -56,6 +59,7 @@ class Coefficients:
     effective: NDArray[np.float64]
     metric: str
     options: PredictionOptions
+    fitted: tuple[Fitted, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,12 +154,40 @@ def _coordinates(adapters: Sequence[AdapterRecord]) -> dict[str, Any]:
     return {"target": names, "source": names}
 
 
-def compute_distances(
-    bank: AdapterBank, options: PredictionOptions, cluster: Cluster, progress: Progress
-) -> DistanceMatrix:
-    """Return all distances of a bank by the metric of `options`; the caller holds the compute lock."""
-    counts = token_counts(bank, ready_adapters(bank)) if options.needs_counts else None
-    return distance_matrix(bank, options.resolve_metric(counts), cluster, progress)
+def leave_one_out(
+    bank: AdapterBank,
+    options: PredictionOptions | None = None,
+    *,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+) -> Coefficients:
+    """Return the leave-one-out coefficients with the records of the adapters that they are of.
+
+    Raises
+    ------
+    ParameterError
+        The bank has fewer than two adapters, or the rank asked for is above what its modules can have.
+    """
+    options = options or PredictionOptions()
+    check_rank_fits(bank, options.rank)
+    shown = progress or SilentProgress()
+    with _computing(bank, cluster, shown) as used:
+        return compute_coefficients(bank, options, used, shown)
+
+
+def all_coefficients(
+    bank: AdapterBank,
+    ways: Sequence[PredictionOptions],
+    *,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[Coefficients], NDArray[np.float64]]:
+    """Return the leave-one-out coefficients of each way, and the Gram matrix of the adapters."""
+    shown = progress or SilentProgress()
+    with _computing(bank, cluster, shown) as used:
+        adapters = ready_adapters(bank)
+        gram = gram_matrix(bank, adapters, sources_of(bank, adapters), used, shown)
+        return [compute_coefficients(bank, options, used, shown) for options in ways], gram
 
 
 def compute_coefficients(
@@ -168,47 +200,32 @@ def compute_coefficients(
     ParameterError
         The bank has fewer than two adapters, so that nothing is left when one is left out.
     """
-    adapters = ready_adapters(bank)
-    n = len(adapters)
-    if n < 2:
-        raise ParameterError(
-            f"{bank.path}: leave-one-out needs at least 2 adapters, the bank has {n}; ingest more"
+    found = compute_matrices(bank, options, cluster, progress)
+    adapters, units, fitted = found.adapters, found.units, None
+    if options.approach == "neural":
+        distances, gram = found.distances, found.gram
+        assert distances is not None
+        assert gram is not None
+        left_out = None if options.leave_out == "adapter" else units
+        values = neural_coefficients(
+            bank, adapters, found.metric, distances, gram, options.neural, progress, left_out
         )
-    excluded = np.eye(n, dtype=np.bool_)
-    metric = "none"
-    if options.approach == "oracle":
-        gram = gram_matrix(bank, adapters, sources_of(bank, adapters), cluster, progress)
-        values = oracle(gram, excluded)
     else:
-        matrix = np.zeros((n, n))
-        if options.approach not in NO_DISTANCES:
-            found = compute_distances(bank, options, cluster, progress)
-            matrix, adapters, metric = found.values, found.adapters, found.metric
-        if options.approach == "neural":
-            gram = gram_matrix(bank, adapters, sources_of(bank, adapters), cluster, progress)
-            values = neural_coefficients(bank, adapters, metric, matrix, gram, options.neural, progress)
-            return Coefficients(adapters, values, effective_sources(values), metric, options)
-        values = row_coefficients(
-            matrix,
-            excluded,
-            options.approach,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            compatible=options.compatible,
-            self_index=np.arange(n),
-        )
-    return Coefficients(adapters, values, effective_sources(values), metric, options)
+        values, fitted = leave_one_out_coefficients(options, found.distances, found.gram, units)
+    return Coefficients(adapters, values, effective_sources(values), found.metric, options, fitted)
 
 
-def sources_of(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> Sources:
-    """Return the rows to combine, with what brings each to the bank's scaling."""
-    scaling = bank.record.scaling
-    assert scaling is not None, "a bank with adapters has a scaling"
-    return Sources(
-        rows=np.asarray([record.row for record in adapters], dtype=np.int64),
-        ratios=np.asarray([record.scaling / scaling for record in adapters], dtype=np.float32),
-        b_segments=bank.layout.b_segments(),
-    )
+def bank_matrices(
+    bank: AdapterBank,
+    options: PredictionOptions,
+    *,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+) -> Matrices:
+    """Return the matrices of a bank that the approach needs; computes what is not stored yet."""
+    shown = progress or SilentProgress()
+    with _computing(bank, cluster, shown) as used:
+        return compute_matrices(bank, options, used, shown)
 
 
 # -- all N predictions ---------------------------------------------------------------------------------
@@ -263,6 +280,10 @@ def predict_all_ways(
     See `predict_all`; the results are in the order of `ways`.
     """
     shown = progress or SilentProgress()
+    if any(options.space != "factors" for options in ways):
+        raise ParameterError(
+            "space: stored predictions are of factors, delta found; export folders: with --export, or export_delta"
+        )
     with _computing(bank, cluster, shown) as used:
         found = [compute_coefficients(bank, options, used, shown) for options in ways]
         if not found:

@@ -46,7 +46,8 @@ def open_predictions(
     weights = values.astype(np.float32)
     rows = " ".join(f"{record.row}:{record.row_sha256}:{record.scaling}" for record in adapters)
     digest = hashlib.sha256(rows.encode())
-    digest.update(f"{bank.record.scaling} {metric} {options}".encode())
+    left_out = "" if options.leave_out == "adapter" else f" leave-out {options.leave_out}"
+    digest.update(f"{bank.record.scaling} {metric} {options}{left_out}".encode())
     digest.update(weights.tobytes())
     name = digest.hexdigest()[:16]
     parameters = {

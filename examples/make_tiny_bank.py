@@ -1,6 +1,7 @@
 """Make the tiny example bank: datasets, a small Llama-type base model, and one LoRA adapter for each dataset.
 
 python examples/make_tiny_bank.py --out examples/tiny_bank --seed 0
+python examples/make_tiny_bank.py --out other --base examples/tiny_bank/base --seeds different
 
 Needs the ``torch`` extra; runs on a CPU in minutes (see examples/README.md for the measured time). The base
 model is trained on all tasks mixed, but mostly with answers in a plain or a chatty style; each adapter then
@@ -232,9 +233,10 @@ def train_adapter(
     task: Task,
     train: list[Example],
     settings: Settings,
+    seed: int | None = None,
 ) -> PeftModel:
     # One seed for all tasks: every adapter starts from the same A, so their averages stay meaningful.
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(settings.seed if seed is None else seed)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -364,18 +366,51 @@ def make(out: Path, settings: Settings) -> None:
     print(f"{out}: {sum(p.stat().st_size for p in out.rglob('*') if p.is_file()) / 1e6:.2f} MB")
 
 
+def make_adapters(out: Path, base_folder: Path, settings: Settings, *, different: bool) -> None:
+    """Datasets and adapters of the bank alone, on a base model that is there; A of one seed, or each of its own."""
+    shutil.rmtree(out / "bank", ignore_errors=True)
+    write_datasets(out, settings.seed)
+    write_manifest(out / "bank")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base_folder, padding_side="left")
+    base = LlamaForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    tasks = [task for task in TASKS if task.in_bank]
+    progress = Progress("adapters", len(tasks))
+    for done, task in enumerate(tasks, start=1):
+        train, _ = split(task, settings.seed)
+        seed = settings.seed + (done if different else 0)
+        model = train_adapter(base, tokenizer, task, train, settings, seed)
+        save_adapter(model, adapter_folder(out, task))
+        base = model.unload()
+        progress.show(done, task.name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "tiny_bank")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--base", type=Path, help="train the adapters alone, on the base model in this folder"
+    )
+    parser.add_argument(
+        "--seeds",
+        choices=("same", "different"),
+        default="same",
+        help="with --base: A of one seed, or of many",
+    )
     arguments = parser.parse_args()
     # One thread: the sums have one order, and so small a model gains little from more.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    make(arguments.out, Settings(seed=arguments.seed))
+    settings = Settings(seed=arguments.seed)
+    if arguments.base is not None:
+        make_adapters(arguments.out, arguments.base, settings, different=arguments.seeds == "different")
+    elif arguments.seeds == "different":
+        parser.error("--seeds different goes with --base FOLDER: whole banks are made with one seed")
+    else:
+        make(arguments.out, settings)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ POINTS = {
     "fsync_bank": "bankdb.bank fsync_path",
     "fsync_written": "bankdb.adapter_store fsync_written",
     "grow": "bankdb.adapter_store AdapterStore.grow",
+    "keep_answers": "bankdb.generations GenerationStore.keep",
     "make_ready": "bankdb.catalog Catalog.make_ready",
     "remove": "bankdb.catalog Catalog.remove",
     "rename": "pathlib Path.replace",

@@ -16,14 +16,21 @@ PACKAGES = ("bankdb", "compute", "cli")
 # Pure functions of arrays.
 KERNELS = (
     "blocks",
+    "bootstrap",
     "coefficients",
     "distributions",
     "divergences",
+    "groups",
+    "kernel_ridge",
+    "matching",
     "metrics",
     "mmd",
     "oracle",
     "pairs",
+    "tfidf",
+    "scores",
     "tiles",
+    "tuning",
     "wasserstein",
 )
 LONGEST_FUNCTION, LONGEST_MODULE = 60, 400

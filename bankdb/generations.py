@@ -1,0 +1,113 @@
+"""Generated answers, kept by what they were generated from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from bankdb.database import Database, now
+from bankdb.errors import BankFormatError
+from bankdb.schema import GenerationRow
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationKey:
+    """What determines the answers: sha256 of the adapter, of the test examples, and of the settings."""
+
+    adapter_sha256: str
+    test_sha256: str
+    settings_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRecord:
+    """The answers of one adapter to the test examples of one dataset.
+
+    Attributes
+    ----------
+    texts
+        One for each example, in the order of the test split.
+    new_tokens
+        The limit on the tokens of an answer.
+    seconds
+        What it took.
+    """
+
+    key: GenerationKey
+    texts: tuple[str, ...]
+    new_tokens: int
+    seconds: float
+    created: str = ""
+
+
+class GenerationStore:
+    """Keeps generated answers and finds them again.
+
+    Parameters
+    ----------
+    database
+        An open database.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find(self, key: GenerationKey) -> GenerationRecord | None:
+        """Return the answers kept under a key, or None.
+
+        Raises
+        ------
+        BankFormatError
+            They are damaged.
+        """
+        with self._database.read() as session:
+            row = _row(session, key)
+            return None if row is None else _record(row)
+
+    def keep(self, record: GenerationRecord) -> None:
+        """Store answers, at once and durably; those that are there under the same key stay."""
+        with self._database.write() as session:
+            if _row(session, record.key) is not None:
+                return
+            session.add(
+                GenerationRow(
+                    adapter_sha256=record.key.adapter_sha256,
+                    test_sha256=record.key.test_sha256,
+                    settings_sha256=record.key.settings_sha256,
+                    texts=json.dumps(record.texts),
+                    new_tokens=record.new_tokens,
+                    seconds=record.seconds,
+                    created=record.created or now(),
+                )
+            )
+
+    def count(self) -> int:
+        """Return how many are kept."""
+        with self._database.read() as session:
+            return int(session.scalar(select(func.count()).select_from(GenerationRow)) or 0)
+
+
+def _row(session: Session, key: GenerationKey) -> GenerationRow | None:
+    query = select(GenerationRow).where(
+        GenerationRow.adapter_sha256 == key.adapter_sha256,
+        GenerationRow.test_sha256 == key.test_sha256,
+        GenerationRow.settings_sha256 == key.settings_sha256,
+    )
+    return session.scalars(query).one_or_none()
+
+
+def _record(row: GenerationRow) -> GenerationRecord:
+    try:
+        texts = json.loads(row.texts)
+    except (ValueError, TypeError):
+        texts = None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BankFormatError(
+            f"generation {row.id}: expected a JSON list of texts, found {str(row.texts)[:40]!r}; "
+            "restore bank.db from a copy"
+        )
+    key = GenerationKey(row.adapter_sha256, row.test_sha256, row.settings_sha256)
+    return GenerationRecord(key, tuple(texts), row.new_tokens, row.seconds, row.created)

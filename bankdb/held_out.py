@@ -1,0 +1,132 @@
+"""The test split that belongs to a dataset of the bank: its prompts, and every reference answer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bankdb.datasets import _example, _values
+from bankdb.errors import DatasetError
+from bankdb.manifest import is_hub_reference
+from bankdb.messages import listed
+from bankdb.records import AdapterRecord
+from bankdb.splits import EXTENSIONS
+
+_TEST = re.compile(r"test([-_.].*)?", re.IGNORECASE | re.DOTALL)
+_TRAINING = re.compile(r"train([-_.].*)?", re.IGNORECASE | re.DOTALL)
+_COLUMNS = ("input", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Test examples of one dataset.
+
+    Attributes
+    ----------
+    inputs
+        What is generated from, exactly as it stands.
+    references
+        For each example one or more right answers.
+    sha256
+        Hash of both, in their order.
+    """
+
+    inputs: tuple[str, ...]
+    references: tuple[tuple[str, ...], ...]
+    sha256: str
+
+    @classmethod
+    def of(cls, inputs: Sequence[str], references: Sequence[Sequence[str]]) -> HeldOut:
+        """Return a split of these examples."""
+        digest = hashlib.sha256()
+        for text, answers in zip(inputs, references, strict=True):
+            digest.update(f"{len(answers)} ".encode())
+            for part in (text, *answers):
+                encoded = part.encode()
+                digest.update(f"{len(encoded)} ".encode() + encoded)
+        return cls(tuple(inputs), tuple(tuple(answers) for answers in references), digest.hexdigest())
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.inputs)
+
+
+def held_out_files(adapter: AdapterRecord, data: Path | None = None) -> tuple[Path, ...]:
+    """Return the files of the test split that belongs to an adapter of the bank.
+
+    Looked for beside the training split that was ingested, as `test.*` or `test-*.*`, also in `data/`.
+
+    Parameters
+    ----------
+    data
+        Where to look instead: a folder with `NAME/test.jsonl`.
+
+    Raises
+    ------
+    DatasetError
+        There is none, or more than one.
+    """
+    if data is not None:
+        return _in_folder(data / adapter.name, adapter.name)
+    source = adapter.dataset_source
+    if is_hub_reference(source):
+        raise DatasetError(
+            f"{adapter.name}: its dataset is {source}; download its test split and pass --data FOLDER, "
+            f"with FOLDER/{adapter.name}/test.jsonl"
+        )
+    path = Path(source)
+    if path.is_file() or path.suffix.lower() in EXTENSIONS:
+        if not _TRAINING.fullmatch(path.stem):
+            raise DatasetError(
+                f"{adapter.name}: its dataset is the single file {path}, whose test split is not known; "
+                f"pass --data FOLDER, with FOLDER/{adapter.name}/test.jsonl"
+            )
+        path = path.parent
+    return _in_folder(path, adapter.name)
+
+
+def _in_folder(folder: Path, name: str) -> tuple[Path, ...]:
+    advice = f"pass --data FOLDER, with FOLDER/{name}/test.jsonl"
+    if not os.path.isdir(folder):
+        raise DatasetError(f"{name}: expected its test split in {folder}, found no such folder; {advice}")
+    found = [path for part in (folder, folder / "data") if part.is_dir() for path in part.iterdir()]
+    files = sorted(
+        path
+        for path in found
+        if path.suffix.lower() in EXTENSIONS and path.is_file() and _TEST.fullmatch(path.stem)
+    )
+    if not files:
+        names = listed(sorted(path.name for path in found)) or "nothing"
+        raise DatasetError(f"{name}: no test split in {folder}; expected test.jsonl, found {names}; {advice}")
+    if len({(path.parent, path.suffix.lower()) for path in files}) > 1:
+        names = listed([str(path.relative_to(folder)) for path in files])
+        raise DatasetError(f"{name}: more than one test split in {folder}: {names}; keep one")
+    return tuple(files)
+
+
+def read_held_out(
+    files: Sequence[Path], most: int | None = None, columns: tuple[str, str] = _COLUMNS
+) -> HeldOut:
+    """Read the first `most` examples, or all, with every reference answer.
+
+    Raises
+    ------
+    DatasetError
+        A file cannot be read whole, or an example is not what is expected.
+    """
+    inputs: list[str] = []
+    references: list[tuple[str, ...]] = []
+    for file in files:
+        for place, values in _values(Path(file), columns):
+            text, first = _example(values, columns, place)
+            answers: Any = values[1]
+            inputs.append(text)
+            references.append(tuple(answers) if isinstance(answers, list) else (first,))
+    if not inputs:
+        raise DatasetError(f"{listed([str(file) for file in files])}: no examples; expected at least one")
+    return HeldOut.of(inputs[:most], references[:most])

@@ -1,0 +1,273 @@
+"""`bank evaluate`: does a predicted adapter help? Measured by generation on the test splits."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.display import print_json, print_table, shown_progress
+from cli.options import (
+    APPROACHES,
+    METRICS,
+    approach_parameters,
+    bank_option,
+    cluster_of,
+    cluster_options,
+    json_option,
+    metric_parameters,
+    opened,
+    space_options,
+)
+from cli.parameters import Parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from compute.evaluation import EvaluationOptions
+    from compute.evaluation_records import Evaluation
+    from compute.evaluation_tables import Summary
+    from compute.options import PredictionOptions
+
+PAPER_METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd")
+PAPER_APPROACHES = ("attentional", "normalized", "neural")
+
+
+def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of approaches, with `--leave-out both` in place of its one of two."""
+    function = approach_parameters(function)
+    options: list[click.Option] = function.__click_params__  # type: ignore[attr-defined]
+    (old,) = (option for option in options if option.name == "leave_out")
+    old.type = click.Choice(["adapter", "group", "both"])
+    old.help = "Predict each adapter from all others, from those of other groups, or once each way."
+    return function
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  bank evaluate --model ./smollm2-135m-instruct\n"
+    "  bank evaluate --metric js --approach normalized --leave-out both --max-examples 100\n"
+    "  bank evaluate --targets task1391 --targets task190 --out results"
+)
+@bank_option
+@click.option(
+    "--targets",
+    multiple=True,
+    metavar="NAME",
+    help="Evaluate this one; may be given several times; all if not.",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    type=click.Choice([*METRICS, "all"], case_sensitive=False),
+    multiple=True,
+    default=["all"],
+    show_default=True,
+    help="Distance between token distributions; may be given several times; all is the paper's four.",
+)
+@click.option(
+    "--approach",
+    "approaches",
+    type=click.Choice([*APPROACHES, "all"]),
+    multiple=True,
+    default=list(PAPER_APPROACHES),
+    show_default=True,
+    help="How distances become coefficients; may be given several times; all is every one but oracle. The base "
+    "model, own adapters, uniform and nearest (by Jensen-Shannon) are always there.",
+)
+@metric_parameters
+@_leave_out_of_both
+@space_options
+@click.option(
+    "--max-examples",
+    default="30",
+    show_default=True,
+    metavar="N|all",
+    help="Use the first N test examples of each target, or all.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder with NAME/test.jsonl, if test splits are not beside the training splits that were ingested.",
+)
+@click.option("--model", help="Folder or hub name of the base model; the bank's base model if not given.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="To generate on.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the base model, and of the weights after an adapter is merged; on a CPU, float32 is the fastest.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Prompts of a batch; chosen by their lengths if not given."
+)
+@click.option("--threads", type=click.IntRange(1), help="Cores to generate on; all if not given.")
+@click.option(
+    "--resamples",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="Of the bootstrap over targets.",
+)
+@click.option("--csv", type=click.Path(path_type=Path), help="Write the tables as CSV; - is the screen.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for systems.csv, targets.csv and evaluation.json."
+)
+@json_option
+@cluster_options
+def evaluate(
+    bank_path: Path,
+    metrics: tuple[str, ...],
+    approaches: tuple[str, ...],
+    kernel: str,
+    sigma: float | None,
+    compatible: str,
+    temperature: float,
+    top_k: int | None,
+    protocol: str,
+    seed: int,
+    width: int,
+    leave_out: str,
+    **other: Any,
+) -> None:
+    """Measure on the test splits whether predicted adapters help: Rouge-L and exact match.
+
+    Answers are generated greedily by the base model, by each target's own adapter, and by the adapter that
+    each metric and approach predicts for it from the others. They are kept in the bank: a command that was
+    killed goes on where it was, and the same command again generates nothing. Needs the extra torch.
+
+    A target without a test split is named at the end, and the exit status is 1.
+    """
+    parameters = Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed, width)
+    combinations = _combinations(parameters, metrics, approaches)
+    evaluation = _evaluated(bank_path, combinations, leave_out, seed, other)
+    _tell(evaluation, other["csv"], other["out"], other["as_json"])
+    if evaluation.failures:
+        for failure in evaluation.failures:
+            click.echo(f"not evaluated: {failure.reason}", err=True)
+        raise click.exceptions.Exit(1)
+
+
+def _combinations(
+    parameters: Parameters, metrics: tuple[str, ...], approaches: tuple[str, ...]
+) -> list[PredictionOptions]:
+    if "all" in approaches:
+        approaches = (*(name for name in APPROACHES if name != "oracle"), *approaches)
+    return parameters.combinations(metrics, tuple(name for name in approaches if name != "all"))
+
+
+def _evaluated(
+    bank_path: Path,
+    combinations: list[PredictionOptions],
+    leave_out: str,
+    seed: int,
+    other: dict[str, Any],
+) -> Evaluation:
+    from compute.evaluated_adapters import default_ways
+    from compute.evaluation import evaluate as run_evaluate
+
+    options = _options(seed, other)
+    left_out = ["adapter", "group"] if leave_out == "both" else [leave_out]
+    ways = default_ways(combinations, left_out)
+    # Delta space comes beside factors; the same ways again are left out by their names.
+    ways += [replace(way, space=other["space"], rank=other["rank"]) for way in ways]
+    progress = shown_progress()
+    where = {key: other[key] for key in ("scheduler", "scheduler_file", "workers", "memory")}
+    with opened(bank_path) as bank:
+        _ = bank.layout
+        return run_evaluate(bank, ways, options, cluster=cluster_of(**where), progress=progress)
+
+
+def _options(seed: int, other: dict[str, Any]) -> EvaluationOptions:
+    from compute.evaluation import EvaluationOptions
+    from compute.evaluation_jobs import Machine
+
+    most = other["max_examples"]
+    if most != "all" and not (most.isdecimal() and int(most) > 0):
+        raise click.UsageError(f"--max-examples: expected a number of at least 1, or all, found {most!r}")
+    return EvaluationOptions(
+        targets=other["targets"],
+        data=other["data"],
+        max_examples=None if most == "all" else int(most),
+        model=other["model"],
+        machine=Machine(other["device"], other["dtype"], other["batch_size"], other["threads"]),
+        resamples=other["resamples"],
+        seed=seed,
+    )
+
+
+def _tell(evaluation: Evaluation, csv: Path | None, out: Path | None, as_json: bool) -> None:
+    from compute.evaluation_tables import summaries, summary_csv, target_csv
+
+    found = summaries(evaluation)
+    if csv is not None and str(csv) == "-":
+        click.echo(summary_csv(found), nl=False)
+    elif csv is not None:
+        _write(csv, summary_csv(found))
+        click.echo(f"wrote {csv}", err=True)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / "systems.csv", summary_csv(found))
+        _write(out / "targets.csv", target_csv(evaluation))
+        _write(out / "evaluation.json", evaluation.to_json() + "\n")
+        click.echo(f"wrote {out}/", err=True)
+    if as_json:
+        print_json(
+            {
+                "identity": evaluation.identity,
+                "settings": dict(evaluation.settings),
+                "bank": dict(evaluation.bank),
+                "seconds": evaluation.seconds,
+                "targets": [asdict(target) for target in evaluation.targets],
+                "systems": [asdict(one) for one in found],
+                "failures": [asdict(failure) for failure in evaluation.failures],
+            }
+        )
+    elif csv is None or str(csv) != "-":
+        _print(evaluation, found)
+
+
+def _print(evaluation: Evaluation, found: list[Summary]) -> None:
+    from compute.evaluation_tables import PAPER_SHARE, best_predictions, table1, table3
+
+    examples = sum(target.examples for target in evaluation.targets)
+    headings, rows = table1(found)
+    tasks = f"{len(evaluation.targets)} tasks, {examples} test examples"
+    print_table(headings, rows, title=f"Mean and standard deviation over {tasks}")
+    headings, rows = table3(found)
+    print_table(headings, rows, title="Differences of the means, with 95% intervals (bootstrap over tasks)")
+    for left_out, best in best_predictions(found).items():
+        share = best.gap_share
+        closed = (
+            "there is no gap to close"
+            if share is None
+            else (
+                f"closes {share.estimate:.0%} [{share.low:.0%}, {share.high:.0%}] of the Rouge-L gap between base "
+                "model and own adapters"
+            )
+        )
+        click.echo(f"best by leaving out the {left_out}: {best.system.name}, {closed}")
+    click.echo(f"the paper's best, jensen-shannon normalized, closes {PAPER_SHARE:.0%} on its 502 tasks")
+    click.echo(f"kept in the bank as evaluation {evaluation.identity}")
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+COMMANDS = (evaluate,)

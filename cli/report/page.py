@@ -1,0 +1,258 @@
+"""The report as one HTML file that needs no network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from bokeh.document import Document
+from bokeh.resources import Resources
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from cli.report import tables, words
+from cli.report.comparisons import Figures, comparisons
+from cli.report.images import EncodedMatrix, encode_coefficients, encode_distances
+from cli.report.payload import json_in_html, left_out_of, payload
+from cli.report.plots import Curve, MatrixFigures, bar_plot, curve_plot
+from cli.report.tables import HtmlTable, Plot
+from compute.coefficients import effective_sources
+from compute.ordering import runs_of_equal
+from compute.report_records import Matrix, Report, SizeCurve, Way
+
+CONTENTS = (
+    ("bank", "What the bank holds"),
+    ("finding", "Which approach"),
+    ("tables", "How the approaches compare"),
+    ("matrices", "Coefficients and distances"),
+    ("targets", "Each target"),
+    ("sizes", "How large a bank is needed"),
+    ("times", "Run times"),
+    ("made", "How this was made"),
+)
+_ASSETS = files("cli.report")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A small matrix picture: where it goes and what is said about it."""
+
+    key: str
+    id: str
+    title: str
+    words: str
+    note: str
+    alt: str
+
+
+def render(report: Report, *, title: str | None = None, command: str = "") -> str:
+    """Return the report as HTML; equal reports give equal text.
+
+    Parameters
+    ----------
+    title
+        Of the page; made from the base model's name if not given.
+    command
+        The command line that asked for the report, shown at its end.
+    """
+    parts, figures = comparisons(report)
+    pictures, encoded, matrix_figures, framed = _pictures(report)
+    size_plots, size_figures = _sizes(report.sizes)
+    shown = [matrix for matrix in report.coefficients if matrix.way.approach != "uniform"] or list(
+        report.coefficients
+    )
+    chosen = next((matrix for matrix in shown if matrix.way == report.recommended), shown[0])
+    figures = {**figures, **matrix_figures, **size_figures, "bars": bar_plot(min(12, len(report.names) - 1))}
+    document, roots = embedded(figures)
+    title = title or f"Report of the adapter bank for {report.bank.base_model}"
+    finding, sentences = words.headline(report)
+    page: str = _template().render(
+        title=title,
+        lead=_lead(report),
+        contents=CONTENTS,
+        facts=tables.facts(report),
+        groups=tables.groups(report),
+        adapters=tables.adapters_table(report),
+        headline=finding,
+        findings=sentences,
+        comparisons=parts,
+        count=len(report.names),
+        ordered_by=words.metric_words(report.ordered_by),
+        framed=framed,
+        pictures=pictures,
+        chosen=chosen.way.key,
+        names=sorted(enumerate(report.names), key=lambda item: item[1]),
+        ways=[(i, words.way_words(matrix.way)) for i, matrix in enumerate(report.coefficients)],
+        chosen_way=next(i for i, matrix in enumerate(report.coefficients) if matrix is chosen),
+        has_scores=bool(report.evaluations),
+        left_out=[words.LEFT_OUT[name] for name in left_out_of(report)],
+        size_plots=size_plots,
+        stages=tables.stages_table(report),
+        made=tables.made_tables(report),
+        command=command,
+        css=Markup(_asset("page.css")),
+        script=Markup(_asset("page.js")),
+        bokeh=Markup(bokeh_script()),
+        data=Markup(json_in_html(payload(report, encoded, list(report.coefficients)))),
+        figures=Markup(json_in_html({"document": document, "roots": roots})),
+    )
+    return page
+
+
+def _lead(report: Report) -> str:
+    return (
+        f"{len(report.adapters)} LoRA adapters, each trained on its own dataset. For every one of them: how well "
+        "can it be predicted from the others, without training?"
+    )
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")
+
+
+def _template() -> Any:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.from_string(_asset("page.html.j2"))
+
+
+def bokeh_script() -> str:
+    """Return BokehJS without the modules that the figures do not use."""
+    script = "\n".join(Resources(mode="inline", components=["bokeh"], minified=True).js_raw)
+    assert "</script" not in script.lower(), "BokehJS would end its own script element"
+    return script
+
+
+# -- matrices ------------------------------------------------------------------------------------------
+
+
+def _pictures(
+    report: Report,
+) -> tuple[list[tuple[str, list[Picture]]], dict[str, tuple[str, EncodedMatrix]], Figures, bool]:
+    """Small pictures by approach, their codes by key, the figures by place, and whether groups are framed."""
+    order = report.order
+    groups = [report.adapters[i].group or f"\0{report.names[i]}" for i in order]
+    blocks = runs_of_equal(groups)
+    maker = MatrixFigures(len(order), blocks)
+    figures: Figures = {"focus": maker.large()}
+    rows: dict[str, list[Picture]] = {}
+    encoded: dict[str, tuple[str, EncodedMatrix]] = {}
+    alone = _without_metric(report)
+    for matrix in (*report.coefficients, *report.distances):
+        if matrix.way.approach == "uniform":
+            continue  # one colour
+        ordered = matrix.values[np.ix_(order, order)]
+        codes = (
+            encode_distances(ordered) if matrix.way.approach == "distance" else encode_coefficients(ordered)
+        )
+        single = matrix.way.approach in alone
+        picture = _picture(matrix, codes, len(encoded), single)
+        rows.setdefault("other coefficients" if single else _row_title(matrix), []).append(picture)
+        encoded[picture.key] = (picture.words, codes)
+        figures[picture.id] = maker.small(picture.key, codes.codes)
+    return list(rows.items()), encoded, figures, bool(blocks)
+
+
+def _without_metric(report: Report) -> set[str]:
+    """Approaches with a single picture, which share a row."""
+    counts = Counter(matrix.way.approach for matrix in report.coefficients)
+    return {approach for approach, count in counts.items() if count == 1}
+
+
+def _row_title(matrix: Matrix) -> str:
+    return "distances" if matrix.way.approach == "distance" else f"{matrix.way.approach} coefficients"
+
+
+def _picture(matrix: Matrix, codes: EncodedMatrix, position: int, single: bool) -> Picture:
+    way = matrix.way
+    distance = way.approach == "distance"
+    title = way.approach if single or not way.metric else words.metric_words(way.metric)
+    if way.detail:
+        title += f", {way.detail}"
+    text = f"{title}, distance" if distance else words.way_words(way)
+    spread = f"{codes.low:.3g} to {codes.high:.3g}"
+    note = "" if distance else f"{effective_sources(matrix.values).mean():.1f} sources"
+    what = "distances between datasets" if distance else "coefficients"
+    alt = f"Picture of {what}: {text}, {spread}, {len(matrix.values)} targets by {len(matrix.values)} sources"
+    return Picture(way.key, f"picture-{position}", title, text, note, alt)
+
+
+# -- bank sizes ----------------------------------------------------------------------------------------
+
+
+def _sizes(curves: Sequence[SizeCurve]) -> tuple[list[Plot], Figures]:
+    plots: list[Plot] = []
+    figures: Figures = {}
+    for position, curve in enumerate(curves):
+        ways = list(dict.fromkeys(point.way for point in curve.points))
+        series = []
+        for way in ways:
+            points = sorted((p for p in curve.points if p.way == way), key=lambda point: point.size)
+            columns = zip(*((p.size, p.mean, p.low, p.high) for p in points), strict=True)
+            series.append(Curve(words.way_words(way), *columns))
+        good = "lower" if curve.lower_is_better else "higher"
+        caption = (
+            f"{curve.measure} by the number of adapters in the bank; {good} is better. Bands: {curve.spread}."
+        )
+        table = _size_table(curve, ways)
+        plot = Plot(
+            f"size-plot-{position}", f"Plot. {caption} The table below has the numbers.", caption, table
+        )
+        plots.append(plot)
+        figures[plot.id] = curve_plot(series, curve.measure, name=plot.id)
+    return plots, figures
+
+
+def _size_table(curve: SizeCurve, ways: Sequence[Way]) -> HtmlTable:
+    sizes = sorted({point.size for point in curve.points})
+    found = {(point.way, point.size): point for point in curve.points}
+    rows = []
+    for way in ways:
+        points = [found.get((way, size)) for size in sizes]
+        cells = [
+            f"{words.number(p.mean)} [{words.number(p.low)}, {words.number(p.high)}]" if p else "–"
+            for p in points
+        ]
+        rows.append((words.way_words(way), *cells))
+    draws = max(point.draws for point in curve.points)
+    caption = f"{curve.measure}, mean over up to {draws} draws and [{curve.spread}], by adapters in the bank"
+    return HtmlTable(caption, ("approach", *map(str, sizes)), tuple(rows), tuple(range(1, len(sizes) + 1)))
+
+
+# -- Bokeh ---------------------------------------------------------------------------------------------
+
+
+def embedded(figures: Figures) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the figures as one Bokeh document in JSON, and the place of each root.
+
+    Bokeh numbers its models through the life of the process; here they are numbered from 1, so that equal
+    figures give equal text.
+    """
+    document = Document()
+    for figure in figures.values():
+        document.add_root(figure)
+    made: dict[str, Any] = dict(document.to_json(deferred=False))
+    numbers: dict[str, str] = {}
+    made = _renumbered(made, numbers)
+    made["title"] = "report"
+    return made, {numbers[figure.id]: place for place, figure in figures.items()}
+
+
+def _renumbered(value: Any, numbers: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        found = {key: _renumbered(item, numbers) for key, item in value.items()}
+        if isinstance(value.get("id"), str):
+            found["id"] = numbers.setdefault(value["id"], f"m{len(numbers) + 1}")
+        return found
+    if isinstance(value, list | tuple):
+        return [_renumbered(item, numbers) for item in value]
+    return value

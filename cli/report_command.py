@@ -1,0 +1,134 @@
+"""`bank report`: what a bank holds and what was found on it, as one HTML file."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.display import shown_progress
+from cli.options import APPROACHES, METRICS, bank_option, chosen_approaches, chosen_metrics, opened
+
+if TYPE_CHECKING:
+    from compute.options import PredictionOptions
+
+# Without the network.
+_APPROACHES = ("all", "tuned", "ridge", "matching", "oracle")
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  bank report --out report.html\n"
+    "  bank report --out report.html --metric js --approach normalized --approach neural"
+)
+@bank_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="The HTML file to write; it needs no network to be read.",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    type=click.Choice([*METRICS, "all"], case_sensitive=False),
+    multiple=True,
+    default=["all"],
+    show_default=True,
+    help="Distance between token distributions; may be given several times; all is the paper's four.",
+)
+@click.option(
+    "--approach",
+    "approaches",
+    type=click.Choice([*APPROACHES, "all"]),
+    multiple=True,
+    default=list(_APPROACHES),
+    show_default=True,
+    help="How distances become coefficients; may be given several times. The default is every one but neural, "
+    "which takes minutes to train.",
+)
+@click.option(
+    "--evaluation",
+    "evaluations",
+    multiple=True,
+    metavar="ID|FILE",
+    help="An evaluation in the bank by its identity, or a file that holds one; may be given several times. "
+    "The newest in the bank if not given.",
+)
+@click.option("--title", help="Title of the page; made from the base model's name if not given.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
+@click.pass_context
+def report(
+    context: click.Context,
+    bank_path: Path,
+    out: Path,
+    metrics: tuple[str, ...],
+    approaches: tuple[str, ...],
+    evaluations: tuple[str, ...],
+    title: str | None,
+    overwrite: bool,
+) -> None:
+    """Write what the bank holds and how the approaches compare on it as one HTML file with pictures.
+
+    Distances and coefficients that are not stored yet are computed.
+    """
+    from bankdb.errors import ConflictError
+    from cli.report.page import render
+    from compute.report_data import gather
+    from compute.report_evaluations import reported_evaluations
+
+    if out.exists() and not overwrite:
+        raise ConflictError(f"{out}: already there; choose another --out, or give --overwrite")
+    with opened(bank_path) as bank:
+        _ = bank.layout
+        scored = reported_evaluations(bank, evaluations)
+        ways = _ways(metrics, approaches)
+        gathered = gather(bank, ways, evaluations=scored, progress=shown_progress())
+    _write(out, render(gathered, title=title, command=_command(context)))
+    megabytes = out.stat().st_size / 1e6
+    click.echo(f"wrote {out} ({megabytes:.1f} MB): {len(gathered.adapters)} adapters; open it in any browser")
+
+
+def _ways(metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[PredictionOptions]:
+    """Return every metric with every approach, each way once."""
+    from compute.options import NO_DISTANCES, PredictionOptions
+
+    names = chosen_metrics(metrics)
+    found = [
+        PredictionOptions(metric=metric, approach=approach)
+        for approach in chosen_approaches(approaches)
+        for metric in (names[:1] if approach in NO_DISTANCES else names)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _command(context: click.Context) -> str:
+    """Return the command with the options that were given, as one would type it; the paths alone as names."""
+    words = ["bank", "report"]
+    for option in context.command.params:
+        name = option.name or ""
+        if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        for item in value if isinstance(value, tuple) else (value,):
+            words.append(option.opts[-1])
+            if item is not True:
+                words.append(item.name if isinstance(item, Path) else str(item))
+    return shlex.join(words)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file so that it appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+COMMANDS = (report,)

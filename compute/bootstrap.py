@@ -1,0 +1,87 @@
+"""Paired bootstrap over tasks: how sure a difference between two systems is.
+
+Tasks are drawn with replacement, the same ones for both systems; examples within a task are not drawn again.
+The intervals are percentiles (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.errors import ParameterError
+
+FloatArray = NDArray[np.float64]
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with the bounds of its interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def task_weights(tasks: int, *, resamples: int = RESAMPLES, seed: int = 0) -> FloatArray:
+    """Share of each task in each resample; shape (resamples, tasks), rows sum to 1.
+
+    One set of weights serves every system: that is what pairs them.
+    """
+    if tasks < 1 or resamples < 1:
+        raise ParameterError(
+            f"bootstrap: expected at least 1 task and 1 resample, found {tasks} and {resamples}"
+        )
+    counts = np.random.default_rng(seed).multinomial(tasks, np.full(tasks, 1 / tasks), size=resamples)
+    shares: FloatArray = counts / tasks
+    return shares
+
+
+def mean_difference(weights: FloatArray, system: FloatArray, other: FloatArray) -> Interval:
+    """Mean over tasks of `system - other`, with its interval.
+
+    Parameters
+    ----------
+    weights
+        Shape (resamples, tasks), of `task_weights`.
+    system, other
+        Shape (tasks,): mean score of each task.
+    """
+    differences = _scores(weights, system) - _scores(weights, other)
+    return _interval(float(differences.mean()), weights @ differences)
+
+
+def gap_share(weights: FloatArray, system: FloatArray, base: FloatArray, own: FloatArray) -> Interval | None:
+    """Share of the gap that is closed, `(system - base) / (own - base)` of the means over tasks.
+
+    None where there is no gap to close: where, in more than the share of resamples that an interval leaves
+    out at its lower end, `own` is not above `base`.
+    """
+    gap = _scores(weights, own) - _scores(weights, base)
+    gain = _scores(weights, system) - _scores(weights, base)
+    gaps, gains = weights @ gap, weights @ gain
+    open_gap = gaps > 0
+    if gap.mean() <= 0 or np.mean(~open_gap) > (1 - LEVEL) / 2:
+        return None
+    return _interval(float(gain.mean() / gap.mean()), gains[open_gap] / gaps[open_gap])
+
+
+def _scores(weights: FloatArray, scores: FloatArray) -> FloatArray:
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.shape != weights.shape[1:]:
+        raise ParameterError(
+            f"bootstrap: expected one score for each of {weights.shape[1]} tasks, found shape {scores.shape}"
+        )
+    if not np.isfinite(scores).all():
+        raise ParameterError("bootstrap: expected finite scores, found NaN or infinity; compute them again")
+    return scores
+
+
+def _interval(estimate: float, resampled: FloatArray) -> Interval:
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(estimate, float(low), float(high))

@@ -1,0 +1,371 @@
+"""Adapters combined in delta space: for each module the exact `sum_j w_j s_j B_j A_j`, cut to one rank.
+
+s_j is the source's own scaling, `lora_alpha / r` or rsLoRA's `lora_alpha / sqrt(r)`: mixed ones are exact.
+One module of the sources that are used is in memory at a time, or a few small ones that fit the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.adapter_store import AdapterStore
+from bankdb.bank import AdapterBank
+from bankdb.errors import BankError, BankFormatError, ParameterError, PlanError
+from bankdb.layout import B_SUFFIX, AdapterLayout, TensorSpec
+from bankdb.peft_config import scaling as scaling_of
+from bankdb.progress import Progress, SilentProgress
+from bankdb.records import AdapterRecord
+from compute.cluster import memory_budget
+from compute.delta import (
+    LowRank,
+    chosen_rank,
+    is_stacked,
+    matrix_bytes,
+    product_bytes,
+    truncate_matrix,
+    truncate_product,
+)
+
+Float64 = NDArray[np.float64]
+
+_A_SUFFIX = ".lora_A.weight"
+# Columns read at once: chunks are shared by modules, and each is decoded as often as it is read.
+_PANEL = 1 << 19
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaForm:
+    """Shapes and scaling of an adapter combined in delta space: what its `adapter_config.json` says.
+
+    Attributes
+    ----------
+    layout
+        The bank's modules at the rank asked for; at the bank's own rank, the bank's layout.
+    alpha, use_rslora
+        lora_alpha and use_rslora; at the bank's own rank, the bank's.
+    """
+
+    layout: AdapterLayout
+    alpha: float
+    use_rslora: bool
+
+    @property
+    def scaling(self) -> float:
+        """Factor of B @ A."""
+        return scaling_of(self.alpha, self.layout.rank, self.use_rslora)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeltaAdapter:
+    """An adapter combined in delta space.
+
+    Attributes
+    ----------
+    vector
+        float32, shape (q,), in the form's layout: factors of the same norms, such that the form's scaling
+        times `B @ A` is the sum, cut to the form's rank.
+    form
+        Its layout and scaling.
+    retained
+        By module: sum of the squared singular values that are kept over the sum of all, in [0, 1].
+    """
+
+    vector: NDArray[np.float32]
+    form: DeltaForm
+    retained: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sources:
+    """Sources that are used: their rows, and the weight times the scaling of each."""
+
+    store: AdapterStore
+    rows: NDArray[np.int64]
+    factors: Float64
+    rank: int
+
+    @property
+    def stacked(self) -> int:
+        """Sum of their ranks, R."""
+        return len(self.rows) * self.rank
+
+
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """A module's name in the base model, and its two factors."""
+
+    name: str
+    a: TensorSpec
+    b: TensorSpec
+
+    @property
+    def d_out(self) -> int:
+        return self.b.shape[0]
+
+    @property
+    def d_in(self) -> int:
+        return self.a.shape[1]
+
+    @property
+    def start(self) -> int:
+        return min(self.a.offset, self.b.offset)
+
+    @property
+    def stop(self) -> int:
+        return max(self.a.offset + self.a.size, self.b.offset + self.b.size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Panel:
+    """Columns of all sources from `start` on, float32, shape (sources, width)."""
+
+    start: int
+    values: NDArray[np.float32]
+
+
+def delta_vector(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    weights: NDArray[np.floating],
+    *,
+    memory: int | None = None,
+) -> tuple[NDArray[np.float32], Mapping[str, float]]:
+    """Return the combination in delta space in the bank's own layout and scaling, at the bank's rank.
+
+    It can stand wherever a row of the bank, or a combination of factors, can: `bank.layout.unflatten` gives
+    its tensors, and `bank.record.scaling * B @ A` of a module is the sum, cut to the rank.
+
+    Parameters
+    ----------
+    adapters
+        N sources.
+    weights
+        Shape (N,); a source of weight zero (in single precision) is not read.
+    memory
+        Bytes that may be used; default: half of the machine's memory.
+
+    Returns
+    -------
+    float32 vector of shape (p,), and the retained energy by module: see `DeltaAdapter`.
+
+    Raises
+    ------
+    ParameterError, PlanError, BankFormatError
+        See `delta_adapter`.
+    """
+    found = delta_adapter(bank, adapters, weights, memory=memory)
+    return found.vector, found.retained
+
+
+def delta_adapter(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    weights: NDArray[np.floating],
+    rank: int | str | None = None,
+    *,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> DeltaAdapter:
+    """Combine adapters in delta space: `sum_j w_j s_j B_j A_j` for each module, cut to one rank.
+
+    Parameters
+    ----------
+    adapters
+        N sources.
+    weights
+        Shape (N,), used in single precision as everywhere; a source of weight zero is not read.
+    rank
+        Of the result; None is the bank's, `full` the smallest at which no module is cut.
+    memory
+        Bytes that may be used; default: half of the machine's memory.
+
+    Raises
+    ------
+    ParameterError
+        The weights are not finite or all zero, or the rank is out of range.
+    PlanError
+        A module of the sources does not fit the memory budget.
+    BankFormatError
+        A row that is needed is damaged.
+    """
+    progress = progress or SilentProgress()
+    sources = _sources(bank, adapters, weights)
+    form = _form(bank, sources.stacked, rank)
+    budget = max(memory_budget(memory) - 8 * form.layout.size, 0)
+    root = np.sqrt(form.scaling)
+    modules = _modules(bank.layout)
+    left = budget - _check_budget(sources, modules, budget)
+    tensors, retained = {}, {}
+    progress.begin("delta space", len(modules))
+    for group in _groups(modules, min(_PANEL, left // (4 * len(sources.rows)))):
+        panel = _read_panel(sources, group, left)
+        for module in group:
+            found = _combine_module(sources, module, panel, form.layout.rank, budget)
+            tensors[module.a.name] = (found.a / root).astype(np.float32)
+            tensors[module.b.name] = (found.b / root).astype(np.float32)
+            retained[module.name] = found.retained
+            progress.advance()
+    progress.end()
+    return DeltaAdapter(form.layout.flatten(tensors), form, retained)
+
+
+def delta_form(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    weights: NDArray[np.floating],
+    rank: int | str | None = None,
+) -> DeltaForm:
+    """Return shapes and scaling of what `delta_adapter` makes of the same arguments, reading no adapter."""
+    return _form(bank, _sources(bank, adapters, weights).stacked, rank)
+
+
+def _sources(bank: AdapterBank, adapters: Sequence[AdapterRecord], weights: NDArray[np.floating]) -> _Sources:
+    single = np.asarray(weights, dtype=np.float32)
+    if single.shape != (len(adapters),) or not np.isfinite(single).all() or not single.any():
+        raise ParameterError(
+            f"weights: expected {len(adapters)} finite numbers, not all zero, found an array of shape "
+            f"{single.shape}; give a coefficient for each adapter"
+        )
+    used = np.flatnonzero(single)
+    scalings = np.asarray([adapters[index].scaling for index in used.tolist()])
+    rows = np.asarray([adapters[index].row for index in used.tolist()], dtype=np.int64)
+    return _Sources(bank.store, rows, single[used].astype(np.float64) * scalings, bank.layout.rank)
+
+
+def check_rank_fits(bank: AdapterBank, rank: int | str | None) -> None:
+    """Raise the ParameterError of a rank above what the bank's modules can have, before any work is done."""
+    if rank is not None:
+        _form(bank, bank.layout.rank, rank)
+
+
+def _form(bank: AdapterBank, stacked: int, rank: int | str | None) -> DeltaForm:
+    layout = bank.layout
+    shapes = [(module.d_out, module.d_in) for module in _modules(layout)]
+    chosen = chosen_rank(rank, layout.rank, stacked, shapes)
+    return DeltaForm(
+        layout if chosen == layout.rank else _layout_of_rank(layout, chosen), *_alpha(bank, chosen)
+    )
+
+
+def _alpha(bank: AdapterBank, rank: int) -> tuple[float, bool]:
+    """Return lora_alpha and use_rslora at a rank: whole, and near the bank's scaling.
+
+    vLLM and PEFT declare lora_alpha a whole number; the factors take up what the scaling lacks.
+    """
+    about, own = bank.record, bank.layout.rank
+    if about.alpha is None or about.use_rslora is None:
+        raise BankError(f"{bank.path}: the bank has a layout but no scaling; restore bank.db from a copy")
+    if rank == own:
+        return about.alpha, about.use_rslora
+    ratio = rank / own
+    same = about.alpha * (ratio**0.5 if about.use_rslora else ratio)
+    return float(max(1, round(same))), about.use_rslora
+
+
+def _modules(layout: AdapterLayout) -> list[_Module]:
+    specs = {spec.name: spec for spec in layout.tensors}
+    found = []
+    for name, a in specs.items():
+        if name.endswith(_A_SUFFIX):
+            path = name.removesuffix(_A_SUFFIX)
+            found.append(_Module(path.removeprefix("base_model.model."), a, specs[path + B_SUFFIX]))
+    return found
+
+
+def _layout_of_rank(layout: AdapterLayout, rank: int) -> AdapterLayout:
+    shapes = {}
+    for module in _modules(layout):
+        shapes[module.a.name], shapes[module.b.name] = (rank, module.d_in), (module.d_out, rank)
+    return AdapterLayout.from_shapes(shapes, rank, layout.target_modules, layout.fan_in_fan_out)
+
+
+def _needed(sources: _Sources, module: _Module) -> tuple[int, int]:
+    """Return the bytes that a module takes whatever is read at once, and those for each source read."""
+    shape = sources.stacked, module.d_out, module.d_in
+    fixed = product_bytes(*shape) if is_stacked(*shape) else matrix_bytes(*shape[1:])
+    # As it is read, and in double precision twice.
+    return fixed, 20 * (module.a.size + module.b.size)
+
+
+def _check_budget(sources: _Sources, modules: Sequence[_Module], budget: int) -> int:
+    """Return the bytes that the largest module needs; raise PlanError, before anything is read, if too many."""
+    needed = {module.name: sum(_needed(sources, module)) for module in modules}
+    largest = max(needed, key=lambda name: needed[name])
+    if needed[largest] > budget:
+        raise PlanError(
+            f"delta space: {largest} of {len(sources.rows)} sources needs {needed[largest] / 2**20:.1f} MiB "
+            f"beside the result, {budget / 2**20:.1f} MiB found; raise --memory, or use fewer sources (--top-k)"
+        )
+    return needed[largest]
+
+
+def _groups(modules: Sequence[_Module], widest: int) -> Iterator[list[_Module]]:
+    """Cut the modules, in the order of the layout, into groups of at most `widest` columns, or of one module."""
+    group: list[_Module] = []
+    for module in modules:
+        if group and module.stop - group[0].start > widest:
+            yield group
+            group = []
+        group.append(module)
+    yield group
+
+
+def _read_panel(sources: _Sources, group: Sequence[_Module], left: int) -> _Panel | None:
+    """Read the columns of some modules of all sources at once, if they fit what is left of the budget."""
+    start, stop = group[0].start, max(module.stop for module in group)
+    if 4 * len(sources.rows) * (stop - start) > left:
+        return None
+    return _Panel(start, _read(sources.store, sources.rows.tolist(), start, stop))
+
+
+def _combine_module(
+    sources: _Sources, module: _Module, panel: _Panel | None, rank: int, budget: int
+) -> LowRank:
+    fixed, each = _needed(sources, module)
+    batch = max(1, (budget - fixed - (0 if panel is None else panel.values.nbytes)) // each)
+    pieces = _factors(sources, module, panel, batch)
+    if not is_stacked(sources.stacked, module.d_out, module.d_in):
+        matrix = np.zeros((module.d_out, module.d_in))
+        for b_transposed, a, _ in pieces:
+            matrix += b_transposed.T @ a
+        return truncate_matrix(matrix, rank)
+    all_b, all_a = np.empty((sources.stacked, module.d_out)), np.empty((sources.stacked, module.d_in))
+    for b_transposed, a, place in pieces:
+        all_b[place], all_a[place] = b_transposed, a
+    return truncate_product(all_b, all_a, rank)
+
+
+def _factors(
+    sources: _Sources, module: _Module, panel: _Panel | None, batch: int
+) -> Iterator[tuple[Float64, Float64, slice]]:
+    """Yield the factors of some sources below each other: w s B transposed, A, and their place in all."""
+    for first in range(0, len(sources.rows), batch):
+        some = slice(first, min(first + batch, len(sources.rows)))
+        weights = sources.factors[some, None, None]
+        b = _tensor(sources, some, module.b, panel).reshape(-1, *module.b.shape)
+        weighted = b.transpose(0, 2, 1) * weights
+        a = _tensor(sources, some, module.a, panel).reshape(-1, module.d_in).astype(np.float64)
+        start = first * sources.rank
+        yield weighted.reshape(-1, module.d_out), a, slice(start, start + len(a))
+
+
+def _tensor(sources: _Sources, some: slice, tensor: TensorSpec, panel: _Panel | None) -> NDArray[np.float32]:
+    start, stop = tensor.columns.start, tensor.columns.stop
+    if panel is None:
+        return _read(sources.store, sources.rows[some].tolist(), start, stop)
+    return panel.values[some, start - panel.start : stop - panel.start]
+
+
+def _read(store: AdapterStore, rows: Sequence[int], start: int, stop: int) -> NDArray[np.float32]:
+    panel = store.read_panel(rows, start, stop)
+    for row, values in zip(rows, panel, strict=True):
+        if not np.isfinite(values).all():
+            raise BankFormatError(
+                f"{store.file(row)}: row {row} holds values that are not finite numbers; "
+                "`bank verify --repair` restores it from its source"
+            )
+    return panel

@@ -1,0 +1,158 @@
+"""The adapters that an evaluation compares: what each is made of, a hash of that, and its tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.arrays import column_chunk
+from bankdb.bank import AdapterBank
+from bankdb.progress import Progress
+from bankdb.records import AdapterRecord
+from compute.cluster import Cluster
+from compute.combine import combine_one
+from compute.delta_space import delta_adapter
+from compute.evaluation_records import BASE, OWN, System
+from compute.matrices import sources_of
+from compute.options import NO_DISTANCES, PredictionOptions
+from compute.predict import leave_one_out
+
+BASE_SHA256 = hashlib.sha256(b"no adapter").hexdigest()
+LISTED_SOURCES = 8
+_MEMORY = 2**28
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluatedAdapter:
+    """An adapter as the weighted sum of rows of the bank.
+
+    Attributes
+    ----------
+    sources
+        Those with a weight other than zero, by row.
+    weights
+        float32, shape (number of sources,).
+    effective
+        1 / sum of squared coefficients.
+    space, rank
+        See `PredictionOptions`.
+    """
+
+    sources: tuple[AdapterRecord, ...]
+    weights: NDArray[np.float32]
+    effective: float
+    space: str = "factors"
+    rank: int | str | None = None
+
+    def sha256(self, scaling: float) -> str:
+        """Return a hash of all that determines its weights, at the bank's scaling: equal ones are equal."""
+        rows = sorted(
+            (source.row_sha256, source.scaling, float(weight).hex())
+            for source, weight in zip(self.sources, self.weights, strict=True)
+        )
+        text = json.dumps([rows, scaling, self.space, self.rank], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def largest(self) -> tuple[tuple[str, float], ...]:
+        """Return names and weights of the largest sources, largest first."""
+        order = np.argsort(-np.abs(self.weights), kind="stable")[:LISTED_SOURCES]
+        return tuple((self.sources[index].name, float(self.weights[index])) for index in order)
+
+
+def default_ways(
+    combinations: Sequence[PredictionOptions], leave_outs: Sequence[str], **options: Any
+) -> list[PredictionOptions]:
+    """Return `uniform`, `nearest` by Jensen-Shannon, and the combinations asked for.
+
+    Parameters
+    ----------
+    leave_outs
+        Each way once with every one of them.
+    options
+        Set in every way: `space`, `rank`.
+    """
+    ways = [PredictionOptions(approach="uniform"), PredictionOptions(approach="nearest"), *combinations]
+    return [replace(way, leave_out=leave_out, **options) for leave_out in leave_outs for way in ways]
+
+
+def system_of(way: PredictionOptions) -> System:
+    """Return the system that a way of predicting is, with its name."""
+    apart = ("leave_out", "space", "rank")
+    parameters = {key: value for key, value in way.parameters().items() if key not in apart}
+    reads = way.approach not in NO_DISTANCES
+    details = [f"{key.replace('_', '-')} {value}" for key, value in sorted(parameters.items())]
+    if way.space != "factors":
+        details.append(f"{way.space} space" + ("" if way.rank is None else f" of rank {way.rank}"))
+        parameters |= {} if way.rank is None else {"rank": way.rank}
+    if way.leave_out != "adapter":
+        details.append(f"{way.leave_out} left out")
+    name = f"{way.metric} {way.approach}" if reads else way.approach
+    return System(
+        name=name + (f" ({', '.join(details)})" if details else ""),
+        approach=way.approach,
+        metric=way.metric if reads else None,
+        leave_out=way.leave_out,
+        space=way.space,
+        parameters=parameters,
+    )
+
+
+def evaluated_adapters(
+    bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
+) -> tuple[list[System], dict[str, dict[str, EvaluatedAdapter | None]]]:
+    """Return the systems, and for each adapter of the bank what every system answers with.
+
+    Ways of the same name are one. The first systems are `base` and `own`.
+    """
+    systems = {BASE: System(BASE, BASE), OWN: System(OWN, OWN, space="factors")}
+    adapters = bank.adapters()
+    one = np.ones(1, dtype=np.float32)
+    rows: dict[str, dict[str, EvaluatedAdapter | None]] = {
+        record.name: {BASE: None, OWN: EvaluatedAdapter((record,), one, 1.0)} for record in adapters
+    }
+    for way in ways:
+        system = system_of(way)
+        if system.name in systems:
+            continue
+        systems[system.name] = system
+        found = leave_one_out(bank, way, cluster=cluster, progress=progress)
+        for index, record in enumerate(found.adapters):
+            weights = found.values[index].astype(np.float32)
+            used = np.flatnonzero(weights)
+            rows.setdefault(record.name, {})[system.name] = EvaluatedAdapter(
+                tuple(found.adapters[source] for source in used),
+                weights[used],
+                float(found.effective[index]),
+                way.space,
+                way.rank,
+            )
+    return list(systems.values()), rows
+
+
+def adapter_tensors(bank: AdapterBank, adapter: EvaluatedAdapter) -> tuple[dict[str, NDArray[Any]], float]:
+    """Return A and B of every module, by name, and the scaling of their product.
+
+    Raises
+    ------
+    BankFormatError
+        A row that is needed is damaged.
+    """
+    if adapter.space == "delta":
+        made = delta_adapter(bank, adapter.sources, adapter.weights, adapter.rank)
+        return made.form.layout.unflatten(made.vector), made.form.scaling
+    scaling = bank.record.scaling
+    assert scaling is not None, "a bank with adapters has a scaling"
+    vector = combine_one(
+        bank.store,
+        sources_of(bank, adapter.sources),
+        adapter.weights,
+        chunk=column_chunk(bank.layout.size),
+        budget=_MEMORY,
+    )
+    return bank.layout.unflatten(vector), scaling

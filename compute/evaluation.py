@@ -1,0 +1,298 @@
+"""The workflow of `bank evaluate`: what answers, what it answers, and how good that is (section 4)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bankdb.bank import AdapterBank
+from bankdb.database import now
+from bankdb.errors import BankError, DatasetError, ParameterError
+from bankdb.generations import GenerationKey, GenerationRecord
+from bankdb.held_out import HeldOut, held_out_files, read_held_out
+from bankdb.messages import listed
+from bankdb.progress import Progress, SilentProgress
+from bankdb.records import AdapterRecord
+from compute.base_model import model_fingerprint, model_folder
+from compute.bootstrap import RESAMPLES
+from compute.cluster import ClusterOptions, open_cluster
+from compute.evaluated_adapters import BASE_SHA256, EvaluatedAdapter, evaluated_adapters
+from compute.evaluation_jobs import Job, Machine, generate_missing
+from compute.evaluation_records import (
+    Evaluation,
+    Failure,
+    Outcome,
+    Sample,
+    System,
+    Target,
+    store_evaluation,
+)
+from compute.generation import check_extra
+from compute.options import PredictionOptions
+from compute.prompts import MARGIN
+from compute.scores import exact_match, rouge_l
+
+MAX_EXAMPLES = 30
+_SAMPLES = 3
+# Part of what answers are found again by: raised when a change of the code changes answers.
+_GENERATION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationOptions:
+    """What is evaluated, and where.
+
+    Attributes
+    ----------
+    targets
+        Names; empty is every adapter of the bank.
+    data
+        Folder with `NAME/test.jsonl`; None looks beside the training splits that were ingested.
+    max_examples
+        The first so many test examples of each target; None is all.
+    model
+        Folder or hub name of the base model; None is the name that the bank has.
+    machine
+        Where answers are generated.
+    resamples, seed
+        Of the bootstrap.
+    """
+
+    targets: tuple[str, ...] = ()
+    data: Path | None = None
+    max_examples: int | None = MAX_EXAMPLES
+    model: str | None = None
+    machine: Machine = field(default_factory=Machine)
+    resamples: int = RESAMPLES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_examples", "resamples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ParameterError(f"{name.replace('_', '-')}: expected at least 1, found {value}")
+
+
+def evaluate(
+    bank: AdapterBank,
+    ways: Sequence[PredictionOptions],
+    options: EvaluationOptions | None = None,
+    *,
+    cluster: ClusterOptions | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Let the base model, each target's own adapter and each way's prediction answer the test splits.
+
+    Answers are kept in the bank as they come: what is there is not generated again, and where all are there
+    neither torch nor the model is loaded. The evaluation is stored in the bank's folder.
+
+    Parameters
+    ----------
+    ways
+        How adapters are predicted, by leave-one-out; see `default_ways`.
+    cluster
+        Where distances are computed, before anything is generated; by default in threads of this process.
+
+    Returns
+    -------
+    The evaluation; targets that could not be evaluated are in its `failures`.
+
+    Raises
+    ------
+    ParameterError
+        An option is out of range, a target is not in the bank, or an extra is not installed.
+    BankError
+        The base model cannot be loaded, or no target could be evaluated.
+    """
+    options = options or EvaluationOptions()
+    progress = progress or SilentProgress()
+    check_extra()
+    chosen = _targets(bank, options.targets)
+    splits, failed = _splits(chosen, options)
+    folder = model_folder(options.model or bank.record.base_model)
+    settings = _settings_sha256(bank, folder, options)
+    with open_cluster(cluster or ClusterOptions(processes=False), progress) as workers:
+        systems, rows = evaluated_adapters(bank, ways, workers, progress)
+    keys = _keys(bank, systems, rows, splits, settings)
+    jobs = [Job(key, name, splits[name], rows[name][system]) for (system, name), key in keys.items()]
+    failed |= generate_missing(bank, jobs, folder, options.machine, progress)
+    evaluated = [record for record in chosen if record.name not in failed]
+    if not evaluated:
+        reasons = "; ".join(list(failed.values())[:2])
+        raise BankError(f"no target could be evaluated, of {len(chosen)}: {reasons}")
+    kept = {key: _kept(bank, key) for (_, name), key in keys.items() if name not in failed}
+    outcomes = [
+        _outcome(system, name, splits[name], kept[keys[system.name, name]], rows[name][system.name])
+        for name in (record.name for record in evaluated)
+        for system in systems
+    ]
+    evaluation = _evaluation(bank, options, systems, evaluated, splits, outcomes, kept, failed, settings)
+    store_evaluation(bank, evaluation)
+    return evaluation
+
+
+def _targets(bank: AdapterBank, names: Sequence[str]) -> list[AdapterRecord]:
+    adapters = {record.name: record for record in bank.adapters()}
+    unknown = [name for name in names if name not in adapters]
+    if unknown:
+        raise ParameterError(
+            f"targets: expected names of adapters in the bank, found {listed(unknown)}; "
+            "`bank list` shows the names"
+        )
+    return [adapters[name] for name in dict.fromkeys(names)] or list(adapters.values())
+
+
+def _splits(
+    targets: Sequence[AdapterRecord], options: EvaluationOptions
+) -> tuple[dict[str, HeldOut], dict[str, str]]:
+    """Read the test split of each target; those without one, with the reason."""
+    splits: dict[str, HeldOut] = {}
+    failed: dict[str, str] = {}
+    for record in targets:
+        try:
+            splits[record.name] = read_held_out(held_out_files(record, options.data), options.max_examples)
+        except DatasetError as error:
+            failed[record.name] = str(error)
+    return splits, failed
+
+
+def _settings_sha256(bank: AdapterBank, folder: Path, options: EvaluationOptions) -> str:
+    """Hash what determines answers besides the adapter and the test examples.
+
+    Batches, threads and the device only change how sums are rounded, and are left out.
+    """
+    text = json.dumps(
+        {
+            "generation": _GENERATION,
+            "model": model_fingerprint(folder),
+            "tokenizer": bank.record.tokenizer_fingerprint,
+            "dtype": options.machine.dtype,
+            "margin": MARGIN,
+        },
+        sort_keys=True,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _keys(
+    bank: AdapterBank,
+    systems: Sequence[System],
+    rows: Mapping[str, Mapping[str, EvaluatedAdapter | None]],
+    splits: Mapping[str, HeldOut],
+    settings: str,
+) -> dict[tuple[str, str], GenerationKey]:
+    """What the answers of each system to each target are kept under."""
+    scaling = bank.record.scaling
+    assert scaling is not None, "a bank with adapters has a scaling"
+    keys = {}
+    for name, split in splits.items():
+        for system in systems:
+            adapter = rows[name][system.name]
+            made_of = BASE_SHA256 if adapter is None else adapter.sha256(scaling)
+            keys[system.name, name] = GenerationKey(made_of, split.sha256, settings)
+    return keys
+
+
+def _kept(bank: AdapterBank, key: GenerationKey) -> GenerationRecord:
+    found = bank.generations.find(key)
+    if found is None:
+        raise BankError("answers that were kept are gone: another process changed the bank; run it again")
+    return found
+
+
+def _outcome(
+    system: System,
+    target: str,
+    split: HeldOut,
+    kept: GenerationRecord,
+    adapter: EvaluatedAdapter | None,
+) -> Outcome:
+    pairs = list(zip(kept.texts, split.references, strict=True))
+    rouge = tuple(rouge_l(text, references) for text, references in pairs)
+    exact = tuple(int(exact_match(text, references)) for text, references in pairs)
+    as_is = tuple(int(exact_match(text, references, stripped=False)) for text, references in pairs)
+    samples = zip(split.inputs, split.references, kept.texts, strict=True)
+    return Outcome(
+        system=system.name,
+        target=target,
+        n=len(pairs),
+        rouge=float(np.mean(rouge)),
+        exact=float(np.mean(exact)),
+        exact_unstripped=float(np.mean(as_is)),
+        rouge_by_example=rouge,
+        exact_by_example=exact,
+        exact_unstripped_by_example=as_is,
+        samples=tuple(Sample(*sample) for sample in list(samples)[:_SAMPLES]),
+        sources=() if adapter is None else adapter.largest(),
+        effective_sources=None if adapter is None else adapter.effective,
+        adapter_sha256=kept.key.adapter_sha256,
+        seconds=kept.seconds,
+    )
+
+
+def _evaluation(
+    bank: AdapterBank,
+    options: EvaluationOptions,
+    systems: Sequence[System],
+    targets: Sequence[AdapterRecord],
+    splits: Mapping[str, HeldOut],
+    outcomes: Sequence[Outcome],
+    kept: Mapping[GenerationKey, GenerationRecord],
+    failed: Mapping[str, str],
+    settings: str,
+) -> Evaluation:
+    limits = {key.test_sha256: found.new_tokens for key, found in kept.items()}
+    about = bank.record
+    described = tuple(
+        Target(
+            record.name,
+            record.group,
+            len(splits[record.name]),
+            limits[splits[record.name].sha256],
+            splits[record.name].sha256,
+        )
+        for record in targets
+    )
+    text = json.dumps(
+        [settings, options.resamples, options.seed]
+        + [[outcome.system, outcome.target, outcome.adapter_sha256] for outcome in outcomes]
+        + [[target.name, target.test_sha256] for target in described]
+    )
+    return Evaluation(
+        identity=hashlib.sha256(text.encode()).hexdigest()[:16],
+        created=now(),
+        settings={
+            "model": options.model or about.base_model,
+            "dtype": options.machine.dtype,
+            "max_examples": options.max_examples,
+            "margin": MARGIN,
+            "decoding": "greedy",
+            "resamples": options.resamples,
+            "seed": options.seed,
+            "sha256": settings,
+        },
+        bank=_described(bank),
+        systems=tuple(systems),
+        targets=described,
+        outcomes=tuple(outcomes),
+        failures=tuple(Failure(name, reason) for name, reason in failed.items()),
+        seconds=float(sum(found.seconds for found in kept.values())),
+    )
+
+
+def _described(bank: AdapterBank) -> dict[str, Any]:
+    about = bank.record
+    return {
+        "identity": about.identity,
+        "base_model": about.base_model,
+        "adapters": len(bank),
+        "parameters": about.parameters,
+        "scaling": about.scaling,
+        "tokenizer": about.tokenizer_name,
+    }

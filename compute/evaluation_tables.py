@@ -1,0 +1,246 @@
+"""The tables of an evaluation: means over tasks (the paper's table 1), and each way against the base (table 3)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.errors import ParameterError
+from compute.bootstrap import Interval, gap_share, mean_difference, task_weights
+from compute.evaluation_records import BASE, OWN, UNIFORM, Evaluation, System
+
+PAPER_SHARE = 0.59
+"""Share of the Rouge-L gap that the paper's best, Jensen-Shannon with normalized, closes on its 502 tasks."""
+MEASURES = ("rouge", "exact", "exact_unstripped")
+_INTERVALS = ("rouge_to_base", "exact_to_base", "rouge_to_uniform", "exact_to_uniform", "gap_share")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean over tasks, and the sample standard deviation; None of a single task."""
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One system over all tasks.
+
+    Attributes
+    ----------
+    rouge, exact, exact_unstripped
+        Of the mean score of each task.
+    rouge_to_base, exact_to_base, rouge_to_uniform, exact_to_uniform
+        Paired differences, with 95% intervals; to `uniform` with the same left out. None for the base, for
+        uniform itself, and where there is no uniform.
+    gap_share
+        Share of the gap in Rouge-L between the base and the own adapters that is closed; None where there is
+        no gap.
+    better, equal, worse
+        Tasks whose Rouge-L is above, at and below the base's.
+    """
+
+    system: System
+    tasks: int
+    rouge: Spread
+    exact: Spread
+    exact_unstripped: Spread
+    rouge_to_base: Interval | None
+    exact_to_base: Interval | None
+    rouge_to_uniform: Interval | None
+    exact_to_uniform: Interval | None
+    gap_share: Interval | None
+    better: int
+    equal: int
+    worse: int
+
+
+def summaries(evaluation: Evaluation) -> list[Summary]:
+    """Return each system over all tasks, in the order of the evaluation's systems.
+
+    Raises
+    ------
+    ParameterError
+        The evaluation lacks an outcome.
+    """
+    scores = _scores(evaluation)
+    settings = evaluation.settings
+    weights = task_weights(
+        len(evaluation.targets), resamples=int(settings["resamples"]), seed=int(settings["seed"])
+    )
+    uniforms = {
+        system.leave_out: system.name
+        for system in evaluation.systems
+        if system.approach == UNIFORM and system.space == "factors"
+    }
+    return [
+        _summary(system, scores, weights, uniforms.get(system.leave_out)) for system in evaluation.systems
+    ]
+
+
+_Scores = dict[str, dict[str, NDArray[np.float64]]]
+
+
+def _scores(evaluation: Evaluation) -> _Scores:
+    """Mean of each task, shape (tasks,), by system and measure."""
+    found = {(outcome.system, outcome.target): outcome for outcome in evaluation.outcomes}
+    lacking = [
+        f"{system.name} on {target.name}"
+        for system in evaluation.systems
+        for target in evaluation.targets
+        if (system.name, target.name) not in found
+    ]
+    if lacking:
+        raise ParameterError(
+            f"evaluation {evaluation.identity}: expected an outcome of {lacking[0]}, found none; evaluate again"
+        )
+    return {
+        system.name: {
+            measure: np.asarray(
+                [getattr(found[system.name, target.name], measure) for target in evaluation.targets]
+            )
+            for measure in MEASURES
+        }
+        for system in evaluation.systems
+    }
+
+
+def _summary(system: System, scores: _Scores, weights: NDArray[np.float64], uniform: str | None) -> Summary:
+    mine, base, own = scores[system.name], scores[BASE], scores[OWN]
+    against_base = system.name != BASE
+    against_uniform = uniform is not None and system.name not in (BASE, OWN, uniform)
+
+    def difference(measure: str, other: str | None, wanted: bool) -> Interval | None:
+        if other is None or not wanted:
+            return None
+        return mean_difference(weights, mine[measure], scores[other][measure])
+
+    gain = mine["rouge"] - base["rouge"]
+    return Summary(
+        system=system,
+        tasks=len(gain),
+        rouge=_spread(mine["rouge"]),
+        exact=_spread(mine["exact"]),
+        exact_unstripped=_spread(mine["exact_unstripped"]),
+        rouge_to_base=difference("rouge", BASE, against_base),
+        exact_to_base=difference("exact", BASE, against_base),
+        rouge_to_uniform=difference("rouge", uniform, against_uniform),
+        exact_to_uniform=difference("exact", uniform, against_uniform),
+        gap_share=gap_share(weights, mine["rouge"], base["rouge"], own["rouge"]) if against_base else None,
+        better=int(np.sum(gain > 0)),
+        equal=int(np.sum(gain == 0)),
+        worse=int(np.sum(gain < 0)),
+    )
+
+
+def _spread(values: NDArray[np.float64]) -> Spread:
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else None
+    return Spread(float(values.mean()), deviation)
+
+
+Table = tuple[list[str], list[list[object]]]
+"""Headings and rows."""
+
+
+def table1(found: Sequence[Summary]) -> Table:
+    """Every system: mean and standard deviation over tasks, as the paper's table 1."""
+    headings = ["system", "Rouge-L", "sd", "exact", "sd", "exact, unstripped", "sd"]
+    rows: list[list[object]] = []
+    for one in found:
+        row: list[object] = [one.system.name]
+        for spread in (one.rouge, one.exact, one.exact_unstripped):
+            row += [spread.mean, spread.deviation]
+        rows.append(row)
+    return headings, rows
+
+
+def table3(found: Sequence[Summary]) -> Table:
+    """Every way of predicting against base and uniform with 95% intervals, as the paper's table 3."""
+    headings = [
+        "system",
+        "Rouge-L to base",
+        "exact to base",
+        "Rouge-L to uniform",
+        "exact to uniform",
+        "gap closed",
+        "better/equal/worse",
+    ]
+    rows: list[list[object]] = []
+    for one in found:
+        if one.system.name == BASE:
+            continue
+        row: list[object] = [one.system.name]
+        row += [_shown(getattr(one, key)) for key in _INTERVALS[:-1]]
+        rows.append([*row, _shown(one.gap_share, percent=True), f"{one.better}/{one.equal}/{one.worse}"])
+    return headings, rows
+
+
+def _shown(interval: Interval | None, *, percent: bool = False) -> str | None:
+    if interval is None:
+        return None
+    form = "{:.0%} [{:.0%}, {:.0%}]" if percent else "{:+.3f} [{:+.3f}, {:+.3f}]"
+    return form.format(interval.estimate, interval.low, interval.high)
+
+
+def best_predictions(found: Sequence[Summary]) -> dict[str, Summary]:
+    """Return, for each thing that was left out, the prediction of the highest Rouge-L; without the oracle."""
+    best: dict[str, Summary] = {}
+    for one in found:
+        left_out = one.system.leave_out
+        if left_out is None or one.system.approach == "oracle":
+            continue
+        if left_out not in best or one.rouge.mean > best[left_out].rouge.mean:
+            best[left_out] = one
+    return best
+
+
+def summary_csv(found: Sequence[Summary]) -> str:
+    """Return both tables as one CSV, a row a system, all digits kept."""
+    headings = ["system", "approach", "metric", "leave_out", "space", "tasks"]
+    headings += [name for measure in MEASURES for name in (f"{measure}_mean", f"{measure}_sd")]
+    headings += [name for key in _INTERVALS for name in (key, f"{key}_low", f"{key}_high")]
+    rows: list[list[object]] = []
+    for one in found:
+        system = one.system
+        row: list[object] = [
+            system.name,
+            system.approach,
+            system.metric,
+            system.leave_out,
+            system.space,
+            one.tasks,
+        ]
+        for measure in MEASURES:
+            spread: Spread = getattr(one, measure)
+            row += [spread.mean, spread.deviation]
+        for key in _INTERVALS:
+            interval: Interval | None = getattr(one, key)
+            row += [None] * 3 if interval is None else [interval.estimate, interval.low, interval.high]
+        rows.append([*row, one.better, one.equal, one.worse])
+    return _csv([*headings, "better", "equal", "worse"], rows)
+
+
+def target_csv(evaluation: Evaluation) -> str:
+    """Return the scores of every system on every target as CSV, all digits kept."""
+    groups = {target.name: target.group for target in evaluation.targets}
+    headings = ["target", "group", "system", "n", *MEASURES]
+    rows = [
+        [one.target, groups[one.target], one.system, one.n, one.rouge, one.exact, one.exact_unstripped]
+        for one in evaluation.outcomes
+    ]
+    return _csv(headings, rows)
+
+
+def _csv(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(headings)
+    # None is an empty field.
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,275 @@
+"""Greedy answers of the base model, with an adapter merged into it or without.
+
+Prompts that begin alike are read once up to there; the rest is padded on the left of each batch and read at
+once, and a row leaves its batch when it has ended. Nothing here knows of banks; torch is imported when used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from bankdb.errors import BankError, DatasetError, ParameterError
+from bankdb.layout import AdapterLayout
+from bankdb.messages import listed, one_line
+from bankdb.quiet import quiet_loggers
+from bankdb.tokens import BankTokenizer
+from compute.adapted_model import AdaptedModel
+from compute.prompts import Prompts, plan_batches
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What was generated: a text for each prompt in their order, the tokens of all, and seconds."""
+
+    texts: tuple[str, ...]
+    tokens: int
+    seconds: float
+
+
+def check_extra() -> None:
+    """Raise ParameterError unless torch and rouge-score are installed; imports neither."""
+    import importlib.util
+
+    lacking = [name for name in ("torch", "rouge_score") if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise ParameterError(
+            f"expected the extra torch: pip install 'lora-bank[torch]'; found no {' and no '.join(lacking)}"
+        )
+
+
+def chosen_device(asked: str) -> str:
+    """Return `cpu` or `cuda`; `auto` takes a GPU where there is one."""
+    import torch
+
+    if asked not in DEVICES:
+        raise ParameterError(f"device: expected one of {', '.join(DEVICES)}, found {asked!r}")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ParameterError("device: cuda was asked for, torch finds no GPU; use --device cpu")
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+class Generator:
+    """A base model that answers prompts, with one adapter after another.
+
+    Parameters
+    ----------
+    adapted
+        The base model.
+    tokenizer
+        The bank's.
+    batch_size
+        Prompts of a batch; None chooses it by their lengths.
+    """
+
+    def __init__(
+        self, adapted: AdaptedModel, tokenizer: BankTokenizer, batch_size: int | None = None
+    ) -> None:
+        self.adapted = adapted
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._ends = _end_ids(adapted.model, tokenizer)
+        known = inspect.signature(adapted.model.forward).parameters
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        self._positions = "position_ids" in known
+
+    def replica(self) -> Generator:
+        """Return another one for another thread: see `AdaptedModel.replica`."""
+        return Generator(self.adapted.replica(), self._tokenizer, self._batch_size)
+
+    def check_length(self, prompts: Prompts, name: str) -> None:
+        """Raise DatasetError if a prompt with its answer is longer than the model's positions."""
+        positions = getattr(self.adapted.model.config, "max_position_embeddings", None)
+        if positions is not None and prompts.longest > positions:
+            raise DatasetError(
+                f"{name}: the longest prompt with its answer has {prompts.longest} tokens, the base model "
+                f"has {positions} positions; shorten the test examples"
+            )
+
+    def answer(
+        self, prompts: Prompts, tensors: Mapping[str, NDArray[Any]] | None = None, scaling: float = 1.0
+    ) -> Answers:
+        """Answer all prompts, with the adapter given or by the base model alone.
+
+        Parameters
+        ----------
+        tensors, scaling
+            See `AdaptedModel.apply`.
+        """
+        started = time.perf_counter()
+        if tensors is None:
+            self.adapted.restore()
+        else:
+            self.adapted.apply(tensors, scaling)
+        found: list[list[int]] = [[] for _ in prompts.ids]
+        lengths = [len(ids) - prompts.shared for ids in prompts.ids]
+        for batch in plan_batches(lengths, self._batch_size):
+            for position, ids in zip(batch, self._greedy(prompts, batch), strict=True):
+                found[position] = ids
+        texts = tuple(self._tokenizer.decode(ids) for ids in found)
+        return Answers(texts, sum(map(len, found)), time.perf_counter() - started)
+
+    def _greedy(self, prompts: Prompts, batch: Sequence[int]) -> list[list[int]]:
+        """Token ids of the answers of one batch, without what ends them."""
+        import torch
+
+        with torch.inference_mode():
+            step = self._read(prompts, batch)
+            answers: list[list[int]] = [[] for _ in batch]
+            active = list(range(len(batch)))
+            for left in range(prompts.new_tokens - 1, -1, -1):
+                chosen = step.logits[:, -1].argmax(-1)
+                going = [i for i, token in enumerate(chosen.tolist()) if token not in self._ends]
+                for i in going:
+                    answers[active[i]].append(int(chosen[i]))
+                if not going or not left:
+                    break
+                if len(going) < len(active):
+                    rows = torch.tensor(going, device=chosen.device)
+                    active = [active[i] for i in going]
+                    chosen = chosen[rows]
+                    step = step.only(rows)
+                step = self._forward(
+                    chosen[:, None], torch.nn.functional.pad(step.mask, (0, 1), value=1), step.cache
+                )
+        return answers
+
+    def _read(self, prompts: Prompts, batch: Sequence[int]) -> _Step:
+        """Read the prompts of a batch: what they share once, then the rest, padded on its left."""
+        import torch
+
+        shared = prompts.shared
+        rest = [prompts.ids[position][shared:] for position in batch]
+        width = max(map(len, rest))
+        # Which id pads is of no matter: it is never attended to.
+        ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rest])
+        mask = torch.tensor([[1] * shared + [0] * (width - len(row)) + [1] * len(row) for row in rest])
+        device = self.adapted.model.device
+        cache = None
+        if shared:
+            first = torch.tensor([prompts.ids[batch[0]][:shared]], device=device)
+            cache = self._forward(first, torch.ones_like(first), None).cache
+            cache.batch_repeat_interleave(len(batch))
+        return self._forward(ids.to(device), mask.to(device), cache)
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> _Step:
+        options: dict[str, Any] = dict(self._options)
+        if self._positions:
+            options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        out = self.adapted.model(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options
+        )
+        return _Step(out.logits, mask, out.past_key_values)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """What is known after tokens were read: logits of the last, the mask so far, and the cache."""
+
+    logits: torch.Tensor
+    mask: torch.Tensor
+    cache: Any
+
+    def only(self, rows: torch.Tensor) -> _Step:
+        """Return it for some rows of the batch; the cache itself is cut."""
+        self.cache.batch_select_indices(rows)
+        return _Step(self.logits[rows], self.mask[rows], self.cache)
+
+
+def load_generator(
+    folder: Path,
+    layout: AdapterLayout,
+    tokenizer: BankTokenizer,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    batch_size: int | None = None,
+) -> Generator:
+    """Load the base model once.
+
+    Raises
+    ------
+    ParameterError
+        Torch is missing, or device or dtype are not known.
+    BankError
+        The model cannot be loaded whole, or is not of the bank's tokenizer.
+    AdapterError
+        The bank's adapters do not fit it.
+    """
+    check_extra()
+    import torch
+
+    if dtype not in DTYPES:
+        raise ParameterError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    where = chosen_device(device)
+    model = _load(folder, getattr(torch, dtype))
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < tokenizer.vocabulary:
+        raise BankError(
+            f"{folder}: expected a base model of at least {tokenizer.vocabulary} token ids, the bank's "
+            f"tokenizer's, found {rows}; pass the bank's base model with --model"
+        )
+    model.requires_grad_(False)
+    return Generator(AdaptedModel(model.eval().to(where), layout), tokenizer, batch_size)
+
+
+def _load(folder: Path, dtype: torch.dtype) -> Any:
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    with quiet_loggers("transformers"):
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        bars: Any = logging
+        shown = bars.is_progress_bar_enabled()
+        bars.disable_progress_bar()
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            )
+            model, found = loaded
+        except Exception as error:
+            raise BankError(
+                f"{folder}: the base model cannot be loaded ({type(error).__name__}: {one_line(error)}); "
+                "pass a folder with config.json and *.safetensors"
+            ) from error
+        finally:
+            if shown:
+                bars.enable_progress_bar()
+    lacking = sorted([*found["missing_keys"], *(str(item[0]) for item in found["mismatched_keys"])])
+    if lacking:
+        raise BankError(f"{folder}: the base model lacks weights for {listed(lacking, 3)}; copy it again")
+    return model
+
+
+def _end_ids(model: Any, tokenizer: BankTokenizer) -> frozenset[int]:
+    """Return the ids that end an answer: the tokenizer's, and those of the model's generation settings."""
+    stated = getattr(model.generation_config, "eos_token_id", None)
+    ids = {*(stated if isinstance(stated, list) else [stated]), tokenizer.end_of_sequence}
+    return frozenset(int(found) for found in ids if found is not None)
+
+
+@contextlib.contextmanager
+def threads_of_torch(number: int) -> Iterator[None]:
+    """Let each operation of torch use so many threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

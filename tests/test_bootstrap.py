@@ -1,0 +1,122 @@
+"""The paired bootstrap, against a loop, SciPy, and what must hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from bankdb.errors import ParameterError
+from compute.bootstrap import RESAMPLES, gap_share, mean_difference, task_weights
+
+SYSTEM = np.array([0.9, 0.2, 0.5, 0.7, 0.4, 0.8])
+OTHER = np.array([0.5, 0.3, 0.5, 0.6, 0.1, 0.9])
+BASE = np.array([0.1, 0.2, 0.0, 0.3, 0.1, 0.2])
+OWN = np.array([1.0, 0.9, 0.8, 0.7, 0.9, 1.0])
+
+
+def drawn(weights: np.ndarray) -> list[np.ndarray]:
+    """The tasks of each resample, one by one."""
+    tasks = weights.shape[1]
+    return [np.repeat(np.arange(tasks), np.rint(row * tasks).astype(int)) for row in weights]
+
+
+def test_weights_are_counts_of_drawn_tasks() -> None:
+    weights = task_weights(6, resamples=500, seed=3)
+    assert weights.shape == (500, 6)
+    np.testing.assert_allclose(weights.sum(axis=1), 1.0)
+    np.testing.assert_allclose(weights * 6, np.rint(weights * 6), atol=1e-12)
+    # Each task is drawn as often as any other.
+    np.testing.assert_allclose(weights.mean(axis=0), 1 / 6, atol=0.02)
+
+
+def test_the_seed_decides() -> None:
+    assert np.array_equal(task_weights(5, resamples=9, seed=1), task_weights(5, resamples=9, seed=1))
+    assert not np.array_equal(task_weights(5, resamples=9, seed=1), task_weights(5, resamples=9, seed=2))
+
+
+def test_difference_equals_a_loop_over_resamples() -> None:
+    weights = task_weights(6, resamples=400, seed=1)
+    means = [np.mean(SYSTEM[tasks]) - np.mean(OTHER[tasks]) for tasks in drawn(weights)]
+    found = mean_difference(weights, SYSTEM, OTHER)
+    assert found.estimate == pytest.approx(np.mean(SYSTEM) - np.mean(OTHER))
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+
+
+def test_difference_agrees_with_scipy() -> None:
+    rng = np.random.default_rng(0)
+    system, other = rng.normal(0.6, 0.2, 40), rng.normal(0.5, 0.2, 40)
+    found = mean_difference(task_weights(40, resamples=RESAMPLES, seed=0), system, other)
+    expected = stats.bootstrap(
+        (system, other),
+        lambda a, b, axis: np.mean(a - b, axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    # Two draws of 10,000: their bounds differ by chance alone.
+    assert found.low == pytest.approx(expected.low, abs=0.004)
+    assert found.high == pytest.approx(expected.high, abs=0.004)
+
+
+def test_share_equals_a_loop_over_resamples() -> None:
+    weights = task_weights(6, resamples=400, seed=1)
+    shares = [
+        (np.mean(SYSTEM[tasks]) - np.mean(BASE[tasks])) / (np.mean(OWN[tasks]) - np.mean(BASE[tasks]))
+        for tasks in drawn(weights)
+    ]
+    found = gap_share(weights, SYSTEM, BASE, OWN)
+    assert found is not None
+    assert found.estimate == pytest.approx((SYSTEM.mean() - BASE.mean()) / (OWN.mean() - BASE.mean()))
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(shares, [2.5, 97.5])))
+
+
+def test_share_of_the_ends() -> None:
+    weights = task_weights(6, resamples=100)
+    own, base = gap_share(weights, OWN, BASE, OWN), gap_share(weights, BASE, BASE, OWN)
+    assert own is not None
+    assert base is not None
+    assert (own.estimate, own.low, own.high) == (1.0, 1.0, 1.0)
+    assert (base.estimate, base.low, base.high) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("own", [BASE, BASE - 0.01, BASE + np.array([0.5, -0.4, 0, 0, 0, 0])])
+def test_there_is_no_share_without_a_gap(own: np.ndarray) -> None:
+    assert gap_share(task_weights(6, resamples=200), SYSTEM, BASE, own) is None
+
+
+@given(
+    shift=st.floats(-1, 1),
+    values=st.lists(st.floats(0, 1), min_size=1, max_size=20),
+    seed=st.integers(0, 99),
+)
+def test_a_constant_difference_has_no_width(shift: float, values: list[float], seed: int) -> None:
+    scores = np.array(values)
+    found = mean_difference(task_weights(len(scores), resamples=50, seed=seed), scores + shift, scores)
+    assert (found.estimate, found.low, found.high) == pytest.approx((shift,) * 3, abs=1e-9)
+
+
+def test_the_interval_is_as_wide_as_it_should_be() -> None:
+    """It holds the true mean in about 95 of 100 samples."""
+    rng = np.random.default_rng(5)
+    weights = task_weights(50, resamples=1000)
+    hits = 0
+    for _ in range(300):
+        found = mean_difference(weights, rng.normal(0.3, 1, 50), np.zeros(50))
+        hits += found.low <= 0.3 <= found.high
+    assert 0.90 < hits / 300 < 0.98
+
+
+def test_bad_input_is_refused() -> None:
+    weights = task_weights(6, resamples=10)
+    with pytest.raises(ParameterError, match="one score for each of 6 tasks, found shape"):
+        mean_difference(weights, SYSTEM[:5], OTHER)
+    with pytest.raises(ParameterError, match="finite scores"):
+        mean_difference(weights, np.where(SYSTEM > 0.8, np.nan, SYSTEM), OTHER)
+    for tasks, resamples in ((0, 1), (1, 0)):
+        with pytest.raises(ParameterError, match="at least 1 task and 1 resample"):
+            task_weights(tasks, resamples=resamples)

@@ -1,0 +1,472 @@
+"""The workflow of an evaluation: what answers, what is kept, what is generated once, and its record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_bank import BASE, NAMES, copy_pairs, make_bank
+
+from bankdb.bank import AdapterBank
+from bankdb.errors import BankError, BankFormatError, BankNotFoundError, ParameterError
+from compute.evaluated_adapters import (
+    EvaluatedAdapter,
+    adapter_tensors,
+    default_ways,
+    system_of,
+)
+from compute.evaluation import EvaluationOptions, evaluate
+from compute.evaluation_jobs import Machine
+from compute.evaluation_records import (
+    Evaluation,
+    Failure,
+    Outcome,
+    System,
+    Target,
+    store_evaluation,
+    stored_evaluation,
+    stored_evaluations,
+)
+from compute.evaluation_tables import (
+    best_predictions,
+    summaries,
+    summary_csv,
+    table1,
+    table3,
+    target_csv,
+)
+from compute.options import PredictionOptions
+
+OPTIONS = EvaluationOptions(model=str(BASE), max_examples=4, resamples=50)
+NORMALIZED = PredictionOptions(metric="js", approach="normalized")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tiny")
+    make_bank(root / "bank", copy_pairs(root / "pairs")).close()
+    return root
+
+
+@pytest.fixture
+def tiny(template: Path, tmp_path: Path) -> Iterator[AdapterBank]:
+    """A bank of five pairs, whose datasets are `template / "pairs"`."""
+    shutil.copytree(template / "bank", tmp_path / "bank")
+    with AdapterBank.open(tmp_path / "bank") as opened:
+        yield opened
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """One entry for each time that a model answers: whether it had an adapter."""
+    from compute.generation import Generator
+
+    found: list[bool] = []
+    answer = Generator.answer
+
+    def counted(self: Any, prompts: Any, tensors: Any = None, scaling: float = 1.0) -> Any:
+        found.append(tensors is not None)
+        return answer(self, prompts, tensors, scaling)
+
+    monkeypatch.setattr(Generator, "answer", counted)
+    return found
+
+
+# -- what is compared ----------------------------------------------------------------------------------
+
+
+def test_names_of_systems_tell_them_apart() -> None:
+    ways = default_ways(
+        [
+            NORMALIZED,
+            PredictionOptions(metric="wd", approach="attentional", temperature=0.5, top_k=3),
+            PredictionOptions(approach="neural", protocol="published"),
+        ],
+        ["adapter", "group"],
+    )
+    ways += [dataclasses.replace(NORMALIZED, space="delta", rank=rank) for rank in (None, 4, "full")]
+    names = [system_of(way).name for way in ways]
+    assert names == [
+        "uniform",
+        "jensen-shannon nearest",
+        "jensen-shannon normalized",
+        "wasserstein attentional (temperature 0.5, top-k 3)",
+        "jensen-shannon neural (protocol published)",
+        "uniform (group left out)",
+        "jensen-shannon nearest (group left out)",
+        "jensen-shannon normalized (group left out)",
+        "wasserstein attentional (temperature 0.5, top-k 3, group left out)",
+        "jensen-shannon neural (protocol published, group left out)",
+        "jensen-shannon normalized (delta space)",
+        "jensen-shannon normalized (delta space of rank 4)",
+        "jensen-shannon normalized (delta space of rank full)",
+    ]
+
+
+def test_the_hash_is_of_what_an_adapter_is_made_of(tiny: AdapterBank) -> None:
+    first, second, *_ = tiny.adapters()
+
+    def adapter(*sources: Any, weights: tuple[float, ...] = (0.25, 0.75), **options: Any) -> EvaluatedAdapter:
+        return EvaluatedAdapter(sources, np.asarray(weights, dtype=np.float32), 1.0, **options)
+
+    same = adapter(first, second).sha256(2.0)
+    assert adapter(second, first, weights=(0.75, 0.25)).sha256(2.0) == same
+    assert adapter(dataclasses.replace(first, name="other", row=77), second).sha256(2.0) == same
+    others = {
+        adapter(first, second).sha256(1.0),
+        adapter(second, first).sha256(2.0),
+        adapter(first, second, weights=(0.25, float(np.nextafter(np.float32(0.75), np.float32(1))))).sha256(
+            2.0
+        ),
+        adapter(first, second, space="delta").sha256(2.0),
+        adapter(first, second, space="delta", rank=4).sha256(2.0),
+        adapter(dataclasses.replace(first, scaling=1.0), second).sha256(2.0),
+        adapter(dataclasses.replace(first, row_sha256="0" * 64), second).sha256(2.0),
+    }
+    assert len(others | {same}) == 8
+
+
+def test_tensors_are_the_weighted_sum_at_the_banks_scaling(tiny: AdapterBank) -> None:
+    first, second, *_ = tiny.adapters()
+    sources = (first, dataclasses.replace(second, scaling=1.0))
+    weights = np.asarray([0.25, 0.75], dtype=np.float32)
+    found, scaling = adapter_tensors(tiny, EvaluatedAdapter(sources, weights, 1.0))
+    assert scaling == tiny.record.scaling == 2.0
+    one, two = (tiny.layout.unflatten(tiny.store.read(record.row)) for record in sources)
+    for name, value in found.items():
+        ratio = 0.5 if "lora_B" in name else 1.0
+        np.testing.assert_allclose(value, 0.25 * one[name] + 0.75 * ratio * two[name], atol=1e-6)
+
+
+def test_delta_space_is_the_sum_of_products(tiny: AdapterBank) -> None:
+    sources = tuple(tiny.adapters()[:2])
+    weights = np.asarray([0.25, 0.75], dtype=np.float32)
+    found, scaling = adapter_tensors(tiny, EvaluatedAdapter(sources, weights, 1.0, "delta", "full"))
+    parts = [tiny.layout.unflatten(tiny.store.read(record.row)) for record in sources]
+    for name in (name for name in found if "lora_A" in name):
+        b = name.replace("lora_A", "lora_B")
+        expected = sum(w * 2.0 * part[b] @ part[name] for w, part in zip(weights, parts, strict=True))
+        np.testing.assert_allclose(scaling * found[b] @ found[name], expected, atol=1e-5)
+
+
+# -- evaluating ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.torch
+def test_answers_are_scored_and_kept(tiny: AdapterBank, calls: list[bool]) -> None:
+    from compute.scores import exact_match, rouge_l
+
+    ways = default_ways([NORMALIZED], ["adapter", "group"])
+    first = evaluate(tiny, ways, OPTIONS)
+    assert [system.name for system in first.systems[:4]] == [
+        "base",
+        "own",
+        "uniform",
+        "jensen-shannon nearest",
+    ]
+    assert [target.name for target in first.targets] == list(NAMES)
+    assert not first.failures
+    hashes = {(outcome.adapter_sha256, outcome.target) for outcome in first.outcomes}
+    # Equal adapters, such as the nearest one and a one-hot prediction, answered once.
+    assert len(calls) == len(hashes) == tiny.generations.count()
+    assert calls.count(False) == len(NAMES)
+    for outcome in first.outcomes:
+        assert outcome.n == len(outcome.rouge_by_example) == 4
+        assert outcome.rouge == pytest.approx(np.mean(outcome.rouge_by_example))
+        for index, sample in enumerate(outcome.samples):
+            assert outcome.rouge_by_example[index] == rouge_l(sample.answer, sample.references)
+            assert outcome.exact_by_example[index] == exact_match(sample.answer, sample.references)
+    own = [outcome.exact for outcome in first.outcomes if outcome.system == "own"]
+    base = [outcome.exact for outcome in first.outcomes if outcome.system == "base"]
+    assert np.mean(own) > np.mean(base) + 0.3
+    # Again: nothing is generated, and the record is the same.
+    calls.clear()
+    again = evaluate(tiny, ways, OPTIONS)
+    assert calls == []
+    assert dataclasses.replace(again, created=first.created) == first
+    assert stored_evaluations(tiny) == [again]
+
+
+@pytest.mark.torch
+def test_sources_of_a_prediction(tiny: AdapterBank) -> None:
+    found = evaluate(tiny, default_ways([], ["adapter"]), dataclasses.replace(OPTIONS, targets=NAMES[:2]))
+    own, base = found.outcome("own", NAMES[0]), found.outcome("base", NAMES[0])
+    assert (own.sources, own.effective_sources) == (((NAMES[0], 1.0),), 1.0)
+    assert (base.sources, base.effective_sources) == ((), None)
+    uniform = found.outcome("uniform", NAMES[0])
+    assert uniform.sources == tuple((name, 0.25) for name in NAMES[1:])
+    assert uniform.effective_sources == pytest.approx(4)
+    nearest = found.outcome("jensen-shannon nearest", NAMES[0])
+    assert nearest.sources[0][1] == 1.0
+    with pytest.raises(BankNotFoundError, match="no outcome of 'nobody'"):
+        found.outcome("nobody", NAMES[0])
+
+
+@pytest.mark.torch
+def test_what_changes_answers_is_generated_anew_and_nothing_else(
+    tiny: AdapterBank, calls: list[bool]
+) -> None:
+    ways: list[PredictionOptions] = []
+    options = dataclasses.replace(OPTIONS, targets=NAMES[:1])
+    evaluate(tiny, ways, options)
+    expected = len(calls)
+    for same in (
+        dataclasses.replace(options, machine=Machine(device="cpu", batch_size=2, threads=1)),
+        dataclasses.replace(options, resamples=7, seed=3),
+    ):
+        evaluate(tiny, ways, same)
+        assert len(calls) == expected
+    for other in (
+        dataclasses.replace(options, max_examples=5),
+        dataclasses.replace(options, machine=Machine(dtype="bfloat16")),
+    ):
+        evaluate(tiny, ways, other)
+        expected += 2
+        assert len(calls) == expected
+
+
+@pytest.mark.torch
+def test_threads_and_batches_answer_alike(tiny: AdapterBank, template: Path, tmp_path: Path) -> None:
+    shutil.copytree(template / "bank", tmp_path / "other")
+    ways = [NORMALIZED]
+    machines = (Machine(threads=1, batch_size=1), Machine(threads=3))
+    with AdapterBank.open(tmp_path / "other") as other:
+        first, second = (
+            evaluate(bank, ways, dataclasses.replace(OPTIONS, targets=NAMES[:2], machine=machine))
+            for bank, machine in zip((tiny, other), machines, strict=True)
+        )
+    assert [outcome.samples for outcome in first.outcomes] == [outcome.samples for outcome in second.outcomes]
+
+
+@pytest.mark.torch
+def test_a_second_report_loads_neither_torch_nor_the_model(tiny: AdapterBank, template: Path) -> None:
+    evaluate(tiny, [NORMALIZED], OPTIONS)
+    program = (
+        "import sys; from bankdb.bank import AdapterBank;"
+        "from compute.evaluation import EvaluationOptions, evaluate;"
+        "from compute.options import PredictionOptions;"
+        f"bank = AdapterBank.open({str(tiny.path)!r});"
+        f"evaluate(bank, [PredictionOptions()], EvaluationOptions(model={str(BASE)!r}, max_examples=4, resamples=50));"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.torch
+def test_a_run_that_failed_goes_on_where_it_was(tiny: AdapterBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compute.generation import Generator
+
+    answer = Generator.answer
+    done: list[int] = []
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(1)
+        return answer(self, *arguments)
+
+    options = dataclasses.replace(OPTIONS, machine=Machine(threads=1))
+    monkeypatch.setattr(Generator, "answer", failing)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny, [], options)
+    kept = tiny.generations.count()
+    assert kept == 3
+    assert stored_evaluations(tiny) == []
+    monkeypatch.setattr(Generator, "answer", answer)
+    evaluate(tiny, [], options)
+    assert tiny.generations.count() == 2 * len(NAMES)
+
+
+@pytest.mark.torch
+def test_a_target_without_a_test_split_is_named_and_the_others_go_on(
+    tiny: AdapterBank, template: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    for name in NAMES[:2]:
+        (data / name).mkdir(parents=True)
+        shutil.copy(template / "pairs" / "datasets" / name / "test.jsonl", data / name / "test.jsonl")
+    (data / NAMES[2]).mkdir()
+    (data / NAMES[2] / "test.jsonl").write_text(json.dumps({"input": "a " * 300, "output": "b"}) + "\n")
+    found = evaluate(tiny, [], dataclasses.replace(OPTIONS, data=data))
+    assert [target.name for target in found.targets] == list(NAMES[:2])
+    reasons = {failure.target: failure.reason for failure in found.failures}
+    assert sorted(reasons) == sorted(NAMES[2:])
+    assert "256 positions" in reasons[NAMES[2]]
+    assert "pass --data FOLDER" in reasons[NAMES[3]]
+    assert len(summaries(found)) == 2
+    with pytest.raises(BankError, match=r"no target could be evaluated, of 5: .*pass --data"):
+        evaluate(tiny, [], dataclasses.replace(OPTIONS, data=tmp_path / "nowhere"))
+
+
+@pytest.mark.torch
+def test_unknown_targets_and_options_are_refused(tiny: AdapterBank, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"targets: expected names .* found nobody"):
+        evaluate(tiny, [], dataclasses.replace(OPTIONS, targets=("nobody",)))
+    with pytest.raises(BankError, match="pass --model PATH"):
+        evaluate(tiny, [], dataclasses.replace(OPTIONS, model=str(tmp_path)))
+    for name in ("max_examples", "resamples"):
+        with pytest.raises(ParameterError, match="expected at least 1, found 0"):
+            dataclasses.replace(OPTIONS, **{name: 0})
+
+
+# -- the record and its tables -------------------------------------------------------------------------
+
+
+def outcome(system: str, target: str, rouge: float, exact: int) -> Outcome:
+    return Outcome(
+        system, target, 1, rouge, exact, exact, (rouge,), (exact,), (exact,), (), (), None, "0", 1.0
+    )
+
+
+def evaluation(**changes: Any) -> Evaluation:
+    """Three tasks: base 0, 0.2, 0.1; own 1, 0.8, 0.9; uniform and a prediction between."""
+    systems = (
+        System("base", "base"),
+        System("own", "own", space="factors"),
+        System("uniform", "uniform", None, "adapter", "factors"),
+        System("js normalized", "normalized", "jensen-shannon", "adapter", "factors", {"top_k": 3}),
+    )
+    scores = {
+        "base": (0.0, 0.2, 0.1),
+        "own": (1.0, 0.8, 0.9),
+        "uniform": (0.3, 0.2, 0.1),
+        "js normalized": (0.5, 0.1, 0.9),
+    }
+    targets = tuple(Target(name, None, 1, 9, name) for name in ("x", "y", "z"))
+    values: dict[str, Any] = {
+        "identity": "abc",
+        "created": "2026-01-01T00:00:00Z",
+        "settings": {"resamples": 200, "seed": 0},
+        "bank": {"adapters": 3},
+        "systems": systems,
+        "targets": targets,
+        "outcomes": tuple(
+            outcome(system, target.name, rouge, int(rouge > 0.7))
+            for system, values in scores.items()
+            for target, rouge in zip(targets, values, strict=True)
+        ),
+        "failures": (Failure("w", "no test split"),),
+        "seconds": 12.0,
+    }
+    return Evaluation(**(values | changes))
+
+
+def test_the_record_comes_back_from_json() -> None:
+    record = evaluation()
+    assert Evaluation.from_json(record.to_json()) == record
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 99}', '{"format": 1, "x": 2}'])
+def test_what_is_no_evaluation_is_refused(text: str) -> None:
+    with pytest.raises(BankFormatError, match=r"x\.json: .*evaluate again"):
+        Evaluation.from_json(text, "x.json")
+
+
+def test_evaluations_are_stored_by_identity(bank: AdapterBank) -> None:
+    assert stored_evaluations(bank) == []
+    later = evaluation(identity="aaa", created="2026-02-01T00:00:00Z")
+    for record in (later, evaluation(), later):
+        store_evaluation(bank, record)
+    assert [found.identity for found in stored_evaluations(bank)] == ["abc", "aaa"]
+    assert stored_evaluation(bank, "abc") == evaluation()
+    assert sorted(path.name for path in (bank.path / "evaluations").iterdir()) == ["aaa.json", "abc.json"]
+    with pytest.raises(BankNotFoundError, match="no such evaluation, found aaa, abc"):
+        stored_evaluation(bank, "zzz")
+
+
+def test_summaries_are_over_tasks() -> None:
+    base, own, uniform, ours = summaries(evaluation())
+    assert (ours.rouge.mean, ours.rouge.deviation) == pytest.approx((0.5, 0.4))
+    assert (ours.exact.mean, ours.exact.deviation) == pytest.approx((1 / 3, np.sqrt(1 / 3)))
+    assert ours.rouge_to_base is not None
+    assert ours.rouge_to_uniform is not None
+    assert ours.gap_share is not None
+    assert ours.rouge_to_base.estimate == pytest.approx(0.4)
+    assert ours.rouge_to_uniform.estimate == pytest.approx(0.3)
+    assert ours.gap_share.estimate == pytest.approx(0.4 / 0.8)
+    assert (ours.better, ours.equal, ours.worse) == (2, 0, 1)
+    assert (uniform.better, uniform.equal, uniform.worse) == (1, 2, 0)
+    assert base.rouge_to_base is base.rouge_to_uniform is base.gap_share is None
+    assert uniform.rouge_to_uniform is None
+    assert own.rouge_to_uniform is None
+    assert best_predictions([base, own, uniform, ours]) == {"adapter": ours}
+
+
+def test_uniform_is_that_of_the_same_left_out() -> None:
+    grouped = System("uniform g", "uniform", None, "group", "factors")
+    ours = System("ours g", "normalized", "js", "group", "factors")
+    record = evaluation()
+    more = [
+        outcome(system.name, target.name, value, 0)
+        for system, value in ((grouped, 0.1), (ours, 0.4))
+        for target in record.targets
+    ]
+    record = dataclasses.replace(
+        record, systems=(*record.systems, grouped, ours), outcomes=(*record.outcomes, *more)
+    )
+    found = summaries(record)[-1]
+    assert found.rouge_to_uniform is not None
+    assert found.rouge_to_uniform.estimate == pytest.approx(0.3)
+
+
+def test_a_single_task_has_no_deviation() -> None:
+    record = evaluation()
+    record = dataclasses.replace(
+        record,
+        targets=record.targets[:1],
+        outcomes=tuple(found for found in record.outcomes if found.target == "x"),
+    )
+    assert [one.rouge.deviation for one in summaries(record)] == [None] * 4
+
+
+def test_a_lacking_outcome_is_named() -> None:
+    record = evaluation()
+    with pytest.raises(ParameterError, match="expected an outcome of js normalized on z, found none"):
+        summaries(dataclasses.replace(record, outcomes=record.outcomes[:-1]))
+
+
+def test_tables() -> None:
+    found = summaries(evaluation())
+    headings, rows = table1(found)
+    assert [row[0] for row in rows] == ["base", "own", "uniform", "js normalized"]
+    assert all(len(row) == len(headings) for row in rows)
+    headings, rows = table3(found)
+    assert [row[0] for row in rows] == ["own", "uniform", "js normalized"]
+    assert all(len(row) == len(headings) for row in rows)
+    assert str(rows[-1][1]).startswith("+0.400 [")
+    assert str(rows[-1][5]).startswith("50% [")
+
+
+def test_csv_has_all_digits() -> None:
+    import csv
+    import io
+
+    record = evaluation()
+    rows = list(csv.DictReader(io.StringIO(summary_csv(summaries(record)))))
+    ours = rows[-1]
+    assert (ours["system"], ours["metric"], ours["leave_out"]) == (
+        "js normalized",
+        "jensen-shannon",
+        "adapter",
+    )
+    assert float(ours["exact_sd"]) == np.std([0, 0, 1], ddof=1)
+    assert float(ours["gap_share"]) == pytest.approx(0.5)
+    assert rows[0]["gap_share"] == ""
+    by_target = list(csv.DictReader(io.StringIO(target_csv(record))))
+    assert len(by_target) == 12
+    assert by_target[-1]["rouge"] == "0.9"
