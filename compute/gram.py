@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,13 @@ from bankdb.errors import ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
 from compute.cluster import Cluster, run_tasks
-from compute.combine import Sources, read_scaled
-from compute.tiles import plan_slices
+from compute.combine import Sources, read_scaled_into
+from compute.tiles import following, plan_slices
 
 # Columns multiplied at once in single precision before they are added in double: bounds both the
 # rounding of a product and what has to stay in cache.
 _STRIP = 8192
-_PIECES = 64
+_PIECES = 16
 _AGAIN = "and run the same command again"
 
 
@@ -100,7 +101,15 @@ def _compute_part(
     done = bank.runs.done_pieces(run.id)
     where = (str(bank.store.path.absolute()), str(path.absolute()))
     tasks = {
-        f"{index}": (*where, sources, tuple(new), index, columns.start, columns.stop)
+        f"{index}": (
+            *where,
+            sources,
+            tuple(new),
+            index,
+            columns.start,
+            columns.stop,
+            following(slices, index, cluster.slots),
+        )
         for index, columns in enumerate(slices)
         if f"{index}" not in done or not chunk_file(path, index, 0, 0).is_file()
     }
@@ -192,8 +201,14 @@ def gram_slice(
     index: int,
     start: int,
     stop: int,
+    following: tuple[int, int] = (0, 0),
 ) -> int:
     """Compute the new sources' products with all over some columns; runs in a worker; returns bytes read.
+
+    Parameters
+    ----------
+    following
+        Columns that the same worker is likely to be given next: they are read ahead.
 
     Raises
     ------
@@ -205,10 +220,18 @@ def gram_slice(
     store = AdapterStore(Path(adapters_path))
     chunk = column_chunk(int(store.array.shape[1]))
     which = list(range(len(sources.rows)))
+    rows = sources.rows.tolist()
     total = np.zeros((len(new), len(which)))
-    for first in range(start, stop, chunk):
-        panel = read_scaled(store, sources, which, first, min(first + chunk, stop))
-        total += partial_gram(panel, new)
+    panel = np.empty((len(which), min(chunk, stop - start)), dtype=np.float32)
+    # The disk reads into the kernel's cache while columns that are there are multiplied.
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as ahead:
+        ahead.submit(store.prefetch, rows, start, stop)
+        for first in range(start, stop, chunk):
+            part = panel[:, : min(chunk, stop - first)]
+            read_scaled_into(part, store, sources, which, first, first + part.shape[1])
+            if first + chunk >= stop or first == start + chunk:
+                ahead.submit(store.prefetch, rows, *following)
+            total += partial_gram(part, new)
     if not np.isfinite(total).all():
         k, other = np.argwhere(~np.isfinite(total))[0]
         i, j = int(sources.rows[new[k]]), int(sources.rows[other])

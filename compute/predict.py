@@ -22,12 +22,13 @@ from compute.cluster import Cluster, ClusterOptions, open_cluster
 from compute.coefficients import coefficients as row_coefficients
 from compute.coefficients import effective_sources
 from compute.combine import Sources
-from compute.distances import DistanceMatrix, distance_matrix, ready_adapters, token_counts
+from compute.distances import DistanceMatrix, distance_matrices, ready_adapters
 from compute.gram import gram_matrix
 from compute.neural_models import neural_coefficients
 from compute.options import NO_DISTANCES, PredictionOptions
 from compute.oracle import oracle, weight_space_errors
 from compute.predictions import combine_missing, open_predictions
+from compute.stored_counts import token_counts
 
 if TYPE_CHECKING:
     import xarray
@@ -116,15 +117,30 @@ def distances(
 
     Computes what is not stored yet. See `PredictionOptions` for the parameters.
     """
+    options = PredictionOptions(metric=metric, kernel=kernel, sigma=sigma, compatible=compatible)
+    (matrix,) = distances_by(bank, [options], cluster=cluster, progress=progress)
+    return matrix
+
+
+def distances_by(
+    bank: AdapterBank,
+    ways: Sequence[PredictionOptions],
+    *,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+) -> list[xarray.DataArray]:
+    """Return the distance matrix of each way's metric, in their order; all are computed side by side."""
     import xarray
 
-    options = PredictionOptions(metric=metric, kernel=kernel, sigma=sigma, compatible=compatible)
     shown = progress or SilentProgress()
     with _computing(bank, cluster, shown) as used:
-        found = compute_distances(bank, options, used, shown)
-    return xarray.DataArray(
-        found.values, _coordinates(found.adapters), ("target", "source"), name=found.metric
-    )
+        matrices = compute_distances(bank, ways, used, shown)
+    return [
+        xarray.DataArray(
+            matrix.values, _coordinates(matrix.adapters), ("target", "source"), name=matrix.metric
+        )
+        for matrix in matrices
+    ]
 
 
 def coefficients(
@@ -135,14 +151,32 @@ def coefficients(
     progress: Progress | None = None,
 ) -> xarray.DataArray:
     """Return the leave-one-out coefficients with names on their axes: `target` (rows), `source` (columns)."""
+    (matrix,) = coefficients_by(bank, [options or PredictionOptions()], cluster=cluster, progress=progress)
+    return matrix
+
+
+def coefficients_by(
+    bank: AdapterBank,
+    ways: Sequence[PredictionOptions],
+    *,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+) -> list[xarray.DataArray]:
+    """Return the coefficients of each way, in their order; the distances are computed side by side."""
     import xarray
 
-    options = options or PredictionOptions()
     shown = progress or SilentProgress()
     with _computing(bank, cluster, shown) as used:
-        found = compute_coefficients(bank, options, used, shown)
-    coordinates = _coordinates(found.adapters) | {"effective_sources": ("target", found.effective)}
-    return xarray.DataArray(found.values, coordinates, ("target", "source"), name=options.approach)
+        found = compute_coefficients(bank, ways, used, shown)
+    return [
+        xarray.DataArray(
+            way.values,
+            _coordinates(way.adapters) | {"effective_sources": ("target", way.effective)},
+            ("target", "source"),
+            name=way.options.approach,
+        )
+        for way in found
+    ]
 
 
 def _coordinates(adapters: Sequence[AdapterRecord]) -> dict[str, Any]:
@@ -151,17 +185,18 @@ def _coordinates(adapters: Sequence[AdapterRecord]) -> dict[str, Any]:
 
 
 def compute_distances(
-    bank: AdapterBank, options: PredictionOptions, cluster: Cluster, progress: Progress
-) -> DistanceMatrix:
-    """Return all distances of a bank by the metric of `options`; the caller holds the compute lock."""
-    counts = token_counts(bank, ready_adapters(bank)) if options.needs_counts else None
-    return distance_matrix(bank, options.resolve_metric(counts), cluster, progress)
+    bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
+) -> list[DistanceMatrix]:
+    """Return all distances of a bank by the metric of each way; the caller holds the compute lock."""
+    adapters = ready_adapters(bank)
+    counts = token_counts(bank, adapters) if any(way.needs_counts for way in ways) else None
+    return distance_matrices(bank, [way.resolve_metric(counts) for way in ways], cluster, progress)
 
 
 def compute_coefficients(
-    bank: AdapterBank, options: PredictionOptions, cluster: Cluster, progress: Progress
-) -> Coefficients:
-    """Return the leave-one-out coefficients of a bank; the caller holds the compute lock.
+    bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
+) -> list[Coefficients]:
+    """Return the leave-one-out coefficients of each way; the caller holds the compute lock.
 
     Raises
     ------
@@ -169,27 +204,38 @@ def compute_coefficients(
         The bank has fewer than two adapters, so that nothing is left when one is left out.
     """
     adapters = ready_adapters(bank)
-    n = len(adapters)
-    if n < 2:
+    if len(adapters) < 2:
         raise ParameterError(
-            f"{bank.path}: leave-one-out needs at least 2 adapters, the bank has {n}; ingest more"
+            f"{bank.path}: leave-one-out needs at least 2 adapters, the bank has {len(adapters)}; ingest more"
         )
-    excluded = np.eye(n, dtype=np.bool_)
-    metric = "none"
-    if options.approach == "oracle":
+    reading = [way for way in ways if way.approach not in NO_DISTANCES]
+    matrices = compute_distances(bank, reading, cluster, progress) if reading else []
+    by_way = dict(zip(map(id, reading), matrices, strict=True))
+    gram = None
+    if any(way.approach in ("neural", "oracle") for way in ways):
         gram = gram_matrix(bank, adapters, sources_of(bank, adapters), cluster, progress)
+    return [_coefficients(bank, adapters, way, by_way.get(id(way)), gram, progress) for way in ways]
+
+
+def _coefficients(
+    bank: AdapterBank,
+    adapters: tuple[AdapterRecord, ...],
+    options: PredictionOptions,
+    distances: DistanceMatrix | None,
+    gram: NDArray[np.float64] | None,
+    progress: Progress,
+) -> Coefficients:
+    n = len(adapters)
+    excluded = np.eye(n, dtype=np.bool_)
+    metric = "none" if distances is None else distances.metric
+    if gram is not None and options.approach == "oracle":
         values = oracle(gram, excluded)
+    elif gram is not None and distances is not None and options.approach == "neural":
+        matrix = distances.values
+        values = neural_coefficients(bank, adapters, metric, matrix, gram, options.neural, progress)
     else:
-        matrix = np.zeros((n, n))
-        if options.approach not in NO_DISTANCES:
-            found = compute_distances(bank, options, cluster, progress)
-            matrix, adapters, metric = found.values, found.adapters, found.metric
-        if options.approach == "neural":
-            gram = gram_matrix(bank, adapters, sources_of(bank, adapters), cluster, progress)
-            values = neural_coefficients(bank, adapters, metric, matrix, gram, options.neural, progress)
-            return Coefficients(adapters, values, effective_sources(values), metric, options)
         values = row_coefficients(
-            matrix,
+            np.zeros((n, n)) if distances is None else distances.values,
             excluded,
             options.approach,
             temperature=options.temperature,
@@ -263,10 +309,10 @@ def predict_all_ways(
     See `predict_all`; the results are in the order of `ways`.
     """
     shown = progress or SilentProgress()
+    if not ways:
+        return []
     with _computing(bank, cluster, shown) as used:
-        found = [compute_coefficients(bank, options, used, shown) for options in ways]
-        if not found:
-            return []
+        found = compute_coefficients(bank, ways, used, shown)
         adapters = found[0].adapters
         sources = sources_of(bank, adapters)
         errors: list[NDArray[np.float64] | None] = [None] * len(found)
