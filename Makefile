@@ -7,16 +7,19 @@ TORCH ?= torch==2.13.0
 DEMO_BANK ?= demo-output
 PYTEST ?= -n 2
 
-.PHONY: demo test test-core lint types bench bench-paper example clean
+.PHONY: demo test test-core test-browser lint types bench bench-paper example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
 
-test: $(VENV)/torch.stamp  ## Set up, and pass every test.
-	$(BIN)/python -m pytest $(PYTEST)
+test: $(VENV)/torch.stamp  ## Set up, and pass every test that needs no browser.
+	$(BIN)/python -m pytest $(PYTEST) -m "not browser"
 
 test-core: $(VENV)/dev.stamp  ## Set up without torch, and pass the tests that need none.
-	$(BIN)/python -m pytest $(PYTEST) -m "not torch"
+	$(BIN)/python -m pytest $(PYTEST) -m "not torch and not browser"
+
+test-browser: $(VENV)/torch.stamp  ## The report in headless Chromium.
+	$(BIN)/python -m pytest -m browser
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -101,7 +101,11 @@ class AdapterStore:
             )
         if not np.isfinite(vector).all():
             raise AdapterError(f"{self.path}: row {row} was expected to be finite, NaN or Inf found")
-        self.array[row, :] = vector
+        shards = self._known_shards()
+        if shards is None:
+            self.array[row, :] = vector
+        else:
+            shards.write(row, 0, [np.ascontiguousarray(vector, dtype=np.float32)[None, :]])
         fsync_written(self.path, [self.file(row)])
         return row_sha256(vector)
 
@@ -123,15 +127,36 @@ class AdapterStore:
             A row is missing, truncated or otherwise unreadable; it is named.
         """
         panel = np.empty((len(rows), stop - start), dtype=np.float32)
-        for row in rows:
-            self._check_row(row)
+        self.read_into(rows, start, stop, panel)
+        return panel
+
+    def read_into(self, rows: Sequence[int], start: int, stop: int, panel: Vector) -> None:
+        """Read columns `start` to `stop` of some rows into `panel`, shape (len(rows), stop - start).
+
+        Parameters
+        ----------
+        panel
+            Its rows are C-contiguous. What it holds after an error is undefined.
+
+        Raises
+        ------
+        BankFormatError
+            As `read_panel`.
+        """
         shards = self._known_shards()
         for position, row in enumerate(rows):
+            self._check_row(row)
             if shards is None:
                 panel[position] = self._read_one(row, start, stop)
             else:
                 shards.read(row, start, stop, panel[position])
-        return panel
+
+    def prefetch(self, rows: Sequence[int], start: int, stop: int) -> None:
+        """Ask the kernel for columns that will be read soon: a disk works while a processor does."""
+        shards = self._known_shards()
+        if shards is not None and hasattr(os, "posix_fadvise"):
+            for row in rows:
+                shards.prefetch(row, start, stop)
 
     def _check_row(self, row: int) -> None:
         if not self.file(row).is_file():

@@ -39,7 +39,8 @@ def create_array(
 ) -> zarr.Array[Any]:
     """Create an array filled with NaN, in place of any that was there, and make it durable.
 
-    Compression is blosc with lz4 and bit shuffling. Each chunk ends with its CRC32C: a flipped bit is an
+    Compression is blosc with lz4 and bit shuffling; `bankdb.shards` leaves chunks plain, in blosc's container,
+    that it would hardly make smaller. Each chunk ends with its CRC32C: a flipped bit is an
     error when it is read, where blosc alone would give other numbers.
     """
     import zarr
@@ -138,9 +139,16 @@ def fsync_path(path: Path) -> None:
 
 def fsync_written(path: Path, files: Iterable[Path]) -> None:
     """Flush chunk files of the array at `path`, and every folder between them and it."""
+    written = list(files)
+    for file in written:
+        fsync_path(file)
+    fsync_folders(path, written)
+
+
+def fsync_folders(path: Path, files: Iterable[Path]) -> None:
+    """Flush the array's folder at `path`, and every folder between it and chunk files that are flushed."""
     folders: set[Path] = {path}
     for file in files:
-        fsync_path(file)
         folders.update(parent for parent in file.parents if parent.is_relative_to(path))
     for folder in sorted(folders, key=lambda item: len(item.parts), reverse=True):
         fsync_path(folder)

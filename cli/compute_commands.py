@@ -57,26 +57,23 @@ def distances(
     Entry (target, source) is the distance from the target's token distribution to the source's.
     """
     from compute.cluster import open_cluster
-    from compute.predict import distances as run_distances
+    from compute.options import PredictionOptions
+    from compute.predict import distances_by
 
     progress = shown_progress()
-    matrices = []
+    ways = [
+        PredictionOptions(
+            metric=name,
+            kernel=kernel if name == "mmd" else "multiscale",
+            sigma=sigma if name == "mmd" and kernel == "gaussian" else None,
+            compatible=compatible,
+        )
+        for name in chosen_metrics(metrics)
+    ]
     with opened(bank_path) as bank:
         _ = bank.layout
         with open_cluster(cluster_of(**cluster), progress) as workers:
-            for name in chosen_metrics(metrics):
-                gaussian = name == "mmd" and kernel == "gaussian"
-                matrices.append(
-                    run_distances(
-                        bank,
-                        name,
-                        kernel=kernel if name == "mmd" else "multiscale",
-                        sigma=sigma if gaussian else None,
-                        compatible=compatible,
-                        cluster=workers,
-                        progress=progress,
-                    )
-                )
+            matrices = distances_by(bank, ways, cluster=workers, progress=progress)
     labels = [{"metric": str(matrix.name)} for matrix in matrices]
     _show_matrices(matrices, labels, csv, as_json)
     if csv is None and not as_json:
@@ -122,7 +119,7 @@ def coefficients(
 ) -> None:
     """Compute the leave-one-out coefficients: how much of each source goes into each target."""
     from compute.cluster import open_cluster
-    from compute.predict import coefficients as run_coefficients
+    from compute.predict import coefficients_by
 
     progress = shown_progress()
     parameters = Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed, width, leave_out)
@@ -130,9 +127,7 @@ def coefficients(
         _ = bank.layout
         chosen = parameters.combinations(metrics, approaches)
         with open_cluster(cluster_of(**cluster), progress) as workers:
-            matrices = [
-                run_coefficients(bank, options, cluster=workers, progress=progress) for options in chosen
-            ]
+            matrices = coefficients_by(bank, chosen, cluster=workers, progress=progress)
     labels = [{"metric": options.metric, "approach": options.approach} for options in chosen]
     _show_matrices(matrices, labels, csv, as_json, leave_out)
     if csv is None and not as_json:

@@ -7,8 +7,12 @@ never negative.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +25,9 @@ from compute.pairs import FloatArray, Pair, align
 PANEL_BYTES = 2**25
 """Dense panels of one block together stay near this size (32 MB), within a shared cache."""
 SMALLEST_PANEL = 64
+_ALLOWED = ContextVar("allowed", default=True)
+LEAST_SAVING = 0.2
+"""Seconds that compiled loops must save in a block: a process loads them in about one, for several blocks."""
 
 
 class Metric(ABC):
@@ -32,12 +39,15 @@ class Metric(ABC):
         As users give it, in full and in short form.
     symmetric
         Whether rho(p, q) = rho(q, p).
+    relative_cost
+        Time of a large block against the other metrics', for the order of tasks.
     """
 
     __slots__ = ()
     name: ClassVar[str]
     short: ClassVar[str]
     symmetric: ClassVar[bool]
+    relative_cost: ClassVar[float] = 1.0
 
     @property
     @abstractmethod
@@ -91,10 +101,15 @@ class Support:
         self._columns = np.cumsum(present, dtype=np.int32)
         self._columns -= 1
 
+    def columns(self, counts: TokenCounts) -> NDArray[np.int32]:
+        """Columns of the ids of a block, shape (nnz,)."""
+        columns: NDArray[np.int32] = self._columns[counts.ids]
+        return columns
+
     def matrix(self, counts: TokenCounts, values: FloatArray) -> sparse.csr_array:
         """Values of shape (nnz,) as a sparse matrix of shape (B, columns)."""
         return sparse.csr_array(
-            (values, self._columns[counts.ids], counts.indptr), shape=(len(counts), len(self.ids)), copy=False
+            (values, self.columns(counts), counts.indptr), shape=(len(counts), len(self.ids)), copy=False
         )
 
     def panels(self, width: int) -> Iterator[tuple[int, int]]:
@@ -107,6 +122,39 @@ def panel(matrix: sparse.csr_array, start: int, stop: int) -> FloatArray:
     """Columns [start, stop) as a dense array of shape (B, stop - start)."""
     columns: FloatArray = matrix[:, start:stop].toarray()
     return columns
+
+
+def worth_compiling(operations: int, saved: float) -> bool:
+    """Whether so many operations of the inner loop, each saving so many nanoseconds, repay loading it.
+
+    It depends on the block alone, so that a block computed again has the same last digits.
+    """
+    return operations * saved >= LEAST_SAVING * 1e9
+
+
+def compiled_kernels(operations: int, saved: float) -> ModuleType | None:
+    """Return `compute.compiled` for a block that is worth it, or None: where it is not, or numba is missing."""
+    return _compiled() if _ALLOWED.get() and worth_compiling(operations, saved) else None
+
+
+@contextlib.contextmanager
+def allow_compiled(allowed: bool) -> Iterator[None]:
+    """Have blocks computed by NumPy alone, if not `allowed`: numba takes a process some 100 MB for good."""
+    token = _ALLOWED.set(allowed)
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+@functools.cache
+def _compiled() -> ModuleType | None:
+    try:
+        import compute.compiled as kernels
+    except ImportError:
+        # Not installed, or not for this version of NumPy: the NumPy path is complete.
+        return None
+    return kernels if kernels.ENABLED else None
 
 
 def recompute_cancelled(

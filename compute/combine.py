@@ -6,22 +6,28 @@ than the bank's is brought to it by multiplying its B columns by `scaling / bank
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.blas import sgemm
 
 from bankdb.adapter_store import AdapterStore
-from bankdb.arrays import fsync_written, open_array, read_region
+from bankdb.arrays import chunk_file, fsync_folders, open_array, read_region
 from bankdb.errors import BankFormatError, ComputeError
 from bankdb.shards import Shards
-from compute.tiles import SHARD_ROWS, Panel, split_panel
+from compute.cluster import core_count
+from compute.products import accumulate, one_hot, product
+from compute.tiles import SHARD_ROWS, Panel, PanelPart, split_panel
 
 Float32 = NDArray[np.float32]
 
+# Of a single combination: sources added at once, and chunks of each that are read while its file is open. Together
+# they stay in cache.
+_TOGETHER = 4
+_CHUNKS_READ = 8
 _AGAIN = "delete predictions.zarr and run the same command again"
 
 
@@ -48,46 +54,35 @@ def read_scaled(
     store: AdapterStore, sources: Sources, which: Sequence[int], start: int, stop: int
 ) -> Float32:
     """Read columns of some sources at the bank's scaling, shape (len(which), stop - start)."""
-    panel = store.read_panel([int(row) for row in sources.rows[list(which)]], start, stop)
-    for position, source in enumerate(which):
-        ratio = sources.ratios[source]
-        if ratio == 1:
-            continue
-        with np.errstate(over="ignore"):  # whoever combines it looks at the result
-            for first, last in sources.b_segments:
-                panel[position, max(first - start, 0) : max(last - start, 0)] *= ratio
+    panel = np.empty((len(which), stop - start), dtype=np.float32)
+    read_scaled_into(panel, store, sources, which, start, stop)
     return panel
 
 
-def accumulate(out: Float32, coefficients: Float32, batch: Float32) -> None:
-    """Add `coefficients @ batch` to `out`, in place; 2 M K c flops, no temporary.
-
-    Parameters
-    ----------
-    out
-        C-contiguous, shape (M, c).
-    coefficients
-        Shape (M, K).
-    batch
-        C-contiguous, shape (K, c).
-    """
-    # In Fortran's order the same memory is (c, M) = (c, K) @ (K, M): nothing is copied.
-    weights = np.asfortranarray(coefficients.T)
-    result = sgemm(1.0, batch.T, weights, beta=1.0, c=out.T, overwrite_c=1)
-    if not np.shares_memory(result, out):
-        out[...] = result.T
-
-
-def one_hot(coefficients: Float32) -> NDArray[np.int64]:
-    """Return for each row the column that alone has weight exactly 1, or -1; shape (M,)."""
-    alone = (np.count_nonzero(coefficients, axis=1) == 1) & (coefficients.max(axis=1) == 1)
-    return np.where(alone, coefficients.argmax(axis=1), -1)
+def read_scaled_into(
+    panel: Float32, store: AdapterStore, sources: Sources, which: Sequence[int], start: int, stop: int
+) -> None:
+    """Read as `read_scaled` does, into rows of `panel` that are there already."""
+    store.read_into(sources.rows[list(which)].tolist(), start, stop, panel)
+    ratios = sources.ratios[list(which)]
+    scaled = np.flatnonzero(ratios != 1).tolist()
+    if not scaled:
+        return
+    inside = [
+        slice(max(first, start) - start, min(last, stop) - start)
+        for first, last in sources.b_segments
+        if first < stop and last > start
+    ]
+    with np.errstate(over="ignore"):  # whoever combines it looks at the result
+        for position in scaled:
+            for columns in inside:
+                panel[position, columns] *= ratios[position]
 
 
 def combine_columns(
     store: AdapterStore, sources: Sources, coefficients: Float32, start: int, stop: int, batch: int
 ) -> Float32:
-    """Combine columns `start` to `stop` for some targets.
+    """Combine columns `start` to `stop` for some targets, reading the sources in batches.
 
     Sources whose coefficients are all zero are not read. A row of weight 1 on one source is that source,
     copied bit for bit.
@@ -104,10 +99,7 @@ def combine_columns(
     float32, shape (M, stop - start).
     """
     out = np.zeros((len(coefficients), stop - start), dtype=np.float32)
-    copies = one_hot(coefficients)
-    mixed = coefficients
-    if (copies >= 0).any():
-        mixed = np.where((copies >= 0)[:, None], np.float32(0), coefficients)
+    mixed, copies = _split_copies(coefficients)
     used = np.flatnonzero(mixed.any(axis=0))
     for first in range(0, len(used), batch):
         which = used[first : first + batch]
@@ -117,12 +109,49 @@ def combine_columns(
     return out
 
 
+def combine_held(out: Float32, coefficients: Float32, which: NDArray[np.int64], held: Float32) -> None:
+    """Combine sources that are held in memory; the same as `combine_columns`, into `out`.
+
+    Parameters
+    ----------
+    out
+        Shape (M, c).
+    coefficients
+        Shape (M, N); zero for sources that are not held.
+    which
+        The sources that are held, ascending, shape (K,).
+    held
+        Their columns at the bank's scaling, shape (K, c).
+    """
+    mixed, copies = _split_copies(coefficients)
+    product(mixed[:, which], held, out)
+    for target in np.flatnonzero(copies >= 0):
+        out[target] = held[np.searchsorted(which, copies[target])]
+
+
+def _split_copies(coefficients: Float32) -> tuple[Float32, NDArray[np.int64]]:
+    """Return the coefficients with the rows set to zero that are copies, and what each row copies, or -1."""
+    copies = one_hot(coefficients)
+    if not (copies >= 0).any():
+        return coefficients, copies
+    return np.where((copies >= 0)[:, None], np.float32(0), coefficients), copies
+
+
+# -- panels --------------------------------------------------------------------------------------------
+
+
 def combine_panel(
-    adapters_path: str, group_paths: Sequence[str], sources: Sources, panel: Panel, chunk: int
+    adapters_path: str,
+    group_paths: Sequence[str],
+    sources: Sources,
+    panel: Panel,
+    chunk: int,
+    following: tuple[int, int] = (0, 0),
 ) -> int:
     """Compute a panel of the predictions of several runs and write its shards; runs in a worker.
 
-    The sources are read once for all runs.
+    The sources are read once for all runs. A block of targets is written in the background while the next is
+    multiplied.
 
     Parameters
     ----------
@@ -132,32 +161,88 @@ def combine_panel(
         Folders with the arrays `coefficients` (M, N) and `adapters` (M, p) of each run.
     panel
         Its targets count through the runs, one after another, each at `padded(M)` rows.
+    following
+        Columns that the same worker is likely to be given next: they are read ahead where the sources are held.
 
     Returns
     -------
-    Bytes written, before compression.
+    Bytes written, before compression; all of them are flushed to the disk.
 
     Raises
     ------
     BankFormatError
         A source row, or the coefficients, are damaged.
     ComputeError
-        The result overflows float32.
+        The result overflows float32, or a file cannot be written.
     """
-    shapes = [open_array(Path(group) / "coefficients").shape for group in group_paths]
-    parts = split_panel(panel, int(shapes[0][0]), len(group_paths))
-    coefficients = np.concatenate(
-        [_read_coefficients(Path(group_paths[part.group]), part.start, part.stop) for part in parts]
-    )
+    groups = [Path(group) for group in group_paths]
+    targets = int(open_array(groups[0] / "coefficients").shape[0])
+    parts = split_panel(panel, targets, len(groups))
     store = AdapterStore(Path(adapters_path))
+    if panel.held:
+        _combine_holding(store, groups, sources, panel, parts, following)
+    else:
+        _combine_in_batches(store, groups, sources, panel, parts)
+    for part in parts:
+        _flush_folders(groups[part.group] / "adapters", part, panel.start // chunk)
+    return sum(4 * (part.stop - part.start) * (panel.stop - panel.start) for part in parts)
+
+
+def _combine_holding(
+    store: AdapterStore,
+    groups: Sequence[Path],
+    sources: Sources,
+    panel: Panel,
+    parts: Sequence[PanelPart],
+    following: tuple[int, int],
+) -> None:
+    """Hold the sources that are used, and let blocks of targets pass; two at a time, one of them being written."""
+    # A block never reaches from one run into the next: it is cut, and rounded, alike whatever is computed with it.
+    blocks = [
+        (groups[part.group], start, min(start + panel.block, part.stop))
+        for part in parts
+        for start in range(part.start, part.stop, panel.block)
+    ]
+    used = np.zeros(len(sources.rows), dtype=np.bool_)
+    for block in blocks:
+        used |= _read_coefficients(*block).any(axis=0)
+    which = np.flatnonzero(used)
+    rows = sources.rows[which].tolist()
+    written: list[Future[None]] = []
+    with (
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as ahead,
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="write") as writer,
+    ):
+        ahead.submit(store.prefetch, rows, panel.start, panel.stop)
+        held = read_scaled(store, sources, which.tolist(), panel.start, panel.stop)
+        ahead.submit(store.prefetch, rows, *following)
+        buffers = [np.empty((panel.block, panel.stop - panel.start), np.float32) for _ in blocks[:2]]
+        for number, (group, start, stop) in enumerate(blocks):
+            if number >= len(buffers):
+                written[number - len(buffers)].result()  # its buffer is free
+            out = buffers[number % len(buffers)][: stop - start]
+            coefficients = _read_coefficients(group, start, stop)
+            combine_held(out, coefficients, which, held)
+            _check_finite(out, store, sources, coefficients, panel.start, panel.stop)
+            written.append(writer.submit(_write_shards, group / "adapters", out, start, panel.start))
+        for future in written:
+            future.result()
+
+
+def _combine_in_batches(
+    store: AdapterStore, groups: Sequence[Path], sources: Sources, panel: Panel, parts: Sequence[PanelPart]
+) -> None:
+    """Hold all targets of the panel, and let the sources pass in batches."""
+    coefficients = np.concatenate(
+        [_read_coefficients(groups[part.group], part.start, part.stop) for part in parts]
+    )
     out = combine_columns(store, sources, coefficients, panel.start, panel.stop, panel.batch)
     _check_finite(out, store, sources, coefficients, panel.start, panel.stop)
     written = 0
     for part in parts:
         rows = out[written : written + part.stop - part.start]
-        _write_shards(Path(group_paths[part.group]) / "adapters", rows, part.start, panel.start)
+        _write_shards(groups[part.group] / "adapters", rows, part.start, panel.start)
         written += len(rows)
-    return out.nbytes
 
 
 def _read_coefficients(group: Path, start: int, stop: int) -> Float32:
@@ -187,19 +272,56 @@ def _check_finite(
 
 
 def _write_shards(path: Path, rows: Float32, top: int, column: int) -> None:
-    """Write whole shards of the predictions, from row `top` and column `column` on, and flush them."""
+    """Write whole shards of the predictions, from row `top` and column `column` on; their folders are not flushed.
+
+    Raises
+    ------
+    ComputeError
+        A file cannot be written.
+    """
     shards = Shards.of(open_array(path), path, _AGAIN)
     assert shards is not None, "predictions are made in the layout that is written here"
-    for first in range(0, len(rows), SHARD_ROWS):
-        shards.write(top + first, column, rows[first : first + SHARD_ROWS])
-    # The files are flushed; their folders are what is left.
-    fsync_written(path, [shards.file(top + first, column) for first in range(0, len(rows), SHARD_ROWS)])
+    blocks = [rows[first : first + SHARD_ROWS] for first in range(0, len(rows), SHARD_ROWS)]
+    try:
+        shards.write(top, column, blocks)
+    except OSError as error:
+        raise ComputeError(
+            f"{error.filename or path}: cannot be written ({error.strerror or error}); check the disk's space and "
+            "permissions, and run the same command again: what was done is kept"
+        ) from error
+
+
+def _flush_folders(path: Path, part: PanelPart, column: int) -> None:
+    rows = range(part.start // SHARD_ROWS, -(-part.stop // SHARD_ROWS))
+    fsync_folders(path, [chunk_file(path, row, column) for row in rows])
+
+
+# -- one vector ----------------------------------------------------------------------------------------
 
 
 def combine_one(
-    store: AdapterStore, sources: Sources, weights: Float32, *, chunk: int, budget: int
+    store: AdapterStore,
+    sources: Sources,
+    weights: Float32,
+    *,
+    chunk: int,
+    budget: int,
+    threads: int | None = None,
 ) -> Float32:
     """Combine one vector, shape (p,), reading only the sources whose weight is not zero.
+
+    Threads share the columns among them. The result does not depend on their number, nor on the budget.
+
+    Parameters
+    ----------
+    weights
+        Shape (N,).
+    chunk
+        Columns of a stored chunk.
+    budget
+        Bytes that may be used beside the result; with less than a thread needs, one is started all the same.
+    threads
+        At the most; None for the number of cores.
 
     Raises
     ------
@@ -208,12 +330,43 @@ def combine_one(
     ComputeError
         The result overflows float32.
     """
-    parameters = int(store.array.shape[1])
-    out = np.empty(parameters, dtype=np.float32)
-    width = max(chunk, budget // (4 * 8) // chunk * chunk)
-    for start in range(0, parameters, width):
-        stop = min(start + width, parameters)
-        batch = max(1, budget // (8 * (stop - start)))
-        out[start:stop] = combine_columns(store, sources, weights[None, :], start, stop, batch)[0]
-    _check_finite(out[None, :], store, sources, weights[None, :], 0, parameters)
+    from threadpoolctl import threadpool_limits
+
+    out = np.empty(int(store.array.shape[1]), dtype=np.float32)
+    width = _CHUNKS_READ * chunk
+    affordable = max(1, budget // (4 * width * (_TOGETHER + 1)))
+    count = min(core_count() if threads is None else threads, affordable)
+    starts = iter(range(0, len(out), width))  # each thread takes the next
+    with threadpool_limits(limits=1), ThreadPoolExecutor(count, thread_name_prefix="combine") as pool:
+        futures = [
+            pool.submit(_combine_next, out, store, sources, weights, starts, width) for _ in range(count)
+        ]
+        for future in futures:
+            future.result()
+    _check_finite(out[None, :], store, sources, weights[None, :], 0, len(out))
     return out
+
+
+def _combine_next(
+    out: Float32, store: AdapterStore, sources: Sources, weights: Float32, starts: Iterator[int], width: int
+) -> None:
+    """Combine columns of `out`, from one start after another, until there are no more."""
+    used = np.flatnonzero(weights).tolist()
+    copied = len(used) == 1 and weights[used[0]] == 1
+    batch = np.empty((_TOGETHER, min(width, len(out))), dtype=np.float32)
+    try:
+        for start in starts:
+            stop = min(start + width, len(out))
+            part = out[start:stop]
+            if copied:
+                read_scaled_into(part[None, :], store, sources, used, start, stop)
+                continue
+            part[:] = 0
+            for first in range(0, len(used), _TOGETHER):
+                which = used[first : first + _TOGETHER]
+                rows = batch[: len(which), : len(part)]
+                read_scaled_into(rows, store, sources, which, start, stop)
+                part += weights[which] @ rows
+    finally:
+        for _ in starts:  # after an error the others need not go on
+            pass

@@ -5,6 +5,7 @@ What is kept is integer counts in compressed rows; probabilities and cumulative 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -161,22 +162,23 @@ def probabilities(counts: TokenCounts) -> NDArray[np.float64]:
     return counts.counts / np.repeat(counts.totals, counts.lengths)
 
 
-def _scatter(counts: TokenCounts, values: NDArray[Any]) -> NDArray[np.float64]:
-    """Write values of shape (nnz,) into a zero array of shape (B, V)."""
-    out = np.zeros((len(counts), counts.vocabulary))
-    out[np.repeat(np.arange(len(counts)), counts.lengths), counts.ids] = values
+def _scatter(counts: TokenCounts, values: NDArray[Any], width: int) -> NDArray[np.float64]:
+    """Write values of shape (nnz,) into a zero array of shape (B, width)."""
+    out = np.zeros((len(counts), width))
+    for row, (start, stop) in enumerate(itertools.pairwise(counts.indptr.tolist())):
+        out[row, counts.ids[start:stop]] = values[start:stop]
     return out
 
 
-def dense(counts: TokenCounts) -> NDArray[np.float64]:
-    """Probabilities over the whole vocabulary; shape (B, V), rows sum to 1."""
-    return _scatter(counts, probabilities(counts))
+def dense(counts: TokenCounts, width: int | None = None) -> NDArray[np.float64]:
+    """Probabilities over the whole vocabulary; shape (B, V), rows sum to 1; wider, zeros follow."""
+    return _scatter(counts, probabilities(counts), width or counts.vocabulary)
 
 
 def cumulative(counts: TokenCounts) -> NDArray[np.float64]:
     """Cumulative distribution functions over token ids; shape (B, V), the last column is 1."""
     # Summing counts is exact, so that each value is rounded once, in the division.
-    sums = _scatter(counts, counts.counts)
+    sums = _scatter(counts, counts.counts, counts.vocabulary)
     np.cumsum(sums, axis=1, out=sums)
     sums /= counts.totals[:, None]
     return sums

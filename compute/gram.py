@@ -26,13 +26,13 @@ from bankdb.errors import ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
 from compute.cluster import Cluster, run_tasks
-from compute.combine import Sources, read_scaled
+from compute.combine import Sources, read_scaled_into
 from compute.tiles import plan_slices
 
 # Columns multiplied at once in single precision before they are added in double: bounds both the
 # rounding of a product and what has to stay in cache.
 _STRIP = 8192
-_PIECES = 64
+_PIECES = 16
 _AGAIN = "and run the same command again"
 
 
@@ -100,7 +100,14 @@ def _compute_part(
     done = bank.runs.done_pieces(run.id)
     where = (str(bank.store.path.absolute()), str(path.absolute()))
     tasks = {
-        f"{index}": (*where, sources, tuple(new), index, columns.start, columns.stop)
+        f"{index}": (
+            *where,
+            sources,
+            tuple(new),
+            index,
+            columns.start,
+            columns.stop,
+        )
         for index, columns in enumerate(slices)
         if f"{index}" not in done or not chunk_file(path, index, 0, 0).is_file()
     }
@@ -206,9 +213,11 @@ def gram_slice(
     chunk = column_chunk(int(store.array.shape[1]))
     which = list(range(len(sources.rows)))
     total = np.zeros((len(new), len(which)))
+    panel = np.empty((len(which), min(chunk, stop - start)), dtype=np.float32)
     for first in range(start, stop, chunk):
-        panel = read_scaled(store, sources, which, first, min(first + chunk, stop))
-        total += partial_gram(panel, new)
+        part = panel[:, : min(chunk, stop - first)]
+        read_scaled_into(part, store, sources, which, first, first + part.shape[1])
+        total += partial_gram(part, new)
     if not np.isfinite(total).all():
         k, other = np.argwhere(~np.isfinite(total))[0]
         i, j = int(sources.rows[new[k]]), int(sources.rows[other])

@@ -15,10 +15,11 @@ from bankdb.records import AdapterRecord
 from compute.approaches import needs_gram
 from compute.cluster import Cluster
 from compute.combine import Sources
-from compute.distances import DistanceMatrix, distance_matrix, ready_adapters, token_counts
+from compute.distances import DistanceMatrix, distance_matrices, ready_adapters
 from compute.gram import gram_matrix
 from compute.groups import excluded_sources
 from compute.options import NO_DISTANCES, PredictionOptions
+from compute.stored_counts import token_counts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,17 +48,17 @@ class Matrices:
 
 
 def compute_distances(
-    bank: AdapterBank, options: PredictionOptions, cluster: Cluster, progress: Progress
-) -> DistanceMatrix:
-    """Return all distances of a bank by the metric of `options`; the caller holds the compute lock."""
-    counts = token_counts(bank, ready_adapters(bank)) if options.needs_counts else None
-    return distance_matrix(bank, options.resolve_metric(counts), cluster, progress)
+    bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
+) -> list[DistanceMatrix]:
+    """Return all distances of a bank by the metric of each way; the caller holds the compute lock."""
+    counts = token_counts(bank, ready_adapters(bank)) if any(way.needs_counts for way in ways) else None
+    return distance_matrices(bank, [way.resolve_metric(counts) for way in ways], cluster, progress)
 
 
 def compute_matrices(
-    bank: AdapterBank, options: PredictionOptions, cluster: Cluster, progress: Progress
-) -> Matrices:
-    """Return the matrices of a bank that the approach needs; the caller holds the compute lock.
+    bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
+) -> list[Matrices]:
+    """Return the matrices of a bank that each way needs; the caller holds the compute lock.
 
     Raises
     ------
@@ -71,14 +72,25 @@ def compute_matrices(
             f"{bank.path}: leave-one-out needs at least 2 adapters, the bank has {n}; ingest more"
         )
     names, groups = ([getattr(record, key) for record in adapters] for key in ("name", "group"))
-    units, _ = excluded_sources(names, groups, options.leave_out)
-    distances, metric, gram = None, "none", None
-    if options.approach not in NO_DISTANCES:
-        found = compute_distances(bank, options, cluster, progress)
-        distances, metric = found.values, found.metric
-    if needs_gram(options):
+    units = [excluded_sources(names, groups, way.leave_out)[0] for way in ways]
+    reading = [way for way in ways if way.approach not in NO_DISTANCES]
+    found = iter(compute_distances(bank, reading, cluster, progress) if reading else [])
+    gram = None
+    if any(needs_gram(way) for way in ways):
         gram = gram_matrix(bank, adapters, sources_of(bank, adapters), cluster, progress)
-    return Matrices(adapters, units, distances, metric, gram)
+    matrices = []
+    for way, unit in zip(ways, units, strict=True):
+        distances = None if way.approach in NO_DISTANCES else next(found)
+        matrices.append(
+            Matrices(
+                adapters,
+                unit,
+                None if distances is None else distances.values,
+                "none" if distances is None else distances.metric,
+                gram if needs_gram(way) else None,
+            )
+        )
+    return matrices
 
 
 def sources_of(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> Sources:

@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from compute.blocks import Metric, Support, recompute_cancelled, support_bytes
+from compute.blocks import Metric, recompute_cancelled, support_bytes
 from compute.distributions import CountsRow, TokenCounts, dense, probabilities
 from compute.pairs import FloatArray, Pair, align
 
 MULTISCALE_BANDWIDTHS = (0.2, 0.5, 0.9, 1.3)
-ROWS_AT_ONCE = 16
+ROWS_AT_ONCE = 64
+BATCH_BYTES = 2**26
+"""Spectra of the sources of one product stay near this size, however large the vocabulary is."""
 ROUNDING = 4 * np.finfo(np.float64).eps
 """Rounding of a transformed value relative to the norms that went into it, with a margin."""
-PIECE = 2048
-"""Ids of one sparse product, which adds one by one: the rounding of many equal addends does not average out."""
 RELATIVE_ACCURACY = 1e-10
 
 
@@ -100,6 +100,19 @@ class _Toeplitz:
         self.weights = self.spectrum * (2.0 / self.length)
         self.weights[[0, -1]] /= 2.0
 
+    @property
+    def width(self) -> int:
+        """Numbers of a spectrum, real and imaginary parts."""
+        return self.length + 2
+
+    def spectra(self, counts: TokenCounts) -> tuple[FloatArray, FloatArray]:
+        """Transformed distributions, and the same by Parseval's weights, as numbers; both (B, width).
+
+        The sum of their products is `p^T K q`.
+        """
+        spectra = self.transform(dense(counts, self.length)).view(np.float64)
+        return spectra, spectra * np.repeat(self.weights, 2)
+
     def transform(self, vectors: FloatArray) -> NDArray[np.complex128]:
         """Fourier transform of vectors of shape (..., V), padded."""
         transformed: NDArray[np.complex128] = fft.rfft(vectors, self.length, axis=-1, workers=1)
@@ -108,12 +121,6 @@ class _Toeplitz:
     def quadratic(self, transformed: NDArray[np.complex128]) -> FloatArray:
         """`x^T K x` of transformed vectors; shape (...,)."""
         return (transformed.real**2 + transformed.imag**2) @ self.weights
-
-    def apply(self, transformed: NDArray[np.complex128]) -> FloatArray:
-        """`K x` of transformed vectors, which are overwritten; shape (..., V)."""
-        transformed *= self.spectrum
-        applied: FloatArray = fft.irfft(transformed, self.length, axis=-1, workers=1, overwrite_x=True)
-        return applied[..., : self.vocabulary]
 
 
 def _lags(vocabulary: int) -> FloatArray:
@@ -164,6 +171,7 @@ class MaximumMeanDiscrepancy(Metric):
     name: ClassVar[str] = "mmd"
     short: ClassVar[str] = "mmd"
     symmetric: ClassVar[bool] = True
+    relative_cost: ClassVar[float] = 1.0
     kernel: Kernel = MultiscaleKernel()
 
     @property
@@ -172,20 +180,10 @@ class MaximumMeanDiscrepancy(Metric):
         return f"mmd-{self.kernel.key}"
 
     def block(self, targets: TokenCounts, sources: TokenCounts) -> FloatArray:
-        """See `Metric.block`; a transform for each dataset, then a product with the sparse targets."""
+        """See `Metric.block`; a transform for each dataset, then a product of the spectra."""
         alone = targets is sources
         evaluator = _Evaluator(self.kernel, targets.vocabulary)
-        support = Support(targets, sources)
-        matrix = support.matrix(targets, probabilities(targets))
-        pieces = [(start, stop, matrix[:, start:stop]) for start, stop in support.panels(PIECE)]
-        cross = np.empty((len(targets), len(sources)))
-        source_self = np.empty(len(sources))
-        for rows in _row_blocks(len(sources)):
-            transformed = evaluator.direct.transform(dense(sources.select(rows)))
-            source_self[rows] = evaluator.direct.quadratic(transformed)
-            applied = np.ascontiguousarray(evaluator.direct.apply(transformed)[:, support.ids].T)
-            cross[:, rows] = sum(piece @ applied[start:stop] for start, stop, piece in pieces)
-        target_self = source_self if alone else _self_terms(evaluator.direct, targets)
+        cross, target_self, source_self = _products(evaluator.direct, targets, sources)
         cross *= -2.0
         cross += target_self[:, None]
         cross += source_self
@@ -200,26 +198,45 @@ class MaximumMeanDiscrepancy(Metric):
 
     def workspace_bytes(self, targets: int, sources: int, vocabulary: int, nnz_per_dataset: int) -> int:
         """See `Metric.workspace_bytes`."""
-        # A chunk: dense rows, padded spectrum, its squares, the result of 2 V and the part of it that is read.
-        chunk = 8 * 8 * min(ROWS_AT_ONCE, max(targets, sources)) * vocabulary
-        spectra = 24 * 8 * vocabulary
+        width = 2 * len(_lags(vocabulary))
+        # Targets' spectra; a batch of dense rows, their spectra, and these weighted; the kernel's own.
+        spectra = 8 * width * (targets + 3 * min(_batch(width), max(targets, sources)) + 16)
         results = 5 * 8 * targets * sources
-        return support_bytes(targets + sources, vocabulary, nnz_per_dataset) + chunk + spectra + results
+        return support_bytes(targets + sources, vocabulary, nnz_per_dataset) + spectra + results
 
 
-def _row_blocks(rows: int) -> list[NDArray[np.int64]]:
-    return [
-        np.arange(start, min(start + ROWS_AT_ONCE, rows), dtype=np.int64)
-        for start in range(0, rows, ROWS_AT_ONCE)
-    ]
+def _batch(width: int) -> int:
+    return max(1, min(ROWS_AT_ONCE, BATCH_BYTES // (8 * width)))
 
 
-def _self_terms(matrix: _Toeplitz, counts: TokenCounts) -> FloatArray:
-    """`p^T K p` of each dataset; shape (B,)."""
-    terms = np.empty(len(counts))
-    for rows in _row_blocks(len(counts)):
-        terms[rows] = matrix.quadratic(matrix.transform(dense(counts.select(rows))))
-    return terms
+def _row_blocks(rows: int, size: int) -> list[NDArray[np.int64]]:
+    return [np.arange(start, min(start + size, rows), dtype=np.int64) for start in range(0, rows, size)]
+
+
+def _products(
+    matrix: _Toeplitz, targets: TokenCounts, sources: TokenCounts
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """`p^T K q` of all pairs, shape (T, S), and `p^T K p` of the targets and the sources.
+
+    Of a block with itself, entries below the diagonal mean nothing.
+    """
+    alone = targets is sources
+    cross = np.zeros((len(targets), len(sources)))
+    target_self, source_self = np.empty(len(targets)), np.empty(len(sources))
+    target_spectra = np.empty((len(targets), matrix.width))
+    for rows in _row_blocks(len(targets), _batch(matrix.width)):
+        spectra, weighted = matrix.spectra(targets.select(rows))
+        target_spectra[rows] = spectra
+        target_self[rows] = np.einsum("ij,ij->i", spectra, weighted)
+        if alone:
+            cross[: rows[-1] + 1, rows] = target_spectra[: rows[-1] + 1] @ weighted.T
+    if alone:
+        return cross, target_self, target_self
+    for rows in _row_blocks(len(sources), _batch(matrix.width)):
+        spectra, weighted = matrix.spectra(sources.select(rows))
+        source_self[rows] = np.einsum("ij,ij->i", spectra, weighted)
+        cross[:, rows] = target_spectra @ weighted.T
+    return cross, target_self, source_self
 
 
 def _bound(matrix: _Toeplitz, counts: TokenCounts, self_terms: FloatArray) -> FloatArray:

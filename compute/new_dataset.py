@@ -21,13 +21,14 @@ from compute.cluster import memory_budget
 from compute.coefficients import effective_sources
 from compute.combine import combine_one
 from compute.delta_space import DeltaAdapter, check_rank_fits, delta_adapter
-from compute.distances import ready_adapters, token_counts
+from compute.distances import ready_adapters
 from compute.distributions import TokenCounts
 from compute.matrices import sources_of
 from compute.neural import apply
 from compute.neural_models import stored_model
 from compute.options import NO_DISTANCES, PredictionOptions
 from compute.predict import bank_matrices
+from compute.stored_counts import token_counts
 
 _BLOCK = 512
 

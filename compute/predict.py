@@ -120,15 +120,30 @@ def distances(
 
     Computes what is not stored yet. See `PredictionOptions` for the parameters.
     """
+    options = PredictionOptions(metric=metric, kernel=kernel, sigma=sigma, compatible=compatible)
+    (matrix,) = distances_by(bank, [options], cluster=cluster, progress=progress)
+    return matrix
+
+
+def distances_by(
+    bank: AdapterBank,
+    ways: Sequence[PredictionOptions],
+    *,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+) -> list[xarray.DataArray]:
+    """Return the distance matrix of each way's metric, in their order; all are computed side by side."""
     import xarray
 
-    options = PredictionOptions(metric=metric, kernel=kernel, sigma=sigma, compatible=compatible)
     shown = progress or SilentProgress()
     with _computing(bank, cluster, shown) as used:
-        found = compute_distances(bank, options, used, shown)
-    return xarray.DataArray(
-        found.values, _coordinates(found.adapters), ("target", "source"), name=found.metric
-    )
+        matrices = compute_distances(bank, ways, used, shown)
+    return [
+        xarray.DataArray(
+            matrix.values, _coordinates(matrix.adapters), ("target", "source"), name=matrix.metric
+        )
+        for matrix in matrices
+    ]
 
 
 def coefficients(
@@ -139,14 +154,32 @@ def coefficients(
     progress: Progress | None = None,
 ) -> xarray.DataArray:
     """Return the leave-one-out coefficients with names on their axes: `target` (rows), `source` (columns)."""
+    (matrix,) = coefficients_by(bank, [options or PredictionOptions()], cluster=cluster, progress=progress)
+    return matrix
+
+
+def coefficients_by(
+    bank: AdapterBank,
+    ways: Sequence[PredictionOptions],
+    *,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+) -> list[xarray.DataArray]:
+    """Return the coefficients of each way, in their order; the distances are computed side by side."""
     import xarray
 
-    options = options or PredictionOptions()
     shown = progress or SilentProgress()
     with _computing(bank, cluster, shown) as used:
-        found = compute_coefficients(bank, options, used, shown)
-    coordinates = _coordinates(found.adapters) | {"effective_sources": ("target", found.effective)}
-    return xarray.DataArray(found.values, coordinates, ("target", "source"), name=options.approach)
+        found = compute_coefficients(bank, ways, used, shown)
+    return [
+        xarray.DataArray(
+            way.values,
+            _coordinates(way.adapters) | {"effective_sources": ("target", way.effective)},
+            ("target", "source"),
+            name=way.options.approach,
+        )
+        for way in found
+    ]
 
 
 def _coordinates(adapters: Sequence[AdapterRecord]) -> dict[str, Any]:
@@ -172,7 +205,7 @@ def leave_one_out(
     check_rank_fits(bank, options.rank)
     shown = progress or SilentProgress()
     with _computing(bank, cluster, shown) as used:
-        return compute_coefficients(bank, options, used, shown)
+        return compute_coefficients(bank, [options], used, shown)[0]
 
 
 def all_coefficients(
@@ -187,20 +220,28 @@ def all_coefficients(
     with _computing(bank, cluster, shown) as used:
         adapters = ready_adapters(bank)
         gram = gram_matrix(bank, adapters, sources_of(bank, adapters), used, shown)
-        return [compute_coefficients(bank, options, used, shown) for options in ways], gram
+        return compute_coefficients(bank, ways, used, shown), gram
 
 
 def compute_coefficients(
-    bank: AdapterBank, options: PredictionOptions, cluster: Cluster, progress: Progress
-) -> Coefficients:
-    """Return the leave-one-out coefficients of a bank; the caller holds the compute lock.
+    bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
+) -> list[Coefficients]:
+    """Return the leave-one-out coefficients of each way; the caller holds the compute lock.
 
     Raises
     ------
     ParameterError
         The bank has fewer than two adapters, so that nothing is left when one is left out.
     """
-    found = compute_matrices(bank, options, cluster, progress)
+    matrices = compute_matrices(bank, ways, cluster, progress)
+    return [
+        _coefficients(bank, options, found, progress) for options, found in zip(ways, matrices, strict=True)
+    ]
+
+
+def _coefficients(
+    bank: AdapterBank, options: PredictionOptions, found: Matrices, progress: Progress
+) -> Coefficients:
     adapters, units, fitted = found.adapters, found.units, None
     if options.approach == "neural":
         distances, gram = found.distances, found.gram
@@ -225,7 +266,7 @@ def bank_matrices(
     """Return the matrices of a bank that the approach needs; computes what is not stored yet."""
     shown = progress or SilentProgress()
     with _computing(bank, cluster, shown) as used:
-        return compute_matrices(bank, options, used, shown)
+        return compute_matrices(bank, [options], used, shown)[0]
 
 
 # -- all N predictions ---------------------------------------------------------------------------------
@@ -280,14 +321,14 @@ def predict_all_ways(
     See `predict_all`; the results are in the order of `ways`.
     """
     shown = progress or SilentProgress()
+    if not ways:
+        return []
     if any(options.space != "factors" for options in ways):
         raise ParameterError(
             "space: stored predictions are of factors, delta found; export folders: with --export, or export_delta"
         )
     with _computing(bank, cluster, shown) as used:
-        found = [compute_coefficients(bank, options, used, shown) for options in ways]
-        if not found:
-            return []
+        found = compute_coefficients(bank, ways, used, shown)
         adapters = found[0].adapters
         sources = sources_of(bank, adapters)
         errors: list[NDArray[np.float64] | None] = [None] * len(found)

@@ -20,12 +20,13 @@ from bankdb.arrays import (
     open_array,
 )
 from bankdb.bank import AdapterBank
+from bankdb.errors import PlanError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
 from compute.cluster import Cluster, run_tasks
 from compute.combine import Sources, combine_panel
 from compute.options import PredictionOptions
-from compute.tiles import SHARD_ROWS, PanelPart, padded, plan_panels, split_panel
+from compute.tiles import COEFFICIENT_ROWS, SHARD_ROWS, PanelPart, following, padded, plan_panels, split_panel
 
 Opened = tuple[RunRecord, Path]
 
@@ -87,7 +88,7 @@ def _create_predictions(path: Path, run: RunRecord, parameters: int, weights: ND
     stored = create_array(
         path / "coefficients",
         shape=weights.shape,
-        chunks=(min(targets, 1024), sources),
+        chunks=(min(targets, COEFFICIENT_ROWS), sources),
         shards=None,
         dtype="float32",
         attributes=mark,
@@ -123,16 +124,37 @@ def combine_missing(
     rows = (len(open_runs) - 1) * padded(targets) + targets
     panels = plan_panels(rows, targets, bank.layout.size, chunk=chunk, budget=cluster.task_budget)
     parts = {panel.name: split_panel(panel, targets, len(open_runs)) for panel in panels}
+    columns = [range(panel.start, panel.stop) for panel in panels]
+    store = str(bank.store.path.absolute())
     groups = tuple(str(path.absolute()) for _, path in open_runs)
     tasks = {
-        panel.name: (str(bank.store.path.absolute()), groups, sources, panel, chunk)
-        for panel in panels
+        panel.name: (store, groups, sources, panel, chunk, following(columns, index, cluster.slots))
+        for index, panel in enumerate(panels)
         if not all(_done(bank, open_runs[part.group], part, chunk) for part in parts[panel.name])
     }
+    _check_space(
+        bank.array_path("predictions"),
+        sum(
+            4 * (part.stop - part.start) * (panel.stop - panel.start)
+            for panel in panels
+            for part in parts[panel.name]
+            if not _done(bank, open_runs[part.group], part, chunk)
+        ),
+    )
     for name, _ in run_tasks(cluster, "combine", combine_panel, tasks, progress):
         for part in parts[name]:
             run, _ = open_runs[part.group]
             bank.runs.mark_done(run.id, {part.name: run.inputs_sha256})
+
+
+def _check_space(path: Path, needed: int) -> None:
+    """Refuse before anything is computed what the disk cannot hold: it would fill up hours later."""
+    free = shutil.disk_usage(path).free
+    if needed > free:
+        raise PlanError(
+            f"{path}: expected {needed / 2**30:.1f} GiB free for the predictions, found {free / 2**30:.1f} GiB; "
+            "delete older predictions, or predict fewer combinations at once"
+        )
 
 
 def _done(bank: AdapterBank, opened: Opened, part: PanelPart, chunk: int) -> bool:

@@ -17,8 +17,16 @@ CHUNK_ROWS = 64
 SHARD_ROWS = 16
 # Tasks a worker should get at the least, so that the last one does not keep the others waiting.
 _TASKS_PER_WORKER = 3
-# Sources read at once: more of them make the matrix product no faster.
+# Targets multiplied at once, where the sources are held: more make the matrix product hardly faster, and fewer
+# not much slower, so that two blocks take an eighth of the budget at the most where there is a smaller one.
+_BLOCKS = (128, 64, 32, SHARD_ROWS)
+_BLOCKS_SHARE = 8
+# Sources read at once, where they are not held: more of them make the matrix product no faster.
 _LARGEST_BATCH = 64
+# Targets of a stored chunk of coefficients.
+COEFFICIENT_ROWS = 1024
+# Columns multiplied at once where coefficients are sparse: those of all sources stay in cache.
+SPARSE_STRIP = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +61,30 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Columns of the predictions, for a range of targets; both half-open, both of whole shards."""
+    """Columns of the predictions, for a range of targets; both half-open, both of whole shards.
+
+    Attributes
+    ----------
+    start, stop
+        Columns.
+    target_start, target_stop
+        Targets.
+    held
+        Whether all sources are held in memory while the targets pass, in blocks: one block is written while
+        the next is multiplied.
+    batch
+        Sources read at once.
+    block
+        Targets multiplied at once, whole shards.
+    """
 
     start: int
     stop: int
     target_start: int
     target_stop: int
+    held: bool
     batch: int
+    block: int
 
     @property
     def name(self) -> str:
@@ -89,6 +114,7 @@ def plan_tiles(
     workers: int,
     budget: int,
     workspace: Callable[[int], int],
+    matrices: int = 1,
 ) -> tuple[Tile, ...]:
     """Cover the missing chunks with tiles, each chunk once.
 
@@ -104,6 +130,8 @@ def plan_tiles(
         Bytes that one task may use.
     workspace
         Bytes that a task of a square tile of so many rows uses.
+    matrices
+        How many matrices are computed side by side: the workers share the tiles of all of them.
 
     Returns
     -------
@@ -124,7 +152,7 @@ def plan_tiles(
             f"{_mib(budget)}; raise --memory, or lower --workers"
         )
     side = 1
-    while side < blocks and _tasks(blocks, side * 2) >= workers * _TASKS_PER_WORKER:
+    while side < blocks and matrices * _tasks(blocks, side * 2) >= workers * _TASKS_PER_WORKER:
         if workspace(side * 2 * CHUNK_ROWS) > budget:
             break
         side *= 2
@@ -146,21 +174,34 @@ def _tile(i: int, j: int, side: int, rows: int) -> Tile:
     return Tile(edge(i), edge(i + side), edge(j), edge(j + side))
 
 
-def panel_bytes(targets: int, batch: int, sources: int, chunk: int) -> int:
+def panel_bytes(block: int, batch: int, sources: int, chunk: int, *, blocks: int = 2) -> int:
     """Return the bytes that the task of a panel uses.
 
-    Its result and a batch of sources; a shard of the result in the writer's hands, raw, compressed and
-    joined; a source being decoded; and its coefficients with what is made of them.
+    Parameters
+    ----------
+    block, batch
+        Targets multiplied and sources read at once.
+    sources
+        N: those that a target may have.
+    chunk
+        Columns.
+    blocks
+        Blocks there at a time: 2, one in the writer's hands, or 1 where the panel has no other.
     """
-    columns = targets + batch + 3 * SHARD_ROWS + 2
-    return 4 * (chunk * columns + 3 * targets * sources)
+    # In the hands of reader and writer: a chunk raw and decoded, one padded and compressed.
+    rows = blocks * block + batch + 4
+    # Coefficients with what is made of them, and the stored chunk that they come from.
+    coefficients = 4 * (3 * block + 2 * COEFFICIENT_ROWS) * sources
+    sparse = 4 * min(SPARSE_STRIP, chunk) * (batch + block)
+    return 4 * chunk * rows + coefficients + sparse
 
 
 def plan_panels(targets: int, sources: int, parameters: int, *, chunk: int, budget: int) -> tuple[Panel, ...]:
     """Cut the targets x parameters predictions into panels that fit the budget, each entry once.
 
-    Panels are a chunk wide; where all targets do not fit at once they are taken in ranges of whole shards,
-    at the cost of reading the sources once for each range.
+    Panels are a chunk wide. Where a chunk of all sources fits, it is held while blocks of targets pass, however
+    many. Where it does not, targets are taken in ranges of whole shards, at the cost of reading the sources
+    in batches once for each range.
 
     Parameters
     ----------
@@ -176,23 +217,39 @@ def plan_panels(targets: int, sources: int, parameters: int, *, chunk: int, budg
     PlanError
         Not even one shard of targets fits the budget.
     """
+    for largest in _BLOCKS:
+        block = min(largest, targets)
+        if largest > SHARD_ROWS and 2 * 4 * chunk * block > budget // _BLOCKS_SHARE:
+            continue
+        if panel_bytes(block, sources, sources, chunk) <= budget:
+            held, height, batch = True, targets, sources
+            break
+    else:
+        height, batch = _plan_ranges(targets, sources, chunk, budget)
+        held, block = False, height
+    return tuple(
+        Panel(start, min(start + chunk, parameters), first, min(first + height, targets), held, batch, block)
+        for start in range(0, parameters, chunk)
+        for first in range(0, targets, height)
+    )
+
+
+def _plan_ranges(targets: int, sources: int, chunk: int, budget: int) -> tuple[int, int]:
+    """Return targets of a range and sources of a batch, where the sources do not fit."""
     least = min(targets, SHARD_ROWS)
-    smallest = panel_bytes(least, 1, sources, chunk)
+    smallest = panel_bytes(least, 1, sources, chunk, blocks=1)
     if smallest > budget:
         raise PlanError(
             f"a panel of {least} targets needs {_mib(smallest)}, but a task may use {_mib(budget)}; "
             "raise --memory, or lower --workers"
         )
     room = budget - smallest
+    # Another source, or target, costs its columns, and its share of a sparse product.
+    each = 4 * (chunk + min(SPARSE_STRIP, chunk))
     # A quarter of what is left goes to the sources, the rest to more targets.
-    batch = 1 + min(sources - 1, _LARGEST_BATCH - 1, room // 4 // (4 * chunk))
-    height = least + (room - 4 * chunk * (batch - 1)) // (4 * chunk + 12 * sources)
-    height = targets if height >= targets else height // SHARD_ROWS * SHARD_ROWS
-    return tuple(
-        Panel(start, min(start + chunk, parameters), first, min(first + height, targets), batch)
-        for start in range(0, parameters, chunk)
-        for first in range(0, targets, height)
-    )
+    batch = 1 + min(sources - 1, _LARGEST_BATCH - 1, room // 4 // each)
+    height = least + (room - each * (batch - 1)) // (each + 12 * sources)
+    return targets if height >= targets else height // SHARD_ROWS * SHARD_ROWS, batch
 
 
 def padded(targets: int) -> int:
@@ -242,6 +299,12 @@ def plan_slices(parameters: int, rows: int, *, chunk: int, budget: int, pieces: 
     chunks = -(-parameters // chunk)
     each = max(1, chunks // max(1, pieces)) * chunk
     return tuple(range(start, min(start + each, parameters)) for start in range(0, parameters, each))
+
+
+def following(slices: Sequence[range], index: int, slots: int) -> tuple[int, int]:
+    """Return the columns that a worker is likely to be given after slice `index`, half-open; (0, 0) after the last."""
+    later = index + slots
+    return (slices[later].start, slices[later].stop) if later < len(slices) else (0, 0)
 
 
 def contiguous(values: Sequence[int], start: int, stop: int) -> tuple[int, int]:

@@ -7,15 +7,26 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from compute.blocks import Metric, Support, panel, panel_width, recompute_cancelled, support_bytes
+from compute.blocks import (
+    Metric,
+    Support,
+    compiled_kernels,
+    panel,
+    panel_width,
+    recompute_cancelled,
+    support_bytes,
+)
 from compute.distributions import CountsRow, TokenCounts
 from compute.pairs import FloatArray, Pair, align
 
 ROUNDING = 4 * np.finfo(np.float64).eps
 """Rounding of one difference of two cumulative sums, with a margin."""
 RELATIVE_ACCURACY = 1e-10
+SAVED = 0.6
+"""Nanoseconds that the compiled loop saves for each id of a pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +36,7 @@ class Wasserstein(Metric):
     name: ClassVar[str] = "wasserstein"
     short: ClassVar[str] = "wd"
     symmetric: ClassVar[bool] = True
+    relative_cost: ClassVar[float] = 0.4
 
     @property
     def key(self) -> str:
@@ -33,20 +45,20 @@ class Wasserstein(Metric):
 
     def block(self, targets: TokenCounts, sources: TokenCounts) -> FloatArray:
         """See `Metric.block`; T S U absolute differences, U the ids that occur in the block."""
+        alone = targets is sources
         support = Support(targets, sources)
         # Between two ids of the support every cumulative sum is constant: scale by the gap, sum once.
         gaps = np.diff(support.ids, append=support.ids[-1:]).astype(np.float64)
-        distances = np.zeros((len(targets), len(sources)))
-        width = panel_width(len(targets) + len(sources))
-        steps = zip(
-            _cumulative_panels(support, targets, gaps, width),
-            _cumulative_panels(support, sources, gaps, width),
-            strict=True,
-        )
-        for target_panel, source_panel in steps:
-            distances += cdist(target_panel, source_panel, "cityblock")
+        kernels = compiled_kernels(len(targets) * len(sources) * len(gaps), SAVED)
+        distances: FloatArray
+        if kernels is None:
+            distances = _summed_panels(support, targets, sources, gaps)
+        else:
+            p = _rows(support, targets)
+            q = p if alone else _rows(support, sources)
+            distances = kernels.cumulative_distances(*p, *q, gaps, alone)
         bound = targets.vocabulary * ROUNDING / RELATIVE_ACCURACY
-        recompute_cancelled(distances, bound, targets, sources, _distance, upper_only=targets is sources)
+        recompute_cancelled(distances, bound, targets, sources, _distance, upper_only=alone)
         return distances
 
     def pair(self, p: CountsRow, q: CountsRow, vocabulary: int) -> float:
@@ -60,6 +72,27 @@ class Wasserstein(Metric):
         # Two panels and the one being made, and two results of cdist beside the block and its transpose.
         panels = 2 * 8 * datasets * columns
         return support_bytes(datasets, vocabulary, nnz_per_dataset) + panels + 4 * 8 * targets * sources
+
+
+def _rows(
+    support: Support, counts: TokenCounts
+) -> tuple[NDArray[np.int64], NDArray[np.int32], FloatArray, FloatArray]:
+    return counts.indptr, support.columns(counts), counts.counts.astype(np.float64), counts.totals
+
+
+def _summed_panels(
+    support: Support, targets: TokenCounts, sources: TokenCounts, gaps: FloatArray
+) -> FloatArray:
+    distances = np.zeros((len(targets), len(sources)))
+    width = panel_width(len(targets) + len(sources))
+    steps = zip(
+        _cumulative_panels(support, targets, gaps, width),
+        _cumulative_panels(support, sources, gaps, width),
+        strict=True,
+    )
+    for target_panel, source_panel in steps:
+        distances += cdist(target_panel, source_panel, "cityblock")
+    return distances
 
 
 def _cumulative_panels(

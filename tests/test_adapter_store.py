@@ -124,6 +124,23 @@ def panel_store(tmp_path_factory: pytest.TempPathFactory) -> AdapterStore:
     return store
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_are_the_same_for_zarr_and_in_banks_that_zarr_wrote(tmp_path: Path, dtype: str) -> None:
+    """Earlier versions left the writing to zarr, which compresses whatever it is given."""
+    vector = np.random.default_rng(0).normal(size=300_000).astype(dtype).astype(np.float32)
+    store = make_store(tmp_path, len(vector), 2)
+    store.write(0, vector)
+    store.array[1, :] = vector
+    for row in (0, 1):
+        assert store.read(row).tobytes() == vector.tobytes()
+        assert np.asarray(open_array(store.path)[row, :]).tobytes() == vector.tobytes()
+    size, compressed = (store.file(row).stat().st_size for row in (0, 1))
+    if dtype == "float16":
+        assert size == compressed < 0.6 * vector.nbytes
+    else:
+        assert size > vector.nbytes > compressed
+
+
 # -- growth -----------------------------------------------------------------------------------------
 
 

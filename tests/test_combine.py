@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import shutil
 import tracemalloc
 from collections.abc import Iterator
@@ -18,17 +20,21 @@ from bankdb.adapter_store import AdapterStore
 from bankdb.arrays import column_chunk, create_array, open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, ComputeError
+from bankdb.progress import SilentProgress
+from bankdb.shards import Shards
+from compute.cluster import ClusterOptions, open_cluster
 from compute.combine import (
     Sources,
-    accumulate,
     combine_columns,
+    combine_held,
     combine_one,
     combine_panel,
-    one_hot,
     read_scaled,
 )
-from compute.predict import sources_of
-from compute.tiles import SHARD_ROWS, panel_bytes, plan_panels
+from compute.options import PredictionOptions
+from compute.predict import predict_all, sources_of
+from compute.products import accumulate, one_hot, product, sparse_product
+from compute.tiles import SHARD_ROWS, SPARSE_STRIP, Panel, padded, panel_bytes, plan_panels
 
 Float32 = NDArray[np.float32]
 N, PARAMETERS = 7, 150_001
@@ -151,6 +157,61 @@ def test_a_single_vector_equals_dense_arithmetic(store: AdapterStore, theta: Flo
     assert_combined(found[None, :], weights, scaled(theta, ratios))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    targets=st.integers(1, 40),
+    density=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    width=st.sampled_from([1, 100, SPARSE_STRIP - 1, SPARSE_STRIP, 2 * SPARSE_STRIP + 3]),
+)
+def test_held_sources_give_what_batches_give(
+    store: AdapterStore, theta: Float32, seed: int, targets: int, density: float, width: int
+) -> None:
+    weights = coefficients_of(seed, targets, density)
+    which = np.flatnonzero(weights.any(axis=0))
+    out = np.full((targets, width), np.nan, np.float32)
+    combine_held(out, weights, which, read_scaled(store, sources(), which.tolist(), 0, width))
+    assert_combined(out, weights, theta[:, :width].astype(np.float64))
+    batches = combine_columns(store, sources(), weights, 0, width, 2)
+    magnitude = np.abs(weights) @ np.abs(theta[:, :width])
+    assert (np.abs(out - batches) <= 1e-6 * magnitude).all()
+    for target in np.flatnonzero(one_hot(weights) >= 0):
+        assert out[target].tobytes() == batches[target].tobytes()
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    targets=st.integers(1, 30),
+    number=st.integers(1, 30),
+    columns=st.sampled_from([1, 7, SPARSE_STRIP, SPARSE_STRIP + 1, 5000]),
+    density=st.floats(0, 1),
+)
+def test_sparse_and_dense_products_are_the_same(
+    seed: int, targets: int, number: int, columns: int, density: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    weights = (rng.random((targets, number)) * (rng.random((targets, number)) < density)).astype(np.float32)
+    rows = rng.normal(size=(number, columns)).astype(np.float32)
+    found = [np.full((targets, columns), np.nan, np.float32) for _ in range(2)]
+    product(weights, rows, found[0])
+    sparse_product(weights, rows, found[1])
+    for values in found:
+        assert_combined(values, weights, rows.astype(np.float64))
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_threads_and_memory_do_not_change_a_single_vector(store: AdapterStore, rescaled: bool) -> None:
+    """Not by a bit; a small chunk makes many parts to share among the threads."""
+    ratios = np.array([1, 0.3, 2, 1, 1, 4, 0.25], np.float32) if rescaled else np.ones(N, np.float32)
+    weights = coefficients_of(4, 1, 1.0)[0]
+    expected = combine_one(store, sources(ratios), weights, chunk=1000, budget=1, threads=1)
+    for threads in (2, 3, 16):
+        for budget in (1, 1 << 16, 1 << 30):
+            found = combine_one(store, sources(ratios), weights, chunk=1000, budget=budget, threads=threads)
+            assert found.tobytes() == expected.tobytes()
+
+
 # -- what is read --------------------------------------------------------------------------------------
 
 
@@ -243,16 +304,17 @@ def write_group(path: Path, weights: Float32, parameters: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("room", [1.0, 1.4, 100.0])
+@pytest.mark.parametrize("room", [1.0, 2.0, 100.0])
 def test_panels_together_are_the_product(
     store: AdapterStore, theta: Float32, tmp_path: Path, room: float
 ) -> None:
     targets = 2 * SHARD_ROWS + 5
     weights = coefficients_of(2, targets, 0.6)
     group = write_group(tmp_path / "group", weights, PARAMETERS)
-    budget = int(room * panel_bytes(SHARD_ROWS, 1, N, CHUNK))
+    budget = int(room * panel_bytes(SHARD_ROWS, 1, N, CHUNK, blocks=1))
     panels = plan_panels(targets, N, PARAMETERS, chunk=CHUNK, budget=budget)
-    assert len(panels) == {1.0: 6, 1.4: 4, 100.0: 2}[room]
+    assert len(panels) == {1.0: 6, 2.0: 4, 100.0: 2}[room]
+    assert {panel.held for panel in panels} == {room == 100}
     for panel in reversed(panels):
         written = combine_panel(str(store.path), (str(group),), sources(), panel, CHUNK)
         assert written == 4 * (panel.stop - panel.start) * (panel.target_stop - panel.target_start)
@@ -260,17 +322,93 @@ def test_panels_together_are_the_product(
     assert_combined(found, weights, theta.astype(np.float64))
 
 
-def test_a_panel_stays_within_the_memory_it_was_planned_with(store: AdapterStore, tmp_path: Path) -> None:
-    targets = 2 * SHARD_ROWS
-    group = write_group(tmp_path / "group", coefficients_of(2, targets, 1.0), PARAMETERS)
-    panels = plan_panels(targets, N, PARAMETERS, chunk=CHUNK, budget=panel_bytes(targets, N, N, CHUNK))
-    arguments = (str(store.path), (str(group),), sources(), panels[0], CHUNK)
+@pytest.mark.parametrize("density", [0.01, 1.0])
+@pytest.mark.parametrize("held", [True, False])
+def test_a_panel_stays_within_the_memory_it_was_planned_with(
+    store: AdapterStore, tmp_path: Path, held: bool, density: float
+) -> None:
+    targets = 4 * SHARD_ROWS
+    group = write_group(tmp_path / "group", coefficients_of(2, targets, density), PARAMETERS)
+    block = SHARD_ROWS if held else targets
+    panel = Panel(0, CHUNK, 0, targets, held, N if held else 3, block)
+    arguments = (str(store.path), (str(group),), sources(), panel, CHUNK)
     combine_panel(*arguments)  # modules are loaded
     tracemalloc.start()
     combine_panel(*arguments)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak <= panel_bytes(targets, panels[0].batch, N, CHUNK)
+    assert peak <= panel_bytes(block, panel.batch, N, CHUNK, blocks=2 if held else 1)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_several_runs_read_the_sources_once_and_each_is_as_if_it_were_alone(
+    store: AdapterStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    targets, runs = SHARD_ROWS + 5, 3
+    weights = [coefficients_of(seed, targets, 1.0) for seed in range(runs)]
+    for values in weights:
+        values[:, 3] = 0
+    read: list[int] = []
+    read_into = AdapterStore.read_into
+
+    def counting(self: AdapterStore, rows: list[int], *arguments: object) -> None:
+        read.extend(rows)
+        read_into(self, rows, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(AdapterStore, "read_into", counting)
+    together = [write_group(tmp_path / f"a{i}", values, PARAMETERS) for i, values in enumerate(weights)]
+    rows = (runs - 1) * padded(targets) + targets
+    panel = Panel(0, CHUNK, 0, rows, held, N if held else 2, SHARD_ROWS if held else rows)
+    combine_panel(str(store.path), [str(group) for group in together], sources(), panel, CHUNK)
+    assert sorted(read) == [row for row in range(N) if row != 3]
+    alone = Panel(0, CHUNK, 0, targets, held, panel.batch, SHARD_ROWS if held else targets)
+    for i, values in enumerate(weights):
+        group = write_group(tmp_path / f"b{i}", values, PARAMETERS)
+        combine_panel(str(store.path), [str(group)], sources(), alone, CHUNK)
+        found, expected = (np.asarray(open_array(g / "adapters")[:, :CHUNK]) for g in (together[i], group))
+        if held:
+            np.testing.assert_array_equal(found, expected)
+        else:
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+# -- what cannot be written ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """A limit of the kernel's on what this process writes, as sudden as a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_file_that_cannot_be_written_is_named(store: AdapterStore, tmp_path: Path, held: bool) -> None:
+    targets = 3 * SHARD_ROWS + 1
+    group = write_group(tmp_path / "group", coefficients_of(2, targets, 1.0), PARAMETERS)
+    panel = Panel(0, CHUNK, 0, targets, held, N, SHARD_ROWS if held else targets)
+    # The last shard, of one row, is the only one that would fit.
+    with (
+        files_no_larger_than(8 * CHUNK),
+        pytest.raises(ComputeError, match=r"adapters/c/[012]/0: cannot be written \(File too large\)"),
+    ):
+        combine_panel(str(store.path), (str(group),), sources(), panel, CHUNK)
+    left = [path for path in (group / "adapters" / "c").rglob("*") if path.is_file()]
+    assert left in ([], [group / "adapters" / "c" / "3" / "0"])
+    combine_panel(str(store.path), (str(group),), sources(), panel, CHUNK)
+    assert np.isfinite(np.asarray(open_array(group / "adapters")[:, :CHUNK])).all()
+
+
+def test_a_folder_that_cannot_be_made_is_named(store: AdapterStore, tmp_path: Path) -> None:
+    group = write_group(tmp_path / "group", coefficients_of(2, 3, 1.0), PARAMETERS)
+    (group / "adapters" / "c").write_text("in the way")
+    (panel, _) = plan_panels(3, N, PARAMETERS, chunk=CHUNK, budget=1 << 30)
+    with pytest.raises(ComputeError, match=r"adapters/c/0.*: cannot be written \(Not a directory\)"):
+        combine_panel(str(store.path), (str(group),), sources(), panel, CHUNK)
 
 
 def test_coefficients_that_are_gone_are_an_error(store: AdapterStore, tmp_path: Path) -> None:
@@ -279,6 +417,25 @@ def test_coefficients_that_are_gone_are_an_error(store: AdapterStore, tmp_path: 
     (panel, _) = plan_panels(3, N, PARAMETERS, chunk=CHUNK, budget=1 << 30)
     with pytest.raises(BankFormatError, match=r"coefficients: lacks chunks; delete predictions\.zarr"):
         combine_panel(str(store.path), (str(group),), sources(), panel, CHUNK)
+
+
+def test_what_could_not_be_written_is_not_done(
+    mixed_scalings: SyntheticBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = mixed_scalings.bank
+    with open_cluster(ClusterOptions(workers=1, processes=False), SilentProgress()) as cluster:
+        with monkeypatch.context() as patched:
+
+            def full(*arguments: object) -> None:
+                raise OSError(28, "No space left on device", "somewhere/0")
+
+            patched.setattr(Shards, "write", full)
+            with pytest.raises(ComputeError, match="somewhere/0: cannot be written"):
+                predict_all(bank, PredictionOptions(approach="uniform"), cluster=cluster)
+        (run,) = bank.runs.all("predictions")
+        assert bank.runs.done_pieces(run.id) == {}
+        predicted = predict_all(bank, PredictionOptions(approach="uniform"), cluster=cluster)
+    assert np.isfinite(np.asarray(open_array(predicted.path / "adapters")[:, :])).all()
 
 
 # -- scaling -------------------------------------------------------------------------------------------

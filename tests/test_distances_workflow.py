@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
+import math
 import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -30,12 +32,20 @@ from bankdb.arrays import open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, BankNotFoundError, ComputeError, ParameterError, PlanError
 from bankdb.progress import SilentProgress
+from compute import blocks
 from compute import distances as distances_module
 from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.distances import compute_tile, distance_matrix, tile_bytes, write_distributions
+from compute.distances import (
+    compute_tile,
+    distance_matrices,
+    distance_matrix,
+    tile_bytes,
+    write_distributions,
+)
 from compute.distributions import TokenCounts, median_sigma
 from compute.metrics import get_metric
-from compute.predict import distances
+from compute.options import PredictionOptions
+from compute.predict import coefficients, coefficients_by, distances, distances_by
 from compute.tiles import CHUNK_ROWS, Tile
 from compute.wasserstein import Wasserstein
 
@@ -423,6 +433,17 @@ class Watched(Wasserstein):
         return super().block(targets, sources)
 
 
+class Failing(Wasserstein):
+    """A metric whose code is wrong for one tile: the one beside the diagonal."""
+
+    __slots__ = ()
+
+    def block(self, targets: TokenCounts, sources: TokenCounts) -> NDArray[np.float64]:
+        if len(targets) != len(sources):
+            raise ZeroDivisionError("overheated")
+        return super().block(targets, sources)
+
+
 class Unfinished(Wasserstein):
     """A metric that does not keep its promise."""
 
@@ -501,6 +522,178 @@ def test_a_tile_stays_within_the_memory_it_was_planned_with(many: SyntheticBank,
     tracemalloc.stop()
     assert computed == 2 * CHUNK_ROWS * (len(adapters) - CHUNK_ROWS)
     assert peak <= tile_bytes(metric, CHUNK_ROWS, VOCABULARY, nnz)
+
+
+# -- several metrics at once ---------------------------------------------------------------------------
+
+
+def ways_of(*metrics: str) -> list[PredictionOptions]:
+    return [PredictionOptions(metric=metric) for metric in metrics]
+
+
+def test_several_metrics_are_one_stage_and_the_same_matrices(
+    many: SyntheticBank, cluster: Cluster, counted: list[int]
+) -> None:
+    progress = RecordedProgress()
+    found = distances_by(many.bank, ways_of(*METRICS), cluster=cluster, progress=progress)
+    n = len(many.tokens)
+    # Two tiles on the diagonal and one beside them, for each metric.
+    assert progress.stages == {"distances by 4 metrics": 12}
+    assert sum(counted) == 4 * n * n
+    folders = [path for path in many.bank.array_path("distributions").iterdir() if path.is_dir()]
+    assert len(folders) == 1
+    shutil.rmtree(many.bank.array_path("distances"))
+    for metric, matrix in zip(METRICS, found, strict=True):
+        alone = distances(many.bank, metric, cluster=cluster)
+        assert alone.name == matrix.name
+        np.testing.assert_allclose(matrix.values, alone.values, rtol=1e-12, atol=1e-16)
+    assert all(run.state == "done" for run in many.bank.runs.all("distances"))
+
+
+def test_only_what_is_missing_is_in_the_stage(
+    many: SyntheticBank, cluster: Cluster, counted: list[int]
+) -> None:
+    n = len(many.tokens)
+    distances(many.bank, "js", cluster=cluster)
+    counted.clear()
+    progress = RecordedProgress()
+    distances_by(many.bank, ways_of("js", "wd"), cluster=cluster, progress=progress)
+    assert progress.stages == {"distances wasserstein": 3}
+    assert sum(counted) == n * n
+    counted.clear()
+    many.add_many([500])
+    distances_by(many.bank, ways_of("js", "wd", "kl"), cluster=cluster)
+    assert sum(counted) == 2 * (2 * n + 1) + (n + 1) ** 2
+    counted.clear()
+    # The same metric twice, once under another name, is one matrix.
+    twice = [PredictionOptions(metric="wd"), PredictionOptions(metric="wd", compatible="published")]
+    first, second = distances_by(many.bank, twice, cluster=cluster)
+    np.testing.assert_array_equal(first.values, second.values)
+    assert counted == []
+
+
+def test_a_tile_that_fails_is_named_with_its_metric_and_the_others_are_kept(
+    many: SyntheticBank, cluster: Cluster, counted: list[int]
+) -> None:
+    n = len(many.tokens)
+    metrics = [get_metric("kl"), Failing(), get_metric("mmd")]
+    with (
+        many.bank.computing(SilentProgress()),
+        pytest.raises(
+            ComputeError, match=r"distances by 3 metrics: piece wasserstein-\d+-\d+-\d+ .*overheated"
+        ),
+    ):
+        distance_matrices(many.bank, metrics, cluster, SilentProgress())
+    kept = sum(counted)
+    counted.clear()
+    found = distances_by(many.bank, ways_of("kl", "wd", "mmd"), cluster=cluster)
+    # Computed again: nothing that was taken before the failure.
+    assert sum(counted) == 3 * n * n - kept
+    for matrix, metric in zip(found, ("kl", "wd", "mmd"), strict=True):
+        oracle = next(oracle for name, _, oracle in ORACLES if get_metric(name) == get_metric(metric))
+        p, q = many.token_lists[2], many.token_lists[-1]
+        assert matrix.values[2, -1] == pytest.approx(oracle(p, q), rel=1e-9)
+
+
+@pytest.mark.parametrize("taken", [1, 5, 8])
+def test_a_stage_of_several_metrics_that_was_killed_goes_on(
+    many: SyntheticBank, cluster: Cluster, counted: list[int], taken: int
+) -> None:
+    """Killed after some results were taken: these are not computed again."""
+
+    class Killed(BaseException):
+        pass
+
+    n, steps = len(many.tokens), itertools.count(1)
+
+    def kill(stage: str) -> None:
+        if next(steps) == taken:
+            raise Killed
+
+    with pytest.raises(Killed):
+        distances_by(many.bank, ways_of("js", "kl", "wd"), cluster=cluster, progress=RecordedProgress(kill))
+    assert len(counted) == taken
+    kept = sum(counted)
+    counted.clear()
+    progress = RecordedProgress()
+    found = distances_by(many.bank, ways_of("js", "kl", "wd"), cluster=cluster, progress=progress)
+    assert sum(counted) == 3 * n * n - kept
+    assert sum(progress.stages.values()) == 9 - taken
+    assert all(np.isfinite(matrix.values).all() for matrix in found)
+    runs = many.bank.runs.all("distances")
+    assert [run.state for run in runs] == ["done"] * 3
+
+
+def test_deleted_chunks_of_several_metrics_are_computed_again(many: SyntheticBank, cluster: Cluster) -> None:
+    before = distances_by(many.bank, ways_of("js", "kl", "wd"), cluster=cluster)
+    root = many.bank.array_path("distances")
+    (root / "jensen-shannon" / "c" / "0" / "1").unlink()
+    shutil.rmtree(root / "wasserstein" / "c" / "1")
+    progress = RecordedProgress()
+    again = distances_by(many.bank, ways_of("js", "kl", "wd"), cluster=cluster, progress=progress)
+    assert set(progress.stages) == {"distances by 2 metrics"}
+    for old, new in zip(before, again, strict=True):
+        np.testing.assert_allclose(new.values, old.values, rtol=1e-12)
+
+
+def test_coefficients_of_several_metrics_compute_the_distances_in_one_stage(
+    many: SyntheticBank, cluster: Cluster
+) -> None:
+    ways = [
+        PredictionOptions(metric=metric, approach=approach)
+        for metric in ("js", "wd")
+        for approach in ("attentional", "normalized", "uniform")
+    ]
+    progress = RecordedProgress()
+    found = coefficients_by(many.bank, ways, cluster=cluster, progress=progress)
+    assert progress.stages == {"distances by 2 metrics": 6}
+    for options, matrix in zip(ways, found, strict=True):
+        alone = coefficients(many.bank, options, cluster=cluster)
+        np.testing.assert_array_equal(matrix.values, alone.values)
+        assert matrix.name == alone.name == options.approach
+
+
+@pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not for this Python yet")
+@pytest.mark.parametrize("first", ["numpy", "compiled"])
+def test_a_matrix_computed_by_both_paths(
+    many: SyntheticBank,
+    cluster: Cluster,
+    counted: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    first: str,
+) -> None:
+    """A bank computed with compiled loops, an adapter added without them, and the other way round."""
+    n = len(many.tokens)
+    saving = {"numpy": math.inf, "compiled": 0.0}
+    monkeypatch.setattr(blocks, "LEAST_SAVING", saving.pop(first))
+    before = distances_by(many.bank, ways_of("js", "wd"), cluster=cluster)
+    many.add_many([500])
+    counted.clear()
+    (other,) = saving.values()
+    monkeypatch.setattr(blocks, "LEAST_SAVING", other)
+    after = distances_by(many.bank, ways_of("js", "wd"), cluster=cluster)
+    assert sum(counted) == 2 * (2 * n + 1)
+    for old, new, metric in zip(before, after, ("js", "wd"), strict=True):
+        np.testing.assert_array_equal(new.values[:n, :n], old.values)
+        oracle = next(oracle for name, _, oracle in ORACLES if get_metric(name) == get_metric(metric))
+        for i, j in [(0, n), (n, 3), (n, n - 1), (5, 8), (n - 1, 2)]:
+            expected = oracle(many.token_lists[i], many.token_lists[j])
+            assert new.values[i, j] == pytest.approx(expected, rel=1e-9)
+
+
+def test_with_little_memory_no_compiler_is_loaded(
+    many: SyntheticBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take each worker memory that the budget does not know of."""
+    monkeypatch.setattr(blocks, "LEAST_SAVING", 0.0)
+    asked: list[bool] = []
+    monkeypatch.setattr(blocks, "_compiled", lambda: asked.append(True))
+    for memory, loads in ((2**29, False), (2**31, True)):
+        options = ClusterOptions(workers=1, processes=False, memory=memory)
+        with open_cluster(options, SilentProgress()) as opened:
+            distances_by(many.bank, ways_of("js", "wd"), cluster=opened)
+        assert bool(asked) == loads
+        shutil.rmtree(many.bank.array_path("distances"))
 
 
 # -- nothing to compute with ---------------------------------------------------------------------------

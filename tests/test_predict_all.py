@@ -280,7 +280,7 @@ def test_a_small_budget_gives_the_same(wide: SyntheticBank, cluster: Cluster) ->
     before = predict_all(wide.bank, options, cluster=cluster)
     values = stored(before)
     shutil.rmtree(before.path)
-    least = panel_bytes(SHARD_ROWS, 1, N, CHUNK_COLUMNS)
+    least = panel_bytes(SHARD_ROWS, 1, N, CHUNK_COLUMNS, blocks=1)
     with open_cluster(ClusterOptions(workers=1, processes=False, memory=least), SilentProgress()) as poor:
         progress = RecordedProgress()
         after = predict_all(wide.bank, options, cluster=poor, progress=progress)

@@ -17,6 +17,7 @@ HEAVY = (
     "xarray",
     "rich",
     "pyarrow",
+    "numba",
 )
 
 

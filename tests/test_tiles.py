@@ -79,6 +79,19 @@ def test_every_worker_gets_tiles_where_there_are_chunks_enough() -> None:
         assert 3 * workers <= len(tiles) < 20 * workers + 8
 
 
+@given(st.integers(1, 3000), st.integers(1, 16), st.integers(2, 6))
+def test_matrices_side_by_side_share_the_workers(rows: int, workers: int, matrices: int) -> None:
+    """Each is cut into fewer, larger tiles, but all together into enough for every worker."""
+    every = set(itertools.combinations_with_replacement(range(chunk_count(rows)), 2))
+
+    def tiles(number: int) -> int:
+        plan = plan_tiles(rows, every, workers=workers, budget=1 << 60, workspace=workspace, matrices=number)
+        return len(plan)
+
+    assert tiles(matrices) <= tiles(1)
+    assert matrices * tiles(matrices) >= min(3 * workers, matrices * len(every))
+
+
 def test_nothing_missing_is_no_tile() -> None:
     assert plan_tiles(500, (), workers=2, budget=0, workspace=workspace) == ()
 
@@ -103,7 +116,7 @@ def test_panels_cover_each_entry_once_in_whole_shards(
     targets: int, sources: int, parameters: int, chunk: int, room: float
 ) -> None:
     chunk = min(chunk, parameters)
-    budget = int(panel_bytes(min(targets, SHARD_ROWS), 1, sources, chunk) * (1 + room))
+    budget = int(panel_bytes(min(targets, SHARD_ROWS), 1, sources, chunk, blocks=1) * (1 + room))
     covered = np.zeros((targets, parameters), dtype=int)
     panels = plan_panels(targets, sources, parameters, chunk=chunk, budget=budget)
     for panel in panels:
@@ -114,20 +127,37 @@ def test_panels_cover_each_entry_once_in_whole_shards(
         assert panel.target_stop % SHARD_ROWS == 0 or panel.target_stop == targets
         assert 1 <= panel.batch <= sources
         height = panel.target_stop - panel.target_start
-        assert panel_bytes(height, panel.batch, sources, panel.stop - panel.start) <= budget
+        assert panel.block % SHARD_ROWS == 0 or panel.block == targets
+        if panel.held:
+            assert (height, panel.batch) == (targets, sources)
+            assert panel_bytes(panel.block, sources, sources, panel.stop - panel.start) <= budget
+        else:
+            assert panel.block >= height
+            assert panel_bytes(height, panel.batch, sources, panel.stop - panel.start, blocks=1) <= budget
     assert (covered == 1).all()
     assert len({panel.name for panel in panels}) == len(panels)
 
 
-def test_all_targets_at_once_where_they_fit() -> None:
-    panels = plan_panels(500, 500, 9_437_184, chunk=131_072, budget=1 << 30)
+@pytest.mark.parametrize("targets", [502, 12 * 512])
+@pytest.mark.parametrize(("mebibytes", "block"), [(2048, 128), (512, 64), (340, 32), (290, 16)])
+def test_sources_that_fit_are_read_once_however_many_targets(
+    targets: int, mebibytes: int, block: int
+) -> None:
+    panels = plan_panels(targets, 502, 9_437_184, chunk=131_072, budget=mebibytes << 20)
     assert len(panels) == 72
-    assert {(panel.target_start, panel.target_stop, panel.batch) for panel in panels} == {(0, 500, 64)}
+    assert {(panel.target_start, panel.target_stop) for panel in panels} == {(0, targets)}
+    assert {(panel.held, panel.batch, panel.block) for panel in panels} == {(True, 502, block)}
+
+
+def test_sources_that_do_not_fit_are_read_once_for_a_range_of_targets() -> None:
+    panels = plan_panels(502, 502, 9_437_184, chunk=131_072, budget=200 << 20)
+    assert len(panels) == 2 * 72
+    assert not any(panel.held for panel in panels)
 
 
 @given(targets_and_sources, targets_and_sources, widths, st.floats(0, 1, exclude_max=True))
 def test_a_panel_that_does_not_fit_is_refused(targets: int, sources: int, chunk: int, share: float) -> None:
-    smallest = panel_bytes(min(targets, SHARD_ROWS), 1, sources, chunk)
+    smallest = panel_bytes(min(targets, SHARD_ROWS), 1, sources, chunk, blocks=1)
     with pytest.raises(PlanError, match="--memory"):
         plan_panels(targets, sources, 1000, chunk=chunk, budget=int((smallest - 1) * share))
 

@@ -1,0 +1,150 @@
+"""The task of one tile of a distance matrix: what a worker reads, computes and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.arrays import fsync_written, open_array, read_region
+from bankdb.errors import BankFormatError, ComputeError
+from compute.blocks import Metric, allow_compiled
+from compute.distributions import TokenCounts
+from compute.stored_counts import AGAIN, read_counts
+from compute.tiles import CHUNK_ROWS, Tile
+
+
+def compute_tile(
+    distances_path: str,
+    counts_path: str,
+    metric: Metric,
+    tile: Tile,
+    complete: NDArray[np.int64],
+    compiled: bool = True,
+) -> int:
+    """Compute what a tile and its mirror lack, and write their chunks; runs in a worker.
+
+    Parameters
+    ----------
+    complete
+        Rows whose stored distances to each other are used as they are.
+    compiled
+        Whether compiled loops may be loaded where they pay.
+
+    Returns
+    -------
+    The number of entries of the matrix that were not known before.
+
+    Raises
+    ------
+    ComputeError
+        A distance is not a finite number.
+    """
+    path = Path(distances_path)
+    array = open_array(path, mode="r+")
+    rows, row_counts = read_counts(Path(counts_path), tile.row_start, tile.row_stop)
+    columns, column_counts = rows, row_counts
+    if not tile.diagonal:
+        columns, column_counts = read_counts(Path(counts_path), tile.column_start, tile.column_stop)
+    if not len(rows) or not len(columns):
+        return 0
+    upper = read_entries(path, _slices(tile))
+    lower = upper if tile.diagonal else read_entries(path, _slices(tile, mirror=True))
+    at = np.ix_(rows - tile.row_start, columns - tile.column_start)
+    known = np.isfinite(upper[at]) & np.isfinite(lower.T[at])
+    known &= np.isin(rows, complete)[:, None] & np.isin(columns, complete)
+    for r, c in _blocks_to_compute(known, tile.diagonal):
+        with allow_compiled(compiled):
+            forward, backward = _block(metric, tile, row_counts, column_counts, r, c)
+        _check_finite(metric, forward, rows[r], columns[c])
+        _check_finite(metric, backward, columns[c], rows[r])
+        upper[np.ix_(rows[r] - tile.row_start, columns[c] - tile.column_start)] = forward
+        lower[np.ix_(columns[c] - tile.column_start, rows[r] - tile.row_start)] = backward
+    array[_slices(tile)] = upper
+    if not tile.diagonal:
+        array[_slices(tile, mirror=True)] = lower
+    fsync_written(path, _files(path, tile))
+    return int(np.count_nonzero(~known)) * (1 if tile.diagonal else 2)
+
+
+def _block(
+    metric: Metric,
+    tile: Tile,
+    rows: TokenCounts,
+    columns: TokenCounts,
+    r: NDArray[np.int64],
+    c: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if tile.diagonal and len(r) == len(rows):
+        # The same object on both sides tells a symmetric metric that half of the block is a mirror.
+        block = metric.block(rows, rows)
+        return block, block
+    return metric.both(_select(rows, r), _select(columns, c))
+
+
+def _select(counts: TokenCounts, rows: NDArray[np.int64]) -> TokenCounts:
+    return counts if len(rows) == len(counts) else counts.select(rows)
+
+
+def _blocks_to_compute(
+    known: NDArray[np.bool_], diagonal: bool
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Cover the unknown entries by blocks: whole rows that lack something, or whole columns, or both."""
+    rows, columns = known.shape
+    new_rows = np.flatnonzero(~known.any(axis=1))
+    new_columns = np.flatnonzero(~known.any(axis=0))
+    covered = known.copy()
+    covered[new_rows] = True
+    covered[:, new_columns] = True
+    if not covered.all():
+        # Holes in the middle: not what adding adapters leaves; compute every row that has one.
+        new_rows = np.flatnonzero(~known.all(axis=1))
+        new_columns = new_columns[:0]
+    if new_rows.size:
+        yield new_rows, np.arange(columns)
+    rest = np.setdiff1d(np.arange(rows), new_rows)
+    # On the diagonal new columns are the mirror of new rows.
+    if new_columns.size and rest.size and not diagonal:
+        yield rest, new_columns
+
+
+def _check_finite(
+    metric: Metric, block: NDArray[np.float64], rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> None:
+    bad = np.argwhere(~np.isfinite(block))
+    if bad.size:
+        i, j = bad[0]
+        raise ComputeError(
+            f"distances {metric.key}: row {rows[i]} to row {columns[j]} gave {block[i, j]}, expected a number; "
+            "please report it with both datasets"
+        )
+
+
+def read_entries(path: Path, selection: tuple[slice, slice]) -> NDArray[np.float64]:
+    """Read entries of the matrix; a chunk that cannot be read is named."""
+    array = open_array(path)
+    try:
+        return np.array(read_region(array, selection, AGAIN), dtype=np.float64)
+    except BankFormatError:
+        for file in sorted(path.glob("c/*/*")):
+            if file.name.isdigit():
+                chunk = tuple(
+                    slice(int(n) * CHUNK_ROWS, (int(n) + 1) * CHUNK_ROWS)
+                    for n in (file.parent.name, file.name)
+                )
+                read_region(array, chunk, f"delete {file}; {AGAIN}")
+        raise
+
+
+def _slices(tile: Tile, *, mirror: bool = False) -> tuple[slice, slice]:
+    rows, columns = slice(tile.row_start, tile.row_stop), slice(tile.column_start, tile.column_stop)
+    return (columns, rows) if mirror else (rows, columns)
+
+
+def _files(path: Path, tile: Tile) -> list[Path]:
+    chunks = {(i, j) for pair in tile.chunks() for i, j in (pair, pair[::-1])}
+    files = (path.joinpath("c", str(i), str(j)) for i, j in chunks)
+    # A chunk of nothing but NaN has no file.
+    return [file for file in files if file.is_file()]
