@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 DEMO_BANK ?= demo-output
 PYTEST ?= -n 2
+# The tests of test-core.
+CORE ?= not torch and not browser
 
 .PHONY: demo test test-core test-browser lint types bench bench-paper example clean
 
@@ -16,7 +18,7 @@ test: $(VENV)/torch.stamp  ## Set up, and pass every test that needs no browser.
 	$(BIN)/python -m pytest $(PYTEST) -m "not browser"
 
 test-core: $(VENV)/dev.stamp  ## Set up without torch, and pass the tests that need none.
-	$(BIN)/python -m pytest $(PYTEST) -m "not torch and not browser"
+	$(BIN)/python -m pytest $(PYTEST) -m "$(CORE)"
 
 test-browser: $(VENV)/torch.stamp  ## The report in headless Chromium.
 	$(BIN)/python -m pytest -m browser

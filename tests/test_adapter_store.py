@@ -355,3 +355,16 @@ def test_a_store_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     assert (store.rows_on_disk(), store.foreign_files()) == ([], [])
     store.delete(0)
     assert chunk_file(store.path, 3, 0) == store.file(3)
+
+
+def test_reading_ahead_changes_nothing_and_raises_nothing(tmp_path: Path) -> None:
+    store = make_store(tmp_path, 1000, 2)
+    vector = np.arange(1000, dtype=np.float32)
+    store.write(0, vector)
+    store.prefetch([0, 1], 0, 1000)  # row 1 was never written
+    np.testing.assert_array_equal(store.read_panel([0], 0, 1000)[0], vector)
+    with store.file(0).open("r+b") as file:
+        file.truncate(100)
+    store.prefetch([0], 0, 1000)
+    with pytest.raises(BankFormatError):
+        store.read_panel([0], 0, 1000)

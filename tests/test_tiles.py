@@ -15,6 +15,7 @@ from compute.tiles import (
     SHARD_ROWS,
     chunk_count,
     contiguous,
+    following,
     panel_bytes,
     plan_panels,
     plan_slices,
@@ -181,3 +182,11 @@ def test_a_gram_matrix_that_does_not_fit_is_refused(rows: int, chunk: int) -> No
 def test_contiguous_positions(values: list[int], start: int, length: int) -> None:
     first, last = contiguous(values, start, start + length)
     assert values[first:last] == [value for value in values if start <= value < start + length]
+
+
+@given(st.integers(1, 40), st.integers(1, 8))
+def test_what_is_read_ahead_is_the_slice_after_those_that_run(count: int, slots: int) -> None:
+    slices = [range(7 * i, 7 * i + 7) for i in range(count)]
+    for index in range(count):
+        later = index + slots
+        assert following(slices, index, slots) == ((7 * later, 7 * later + 7) if later < count else (0, 0))
