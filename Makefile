@@ -9,7 +9,7 @@ PYTEST ?= -n 2
 # The tests of test-core.
 CORE ?= not torch and not browser
 
-.PHONY: demo test test-core test-browser lint types bench bench-paper example clean
+.PHONY: demo test test-core test-browser lint types bench bench-paper bench-scaling example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -35,6 +35,10 @@ bench: $(VENV)/core.stamp  ## Time each step on a synthetic bank of 256 adapters
 
 bench-paper: $(VENV)/core.stamp  ## The same at the paper's size: 502 adapters, 40 GB of disk.
 	$(BIN)/python benchmarks/bench.py --size paper
+
+bench-scaling: $(VENV)/core.stamp  ## How cost grows with N and p, drawn (minutes).
+	$(BIN)/pip install --quiet -e .[bench]
+	$(BIN)/python benchmarks/scaling.py --out docs/scaling
 
 example: $(VENV)/torch.stamp  ## Train the example bank again (minutes on a CPU).
 	$(BIN)/python examples/make_tiny_bank.py --out examples/tiny_bank --seed 0

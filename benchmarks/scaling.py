@@ -29,7 +29,7 @@ from compute.options import PredictionOptions
 from compute.predict import coefficients, distances, predict_all, sources_of
 
 ADAPTERS = (32, 64, 128, 256, 512)
-HIDDEN = (256, 512, 1024, 2048, 4096)
+HIDDEN = (256, 512, 1024, 2048)
 DENSE = PredictionOptions(metric="js", approach="normalized")
 SLOPES = {"N": 2, "p": 1}
 """What the arithmetic grows with: pairs with N squared, everything else with p."""
