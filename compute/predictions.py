@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -118,29 +118,33 @@ def combine_missing(
     targets = len(sources.rows)
     single = plan_panels(targets, targets, bank.layout.size, chunk=chunk, budget=cluster.task_budget)
     wanted = [part for panel in single for part in split_panel(panel, targets, 1)]
-    open_runs = [item for item in runs if not all(_done(bank, item, part, chunk) for part in wanted)]
+    done = {run.id: bank.runs.done_pieces(run.id) for run, _ in runs}
+    open_runs = [item for item in runs if not all(_done(item, done, part, chunk) for part in wanted)]
     if not open_runs:
         return
     rows = (len(open_runs) - 1) * padded(targets) + targets
     panels = plan_panels(rows, targets, bank.layout.size, chunk=chunk, budget=cluster.task_budget)
     parts = {panel.name: split_panel(panel, targets, len(open_runs)) for panel in panels}
+    missing = {
+        panel.name: [
+            part for part in parts[panel.name] if not _done(open_runs[part.group], done, part, chunk)
+        ]
+        for panel in panels
+    }
     columns = [range(panel.start, panel.stop) for panel in panels]
     store = str(bank.store.path.absolute())
     groups = tuple(str(path.absolute()) for _, path in open_runs)
     tasks = {
         panel.name: (store, groups, sources, panel, chunk, following(columns, index, cluster.slots))
         for index, panel in enumerate(panels)
-        if not all(_done(bank, open_runs[part.group], part, chunk) for part in parts[panel.name])
+        if missing[panel.name]
     }
-    _check_space(
-        bank.array_path("predictions"),
-        sum(
-            4 * (part.stop - part.start) * (panel.stop - panel.start)
-            for panel in panels
-            for part in parts[panel.name]
-            if not _done(bank, open_runs[part.group], part, chunk)
-        ),
+    needed = sum(
+        4 * (part.stop - part.start) * (panel.stop - panel.start)
+        for panel in panels
+        for part in missing[panel.name]
     )
+    _check_space(bank.array_path("predictions"), needed)
     for name, _ in run_tasks(cluster, "combine", combine_panel, tasks, progress):
         for part in parts[name]:
             run, _ = open_runs[part.group]
@@ -157,10 +161,10 @@ def _check_space(path: Path, needed: int) -> None:
         )
 
 
-def _done(bank: AdapterBank, opened: Opened, part: PanelPart, chunk: int) -> bool:
-    """Whether a part is recorded as done, and its shards are still there."""
+def _done(opened: Opened, done: Mapping[int, Collection[str]], part: PanelPart, chunk: int) -> bool:
+    """Whether a part is among the pieces of its run that are done, and its shards are still there."""
     run, path = opened
-    if part.name not in bank.runs.done_pieces(run.id):
+    if part.name not in done[run.id]:
         return False
     column = int(part.name.split("-")[0]) // chunk
     shards = range(part.start // SHARD_ROWS, -(-part.stop // SHARD_ROWS))
