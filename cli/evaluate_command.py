@@ -12,12 +12,13 @@ import click
 from cli.display import print_json, print_table, shown_progress
 from cli.options import (
     APPROACHES,
-    METRICS,
+    approach_option,
     approach_parameters,
     bank_option,
     cluster_of,
     cluster_options,
     json_option,
+    metric_option,
     metric_parameters,
     opened,
     space_options,
@@ -59,24 +60,11 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="NAME",
     help="Evaluate this one; may be given several times; all if not.",
 )
-@click.option(
-    "--metric",
-    "metrics",
-    type=click.Choice([*METRICS, "all"], case_sensitive=False),
-    multiple=True,
-    default=["all"],
-    show_default=True,
-    help="Distance between token distributions; may be given several times; all is the paper's four.",
-)
-@click.option(
-    "--approach",
-    "approaches",
-    type=click.Choice([*APPROACHES, "all"]),
-    multiple=True,
-    default=list(PAPER_APPROACHES),
-    show_default=True,
-    help="How distances become coefficients; may be given several times; all is every one but oracle. The base "
-    "model, own adapters, uniform and nearest (by Jensen-Shannon) are always there.",
+@metric_option(many=True, default="all")
+@approach_option(
+    PAPER_APPROACHES,
+    "; all is every one but oracle. The base model, own adapters, uniform and nearest (by Jensen-Shannon) are "
+    "always there.",
 )
 @metric_parameters
 @_leave_out_of_both

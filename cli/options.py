@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,31 +159,33 @@ column_options = together(
 )
 
 
-def metric_option(*, many: bool) -> Decorator:
+def metric_option(*, many: bool, default: str = "jensen-shannon") -> Decorator:
     """Return `--metric`: one name, or also `all` and several."""
     return click.option(
         "--metric",
         "metrics" if many else "metric",
         type=click.Choice([*METRICS, "all"] if many else METRICS, case_sensitive=False),
         multiple=many,
-        default=["jensen-shannon"] if many else "jensen-shannon",
+        default=[default] if many else default,
         show_default=True,
         help="Distance between token distributions"
         + ("; may be given several times; all is the paper's four." if many else "."),
     )
 
 
-def approach_option() -> Decorator:
-    """Return `--approach`: names, or `all` of those that make predictions."""
+def approach_option(
+    default: Sequence[str] = ("normalized",),
+    which: str = ". 'all' is every one that needs no training and no answer: without neural and oracle.",
+) -> Decorator:
+    """Return `--approach`: names, or `all`; `which` ends the help: what that, or the default, is."""
     return click.option(
         "--approach",
         "approaches",
         type=click.Choice([*APPROACHES, "all"]),
         multiple=True,
-        default=["normalized"],
+        default=list(default),
         show_default=True,
-        help="How distances become coefficients; may be given several times. 'all' is every one that needs "
-        "no training and no answer: without neural and oracle.",
+        help=f"How distances become coefficients; may be given several times{which}",
     )
 
 

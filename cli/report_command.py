@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.display import shown_progress
-from cli.options import APPROACHES, METRICS, bank_option, chosen_approaches, chosen_metrics, opened
+from cli.options import approach_option, bank_option, chosen_approaches, chosen_metrics, metric_option, opened
 
 if TYPE_CHECKING:
     from compute.options import PredictionOptions
@@ -32,25 +32,8 @@ _APPROACHES = ("all", "tuned", "ridge", "matching", "oracle")
     show_default=True,
     help="The HTML file to write; it needs no network to be read.",
 )
-@click.option(
-    "--metric",
-    "metrics",
-    type=click.Choice([*METRICS, "all"], case_sensitive=False),
-    multiple=True,
-    default=["all"],
-    show_default=True,
-    help="Distance between token distributions; may be given several times; all is the paper's four.",
-)
-@click.option(
-    "--approach",
-    "approaches",
-    type=click.Choice([*APPROACHES, "all"]),
-    multiple=True,
-    default=list(_APPROACHES),
-    show_default=True,
-    help="How distances become coefficients; may be given several times. The default is every one but neural, "
-    "which takes minutes to train.",
-)
+@metric_option(many=True, default="all")
+@approach_option(_APPROACHES, ". The default is every one but neural, which takes minutes to train.")
 @click.option(
     "--evaluation",
     "evaluations",
