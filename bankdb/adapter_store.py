@@ -34,6 +34,8 @@ from bankdb.shards import Shards
 if TYPE_CHECKING:
     import zarr
 
+    from bankdb.uncached import UncachedReader
+
 Vector = NDArray[np.float32]
 
 _ROW_FOLDER = re.compile(r"0|[1-9][0-9]*")
@@ -130,13 +132,22 @@ class AdapterStore:
         self.read_into(rows, start, stop, panel)
         return panel
 
-    def read_into(self, rows: Sequence[int], start: int, stop: int, panel: Vector) -> None:
+    def read_into(
+        self,
+        rows: Sequence[int],
+        start: int,
+        stop: int,
+        panel: Vector,
+        uncached: UncachedReader | None = None,
+    ) -> None:
         """Read columns `start` to `stop` of some rows into `panel`, shape (len(rows), stop - start).
 
         Parameters
         ----------
         panel
             Its rows are C-contiguous. What it holds after an error is undefined.
+        uncached
+            Reads past the page cache, where rows are in the layout that this version writes.
 
         Raises
         ------
@@ -149,7 +160,17 @@ class AdapterStore:
             if shards is None:
                 panel[position] = self._read_one(row, start, stop)
             else:
-                shards.read(row, start, stop, panel[position])
+                shards.read(row, start, stop, panel[position], uncached)
+
+    @property
+    def chunk(self) -> int:
+        """Columns of a stored chunk."""
+        return column_chunk(int(self.array.shape[1]))
+
+    def exceeds_cache(self) -> bool:
+        """Return whether all rows together are too large for the kernel to keep: half of the machine's memory."""
+        rows, columns = self.array.shape
+        return 4 * rows * columns > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
     def prefetch(self, rows: Sequence[int], start: int, stop: int) -> None:
         """Ask the kernel for columns that will be read soon: a disk works while a processor does."""

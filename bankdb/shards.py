@@ -31,6 +31,8 @@ from bankdb.errors import BankFormatError
 if TYPE_CHECKING:
     import zarr
 
+    from bankdb.uncached import UncachedReader
+
 Float32 = NDArray[np.float32]
 
 _ABSENT = 2**64 - 1
@@ -84,8 +86,15 @@ class Shards:
 
     # -- reading --------------------------------------------------------------------------------
 
-    def read(self, row: int, start: int, stop: int, out: Float32) -> None:
+    def read(
+        self, row: int, start: int, stop: int, out: Float32, uncached: UncachedReader | None = None
+    ) -> None:
         """Read columns `start` to `stop` of a row into `out`, C-contiguous, shape (stop - start,).
+
+        Parameters
+        ----------
+        uncached
+            Reads past the page cache.
 
         Raises
         ------
@@ -95,7 +104,7 @@ class Shards:
         width = self.chunk * self.chunks_per_row
         for first in range(start // width * width, stop, width):
             begin, end = max(start, first), min(stop, first + width)
-            self._read_shard(row, first, begin, end, out[begin - start : end - start])
+            self._read_shard(row, first, begin, end, out[begin - start : end - start], uncached)
 
     def prefetch(self, row: int, start: int, stop: int) -> None:
         """Ask the kernel to read these columns of a row into its cache; nothing is raised, `read` tells."""
@@ -118,7 +127,15 @@ class Shards:
         finally:
             os.close(descriptor)
 
-    def _read_shard(self, row: int, first: int, start: int, stop: int, out: Float32) -> None:
+    def _read_shard(
+        self,
+        row: int,
+        first: int,
+        start: int,
+        stop: int,
+        out: Float32,
+        uncached: UncachedReader | None,
+    ) -> None:
         file = self.file(row, first)
         try:
             descriptor = os.open(file, os.O_RDONLY)
@@ -133,7 +150,12 @@ class Shards:
                 where = first + number * self.chunk
                 begin, end = max(start, where), min(stop, where + self.chunk)
                 part = out[begin - start : end - start]
-                if not self._read_chunk(descriptor, offset, length, part, begin - where):
+                if uncached is None:
+                    whole = self._read_chunk(descriptor, offset, length, part, begin - where)
+                else:
+                    raw = uncached.read(file, offset, length)
+                    whole = len(raw) == length and self._decode(raw, part, begin - where)
+                if not whole:
                     raise self._damaged(file, row, f"chunk {number} is truncated or damaged")
         except OSError as error:
             raise self._damaged(file, row, error.strerror or "cannot be read") from error
@@ -161,7 +183,7 @@ class Shards:
         raw = os.pread(descriptor, length, offset)
         return len(raw) == length and self._decode(raw, part, skip)
 
-    def _decode(self, raw: bytes, part: Float32, skip: int) -> bool:
+    def _decode(self, raw: bytes | memoryview, part: Float32, skip: int) -> bool:
         """Decode a chunk, or some of it, into `part`; return False if it is damaged."""
         from numcodecs import blosc
 
@@ -178,7 +200,7 @@ class Shards:
             part[:] = whole[skip : skip + len(part)]
         return True
 
-    def _states_its_size(self, header: bytes | bytearray) -> bool:
+    def _states_its_size(self, header: bytes | bytearray | memoryview) -> bool:
         """Whether blosc's header states the size that a chunk has; blosc trusts it, whatever it says."""
         return int.from_bytes(header[4:8], "little") == 4 * self.chunk
 
@@ -289,7 +311,7 @@ def _crc32c(start: bytes, rest: NDArray[np.uint8] | None = None) -> bytes:
     return int(checksum).to_bytes(_CHECKSUM_BYTES, "little")
 
 
-def _is_whole(data: bytes) -> bool:
+def _is_whole(data: bytes | memoryview) -> bool:
     values = np.frombuffer(data, np.uint8, len(data) - _CHECKSUM_BYTES)
     return _crc32c(b"", values) == data[-_CHECKSUM_BYTES:]
 

@@ -18,6 +18,7 @@ from bankdb.adapter_store import AdapterStore
 from bankdb.arrays import chunk_file, fsync_folders, open_array, read_region
 from bankdb.errors import BankFormatError, ComputeError
 from bankdb.shards import Shards
+from bankdb.uncached import UncachedReader
 from compute.cluster import core_count
 from compute.products import accumulate, one_hot, product
 from compute.tiles import SHARD_ROWS, Panel, PanelPart, split_panel
@@ -60,10 +61,16 @@ def read_scaled(
 
 
 def read_scaled_into(
-    panel: Float32, store: AdapterStore, sources: Sources, which: Sequence[int], start: int, stop: int
+    panel: Float32,
+    store: AdapterStore,
+    sources: Sources,
+    which: Sequence[int],
+    start: int,
+    stop: int,
+    uncached: UncachedReader | None = None,
 ) -> None:
     """Read as `read_scaled` does, into rows of `panel` that are there already."""
-    store.read_into(sources.rows[list(which)].tolist(), start, stop, panel)
+    store.read_into(sources.rows[list(which)].tolist(), start, stop, panel, uncached)
     ratios = sources.ratios[list(which)]
     scaled = np.flatnonzero(ratios != 1).tolist()
     if not scaled:

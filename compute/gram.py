@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,10 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
+from bankdb.uncached import UncachedReader
 from compute.cluster import Cluster, run_tasks
 from compute.combine import Sources, read_scaled_into
-from compute.tiles import plan_slices
+from compute.tiles import plan_slices, reads_ahead
 
 # Columns multiplied at once in single precision before they are added in double: bounds both the
 # rounding of a product and what has to stay in cache.
@@ -99,6 +101,7 @@ def _compute_part(
     run, path, slices = _open_run(bank, adapters, new, cluster.task_budget)
     done = bank.runs.done_pieces(run.id)
     where = (str(bank.store.path.absolute()), str(path.absolute()))
+    ahead = reads_ahead(len(adapters), chunk=bank.store.chunk, budget=cluster.task_budget)
     tasks = {
         f"{index}": (
             *where,
@@ -107,6 +110,7 @@ def _compute_part(
             index,
             columns.start,
             columns.stop,
+            ahead,
         )
         for index, columns in enumerate(slices)
         if f"{index}" not in done or not chunk_file(path, index, 0, 0).is_file()
@@ -199,8 +203,14 @@ def gram_slice(
     index: int,
     start: int,
     stop: int,
+    ahead: bool = False,
 ) -> int:
     """Compute the new sources' products with all over some columns; runs in a worker; returns bytes read.
+
+    Parameters
+    ----------
+    ahead
+        Whether memory allows that a chunk of columns is read while the one before it is multiplied.
 
     Raises
     ------
@@ -210,14 +220,10 @@ def gram_slice(
         A product of two rows overflows float32.
     """
     store = AdapterStore(Path(adapters_path))
-    chunk = column_chunk(int(store.array.shape[1]))
-    which = list(range(len(sources.rows)))
+    which = range(len(sources.rows))
     total = np.zeros((len(new), len(which)))
-    panel = np.empty((len(which), min(chunk, stop - start)), dtype=np.float32)
-    for first in range(start, stop, chunk):
-        part = panel[:, : min(chunk, stop - first)]
-        read_scaled_into(part, store, sources, which, first, first + part.shape[1])
-        total += partial_gram(part, new)
+    for panel in _panels(store, sources, range(start, stop, store.chunk), stop, ahead):
+        total += partial_gram(panel, new)
     if not np.isfinite(total).all():
         k, other = np.argwhere(~np.isfinite(total))[0]
         i, j = int(sources.rows[new[k]]), int(sources.rows[other])
@@ -229,6 +235,35 @@ def gram_slice(
     array[index] = total
     fsync_written(Path(part_path), [chunk_file(Path(part_path), index, 0, 0)])
     return 4 * len(which) * (stop - start)
+
+
+def _panels(
+    store: AdapterStore, sources: Sources, starts: Sequence[int], stop: int, ahead: bool
+) -> Iterator[NDArray[np.float32]]:
+    """Read the columns from each start to the next, or to `stop`; with `ahead`, the next while one is used."""
+    if not starts:
+        return
+    which = list(range(len(sources.rows)))
+    width = min(store.chunk, stop - starts[0])
+    buffers = [np.empty((len(which), width), dtype=np.float32) for _ in starts[: 2 if ahead else 1]]
+    uncached = UncachedReader() if store.exceeds_cache() else None
+
+    def read(number: int) -> NDArray[np.float32]:
+        first = starts[number]
+        last = min(first + width, stop)
+        part = buffers[number % len(buffers)][:, : last - first]
+        read_scaled_into(part, store, sources, which, first, last, uncached)
+        return part
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader:
+        following = reader.submit(read, 0)
+        for number in range(len(starts)):
+            panel = following.result()
+            if number + 1 < len(starts) and ahead:
+                following = reader.submit(read, number + 1)
+            yield panel
+            if number + 1 < len(starts) and not ahead:
+                following = reader.submit(read, number + 1)
 
 
 def partial_gram(panel: NDArray[np.float32], new: Sequence[int]) -> NDArray[np.float64]:

@@ -289,8 +289,7 @@ def plan_slices(parameters: int, rows: int, *, chunk: int, budget: int, pieces: 
     PlanError
         The N x N sum and one chunk of every row do not fit the budget.
     """
-    # The sum, and while it is stored two copies of it; before that, the sum over a chunk and over a strip.
-    needed = 3 * 8 * rows * rows + 4 * chunk * (rows + 2)
+    needed = _slice_bytes(rows, chunk, 1)
     if needed > budget:
         raise PlanError(
             f"the Gram matrix of {rows} adapters needs {_mib(needed)} in a task, which may use {_mib(budget)}; "
@@ -299,6 +298,16 @@ def plan_slices(parameters: int, rows: int, *, chunk: int, budget: int, pieces: 
     chunks = -(-parameters // chunk)
     each = max(1, chunks // max(1, pieces)) * chunk
     return tuple(range(start, min(start + each, parameters)) for start in range(0, parameters, each))
+
+
+def reads_ahead(rows: int, *, chunk: int, budget: int) -> bool:
+    """Return whether a task that sums over columns may hold two chunks of every row, one being read."""
+    return _slice_bytes(rows, chunk, 2) <= budget
+
+
+def _slice_bytes(rows: int, chunk: int, held: int) -> int:
+    # The sum, and while it is stored two copies of it; before that, the sum over a chunk and over a strip.
+    return 3 * 8 * rows * rows + 4 * chunk * (held * rows + 2)
 
 
 def following(slices: Sequence[range], index: int, slots: int) -> tuple[int, int]:

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from recorded_progress import RecordedProgress
 from synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector, layout_of
 
+from bankdb.adapter_store import AdapterStore
 from bankdb.arrays import CHUNK_COLUMNS
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, ComputeError, PlanError
 from bankdb.progress import SilentProgress
 from compute import gram as gram_module
 from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.gram import gram_matrix, partial_gram
+from compute.combine import Sources
+from compute.gram import _panels, gram_matrix, partial_gram
 from compute.predict import sources_of
 
 # p = 2 * hidden * rank * layers: three chunks of columns, the last cut off.
@@ -202,3 +204,22 @@ def test_memory_that_is_not_enough(made: SyntheticBank) -> None:
         pytest.raises(PlanError, match="--memory"),
     ):
         compute(made.bank, poor)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("past", [False, True])
+def test_panels_read_ahead_and_past_the_cache_are_the_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool, past: bool
+) -> None:
+    values = np.random.default_rng(3).standard_normal((3, 131_072 * 2 + 100)).astype(np.float32)
+    store = AdapterStore(tmp_path / "adapters.zarr")
+    store.create(values.shape[1], "bank")
+    store.grow(3)
+    for row, vector in enumerate(values):
+        store.write(row, vector)
+    monkeypatch.setattr(AdapterStore, "exceeds_cache", lambda _: past)
+    sources = Sources(np.arange(3), np.ones(3, np.float32), ())
+    starts = range(0, values.shape[1], store.chunk)
+    found = [panel.copy() for panel in _panels(store, sources, starts, values.shape[1], ahead)]
+    np.testing.assert_array_equal(np.concatenate(found, axis=1), values)
+    assert list(_panels(store, sources, range(0), 0, ahead)) == []
