@@ -167,11 +167,6 @@ class AdapterStore:
         """Columns of a stored chunk."""
         return column_chunk(int(self.array.shape[1]))
 
-    def exceeds_cache(self) -> bool:
-        """Return whether all rows together are too large for the kernel to keep: half of the machine's memory."""
-        rows, columns = self.array.shape
-        return 4 * rows * columns > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
     def prefetch(self, rows: Sequence[int], start: int, stop: int) -> None:
         """Ask the kernel for columns that will be read soon: a disk works while a processor does."""
         shards = self._known_shards()
@@ -196,7 +191,7 @@ class AdapterStore:
         """Read a row through zarr, for an array of another layout than this version writes."""
         values: Vector = read_region(self.array, (row, slice(start, stop)), f"row {row}: {_RESTORE}")
         # A missing chunk reads as NaN throughout; no stored value is NaN.
-        if np.isnan(values[:: column_chunk(self.array.shape[1])]).any() or np.isnan(values[-1:]).any():
+        if np.isnan(values[:: self.chunk]).any() or np.isnan(values[-1:]).any():
             raise BankFormatError(f"{self.file(row)}: row {row} lacks chunks; {_RESTORE}")
         return values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from bankdb.errors import ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
 from bankdb.uncached import UncachedReader
-from compute.cluster import Cluster, run_tasks
+from compute.cluster import Cluster, machine_memory, run_tasks
 from compute.combine import Sources, read_scaled_into
 from compute.tiles import plan_slices, reads_ahead
 
@@ -101,7 +102,7 @@ def _compute_part(
     run, path, slices = _open_run(bank, adapters, new, cluster.task_budget)
     done = bank.runs.done_pieces(run.id)
     where = (str(bank.store.path.absolute()), str(path.absolute()))
-    ahead = reads_ahead(len(adapters), chunk=bank.store.chunk, budget=cluster.task_budget)
+    ahead = reads_ahead(len(adapters), chunk=column_chunk(bank.layout.size), budget=cluster.task_budget)
     tasks = {
         f"{index}": (
             *where,
@@ -246,7 +247,8 @@ def _panels(
     which = list(range(len(sources.rows)))
     width = min(store.chunk, stop - starts[0])
     buffers = [np.empty((len(which), width), dtype=np.float32) for _ in starts[: 2 if ahead else 1]]
-    uncached = UncachedReader() if store.exceeds_cache() else None
+    # The kernel cannot keep so many rows until somebody reads them again.
+    uncached = UncachedReader() if 4 * math.prod(store.array.shape) > machine_memory() // 2 else None
 
     def read(number: int) -> NDArray[np.float32]:
         first = starts[number]
@@ -255,15 +257,16 @@ def _panels(
         read_scaled_into(part, store, sources, which, first, last, uncached)
         return part
 
+    if not ahead:
+        yield from map(read, range(len(starts)))
+        return
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader:
         following = reader.submit(read, 0)
-        for number in range(len(starts)):
+        for number in range(1, len(starts)):
             panel = following.result()
-            if number + 1 < len(starts) and ahead:
-                following = reader.submit(read, number + 1)
+            following = reader.submit(read, number)
             yield panel
-            if number + 1 < len(starts) and not ahead:
-                following = reader.submit(read, number + 1)
+        yield following.result()
 
 
 def partial_gram(panel: NDArray[np.float32], new: Sequence[int]) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from stored_rows import write_rows
 from synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector, layout_of
 
 from bankdb.adapter_store import AdapterStore
@@ -40,15 +41,6 @@ Float32 = NDArray[np.float32]
 N, PARAMETERS = 7, 150_001
 CHUNK = column_chunk(PARAMETERS)
 SEGMENTS = ((10, 60_000), (131_000, 131_100), (149_990, PARAMETERS))
-
-
-def write_rows(path: Path, theta: Float32) -> AdapterStore:
-    store = AdapterStore(path)
-    store.create(theta.shape[1], "test")
-    store.grow(len(theta))
-    for row, vector in enumerate(theta):
-        store.write(row, vector)
-    return store
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from recorded_progress import RecordedProgress
+from stored_rows import write_rows
 from synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector, layout_of
 
-from bankdb.adapter_store import AdapterStore
 from bankdb.arrays import CHUNK_COLUMNS
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, ComputeError, PlanError
@@ -212,12 +212,8 @@ def test_panels_read_ahead_and_past_the_cache_are_the_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool, past: bool
 ) -> None:
     values = np.random.default_rng(3).standard_normal((3, 131_072 * 2 + 100)).astype(np.float32)
-    store = AdapterStore(tmp_path / "adapters.zarr")
-    store.create(values.shape[1], "bank")
-    store.grow(3)
-    for row, vector in enumerate(values):
-        store.write(row, vector)
-    monkeypatch.setattr(AdapterStore, "exceeds_cache", lambda _: past)
+    store = write_rows(tmp_path / "adapters.zarr", values)
+    monkeypatch.setattr(gram_module, "machine_memory", lambda: 0 if past else 2**40)
     sources = Sources(np.arange(3), np.ones(3, np.float32), ())
     starts = range(0, values.shape[1], store.chunk)
     found = [panel.copy() for panel in _panels(store, sources, starts, values.shape[1], ahead)]

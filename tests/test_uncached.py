@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stored_rows import write_rows
 
-from bankdb.adapter_store import AdapterStore
 from bankdb.errors import BankFormatError
 from bankdb.uncached import UncachedReader
 
@@ -35,20 +35,11 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         UncachedReader().read(tmp_path / "none", 0, 10)
 
 
-def _store(path: Path, values: np.ndarray) -> AdapterStore:
-    store = AdapterStore(path)
-    store.create(values.shape[1], "bank")
-    store.grow(len(values))
-    for row, vector in enumerate(values):
-        store.write(row, vector)
-    return store
-
-
 @pytest.mark.parametrize("columns", [1000, 131_072 * 2 + 77])
 @pytest.mark.parametrize("half", [False, True])  # compressed, and plain
 def test_rows_read_past_the_cache_are_those_read_through_it(tmp_path: Path, columns: int, half: bool) -> None:
     values = np.random.default_rng(0).standard_normal((3, columns)).astype(np.float16 if half else np.float32)
-    store = _store(tmp_path / "adapters.zarr", values.astype(np.float32))
+    store = write_rows(tmp_path / "adapters.zarr", values.astype(np.float32))
     for start, stop in ((0, columns), (17, columns - 5)):
         panel = np.empty((2, stop - start), dtype=np.float32)
         store.read_into([2, 0], start, stop, panel, UncachedReader())
@@ -57,7 +48,7 @@ def test_rows_read_past_the_cache_are_those_read_through_it(tmp_path: Path, colu
 
 def test_a_flipped_bit_and_a_truncated_file_are_errors(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal((2, 5000)).astype(np.float32)
-    store = _store(tmp_path / "adapters.zarr", values)
+    store = write_rows(tmp_path / "adapters.zarr", values)
     whole = store.file(1).read_bytes()
     panel = np.empty((1, 5000), dtype=np.float32)
     for damaged in (whole[:900] + bytes([whole[900] ^ 1]) + whole[901:], whole[: len(whole) // 2], b""):

@@ -1,0 +1,19 @@
+"""An adapters' array with given rows, without a bank around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.adapter_store import AdapterStore
+
+
+def write_rows(path: Path, theta: NDArray[np.float32]) -> AdapterStore:
+    store = AdapterStore(path)
+    store.create(theta.shape[1], "test")
+    store.grow(len(theta))
+    for row, vector in enumerate(theta):
+        store.write(row, vector)
+    return store
