@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from sqlalchemy import URL
 
 from bankdb.adapter_store import AdapterStore, Vector
 from bankdb.arrays import fsync_path
 from bankdb.catalog import Catalog
 from bankdb.database import Database
 from bankdb.datasets import TEXT_RULE
-from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, ConflictError, TokenizerError
+from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, TokenizerError
 from bankdb.generations import GenerationStore
+from bankdb.location import LOCATION_FILE, BankLocation
 from bankdb.locks import exclusive_lock, shared_lock, try_exclusive_lock
+from bankdb.new_bank import check_free, save_tokenizer
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, BankRecord, RunRecord
 from bankdb.runs import RunBook
@@ -29,17 +28,6 @@ if TYPE_CHECKING:
     from bankdb.peft_format import SourceAdapter
     from bankdb.tokens import BankTokenizer
 
-# What an interrupted `create` may have left.
-_OWN_FILES = {
-    "bank.db",
-    "bank.db-journal",
-    "bank.db-wal",
-    "bank.db-shm",
-    "tokenizer",
-    ".ingest.lock",
-    ".compute.lock",
-}
-
 
 class AdapterBank:
     """A bank of LoRA adapters for one base model. Make one with `create`, use one with `open`.
@@ -48,6 +36,8 @@ class AdapterBank:
     ----------
     path
         The bank's folder.
+    location
+        Where its parts are: folder, database, arrays.
     catalog
         What is in it, by name.
     runs
@@ -58,13 +48,14 @@ class AdapterBank:
         The adapters' array.
     """
 
-    def __init__(self, path: Path, database: Database) -> None:
-        self.path = path
+    def __init__(self, location: BankLocation, database: Database) -> None:
+        self.location = location
+        self.path = location.folder
         self._database = database
         self.catalog = Catalog(database)
         self.runs = RunBook(database)
         self.generations = GenerationStore(database)
-        self.store = AdapterStore(path / "adapters.zarr")
+        self.store = AdapterStore(self.path / "adapters.zarr")
 
     # -- making and opening ---------------------------------------------------------------------
 
@@ -94,14 +85,15 @@ class AdapterBank:
         """
         from bankdb.tokens import BankTokenizer
 
-        folder = Path(path)
-        _check_free(folder)
+        location = BankLocation(Path(path))
+        folder = location.folder
+        check_free(folder)
         loaded = BankTokenizer(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder / ".ingest.lock", lambda: None):
-            _check_free(folder)  # of two that came so far together, one goes on
-            _save_tokenizer(loaded, folder / "tokenizer")
-            bank = cls(folder, Database(_sqlite_url(folder), create=True))
+            check_free(folder)  # of two that came so far together, one goes on
+            save_tokenizer(loaded, folder / "tokenizer")
+            bank = cls(location, Database(location.database_url, create=True))
             bank.catalog.create_bank(
                 base_model=base_model,
                 base_model_aliases=aliases,
@@ -129,13 +121,23 @@ class AdapterBank:
             raise BankNotFoundError(
                 f"{folder}: no bank here; make one with `bank init`, or pass --bank PATH (or set BANK_PATH)"
             )
-        bank = cls(folder, Database(_sqlite_url(folder)))
+        location = BankLocation.of(folder)
+        bank = cls(location, Database(location.database_url))
         try:
+            bank._check_identity()
             bank._check_arrays()
         except BaseException:
             bank.close()
             raise
         return bank
+
+    def _check_identity(self) -> None:
+        expected, found = self.location.identity, self.record.identity
+        if expected not in {None, found}:
+            raise BankFormatError(
+                f"{self.path / LOCATION_FILE}: expected bank {expected}, but its database holds bank {found}; "
+                "put the bank's own database or bank.json back"
+            )
 
     def _check_arrays(self) -> None:
         record = self.record
@@ -331,27 +333,6 @@ class AdapterBank:
             yield
 
 
-def _sqlite_url(folder: Path) -> URL:
-    # Not as text, in which a `?` in the path would begin options.
-    return URL.create("sqlite", database=str((folder / "bank.db").absolute()))
-
-
-def _save_tokenizer(tokenizer: BankTokenizer, folder: Path) -> None:
-    """Copy a tokenizer's files into the bank, and load them again to see that they are the same tokenizer."""
-    from bankdb.tokens import BankTokenizer
-
-    if folder.is_dir():
-        shutil.rmtree(folder)  # left by an interrupted `create`, maybe of another tokenizer
-    tokenizer.save(folder)
-    for item in (*folder.rglob("*"), folder):
-        fsync_path(item)
-    if BankTokenizer(folder).fingerprint != tokenizer.fingerprint:
-        raise TokenizerError(
-            f"{tokenizer.name}: loads as another tokenizer after it was saved to {folder}; "
-            "save it with the installed transformers and pass that folder"
-        )
-
-
 def _check_fits(record: BankRecord, layout: str, name: str, adapter: SourceAdapter) -> None:
     from bankdb.layout import AdapterLayout
 
@@ -368,22 +349,3 @@ def other_revision(what: str, expected: str | None, found: str | None) -> str:
         f"{what}: trained on revision {found!r} of the base model, the bank's adapters on {expected!r}; "
         "keep them in separate banks"
     )
-
-
-def _check_free(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ConflictError(f"{folder}: a file is in the way; choose another path with --bank")
-    if not folder.is_dir():
-        return
-    strange = sorted(item.name for item in folder.iterdir() if item.name not in _OWN_FILES)
-    if strange:
-        what = "a bank with adapters" if "adapters.zarr" in strange else f"{strange[0]!r}"
-        raise ConflictError(f"{folder}: not empty, holds {what}; choose another folder with --bank")
-    if (folder / "bank.db").is_file():
-        # Left by an `init` that was killed before the bank's own record was written.
-        with contextlib.closing(Database(_sqlite_url(folder), create=True)) as database:
-            try:
-                Catalog(database).bank()
-            except BankNotFoundError:
-                return
-        raise ConflictError(f"{folder}: a bank is already here; use it, or choose another folder with --bank")

@@ -27,6 +27,7 @@ from bankdb.errors import (
     ConflictError,
     TokenizerError,
 )
+from bankdb.location import BankLocation
 from bankdb.verify import verify
 
 
@@ -459,3 +460,15 @@ def test_a_bank_without_adapters_left_takes_its_own_kind_again(bank: AdapterBank
         assert verify(emptied).clean
         assert len(ingest_folder(emptied, pairs_folder).added) == 6
         assert [record.row for record in emptied.adapters()] == list(range(6, 12))
+
+
+def test_the_database_of_another_bank(bank: AdapterBank) -> None:
+    own = bank.record.identity
+    bank.close()
+    for identity, fits in ((own, True), ("0" * 32, False)):
+        BankLocation(bank.path, identity=identity).record()
+        if fits:
+            AdapterBank.open(bank.path).close()
+            continue
+        with pytest.raises(BankFormatError, match=r"bank\.json: expected bank 0{32}, but its database holds"):
+            AdapterBank.open(bank.path)

@@ -1,0 +1,154 @@
+"""Where the parts of a bank are: its folder, its database, its arrays; `bank.json` in the folder says so.
+
+A bank that keeps everything in its folder needs no such file: SQLite's `bank.db` and the arrays lie there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from bankdb.arrays import fsync_path
+from bankdb.errors import BankFormatError, ParameterError
+from bankdb.strict_json import json_type, parse_object
+
+LOCATION_FILE = "bank.json"
+# The same file while it is written.
+UNFINISHED_LOCATION_FILE = ".bank.json.partial"
+
+_FORMAT = 1
+_KEYS = ("database", "arrays", "identity")
+_DRIVER = "postgresql+psycopg"
+
+
+@dataclass(frozen=True, slots=True)
+class BankLocation:
+    """Where a bank is.
+
+    Attributes
+    ----------
+    folder
+        The bank's folder: tokenizer and locks, and whatever is kept nowhere else.
+    database
+        URL of the PostgreSQL database; None for SQLite's `bank.db` in the folder.
+    arrays
+        URL of the folder that holds the arrays; None for the bank's own folder.
+    identity
+        The bank's identity, which its database must have too; None where no file states it.
+    """
+
+    folder: Path
+    database: URL | None = None
+    arrays: str | None = None
+    identity: str | None = None
+
+    @classmethod
+    def of(cls, folder: Path) -> BankLocation:
+        """Read where the bank in `folder` is.
+
+        Raises
+        ------
+        BankFormatError
+            `bank.json` is there and cannot be understood.
+        """
+        file = folder / LOCATION_FILE
+        try:
+            text = file.read_bytes().decode()
+        except (FileNotFoundError, NotADirectoryError):
+            return cls(folder)
+        except (IsADirectoryError, UnicodeDecodeError) as error:
+            raise _damaged(file, f"it is no text file ({error})") from error
+        try:
+            found = parse_object(text)
+        except ValueError as error:
+            raise _damaged(file, str(error)) from error
+        return cls(folder, *_checked(file, found))
+
+    def record(self) -> None:
+        """Write `bank.json`, durably, in place of one that is there.
+
+        Only its owner may read it if the database's URL has a password.
+        """
+        text = None if self.database is None else self.database.render_as_string(hide_password=False)
+        content = {"format": _FORMAT, "database": text, "arrays": self.arrays, "identity": self.identity}
+        unfinished = self.folder / UNFINISHED_LOCATION_FILE
+        unfinished.unlink(missing_ok=True)
+        secret = self.database is not None and self.database.password is not None
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o666)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self.folder / LOCATION_FILE)
+        fsync_path(self.folder)
+
+    @property
+    def database_url(self) -> URL:
+        """URL of the database, SQLite's too."""
+        # Not as text, in which a `?` in the path would begin options.
+        return self.database or URL.create("sqlite", database=str((self.folder / "bank.db").absolute()))
+
+
+def parse_database(text: str) -> URL:
+    """Return the URL of a PostgreSQL database, for the driver that is used here.
+
+    Raises
+    ------
+    ParameterError
+        It is no URL of a PostgreSQL database. The message does not repeat it: it may hold a password.
+    """
+    expected = "expected postgresql+psycopg://USER@HOST/DATABASE"
+    try:
+        url = make_url(text)
+        port = url.port
+    except (ArgumentError, ValueError) as error:
+        raise ParameterError(f"the database's URL cannot be read; {expected}") from error
+    if url.drivername not in {"postgresql", _DRIVER}:
+        raise ParameterError(
+            f"a database of the kind {url.drivername!r} is not supported; {expected}, or leave it away for SQLite"
+        )
+    if not url.database or port == 0:
+        raise ParameterError(f"the database's URL names no database or the port 0; {expected}")
+    # libpq takes a password among the options too, where no library would hide it.
+    password = url.query.get("password")
+    if isinstance(password, str):
+        url = url.set(password=password).difference_update_query(["password"])
+    return url.set(drivername=_DRIVER)
+
+
+def shown_database(url: URL) -> str:
+    """Return how messages name a database: SQLite's file, or server and database without a password."""
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    # Options are left out: some of libpq's are secrets.
+    return URL.create("postgresql", url.username, None, url.host, url.port, url.database).render_as_string()
+
+
+def _checked(file: Path, found: dict[str, Any]) -> tuple[URL | None, str | None, str | None]:
+    version = found.pop("format", None)
+    if version != _FORMAT:
+        raise BankFormatError(
+            f"{file}: expected format {_FORMAT}, found {version!r}: upgrade lora-bank, or restore the file"
+        )
+    unknown = sorted(found.keys() - set(_KEYS))
+    if unknown:
+        raise _damaged(file, f"the key {unknown[0]!r} is not known")
+    for key in _KEYS:
+        if not isinstance(found.get(key), str | None):
+            raise _damaged(file, f"{key!r} should be a string or null, it is {json_type(found[key])}")
+    database, arrays, identity = (found.get(key) for key in _KEYS)
+    try:
+        return None if database is None else parse_database(database), arrays, identity
+    except ParameterError as error:
+        raise _damaged(file, str(error)) from error
+
+
+def _damaged(file: Path, reason: str) -> BankFormatError:
+    return BankFormatError(f"{file}: does not say where the bank is: {reason}; restore it from a copy")
