@@ -18,7 +18,7 @@ from bankdb.errors import DatasetError, ParameterError
 
 LARGEST_COUNT = np.iinfo(np.uint32).max
 
-CountsRow = tuple[NDArray[np.uint32], NDArray[np.uint32]]
+CountsRow = tuple[NDArray[np.uint32], NDArray[np.uint32] | NDArray[np.uint64]]
 """Ids, ascending, and their counts: one dataset."""
 
 
@@ -36,6 +36,8 @@ class TokenCounts:
         Shape (nnz,): how often each id occurs, all above zero.
     vocabulary
         V, the number of token ids; ids are in [0, V).
+    largest
+        What a count may be: a bin that two ids share holds more than a stored count does.
 
     Raises
     ------
@@ -45,13 +47,15 @@ class TokenCounts:
 
     indptr: NDArray[np.int64]
     ids: NDArray[np.uint32]
-    counts: NDArray[np.uint32]
+    counts: NDArray[np.uint32] | NDArray[np.uint64]
     vocabulary: int
+    largest: int = LARGEST_COUNT
 
     def __post_init__(self) -> None:
         # The checks come before the conversion: a negative number must not wrap to a large one.
         self.validate()
-        for name, dtype in (("indptr", np.int64), ("ids", np.uint32), ("counts", np.uint32)):
+        count_type = np.uint32 if self.largest <= LARGEST_COUNT else np.uint64
+        for name, dtype in (("indptr", np.int64), ("ids", np.uint32), ("counts", count_type)):
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=dtype))
 
     @classmethod
@@ -88,8 +92,8 @@ class TokenCounts:
         ids = self.ids
         too_large = (ids < 0) | (ids >= self.vocabulary)
         self._refuse(too_large, f"token ids in [0, {self.vocabulary})", "use the bank's tokenizer", ids)
-        wrong_count = (self.counts < 1) | (self.counts > LARGEST_COUNT)
-        self._refuse(wrong_count, f"counts in [1, {LARGEST_COUNT}]", "leave out ids never seen", self.counts)
+        wrong_count = (self.counts < 1) | (self.counts > self.largest)
+        self._refuse(wrong_count, f"counts in [1, {self.largest}]", "leave out ids never seen", self.counts)
         unsorted = np.zeros(len(ids), dtype=bool)
         unsorted[1:] = ids[1:] <= ids[:-1]
         unsorted[self.indptr[:-1]] = False
@@ -135,7 +139,7 @@ class TokenCounts:
         lengths = self.lengths[rows]
         indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         entries = np.arange(indptr[-1]) + np.repeat(self.indptr[:-1][rows] - indptr[:-1], lengths)
-        return TokenCounts(indptr, self.ids[entries], self.counts[entries], self.vocabulary)
+        return TokenCounts(indptr, self.ids[entries], self.counts[entries], self.vocabulary, self.largest)
 
 
 def _check_shape(indptr: NDArray[Any], ids: NDArray[Any], counts: NDArray[Any]) -> None:
@@ -194,15 +198,13 @@ def merge_last_two(counts: TokenCounts) -> TokenCounts:
     ------
     ParameterError
         For a vocabulary of fewer than two ids.
-    DatasetError
-        When the two counts add up to more than an unsigned 32-bit integer holds.
     """
     vocabulary = counts.vocabulary
     if vocabulary < 2:
         raise ParameterError(
             f"published histograms need a vocabulary of at least 2 ids, found {vocabulary}; use 'correct'"
         )
-    ids, amounts = counts.ids.copy(), counts.counts.astype(np.int64)
+    ids, amounts = counts.ids.copy(), counts.counts.astype(np.uint64)
     last = counts.indptr[1:] - 1
     last = last[ids[last] == vocabulary - 1]
     ids[last] = vocabulary - 2
@@ -218,6 +220,7 @@ def merge_last_two(counts: TokenCounts) -> TokenCounts:
         np.delete(ids, doubled),
         np.delete(amounts, doubled),
         vocabulary - 1,
+        2 * LARGEST_COUNT,
     )
 
 

@@ -122,11 +122,16 @@ def test_merged_bins_are_numpy_histograms(rows: list[dict[int, int]]) -> None:
         assert_array_equal(found, expected)
 
 
-def test_merging_needs_two_ids_and_refuses_overflow() -> None:
+def test_merging_needs_two_ids() -> None:
     with pytest.raises(ParameterError, match="at least 2 ids"):
         merge_last_two(counts_of([{0: 1}], 1))
-    with pytest.raises(DatasetError, match="4294967296"):
-        merge_last_two(counts_of([{1: 2**32 - 1, 2: 1}], 3))
+
+
+def test_a_merged_bin_holds_two_of_the_largest_counts() -> None:
+    merged = merge_last_two(counts_of([{1: 2**32 - 1, 2: 2**32 - 1}, {0: 3}], 3))
+    assert [merged.row(0)[1].tolist(), merged.row(1)[1].tolist()] == [[2**33 - 2], [3]]
+    assert merged.totals.tolist() == [2**33 - 2, 3]
+    assert merged.select(np.array([0])).counts.tolist() == [2**33 - 2]
 
 
 def brute_force_median(rows: list[dict[int, int]]) -> int:
