@@ -305,10 +305,11 @@ def _plain_header(size: int) -> bytes:
 
 def _crc32c(start: bytes, rest: NDArray[np.uint8] | None = None) -> bytes:
     """Return the CRC32C of the two together, little-endian."""
-    from google_crc32c import extend, value
+    # Not zarr's own, which keeps the interpreter to itself: threads that read together would wait for it.
+    from crc32c import crc32c
 
-    checksum = value(start) if rest is None else extend(value(start), rest)
-    return int(checksum).to_bytes(_CHECKSUM_BYTES, "little")
+    checksum = crc32c(start)
+    return (checksum if rest is None else crc32c(rest.data, checksum)).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def _is_whole(data: bytes | memoryview) -> bool:

@@ -60,7 +60,7 @@ def main() -> None:
         print(
             f"bank of {len(bank)} adapters of {bank.layout.size:,} parameters in {seconds:.0f} s", flush=True
         )
-        limits = machine.measure(folder)
+        limits = machine.measure(folder, bank.store.path)
         print(limits, flush=True)
         rows = []
         with open_cluster(ClusterOptions(workers=arguments.workers), SilentProgress()) as cluster:

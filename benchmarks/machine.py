@@ -28,8 +28,10 @@ class Limits:
         return max(flops / self.product, read / self.read + written / self.write)
 
 
-def measure(folder: Path, *, gigabytes: float = 1.0) -> Limits:
-    return Limits(product_rate(), *file_rates(folder, int(gigabytes * 2**30)))
+def measure(folder: Path, stored: Path, *, gigabytes: float = 1.0) -> Limits:
+    """Measure all rates: writing in `folder`, reading from the files below `stored`, which are there already."""
+    size = int(gigabytes * 2**30)
+    return Limits(product_rate(), read_rate(stored, size), write_rate(folder, size))
 
 
 def product_rate(n: int = 2048, repeat: int = 5) -> float:
@@ -39,18 +41,29 @@ def product_rate(n: int = 2048, repeat: int = 5) -> float:
     return 2 * n**3 / best
 
 
-def file_rates(folder: Path, size: int) -> tuple[float, float]:
-    """Read and write rate of a file of `size` random bytes; the write includes the flush to the disk."""
+def read_rate(stored: Path, size: int) -> float:
+    """Rate of reading whole files from start to end, spread over those there are, `size` bytes or all.
+
+    A file that was just written is read more quickly: some layer below the kernel still has it.
+    """
+    files = sorted(file for file in stored.rglob("*") if file.is_file() and file.stat().st_size > 2**16)
+    total = sum(file.stat().st_size for file in files)
+    sample = files[:: max(1, total // size)]
+    for file in sample:
+        drop_cache(file)
+    seconds = timed(lambda: [_read(file) for file in sample])
+    return sum(file.stat().st_size for file in sample) / seconds
+
+
+def write_rate(folder: Path, size: int) -> float:
+    """Rate of writing a file of `size` random bytes; the flush to the disk included."""
     path = folder / "rate.bin"
     block = np.random.default_rng(0).bytes(1 << 24)
     blocks = max(1, size // len(block))
     try:
-        write = timed(lambda: _write(path, block, blocks))
-        drop_cache(path)
-        read = timed(lambda: _read(path))
+        return blocks * len(block) / timed(lambda: _write(path, block, blocks))
     finally:
         path.unlink(missing_ok=True)
-    return blocks * len(block) / read, blocks * len(block) / write
 
 
 def _write(path: Path, block: bytes, blocks: int) -> None:

@@ -35,7 +35,7 @@ from compute.tiles import plan_slices, reads_ahead
 # Columns multiplied at once in single precision before they are added in double: bounds both the
 # rounding of a product and what has to stay in cache.
 _STRIP = 8192
-_PIECES = 16
+_PIECES = 12
 _AGAIN = "and run the same command again"
 
 
@@ -248,20 +248,24 @@ def _panels(
     width = min(store.chunk, stop - starts[0])
     buffers = [np.empty((len(which), width), dtype=np.float32) for _ in starts[: 2 if ahead else 1]]
     # The kernel cannot keep so many rows until somebody reads them again.
-    uncached = UncachedReader() if 4 * math.prod(store.array.shape) > machine_memory() // 2 else None
+    past_cache = 4 * math.prod(store.array.shape) > machine_memory() // 2
 
-    def read(number: int) -> NDArray[np.float32]:
+    def read(number: int, rows: slice = slice(None)) -> NDArray[np.float32]:
         first = starts[number]
         last = min(first + width, stop)
         part = buffers[number % len(buffers)][:, : last - first]
-        read_scaled_into(part, store, sources, which, first, last, uncached)
+        uncached = UncachedReader() if past_cache else None
+        read_scaled_into(part[rows], store, sources, which[rows], first, last, uncached)
         return part
 
     if not ahead:
         yield from map(read, range(len(starts)))
         return
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader:
-        following = reader.submit(read, 0)
+        # Nothing is there to be multiplied yet: this thread reads half of the first chunk.
+        half = len(which) // 2
+        following = reader.submit(read, 0, slice(half, None))
+        read(0, slice(half))
         for number in range(1, len(starts)):
             panel = following.result()
             following = reader.submit(read, number)

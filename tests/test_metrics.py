@@ -104,7 +104,13 @@ def test_blocks_equal_scipy(
 ) -> None:
     targets, sources = awkward_block(200, seed), awkward_block(200, seed + 100)
     expected = [[reference(targets, i, sources, j) for j in range(len(sources))] for i in range(len(targets))]
-    assert_allclose(get_metric(name).block(targets, sources), expected, rtol=1e-9, atol=0)
+    metric = get_metric(name)
+    assert_allclose(metric.block(targets, sources), expected, rtol=1e-9, atol=0)
+    # One target, as for a new dataset, and two: some metrics have another way for few.
+    for few in (1, 2):
+        for first in range(0, len(targets) - few + 1):
+            some = targets.select(np.arange(first, first + few))
+            assert_allclose(metric.block(some, sources), expected[first : first + few], rtol=1e-9, atol=0)
 
 
 KERNELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -322,6 +328,9 @@ def test_blocks_of_many_panels_equal_pairs(metric: Metric, monkeypatch: pytest.M
     whole = metric.block(targets, sources)
     assert_allclose(whole, direct, rtol=1e-9, atol=0)
     assert whole[5, 2] == 0.0
+    few = [metric.block(targets.select(np.array([i])), sources) for i in range(6)]
+    assert_allclose(np.concatenate(few), direct, rtol=1e-9, atol=0)
+    assert few[5][0, 2] == 0.0
     monkeypatch.setattr(blocks, "PANEL_BYTES", 50_000)
     monkeypatch.setattr(divergences, "GATHER_ELEMENTS", 100)
     monkeypatch.setattr(divergences, "ROWS_OF_TRIANGLE", 2)
