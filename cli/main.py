@@ -81,7 +81,14 @@ def cli(debug: bool) -> None:
 
 
 def _register() -> None:
-    from cli import bank_commands, compute_commands, evaluate_command, predict_command, report_command
+    from cli import (
+        bank_commands,
+        compute_commands,
+        evaluate_command,
+        plan_command,
+        predict_command,
+        report_command,
+    )
 
     for command in (
         *bank_commands.COMMANDS,
@@ -89,6 +96,7 @@ def _register() -> None:
         *predict_command.COMMANDS,
         *evaluate_command.COMMANDS,
         *report_command.COMMANDS,
+        *plan_command.COMMANDS,
     ):
         cli.add_command(command)
 

@@ -8,7 +8,6 @@ that was killed computes its unfinished tiles as a whole, to the same last digit
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,8 +26,9 @@ from bankdb.records import AdapterRecord, RunRecord
 from compute.blocks import Metric
 from compute.cluster import Cluster, run_tasks
 from compute.distance_tiles import compute_tile, read_entries
+from compute.plans import plan_distances
 from compute.stored_counts import write_distributions
-from compute.tiles import CHUNK_ROWS, Tile, plan_tiles
+from compute.tiles import CHUNK_ROWS, Tile
 
 # Where a task may use less, the memory that compiled loops take a worker would be missed.
 _COMPILED_BUDGET = 2**30
@@ -186,26 +186,36 @@ def _forget_chunks(bank: AdapterBank, run: RunRecord, rows: Sequence[int], bad: 
 
 def _compute_missing(
     bank: AdapterBank,
-    matrices: Sequence[_Stored],
+    waiting: Sequence[_Stored],
     adapters: Sequence[AdapterRecord],
     cluster: Cluster,
     progress: Progress,
 ) -> None:
     contents = _chunk_contents(adapters)
-    lacking = _lacking(bank, matrices, adapters, contents)
+    lacking = _lacking(bank, waiting, adapters, contents)
     if not lacking:
         return
     counts_path, nnz = write_distributions(bank, adapters)
     pieces: dict[str, tuple[_Stored, Tile]] = {}
     tasks: dict[str, tuple[Any, ...]] = {}
     compiled = cluster.task_budget >= _COMPILED_BUDGET
-    for stored, tile in _plan(bank, lacking, adapters[-1].row + 1, nnz, cluster):
+    matrices = list(lacking)
+    planned = plan_distances(
+        [(stored.metric, missing) for stored, (_, missing) in lacking.items()],
+        adapters[-1].row + 1,
+        vocabulary=bank.record.vocabulary,
+        nnz=nnz,
+        slots=cluster.slots,
+        budget=cluster.task_budget,
+    )
+    for piece in planned:
+        stored, tile = matrices[piece.matrix], piece.tile
         name = tile.name if len(lacking) == 1 else f"{stored.key}-{tile.name}"
         pieces[name] = stored, tile
         complete, _ = lacking[stored]
         tasks[name] = (str(stored.path), str(counts_path), stored.metric, tile, complete, compiled)
     left = Counter(stored for stored, _ in pieces.values())
-    for name, _ in run_tasks(cluster, _stage(list(lacking)), compute_tile, tasks, progress):
+    for name, _ in run_tasks(cluster, _stage(matrices), compute_tile, tasks, progress):
         stored, tile = pieces[name]
         chunks = [chunk for chunk in tile.chunks() if chunk in contents]
         bank.runs.mark_done(stored.run.id, {_chunk_name(*chunk): contents[chunk] for chunk in chunks})
@@ -234,45 +244,10 @@ def _lacking(
     return lacking
 
 
-def _plan(
-    bank: AdapterBank,
-    lacking: Mapping[_Stored, tuple[NDArray[np.int64], list[tuple[int, int]]]],
-    rows: int,
-    nnz: int,
-    cluster: Cluster,
-) -> list[tuple[_Stored, Tile]]:
-    """Return the tiles of all matrices, the longest first: what is left for the end is short."""
-    vocabulary = bank.record.vocabulary
-    planned = [
-        (stored, tile)
-        for stored, (_, missing) in lacking.items()
-        for tile in plan_tiles(
-            rows,
-            missing,
-            workers=cluster.slots,
-            budget=cluster.task_budget,
-            workspace=functools.partial(tile_bytes, stored.metric, vocabulary=vocabulary, nnz=nnz),
-            matrices=len(lacking),
-        )
-    ]
-    return sorted(planned, key=lambda piece: _cost(*piece), reverse=True)
-
-
-def _cost(stored: _Stored, tile: Tile) -> float:
-    area = (tile.row_stop - tile.row_start) * (tile.column_stop - tile.column_start)
-    return stored.metric.relative_cost * area * (0.6 if tile.diagonal else 1.0)
-
-
 def _stage(matrices: Sequence[_Stored]) -> str:
     if len(matrices) == 1:
         return f"distances {matrices[0].key}"
     return f"distances by {len(matrices)} metrics"
-
-
-def tile_bytes(metric: Metric, side: int, vocabulary: int, nnz: int) -> int:
-    """Return the bytes that the task of a square tile uses, `nnz` being the largest support of a dataset."""
-    # The block and its mirror, what is stored of both, and the counts of both sides.
-    return metric.workspace_bytes(side, side, vocabulary, nnz) + 4 * 8 * side * side + 2 * side * nnz * 16
 
 
 def _chunk_name(i: int, j: int) -> str:

@@ -30,12 +30,11 @@ from bankdb.records import AdapterRecord, RunRecord
 from bankdb.uncached import UncachedReader
 from compute.cluster import Cluster, machine_memory, run_tasks
 from compute.combine import Sources, read_scaled_into
-from compute.tiles import plan_slices, reads_ahead
+from compute.plans import GramPlan, plan_gram
 
 # Columns multiplied at once in single precision before they are added in double: bounds both the
 # rounding of a product and what has to stay in cache.
 _STRIP = 8192
-_PIECES = 12
 _AGAIN = "and run the same command again"
 
 
@@ -99,10 +98,9 @@ def _compute_part(
     progress: Progress,
 ) -> tuple[NDArray[np.float64], RunRecord, Path]:
     """Return the products of the new adapters with all, shape (K, N), and where its slices were kept."""
-    run, path, slices = _open_run(bank, adapters, new, cluster.task_budget)
+    run, path, plan = _open_run(bank, adapters, new, cluster.task_budget)
     done = bank.runs.done_pieces(run.id)
     where = (str(bank.store.path.absolute()), str(path.absolute()))
-    ahead = reads_ahead(len(adapters), chunk=column_chunk(bank.layout.size), budget=cluster.task_budget)
     tasks = {
         f"{index}": (
             *where,
@@ -111,9 +109,9 @@ def _compute_part(
             index,
             columns.start,
             columns.stop,
-            ahead,
+            plan.ahead,
         )
-        for index, columns in enumerate(slices)
+        for index, columns in enumerate(plan.slices)
         if f"{index}" not in done or not chunk_file(path, index, 0, 0).is_file()
     }
     if tasks:
@@ -123,7 +121,7 @@ def _compute_part(
     # Summed in the order of the slices: the same result however the tasks were scheduled.
     parts = open_array(path)
     total = np.zeros((len(new), len(adapters)))
-    for index in range(len(slices)):
+    for index in range(len(plan.slices)):
         total += read_region(parts, index, f"delete {path}, {_AGAIN}")
     if not np.isfinite(total).all():
         raise ComputeError(f"{path}: a slice of the Gram matrix lacks entries; delete it, {_AGAIN}")
@@ -162,11 +160,11 @@ def _extend(
 
 def _open_run(
     bank: AdapterBank, adapters: Sequence[AdapterRecord], new: Sequence[int], budget: int
-) -> tuple[RunRecord, Path, tuple[range, ...]]:
+) -> tuple[RunRecord, Path, GramPlan]:
     """Find the run of these rows, or begin it; its array holds the sum over each slice of columns."""
     parameters, n = bank.layout.size, len(adapters)
-    # The slices do not depend on the workers, so that a run goes on whatever it is run on.
-    slices = plan_slices(parameters, n, chunk=column_chunk(parameters), budget=budget, pieces=_PIECES)
+    # Its slices do not depend on the workers, so that a run goes on whatever it is run on.
+    plan = plan_gram(n, len(new), parameters, chunk=column_chunk(parameters), budget=budget)
     text = " ".join(f"{record.row}:{record.row_sha256}:{record.scaling}" for record in adapters)
     first = " ".join(str(adapters[index].row) for index in new)
     digest = hashlib.sha256(f"{bank.record.scaling} {text} new {first}".encode()).hexdigest()
@@ -174,19 +172,19 @@ def _open_run(
     name = f"part-{digest[:16]}"
     run = bank.runs.begin("gram", {"rows": digest, "strip": _STRIP, "array": f"gram.zarr/{name}"})
     path = bank.array_path("gram") / name
-    if not _usable(path, run.inputs_sha256, len(slices)):
+    if not _usable(path, run.inputs_sha256, len(plan.slices)):
         bank.runs.reopen(run.id)
         for old in bank.array_path("gram").glob("part-*"):
             shutil.rmtree(old)
         create_array(
             path,
-            shape=(len(slices), len(new), n),
+            shape=(len(plan.slices), len(new), n),
             chunks=(1, len(new), n),
             shards=None,
             dtype="float64",
             attributes={"run": run.inputs_sha256},
         )
-    return run, path, slices
+    return run, path, plan
 
 
 def _usable(path: Path, run: str, slices: int) -> bool:

@@ -26,7 +26,8 @@ from bankdb.records import AdapterRecord, RunRecord
 from compute.cluster import Cluster, run_tasks
 from compute.combine import Sources, combine_panel
 from compute.options import PredictionOptions
-from compute.tiles import COEFFICIENT_ROWS, SHARD_ROWS, PanelPart, following, padded, plan_panels, split_panel
+from compute.plans import plan_combination
+from compute.tiles import COEFFICIENT_ROWS, SHARD_ROWS, PanelPart, following
 
 Opened = tuple[RunRecord, Path]
 
@@ -116,15 +117,16 @@ def combine_missing(
     """
     chunk = column_chunk(bank.layout.size)
     targets = len(sources.rows)
-    single = plan_panels(targets, targets, bank.layout.size, chunk=chunk, budget=cluster.task_budget)
-    wanted = [part for panel in single for part in split_panel(panel, targets, 1)]
+    size, budget = bank.layout.size, cluster.task_budget
+    single = plan_combination(targets, size, 1, chunk=chunk, budget=budget)
+    wanted = [part for panel in single.panels for part in single.parts(panel)]
     done = {run.id: bank.runs.done_pieces(run.id) for run, _ in runs}
     open_runs = [item for item in runs if not all(_done(item, done, part, chunk) for part in wanted)]
     if not open_runs:
         return
-    rows = (len(open_runs) - 1) * padded(targets) + targets
-    panels = plan_panels(rows, targets, bank.layout.size, chunk=chunk, budget=cluster.task_budget)
-    parts = {panel.name: split_panel(panel, targets, len(open_runs)) for panel in panels}
+    plan = plan_combination(targets, size, len(open_runs), chunk=chunk, budget=budget)
+    panels = plan.panels
+    parts = {panel.name: plan.parts(panel) for panel in panels}
     missing = {
         panel.name: [
             part for part in parts[panel.name] if not _done(open_runs[part.group], done, part, chunk)

@@ -289,7 +289,7 @@ def plan_slices(parameters: int, rows: int, *, chunk: int, budget: int, pieces: 
     PlanError
         The N x N sum and one chunk of every row do not fit the budget.
     """
-    needed = _slice_bytes(rows, chunk, 1)
+    needed = slice_bytes(rows, chunk, 1)
     if needed > budget:
         raise PlanError(
             f"the Gram matrix of {rows} adapters needs {_mib(needed)} in a task, which may use {_mib(budget)}; "
@@ -302,10 +302,11 @@ def plan_slices(parameters: int, rows: int, *, chunk: int, budget: int, pieces: 
 
 def reads_ahead(rows: int, *, chunk: int, budget: int) -> bool:
     """Return whether a task that sums over columns may hold two chunks of every row, one being read."""
-    return _slice_bytes(rows, chunk, 2) <= budget
+    return slice_bytes(rows, chunk, 2) <= budget
 
 
-def _slice_bytes(rows: int, chunk: int, held: int) -> int:
+def slice_bytes(rows: int, chunk: int, held: int) -> int:
+    """Return the bytes that a task uses which sums over columns, holding so many chunks of every row."""
     # The sum, and while it is stored two copies of it; before that, the sum over a chunk and over a strip.
     return 3 * 8 * rows * rows + 4 * chunk * (held * rows + 2)
 

@@ -30,6 +30,7 @@ KERNELS = (
     "mmd",
     "oracle",
     "pairs",
+    "plans",
     "products",
     "scores",
     "tfidf",

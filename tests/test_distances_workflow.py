@@ -39,12 +39,12 @@ from compute.distances import (
     compute_tile,
     distance_matrices,
     distance_matrix,
-    tile_bytes,
     write_distributions,
 )
 from compute.distributions import TokenCounts, median_sigma
 from compute.metrics import get_metric
 from compute.options import PredictionOptions
+from compute.plans import tile_bytes
 from compute.predict import coefficients, coefficients_by, distances, distances_by
 from compute.tiles import CHUNK_ROWS, Tile
 from compute.wasserstein import Wasserstein

@@ -1,0 +1,236 @@
+"""`bank plan`: what a run over a whole bank will do, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.display import print_json, print_table, shown_progress
+from cli.options import approach_option, bank_option, json_option, memory_option, metric_option, opened
+
+if TYPE_CHECKING:
+    from bankdb.progress import Progress
+    from compute.forecast import BankShape, StepForecast
+    from compute.options import PredictionOptions
+    from compute.rates import Rates
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  bank plan --measure\n"
+    "  bank plan --metric all --approach neural --workers 8 --memory 64GiB --rates rates.json\n"
+    "  bank plan --adapters 10000 --parameters 9437184 --workers 64 --memory 512GiB"
+)
+@bank_option
+@click.option("--adapters", type=click.IntRange(2), help="Plan a bank of so many adapters, without a bank.")
+@click.option("--parameters", type=click.IntRange(1), help="With --adapters: parameters of an adapter.")
+@click.option(
+    "--vocabulary",
+    type=click.IntRange(1),
+    default=32_000,
+    show_default=True,
+    help="With --adapters: ids of the tokenizer.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1),
+    default=70_000,
+    show_default=True,
+    help="With --adapters: tokens of a dataset.",
+)
+@click.option(
+    "--distinct",
+    type=click.IntRange(1),
+    help="With --adapters: distinct ids of a dataset; those of a Zipf distribution if not given.",
+)
+@metric_option(many=True)
+@approach_option()
+@click.option("--weight-error", is_flag=True, help="As of bank predict: with the Gram matrix.")
+@click.option("--workers", type=click.IntRange(1), help="Tasks that run at once; the cores if not given.")
+@memory_option
+@click.option("--measure", is_flag=True, help="Measure the rates of this machine, for the expected time.")
+@click.option(
+    "--rates", "rates_file", type=click.Path(path_type=Path), help="Take the rates from this JSON file."
+)
+@click.option(
+    "--save-rates",
+    type=click.Path(path_type=Path),
+    help="With --measure: write the rates to this file, to be given with --rates.",
+)
+@json_option
+def plan(
+    bank_path: Path,
+    adapters: int | None,
+    parameters: int | None,
+    metrics: tuple[str, ...],
+    approaches: tuple[str, ...],
+    weight_error: bool,
+    workers: int | None,
+    memory: str | None,
+    measure: bool,
+    rates_file: Path | None,
+    save_rates: Path | None,
+    as_json: bool,
+    **numbers: Any,
+) -> None:
+    """Print what 'bank predict --all' will do, and how long it may take, before anything runs.
+
+    Each step with its tasks, bytes read and written (before compression), arithmetic, and the memory of a
+    task; with one metric and one approach, '--export' too. The plan is of the whole run: what a bank has
+    stored already is not computed again. Nothing of the bank is changed. Exit status 1 says that a step does
+    not fit the memory.
+    """
+    from compute.cluster import core_count, memory_budget, parse_memory
+    from compute.forecast import forecast
+
+    if (adapters is None) != (parameters is None):
+        raise click.UsageError("--adapters and --parameters go together")
+    if measure and rates_file is not None:
+        raise click.UsageError("give --measure or --rates, not both")
+    if save_rates is not None and not measure:
+        raise click.UsageError("--save-rates goes with --measure")
+    slots = core_count() if workers is None else workers
+    budget = memory_budget(None if memory is None else parse_memory(memory)) // slots
+    ways = _ways(metrics, approaches)
+    shape = _shape(bank_path, adapters, parameters, **numbers)
+    steps = forecast(
+        shape, ways, slots=slots, budget=budget, weight_errors=weight_error, export=len(ways) == 1
+    )
+    rates = None
+    if measure:
+        folder = bank_path if adapters is None else Path.cwd()
+        rates = _measured(folder, shape, steps, shown_progress(), save_rates)
+    elif rates_file is not None:
+        from compute.rates import read_rates
+
+        rates = read_rates(rates_file)
+    _show(shape, steps, slots, budget, rates, as_json)
+    if any(step.problem for step in steps):
+        raise click.exceptions.Exit(1)
+
+
+def _ways(metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[PredictionOptions]:
+    from cli.parameters import Parameters
+
+    return Parameters("multiscale", None, "correct", 1.0, None, "cross-fitted", 0, 4000).combinations(
+        metrics, approaches
+    )
+
+
+def _shape(bank_path: Path, adapters: int | None, parameters: int | None, **numbers: Any) -> BankShape:
+    from compute.forecast import BankShape
+
+    if adapters is not None and parameters is not None:
+        return BankShape.of_numbers(adapters, parameters, **numbers)
+    with opened(bank_path) as bank:
+        return BankShape.of_bank(bank)
+
+
+def _measured(
+    folder: Path, shape: BankShape, steps: Sequence[StepForecast], progress: Progress, save: Path | None
+) -> Rates:
+    from compute.cluster import ClusterOptions, open_cluster
+    from compute.measure import measure_rates
+    from compute.rates import write_rates
+
+    side = max((step.side for step in steps), default=0) or shape.adapters
+    with open_cluster(ClusterOptions(), progress) as cluster:
+        rates = measure_rates(
+            cluster, folder, progress, vocabulary=shape.vocabulary, distinct=shape.mean_distinct, side=side
+        )
+    if save is not None:
+        write_rates(save, rates)
+    return rates
+
+
+def _show(
+    shape: BankShape,
+    steps: Sequence[StepForecast],
+    slots: int,
+    budget: int,
+    rates: Rates | None,
+    as_json: bool,
+) -> None:
+    seconds = _seconds(shape, steps, slots, rates)
+    timed = [value for value in seconds if value is not None]
+    if as_json:
+        print_json(
+            {
+                "adapters": shape.adapters,
+                "parameters": shape.parameters,
+                "vocabulary": shape.vocabulary,
+                "distinct": shape.mean_distinct,
+                "workers": slots,
+                "memory_per_task": budget,
+                "steps": [_record(*pair) for pair in zip(steps, seconds, strict=True)],
+                "seconds": sum(timed) if rates is not None else None,
+                "rates": None if rates is None else rates.to_json(),
+            }
+        )
+        return
+    click.echo(
+        f"{shape.adapters:,} adapters of {shape.parameters:,} parameters; {shape.mean_distinct:,} distinct ids of "
+        f"{shape.vocabulary:,} a dataset; {slots} workers, {_bytes(budget)} a task"
+    )
+    headings = ["step", "tasks", "read", "written", "GFlop", "memory of a task"]
+    rows = [_row(step) for step in steps]
+    if rates is not None:
+        headings.append("expected time")
+        for row, value in zip(rows, seconds, strict=True):
+            row.append("not known" if value is None else _time(value))
+    print_table(headings, rows)
+    for step in steps:
+        if step.problem is not None:
+            click.echo(f"{step.name}: {step.problem}")
+    if rates is None:
+        click.echo("for the expected time: --measure, or --rates FILE")
+    else:
+        missing = len(seconds) - len(timed)
+        without = f", without {missing} steps whose time is not known" if missing else ""
+        click.echo(f"expected in all: {_time(sum(timed))}{without}; the start of the processes not counted")
+
+
+def _row(step: StepForecast) -> list[object]:
+    if step.problem is not None:
+        return [step.name, "does not fit", "", "", "", ""]
+    size = (_bytes(step.read), _bytes(step.written))
+    return [step.name, step.tasks or "client", *size, step.flops // 10**9, _bytes(step.memory)]
+
+
+def _seconds(
+    shape: BankShape, steps: Sequence[StepForecast], slots: int, rates: Rates | None
+) -> list[float | None]:
+    if rates is None:
+        return [None] * len(steps)
+    from compute.rates import expected_seconds
+
+    return [expected_seconds(step, rates, slots, shape.vocabulary, shape.mean_distinct) for step in steps]
+
+
+def _record(step: StepForecast, seconds: float | None) -> dict[str, Any]:
+    shown = ("name", "tasks", "read", "written", "files", "flops", "memory", "problem")
+    values = asdict(step)
+    return {key: values[key] for key in shown} | {"seconds": seconds}
+
+
+def _bytes(size: int) -> str:
+    value, unit = float(size), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.3g} {_UNITS[unit]}" if value < 1000 else f"{value:.0f} {_UNITS[unit]}"
+
+
+def _time(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+COMMANDS = (plan,)

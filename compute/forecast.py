@@ -1,0 +1,381 @@
+"""What a run over a whole bank will do, step by step, before anything of it runs.
+
+The plans are those of the run itself (`compute.plans`); here they are counted. A forecast is of a run from
+nothing: what a bank has stored already, the run does not compute again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
+
+import numpy as np
+
+from bankdb.arrays import column_chunk
+from bankdb.bank import AdapterBank
+from bankdb.errors import ParameterError, PlanError
+from compute.approaches import needs_gram
+from compute.blocks import Metric
+from compute.distances import ready_adapters
+from compute.metrics import get_metric
+from compute.mlp import BATCH
+from compute.neural_options import NeuralOptions
+from compute.options import NO_DISTANCES, PredictionOptions
+from compute.plans import PlannedTile, plan_combination, plan_distances, plan_gram, tile_bytes
+from compute.tiles import CHUNK_ROWS, SHARD_ROWS, chunk_count
+
+# Bytes of a stored token id with its count.
+_COUNT_BYTES = 8
+# Arrays of N x N float64 that coefficients are made with: distances, z-scores, softmin, and masks.
+_COEFFICIENT_ARRAYS = 6
+# Files of an exported adapter: weights, configuration, model card, provenance.
+_EXPORT_FILES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BankShape:
+    """The size of a bank, which is all that a plan depends on.
+
+    Attributes
+    ----------
+    adapters
+        N.
+    parameters
+        p, of an adapter.
+    vocabulary
+        V, of the tokenizer.
+    distinct
+        Distinct token ids of all datasets together, each dataset's counted for itself.
+    largest
+        Distinct token ids of the dataset that has most.
+    rows
+        Rows of the bank's arrays: N, and those of removed adapters.
+    blocks
+        Blocks of 64 rows that hold adapters.
+    exported
+        Bytes of a value in an exported folder.
+    """
+
+    adapters: int
+    parameters: int
+    vocabulary: int
+    distinct: int
+    largest: int
+    rows: int
+    blocks: tuple[int, ...]
+    exported: int = 4
+
+    @classmethod
+    def of_numbers(
+        cls, adapters: int, parameters: int, vocabulary: int, tokens: int, distinct: int | None = None
+    ) -> BankShape:
+        """Return the shape of a bank that is not there.
+
+        Parameters
+        ----------
+        tokens
+            Of each dataset.
+        distinct
+            Distinct ids among these; None for what a Zipf distribution over the vocabulary gives.
+
+        Raises
+        ------
+        ParameterError
+            A number is not above zero, or there are more distinct ids than tokens, or than the vocabulary has.
+        """
+        numbers = {"adapters": adapters, "parameters": parameters, "vocabulary": vocabulary, "tokens": tokens}
+        for name, value in numbers.items():
+            if value < 1:
+                raise ParameterError(f"{name}: expected at least 1, found {value}; give a larger number")
+        each = zipf_support(vocabulary, tokens) if distinct is None else distinct
+        if not 1 <= each <= min(vocabulary, tokens):
+            raise ParameterError(
+                f"distinct: expected 1 to {min(vocabulary, tokens)} ids, found {each}; leave it out for an estimate"
+            )
+        blocks = tuple(range(chunk_count(adapters)))
+        return cls(adapters, parameters, vocabulary, adapters * each, each, adapters, blocks)
+
+    @classmethod
+    def of_bank(cls, bank: AdapterBank) -> BankShape:
+        """Return the shape of a bank. Raises BankNotFoundError if it is empty."""
+        adapters = ready_adapters(bank)
+        rows = [record.row for record in adapters]
+        supports = [len(ids) for ids, _ in bank.catalog.token_counts(rows)]
+        blocks = tuple(sorted({row // CHUNK_ROWS for row in rows}))
+        dtypes = {record.dtype for record in adapters}
+        return cls(
+            adapters=len(rows),
+            parameters=bank.layout.size,
+            vocabulary=bank.record.vocabulary,
+            distinct=sum(supports),
+            largest=max(supports),
+            rows=rows[-1] + 1,
+            blocks=blocks,
+            # Of several dtypes float32 is written.
+            exported=2 if len(dtypes) == 1 and dtypes <= {"float16", "bfloat16"} else 4,
+        )
+
+    @property
+    def mean_distinct(self) -> int:
+        """Distinct ids of a dataset on average."""
+        return max(1, self.distinct // self.adapters)
+
+
+def zipf_support(vocabulary: int, tokens: int) -> int:
+    """Return the expected number of distinct ids among tokens drawn with probabilities `1 / (k H_V)`.
+
+    The chance that id k is among T tokens is `1 - (1 - 1 / (k H_V))^T`.
+    """
+    ranks = np.arange(1, vocabulary + 1, dtype=np.float64)
+    shares = 1 / (ranks * np.sum(1 / ranks))
+    with np.errstate(divide="ignore"):  # a vocabulary of one id: log of 0
+        missing = np.exp(tokens * np.log1p(-shares))
+    return max(1, min(vocabulary, tokens, round(float(np.sum(1 - missing)))))
+
+
+@dataclass(frozen=True, slots=True)
+class StepForecast:
+    """One step of a run: what all of its tasks do together.
+
+    Attributes
+    ----------
+    kind
+        `distances`, `gram`, `coefficients`, `combine` or `export`.
+    name
+        As the progress of a run calls it.
+    detail
+        The metric of distances, the approach of coefficients.
+    tasks, together
+        0 where the client works alone; and with those of other steps that run at the same time.
+    read, written
+        Bytes, before compression.
+    files
+        Files that are written and flushed.
+    flops
+        Of the leading terms. Of distances: operations of the inner loop, a logarithm counted as one.
+    memory
+        Bytes that a task uses, or the client, beyond what a process takes that has loaded the libraries.
+    datasets, pair_tenths, side
+        Of distances: datasets that all tiles read, tenths of pairs that their time goes with, and datasets on
+        the side of a tile.
+    epochs, width, points
+        Of the neural approach: epochs of all trainings, at most; the network's width and where it is evaluated.
+    pairs
+        Of coefficients: entries of their matrix.
+    chunks
+        Of export: stored chunks that are read one by one.
+    problem
+        Why the step cannot run as planned; None if it can.
+    """
+
+    kind: str
+    name: str
+    detail: str = ""
+    tasks: int = 0
+    together: int = 0
+    read: int = 0
+    written: int = 0
+    files: int = 0
+    flops: int = 0
+    memory: int = 0
+    datasets: int = 0
+    pair_tenths: int = 0
+    side: int = 0
+    epochs: int = 0
+    width: int = 0
+    points: int = 0
+    pairs: int = 0
+    chunks: int = 0
+    problem: str | None = None
+
+
+def forecast(
+    shape: BankShape,
+    ways: Sequence[PredictionOptions],
+    *,
+    slots: int,
+    budget: int,
+    weight_errors: bool = False,
+    export: bool = True,
+) -> tuple[StepForecast, ...]:
+    """Return the steps of `predict --all`, in their order.
+
+    Parameters
+    ----------
+    ways
+        Metrics and approaches; coefficients and predictions are made of each.
+    slots, budget
+        Tasks that run at once, and the bytes that one of them may use.
+    weight_errors
+        Whether predictions are compared with the adapters, through the Gram matrix.
+    export
+        Whether the predictions of the first way become folders.
+
+    Raises
+    ------
+    ParameterError
+        There are fewer than two adapters, or no ways.
+    """
+    if shape.adapters < 2 or not ways:
+        raise ParameterError(
+            f"leave-one-out needs at least 2 adapters and 1 approach, found {shape.adapters} and {len(ways)}"
+        )
+    reading = dict.fromkeys(way.metric for way in ways if way.approach not in NO_DISTANCES)
+    steps = list(_distances(shape, tuple(reading), slots, budget))
+    if weight_errors or any(needs_gram(way) for way in ways):
+        steps.append(_planned("gram", "gram", lambda: _gram(shape, budget)))
+    steps += [_coefficients(shape, way) for way in ways]
+    steps.append(_planned("combine", "combine", lambda: _combine(shape, ways, budget)))
+    if export:
+        steps.append(_export(shape))
+    return tuple(steps)
+
+
+def _planned(kind: str, name: str, plan: Callable[[], StepForecast]) -> StepForecast:
+    """Return a step, with the reason where it cannot be planned."""
+    try:
+        return plan()
+    except PlanError as error:
+        return StepForecast(kind, name, problem=str(error))
+
+
+def _distances(shape: BankShape, names: Sequence[str], slots: int, budget: int) -> Sequence[StepForecast]:
+    metrics = [_metric(name, shape.vocabulary) for name in names]
+    missing: Collection[tuple[int, int]] = list(combinations_with_replacement(shape.blocks, 2))
+    try:
+        tiles = plan_distances(
+            [(metric, missing) for metric in metrics],
+            shape.rows,
+            vocabulary=shape.vocabulary,
+            nnz=shape.largest,
+            slots=slots,
+            budget=budget,
+        )
+    except PlanError as error:
+        return [StepForecast("distances", f"distances {name}", name, problem=str(error)) for name in names]
+    return [
+        _distance_step(shape, name, [piece for piece in tiles if piece.metric is metric], len(tiles))
+        for name, metric in zip(names, metrics, strict=True)
+    ]
+
+
+def _metric(name: str, vocabulary: int) -> Metric:
+    # Memory and tiles depend on the metric, not on the frequencies of its ids.
+    return get_metric(name, frequencies=np.ones(vocabulary) if name == "tf-idf" else None)
+
+
+def _distance_step(shape: BankShape, name: str, tiles: Sequence[PlannedTile], together: int) -> StepForecast:
+    side = max(piece.tile.row_stop - piece.tile.row_start for piece in tiles)
+    datasets, entries = (sum(getattr(piece, name) for piece in tiles) for name in ("datasets", "entries"))
+    chunks = sum(len(list(piece.tile.chunks())) * (1 if piece.tile.diagonal else 2) for piece in tiles)
+    return StepForecast(
+        "distances",
+        f"distances {name}",
+        name,
+        tasks=len(tiles),
+        together=together,
+        read=_COUNT_BYTES * datasets * shape.distinct // shape.rows,
+        written=8 * entries,
+        files=chunks,
+        flops=_operations(name, shape, datasets, entries // 2),
+        memory=tile_bytes(tiles[0].metric, side, shape.vocabulary, shape.largest),
+        side=side,
+        datasets=datasets,
+        pair_tenths=sum(piece.pair_tenths for piece in tiles),
+    )
+
+
+def _operations(metric: str, shape: BankShape, datasets: int, pairs: int) -> int:
+    """Return the leading term of a metric's operations: see the docstrings of their blocks."""
+    vocabulary, distinct = shape.vocabulary, shape.mean_distinct
+    width = 2 * vocabulary
+    each = {
+        "wasserstein": 3 * vocabulary,
+        "kullback-leibler": 4 * vocabulary,
+        "jensen-shannon": 4 * distinct,
+        "mmd": 2 * width,
+        "tf-idf": 2 * distinct,
+    }[metric]
+    transforms = 5 * width * max(1, math.ceil(math.log2(width))) * datasets if metric == "mmd" else 0
+    return each * pairs + transforms
+
+
+def _gram(shape: BankShape, budget: int) -> StepForecast:
+    n, p = shape.adapters, shape.parameters
+    plan = plan_gram(n, n, p, chunk=column_chunk(p), budget=budget)
+    tasks = len(plan.slices)
+    return StepForecast(
+        "gram",
+        "gram",
+        tasks=tasks,
+        together=tasks,
+        read=plan.read,
+        written=plan.written,
+        files=tasks,
+        flops=plan.flops,
+        memory=plan.memory,
+    )
+
+
+def _coefficients(shape: BankShape, way: PredictionOptions) -> StepForecast:
+    n = shape.adapters
+    name = f"coefficients {way.approach}" + ("" if way.approach in NO_DISTANCES else f" {way.metric}")
+    step = StepForecast(
+        "coefficients",
+        name,
+        way.approach,
+        read=8 * n * n * ((way.approach not in NO_DISTANCES) + needs_gram(way)),
+        written=4 * n * n,
+        files=1,
+        flops=20 * n * n,
+        pairs=n * n,
+        memory=_COEFFICIENT_ARRAYS * 8 * n * n,
+    )
+    return _neural(step, n, way.neural) if way.approach == "neural" else step
+
+
+def _neural(step: StepForecast, n: int, options: NeuralOptions) -> StepForecast:
+    """Return the step with what training costs: see `compute.neural_training`."""
+    trainings = options.trainings + (options.protocol != "published")
+    points = options.knots or n * n
+    # Forward, and backward twice that; the loss is one product of N x N matrices.
+    epoch = 6 * options.width**2 * points + 2 * n**3
+    memory = 20 * options.width**2 + 40 * options.width * min(points, BATCH) + 150 * n * n
+    epochs = trainings * options.epochs
+    return replace(
+        step, flops=epochs * epoch, memory=memory, epochs=epochs, width=options.width, points=points
+    )
+
+
+def _combine(shape: BankShape, ways: Sequence[PredictionOptions], budget: int) -> StepForecast:
+    n, p = shape.adapters, shape.parameters
+    plan = plan_combination(n, p, len(ways), chunk=column_chunk(p), budget=budget)
+    # The nearest is copied; of other approaches every source may have a coefficient, and mostly has.
+    dense = sum(way.approach != "nearest" for way in ways)
+    chunks = len({panel.start for panel in plan.panels})
+    return StepForecast(
+        "combine",
+        "combine",
+        tasks=len(plan.panels),
+        together=len(plan.panels),
+        read=plan.read,
+        written=plan.written,
+        files=len(ways) * chunks * -(-n // SHARD_ROWS),
+        flops=2 * dense * n * (n - 1) * p,
+        memory=plan.memory,
+    )
+
+
+def _export(shape: BankShape) -> StepForecast:
+    n, p = shape.adapters, shape.parameters
+    return StepForecast(
+        "export",
+        "export",
+        read=4 * n * p,
+        written=shape.exported * n * p,
+        chunks=n * -(-p // column_chunk(p)),
+        files=_EXPORT_FILES * n,
+        memory=8 * p,
+    )

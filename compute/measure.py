@@ -1,0 +1,293 @@
+"""The rates of this machine, measured in seconds: on the workers of a cluster, all of them busy, and on the client."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.arrays import CHUNK_COLUMNS, create_array, fsync_path, open_array
+from bankdb.progress import Progress
+from bankdb.shards import Shards
+from compute.blocks import Metric
+from compute.cluster import Cluster, core_count, run_tasks
+from compute.coefficients import coefficients
+from compute.distributions import TokenCounts
+from compute.gram import partial_gram
+from compute.metrics import FURTHER_METRIC_NAMES, METRIC_NAMES, get_metric
+from compute.neural import train
+from compute.neural_options import NeuralOptions
+from compute.rates import MetricRate, Rates
+from compute.tiles import CHUNK_ROWS, SHARD_ROWS
+
+# Of the products: sources, targets and columns; as of a panel, but narrower.
+_SOURCES, _TARGETS, _COLUMNS = 256, 128, 32_768
+# Shards that each worker writes and reads: 16 of 8 MiB; and small files that it flushes.
+_SHARDS, _FILES = 16, 24
+_IDLE_TASKS = 200
+# Largest side of a tile that is measured.
+_LARGEST_SIDE = 2 * CHUNK_ROWS
+# Adapters whose coefficients are made, and adapters that networks are trained on.
+_ENTRIES, _TRAINED = 256, (16, 256)
+_WIDTH, _KNOTS = 4000, 128
+
+
+def measure_rates(
+    cluster: Cluster, folder: Path, progress: Progress, *, vocabulary: int, distinct: int, side: int
+) -> Rates:
+    """Measure the rates of this machine; seconds.
+
+    Parameters
+    ----------
+    cluster
+        Its workers compute at the same time, as in a run.
+    folder
+        Where files are written, and deleted again: on the disk that holds the bank.
+    vocabulary, distinct
+        V, and distinct ids of a dataset.
+    side
+        Datasets on a side of a tile, as planned; at most 128 are measured.
+    """
+    side = max(2, min(side, _LARGEST_SIDE))
+    every = range(cluster.slots)
+    _run(cluster, progress, "warm up", warm, [(vocabulary, distinct, side)] * len(every))
+    started = time.perf_counter()
+    _run(cluster, progress, "measure tasks", _nothing, [()] * _IDLE_TASKS)
+    task = (time.perf_counter() - started) / _IDLE_TASKS
+    processors = _run(
+        cluster, progress, "measure processors", processor_rates, [(vocabulary, distinct, side)] * len(every)
+    )
+    root = Path(tempfile.mkdtemp(prefix=".rates-", dir=folder)).absolute()
+    try:
+        disks = _run(
+            cluster, progress, "measure storage", storage_rates, [(str(root / str(i)),) for i in every]
+        )
+    finally:
+        shutil.rmtree(root)
+    epoch, epoch_pair = epoch_seconds()
+    metrics = {
+        name: MetricRate(*(_mean([found["metrics"][name][k] for found in processors]) for k in range(2)))
+        for name in processors[0]["metrics"]
+    }
+    shared = {name: sum(found[name] for found in disks) for name in ("read", "write", "files")}
+    return Rates(
+        product=_mean([found["product"] for found in processors]),
+        symmetric=_mean([found["symmetric"] for found in processors]),
+        read=shared["read"],
+        write=shared["write"],
+        decode=_mean([found["decode"] for found in disks]),
+        encode=_mean([found["encode"] for found in disks]),
+        flush=1 / shared["files"],
+        chunk=_mean([found["chunk"] for found in disks]),
+        task=task,
+        entry=_mean([found["entry"] for found in processors]),
+        epoch=epoch,
+        epoch_pair=epoch_pair,
+        cores=core_count(),
+        vocabulary=vocabulary,
+        distinct=distinct,
+        width=_WIDTH,
+        knots=_KNOTS,
+        metrics=metrics,
+    )
+
+
+def _run(
+    cluster: Cluster,
+    progress: Progress,
+    stage: str,
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+) -> list[Any]:
+    tasks = {str(index): values for index, values in enumerate(arguments)}
+    return [result for _, result in run_tasks(cluster, stage, function, tasks, progress)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _seconds(function: Callable[[], Any], repeat: int = 1) -> float:
+    """Return the best of several times."""
+    times = []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return max(min(times), 1e-9)
+
+
+def _nothing() -> None:
+    pass
+
+
+def warm(vocabulary: int, distinct: int, side: int) -> None:
+    """Load what the first tasks of a worker load."""
+    blocks = [_datasets(vocabulary, distinct, side, seed) for seed in (0, 1)]
+    for metric in _metrics(vocabulary):
+        metric.both(*blocks)
+
+
+# -- processors ----------------------------------------------------------------------------------------
+
+
+def processor_rates(vocabulary: int, distinct: int, side: int) -> dict[str, Any]:
+    """Measure one core: products, blocks of distances, and coefficients. Runs in a worker."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((_SOURCES, _COLUMNS), dtype=np.float32)
+    weights = rng.random((_TARGETS, _SOURCES), dtype=np.float32)
+    out = np.empty((_TARGETS, _COLUMNS), dtype=np.float32)
+    product = _seconds(lambda: np.matmul(weights, rows, out=out), 3)
+    symmetric = _seconds(lambda: partial_gram(rows, range(_SOURCES)), 3)
+    distances = rng.random((_ENTRIES, _ENTRIES))
+    own = np.eye(_ENTRIES, dtype=np.bool_)
+    entry = _seconds(lambda: coefficients(distances, own, "normalized"), 3)
+    return {
+        "product": 2 * _TARGETS * _SOURCES * _COLUMNS / product,
+        "symmetric": _SOURCES**2 * _COLUMNS / symmetric,
+        "entry": entry / _ENTRIES**2,
+        "metrics": {
+            name: _metric_rate(metric, vocabulary, distinct, side)
+            for name, metric in zip(_NAMES, _metrics(vocabulary), strict=True)
+        },
+    }
+
+
+_NAMES = (*METRIC_NAMES, *FURTHER_METRIC_NAMES)
+
+
+def _metrics(vocabulary: int) -> list[Metric]:
+    return [
+        get_metric(name, frequencies=np.ones(vocabulary) if name == "tf-idf" else None) for name in _NAMES
+    ]
+
+
+def _metric_rate(metric: Metric, vocabulary: int, distinct: int, side: int) -> tuple[float, float]:
+    """Seconds a dataset and a pair: of a tile, and for what a metric does once a dataset, of a half of it."""
+    rows, columns = (_datasets(vocabulary, distinct, side, seed) for seed in (0, 1))
+    whole = _seconds(lambda: metric.both(rows, columns))
+    if metric.name != "mmd":
+        return 0.0, whole / side**2
+    few = np.arange(max(1, side // 2))
+    half = _seconds(lambda: metric.both(rows.select(few), columns.select(few)))
+    # whole = 2 s a + s^2 b, half = 2 h a + h^2 b
+    each = max(0.0, (half * side**2 - whole * len(few) ** 2) / (2 * len(few) * side * (side - len(few))))
+    return each, max((whole - 2 * side * each) / side**2, 1e-12)
+
+
+def _datasets(vocabulary: int, distinct: int, number: int, seed: int) -> TokenCounts:
+    """Counts of datasets that have half of their ids in common, and not the frequent ones: none is near another."""
+    rng = np.random.default_rng(seed)
+    common = min(distinct // 2, vocabulary)
+    zipf = (1 + 20 * distinct // np.arange(1, distinct + 1)).astype(np.uint32)
+    rows = []
+    for _ in range(number):
+        rest = rng.choice(vocabulary - common, distinct - common, replace=False) + common
+        ids = np.sort(np.concatenate([np.arange(common), rest])).astype(np.uint32)
+        rows.append((ids, rng.permutation(zipf)))
+    return TokenCounts.stack(rows, vocabulary)
+
+
+# -- storage -------------------------------------------------------------------------------------------
+
+
+def storage_rates(folder: str) -> dict[str, float]:
+    """Measure the disk below a new folder, as predictions are written and rows are read. Runs in a worker."""
+    path = Path(folder)
+    array = create_array(
+        path,
+        shape=(_SHARDS * SHARD_ROWS, CHUNK_COLUMNS),
+        chunks=(1, CHUNK_COLUMNS),
+        shards=(SHARD_ROWS, CHUNK_COLUMNS),
+        dtype="float32",
+        attributes={},
+    )
+    shards = Shards.of(array, path, "measure again")
+    assert shards is not None, "made in the layout that is known"
+    rng = np.random.default_rng(os.getpid())
+    block = rng.standard_normal((SHARD_ROWS, CHUNK_COLUMNS), dtype=np.float32)
+    size = _SHARDS * block.nbytes
+    write, encode = _wall_and_processor(lambda: _write_shards(shards, block))
+    for file in path.glob("c/*/*"):
+        _forget(file)
+    row = np.empty(CHUNK_COLUMNS, dtype=np.float32)
+    read, decode = _wall_and_processor(lambda: _read_rows(shards, row))
+    chunk = _seconds(lambda: open_array(path)[0, :], 3)
+    files = _seconds(lambda: _write_small(path))
+    return {
+        "write": size / write,
+        "encode": size / encode,
+        "read": size / read,
+        "decode": size / decode,
+        "chunk": chunk,
+        "files": _FILES / files,
+    }
+
+
+def _wall_and_processor(function: Callable[[], Any]) -> tuple[float, float]:
+    processor = time.thread_time()
+    wall = _seconds(function)
+    return wall, max(time.thread_time() - processor, 1e-9)
+
+
+def _write_shards(shards: Shards, block: NDArray[np.float32]) -> None:
+    together = 4  # as many as a block of 64 targets has
+    for first in range(0, _SHARDS, together):
+        shards.write(first * SHARD_ROWS, 0, [block] * together)
+
+
+def _read_rows(shards: Shards, row: NDArray[np.float32]) -> None:
+    for number in range(_SHARDS * SHARD_ROWS):
+        shards.read(number, 0, CHUNK_COLUMNS, row)
+
+
+def _write_small(path: Path) -> None:
+    data = np.random.default_rng(0).bytes(8 * CHUNK_ROWS**2)
+    for number in range(_FILES):
+        file = path / f"{number}.small"
+        file.write_bytes(data)
+        fsync_path(file)
+
+
+def _forget(file: Path) -> None:
+    """Ask the kernel to forget a file, so that it is read from the disk."""
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+# -- training ------------------------------------------------------------------------------------------
+
+
+def epoch_seconds() -> tuple[float, float]:
+    """Return the time of an epoch with hardly any pairs, and what it takes more for each pair."""
+    few, many = (_epoch(number) for number in _TRAINED)
+    return few, max(0.0, many - few) / _TRAINED[1] ** 2
+
+
+def _epoch(adapters: int) -> float:
+    """Return the time of the epochs after the first, on all cores, as the client trains."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((adapters, 2 * adapters))
+    places = rng.random(adapters)
+    options = NeuralOptions(width=_WIDTH, knots=_KNOTS, epochs=3, protocol="published", training_share=1.0)
+    told: list[float] = []
+    train(
+        np.abs(places[:, None] - places),
+        rows @ rows.T,
+        np.arange(adapters),
+        options,
+        rows.shape[1],
+        lambda *_: told.append(time.perf_counter()),
+    )
+    return (told[-1] - told[0]) / (len(told) - 1)
