@@ -7,21 +7,24 @@ TORCH ?= torch==2.13.0
 DEMO_BANK ?= demo-output
 PYTEST ?= -n 2
 # The tests of test-core.
-CORE ?= not torch and not browser
+CORE ?= not torch and not browser and not postgres
 
-.PHONY: demo test test-core test-browser lint types bench bench-paper bench-scaling example clean
+.PHONY: demo test test-core test-browser test-postgres lint types bench bench-paper bench-scaling example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
 
-test: $(VENV)/torch.stamp  ## Set up, and pass every test that needs no browser.
-	$(BIN)/python -m pytest $(PYTEST) -m "not browser"
+test: $(VENV)/torch.stamp  ## Set up, and pass every test that needs no browser and no database server.
+	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres"
 
 test-core: $(VENV)/dev.stamp  ## Set up without torch, and pass the tests that need none.
 	$(BIN)/python -m pytest $(PYTEST) -m "$(CORE)"
 
 test-browser: $(VENV)/torch.stamp  ## The report in headless Chromium.
 	$(BIN)/python -m pytest -m browser
+
+test-postgres: $(VENV)/dev.stamp  ## The catalogue on a PostgreSQL server that the tests start.
+	$(BIN)/python -m pytest $(PYTEST) -m postgres
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

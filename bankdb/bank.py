@@ -13,12 +13,11 @@ from bankdb.adapter_store import AdapterStore, Vector
 from bankdb.arrays import fsync_path
 from bankdb.catalog import Catalog
 from bankdb.database import Database
-from bankdb.datasets import TEXT_RULE
 from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, TokenizerError
 from bankdb.generations import GenerationStore
 from bankdb.location import LOCATION_FILE, BankLocation
-from bankdb.locks import exclusive_lock, shared_lock, try_exclusive_lock
-from bankdb.new_bank import check_free, save_tokenizer
+from bankdb.locks import exclusive_lock
+from bankdb.new_bank import check_database_free, check_free, new_location, record_bank, save_tokenizer
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, BankRecord, RunRecord
 from bankdb.runs import RunBook
@@ -52,6 +51,7 @@ class AdapterBank:
         self.location = location
         self.path = location.folder
         self._database = database
+        self._locks = database.locks(location.folder)
         self.catalog = Catalog(database)
         self.runs = RunBook(database)
         self.generations = GenerationStore(database)
@@ -61,7 +61,13 @@ class AdapterBank:
 
     @classmethod
     def create(
-        cls, path: str | Path, *, base_model: str, tokenizer: str | Path, aliases: Sequence[str] = ()
+        cls,
+        path: str | Path,
+        *,
+        base_model: str,
+        tokenizer: str | Path,
+        aliases: Sequence[str] = (),
+        database: str | None = None,
     ) -> AdapterBank:
         """Make an empty bank for one base model and its tokenizer.
 
@@ -75,33 +81,39 @@ class AdapterBank:
             Folder or hub name of the base model's tokenizer; its files are copied into the bank.
         aliases
             Other names under which adapters may state the same base model.
+        database
+            URL of an empty PostgreSQL database for the catalogue, `postgresql+psycopg://USER@HOST/DATABASE`;
+            None for SQLite in the folder.
 
         Raises
         ------
         ConflictError
-            A bank, or something else, is already there.
+            A bank, or something else, is already in the folder or in the database.
+        DatabaseUnavailableError
+            The database's server cannot be reached.
+        ParameterError
+            `database` is no such URL.
         TokenizerError
             The tokenizer cannot be loaded, or not saved so that it stays what it is.
         """
         from bankdb.tokens import BankTokenizer
 
-        location = BankLocation(Path(path))
+        location = new_location(Path(path), database)
         folder = location.folder
         check_free(folder)
+        check_database_free(location)
         loaded = BankTokenizer(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder / ".ingest.lock", lambda: None):
             check_free(folder)  # of two that came so far together, one goes on
             save_tokenizer(loaded, folder / "tokenizer")
+            location.record()
             bank = cls(location, Database(location.database_url, create=True))
-            bank.catalog.create_bank(
-                base_model=base_model,
-                base_model_aliases=aliases,
-                tokenizer_name=loaded.name,
-                tokenizer_fingerprint=loaded.fingerprint,
-                vocabulary=loaded.vocabulary,
-                text_rule=TEXT_RULE,
-            )
+            try:
+                record_bank(bank.catalog, location, loaded, base_model, aliases)
+            except BaseException:
+                bank.close()
+                raise
             fsync_path(folder)
         return bank
 
@@ -113,6 +125,8 @@ class AdapterBank:
         ------
         BankNotFoundError
             There is no bank at `path`.
+        DatabaseUnavailableError
+            The server that holds its catalogue cannot be reached.
         BankFormatError
             The database or the adapters' array is damaged, foreign, or of a newer version.
         """
@@ -227,6 +241,11 @@ class AdapterBank:
         name = json.loads(run.parameters).get("array")
         return None if name is None else self.path / str(name)
 
+    @property
+    def database_shown(self) -> str:
+        """How messages name the bank's database: a file, or a server's database without its password."""
+        return self._database.shown
+
     def database_problems(self) -> list[str]:
         """Return what the database itself reports as damaged; empty when it is whole."""
         return self._database.integrity_problems()
@@ -310,26 +329,26 @@ class AdapterBank:
     @contextlib.contextmanager
     def ingesting(self) -> Iterator[None]:
         """Announce that rows may be reserved by this process; several may do so at once."""
-        with shared_lock(self.path / ".ingest.lock"):
+        with self._locks.shared("ingest"):
             yield
 
     @contextlib.contextmanager
     def nobody_ingesting(self) -> Iterator[bool]:
         """Yield True while no process can be inside `ingesting`; False at once if one is."""
-        with try_exclusive_lock(self.path / ".ingest.lock") as alone:
+        with self._locks.try_exclusive("ingest") as alone:
             yield alone
 
     @contextlib.contextmanager
     def nobody_computing(self) -> Iterator[bool]:
         """Yield True while no process can be inside `computing`; False at once if one is."""
-        with try_exclusive_lock(self.path / ".compute.lock") as alone:
+        with self._locks.try_exclusive("compute") as alone:
             yield alone
 
     @contextlib.contextmanager
     def computing(self, progress: Progress) -> Iterator[None]:
         """Be the only process that writes derived arrays; waits for another that does."""
         note = "another run is working on this bank; waiting for it to finish"
-        with exclusive_lock(self.path / ".compute.lock", lambda: progress.note(note)):
+        with self._locks.exclusive("compute", lambda: progress.note(note)):
             yield
 
 

@@ -45,17 +45,18 @@ class Catalog:
         tokenizer_fingerprint: str,
         vocabulary: int,
         text_rule: str,
+        identity: str | None = None,
     ) -> BankRecord:
         """Store what the bank is. Raises ConflictError if the database already holds one."""
         with self._database.write() as session:
             if session.get(BankRow, 1) is not None:
                 raise ConflictError(
-                    "the database already holds a bank; open it, or choose another folder with --bank"
+                    f"{self._database.shown}: the database already holds a bank; open it, or choose another place"
                 )
             row = BankRow(
                 id=1,
                 format_version=FORMAT_VERSION,
-                identity=uuid.uuid4().hex,
+                identity=identity or uuid.uuid4().hex,
                 base_model=base_model,
                 base_model_aliases=json.dumps(list(base_model_aliases)),
                 tokenizer_name=tokenizer_name,

@@ -1,4 +1,4 @@
-"""Connections and transactions: the only module that knows which database is behind a bank."""
+"""Connections and transactions; what differs between kinds of databases is in `sqlite` and `postgresql`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy import URL, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from bankdb.errors import BankError, BankFormatError, BankNotFoundError
-from bankdb.messages import one_line
+from bankdb.backend import Backend
+from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError
+from bankdb.locks import BankLocks
+from bankdb.messages import listed
 from bankdb.migrations.apply import HEAD, current_revision, upgrade
-
-_BUSY_SECONDS = 120.0
 
 
 def now() -> str:
@@ -31,25 +30,25 @@ class Database:
     Parameters
     ----------
     url
-        SQLAlchemy URL; `sqlite:///PATH` by default for a bank on disk.
+        SQLAlchemy URL: `sqlite:///PATH`, or `postgresql+psycopg://USER@HOST/DATABASE`.
     create
         Make the tables when they are not there yet.
 
     Raises
     ------
     BankNotFoundError
-        There is no such database, and `create` is false.
+        There is no such database, or it holds no bank, and `create` is false.
+    ConflictError
+        No bank can be made there: the database holds something else.
     BankFormatError
-        The file is not a bank's database, or was written by a newer version.
+        The database is not a bank's, or was written by a newer version.
+    DatabaseUnavailableError
+        Its server cannot be reached.
     """
 
     def __init__(self, url: str | URL, *, create: bool = False) -> None:
-        address = make_url(url)
-        self._sqlite = address.get_backend_name() == "sqlite"
-        self._shown = str(address.database) if self._sqlite else address.render_as_string(hide_password=True)
-        if self._sqlite:
-            self._check_file(Path(address.database or ""), create)
-        self._engine = _engine(address, self._sqlite)
+        self._backend = _backend(make_url(url), create)
+        self.shown = self._backend.shown
         try:
             with self.read() as session:
                 revision = current_revision(session.connection())
@@ -60,32 +59,27 @@ class Database:
             self.close()
             raise
 
-    def _check_file(self, path: Path, create: bool) -> None:
-        if create:
-            return
-        if not path.is_file():
-            raise BankNotFoundError(f"{path}: no bank here; make one with `bank init`, or pass --bank PATH")
-        with path.open("rb") as file:
-            head = file.read(16)
-        if not head:
-            raise BankNotFoundError(
-                f"{path}: empty; an interrupted `bank init` is finished by running it again"
-            )
-        if head != b"SQLite format 3\0":
-            raise BankFormatError(
-                f"{path}: expected a SQLite database, found {head!r}: the file is damaged or not a bank's"
-            )
-
     def _migrate(self, session: Session, create: bool) -> None:
         connection = session.connection()
         revision = current_revision(connection)
         if revision == HEAD:
             return
-        if revision is None and not create:
-            raise BankNotFoundError(f"{self._shown}: the database holds no bank; make one with `bank init`")
-        if revision is not None and revision > HEAD:
+        # Another program's tables, and its revision if it keeps one, are left alone.
+        tables = sorted(inspect(connection).get_table_names())
+        if "bank" not in tables:
+            if not create:
+                raise BankNotFoundError(
+                    f"{self.shown}: the database holds no bank; make one with `bank init`"
+                )
+            if tables:
+                raise ConflictError(
+                    f"{self.shown}: expected an empty database, found the tables {listed(tables)}; "
+                    "make a database for the bank alone"
+                )
+            self._backend.check_new(connection)
+        elif revision is not None and revision > HEAD:
             raise BankFormatError(
-                f"{self._shown}: schema revision {revision}, but this version knows up to {HEAD}: "
+                f"{self.shown}: schema revision {revision}, but this version knows up to {HEAD}: "
                 "upgrade lora-bank"
             )
         upgrade(connection)
@@ -93,83 +87,51 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """Open a session for reading; nothing that it did is kept."""
-        with self._session({}) as session:
+        with self._session(write=False) as session:
             yield session
             session.rollback()
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """Open a session that holds the write lock from its start; committed at the end, or rolled back."""
-        with self._session({"bank_write": True}) as session:
+        with self._session(write=True) as session:
             yield session
             session.commit()
 
     @contextmanager
-    def _session(self, options: dict[str, Any]) -> Iterator[Session]:
-        session = Session(self._engine, expire_on_commit=False)
+    def _session(self, *, write: bool) -> Iterator[Session]:
+        session = Session(self._backend.engine, expire_on_commit=False)
         try:
-            session.connection(execution_options=options)
+            session.connection(execution_options=self._backend.options(write))
             yield session
         except DBAPIError as error:
-            raise self._explain(error) from error
+            raise self._backend.explain(error) from error
         except UnicodeDecodeError as error:
             raise BankFormatError(
-                f"{self._shown}: text in it is not UTF-8: the file is damaged; restore it from a copy"
+                f"{self.shown}: text in it is not UTF-8: the file is damaged; restore it from a copy"
             ) from error
         finally:
             session.close()  # rolls back what was not committed
 
-    def _explain(self, error: DBAPIError) -> BankError:
-        reason = one_line(error.orig) or type(error).__name__
-        advice = {
-            "database is locked": f"another process held the lock for {_BUSY_SECONDS:.0f} s; try again",
-            "attempt to write a readonly database": "the folder or file is read-only; make it writable",
-            "unable to open database file": "the folder is missing, or may not be read or written",
-            "database or disk is full": "free some space and run the same command again",
-            "disk I/O error": "the disk reported an error; check its space and health",
-            "malformed": "the file is damaged; restore it from a copy",
-            "Could not decode": "the file is damaged; restore it from a copy",
-            "no such column": "the file is damaged; restore it from a copy",
-            "file is not a database": "the file is damaged or not a bank's; restore it from a copy",
-        }
-        hint = next((text for key, text in advice.items() if key in reason), "see --debug for the statement")
-        return BankFormatError(f"{self._shown}: {reason}: {hint}")
-
     def integrity_problems(self) -> list[str]:
         """Return what the database itself reports as damaged; empty when it is whole."""
-        if not self._sqlite:
-            return []
         with self.read() as session:
-            connection = session.connection()
-            found = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
-            orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
-        problems = [line for line in found if line != "ok"]
-        return problems + [f"foreign key of {row[0]} row {row[1]} points nowhere" for row in orphans]
+            return self._backend.integrity_problems(session.connection())
+
+    def locks(self, folder: Path) -> BankLocks:
+        """Return the locks between the clients of the bank in `folder`."""
+        return self._backend.locks(folder)
 
     def close(self) -> None:
         """Give every connection back."""
-        self._engine.dispose()
+        self._backend.engine.dispose()
 
 
-def _engine(url: URL, sqlite: bool) -> Engine:
-    if not sqlite:
-        return create_engine(url)
-    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False})
+def _backend(url: URL, create: bool) -> Backend:
+    if url.get_backend_name() == "sqlite":
+        from bankdb.sqlite import SqliteBackend
 
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _record: Any) -> None:
-        # The driver must not begin transactions by itself: it would begin them DEFERRED.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout={int(_BUSY_SECONDS * 1000)}")
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
+        return SqliteBackend(url, create=create)
+    from bankdb.postgresql import PostgresqlBackend
 
-    @event.listens_for(engine, "begin")
-    def _on_begin(connection: Any) -> None:
-        write = connection.get_execution_options().get("bank_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return engine
+    return PostgresqlBackend(url)

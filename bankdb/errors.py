@@ -17,6 +17,10 @@ class BankFormatError(BankError):
     """A bank's own files are not what its database says: damaged, foreign, or of another version."""
 
 
+class DatabaseUnavailableError(BankError):
+    """The server that holds the catalogue cannot be reached, or went away; what was done before is kept."""
+
+
 class AdapterError(BankError):
     """An adapter folder is refused: unreadable, unsafe, or not of the bank's layout."""
 

@@ -107,7 +107,7 @@ def _record(row: GenerationRow) -> GenerationRecord:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BankFormatError(
             f"generation {row.id}: expected a JSON list of texts, found {str(row.texts)[:40]!r}; "
-            "restore bank.db from a copy"
+            "restore the database from a copy"
         )
     key = GenerationKey(row.adapter_sha256, row.test_sha256, row.settings_sha256)
     return GenerationRecord(key, tuple(texts), row.new_tokens, row.seconds, row.created)

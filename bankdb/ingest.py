@@ -19,7 +19,7 @@ from bankdb.arrays import partial_files
 from bankdb.bank import AdapterBank, other_revision
 from bankdb.catalog import changed_pair
 from bankdb.datasets import Dataset, read_dataset
-from bankdb.errors import AdapterError, BankError, SourceError
+from bankdb.errors import AdapterError, BankError, DatabaseUnavailableError, SourceError
 from bankdb.messages import printable
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
@@ -153,6 +153,8 @@ def _resolved(
     for reference in references:
         try:
             pair = resolve(reference)
+        except DatabaseUnavailableError:
+            raise
         except BankError as error:
             report.refused.append(RefusedPair(reference.name, str(error)))
         else:
@@ -282,6 +284,8 @@ def _store_outcome(
             return
         present = bank.catalog.find(pair.name) is not None
         added = _store(bank, prepared, options)
+    except DatabaseUnavailableError:
+        raise  # no fault of the pair's
     except BankError as error:
         report.refused.append(RefusedPair(pair.name, str(error)))
         return

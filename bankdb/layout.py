@@ -131,7 +131,7 @@ class AdapterLayout:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise BankFormatError(
-                f"the bank's adapter layout cannot be read: {error!s}; restore bank.db from a backup"
+                f"the bank's adapter layout cannot be read: {error!s}; restore the database from a copy"
             ) from error
 
     def flatten(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:

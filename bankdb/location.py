@@ -74,8 +74,12 @@ class BankLocation:
     def record(self) -> None:
         """Write `bank.json`, durably, in place of one that is there.
 
-        Only its owner may read it if the database's URL has a password.
+        Only its owner may read it if the database's URL has a password. A bank that keeps everything in its
+        folder has no such file; one that is there goes.
         """
+        if self == BankLocation(self.folder):
+            (self.folder / LOCATION_FILE).unlink(missing_ok=True)
+            return
         text = None if self.database is None else self.database.render_as_string(hide_password=False)
         content = {"format": _FORMAT, "database": text, "arrays": self.arrays, "identity": self.identity}
         unfinished = self.folder / UNFINISHED_LOCATION_FILE
@@ -127,8 +131,16 @@ def shown_database(url: URL) -> str:
     """Return how messages name a database: SQLite's file, or server and database without a password."""
     if url.get_backend_name() == "sqlite":
         return str(url.database)
-    # Options are left out: some of libpq's are secrets.
-    return URL.create("postgresql", url.username, None, url.host, url.port, url.database).render_as_string()
+    # Options are left out: some of libpq's are secrets. Host and port may be among them, or libpq's defaults.
+    host = url.host or _option(url, "host") or os.environ.get("PGHOST", "")
+    port = url.port or _option(url, "port") or os.environ.get("PGPORT", "5432")
+    user = "" if url.username is None else f"{url.username}@"
+    return f"postgresql://{user}{f'[{host}]' if '::' in host else host}:{port}/{url.database}"
+
+
+def _option(url: URL, name: str) -> str:
+    found = url.query.get(name, "")
+    return found if isinstance(found, str) else ",".join(found)
 
 
 def _checked(file: Path, found: dict[str, Any]) -> tuple[URL | None, str | None, str | None]:

@@ -1,4 +1,7 @@
-"""Advisory locks between processes on one bank; the kernel frees them however a process dies."""
+"""Advisory locks between processes on one bank, freed however a process dies.
+
+`FileLocks` are the kernel's, for a bank whose database is a file. A database server keeps its own.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,46 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Literal, Protocol
+
+LockName = Literal["ingest", "compute"]
+
+
+class BankLocks(Protocol):
+    """The locks between the clients of one bank."""
+
+    def shared(self, name: LockName) -> AbstractContextManager[None]:
+        """Hold a lock together with other sharers; waits while somebody holds it alone."""
+
+    def try_exclusive(self, name: LockName) -> AbstractContextManager[bool]:
+        """Hold a lock alone if nobody else holds it; yields whether it does."""
+
+    def exclusive(self, name: LockName, waiting: Callable[[], None]) -> AbstractContextManager[None]:
+        """Hold a lock alone; calls `waiting` once if another client has to finish first."""
+
+
+class FileLocks:
+    """A file for each lock, in the bank's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def shared(self, name: LockName) -> AbstractContextManager[None]:
+        """Hold a lock together with other sharers; waits while somebody holds it alone."""
+        return shared_lock(self._file(name))
+
+    def try_exclusive(self, name: LockName) -> AbstractContextManager[bool]:
+        """Hold a lock alone if nobody else holds it; yields whether it does."""
+        return try_exclusive_lock(self._file(name))
+
+    def exclusive(self, name: LockName, waiting: Callable[[], None]) -> AbstractContextManager[None]:
+        """Hold a lock alone; calls `waiting` once if another process has to finish first."""
+        return exclusive_lock(self._file(name), waiting)
+
+    def _file(self, name: LockName) -> Path:
+        return self._folder / f".{name}.lock"
 
 
 @contextlib.contextmanager

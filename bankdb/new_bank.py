@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bankdb.arrays import fsync_path
 from bankdb.catalog import Catalog
 from bankdb.database import Database
+from bankdb.datasets import TEXT_RULE
 from bankdb.errors import BankNotFoundError, ConflictError, TokenizerError
-from bankdb.location import LOCATION_FILE, UNFINISHED_LOCATION_FILE, BankLocation
+from bankdb.location import (
+    LOCATION_FILE,
+    UNFINISHED_LOCATION_FILE,
+    BankLocation,
+    parse_database,
+    shown_database,
+)
 
 if TYPE_CHECKING:
     from bankdb.tokens import BankTokenizer
@@ -40,15 +49,57 @@ def check_free(folder: Path) -> None:
     if strange:
         what = "a bank with adapters" if "adapters.zarr" in strange else f"{strange[0]!r}"
         raise ConflictError(f"{folder}: not empty, holds {what}; choose another folder with --bank")
+    # Left, maybe, by an `init` that was killed before the bank's own record was written.
     location = BankLocation.of(folder)
-    if location.database is not None or (folder / "bank.db").is_file():
-        # Left by an `init` that was killed before the bank's own record was written.
-        with contextlib.closing(Database(location.database_url, create=True)) as database:
-            try:
-                Catalog(database).bank()
-            except BankNotFoundError:
-                return
+    if location.database is None and not (folder / "bank.db").is_file():
+        return
+    found = _bank_in(location)
+    if found is not None and location.identity in {None, found}:  # else the database is another bank's
         raise ConflictError(f"{folder}: a bank is already here; use it, or choose another folder with --bank")
+
+
+def check_database_free(location: BankLocation) -> None:
+    """Raise ConflictError if the database server's database, where there is one, holds a bank already."""
+    if location.database is not None and _bank_in(location) is not None:
+        raise ConflictError(
+            f"{shown_database(location.database)}: the database already holds a bank; "
+            "use that bank's folder with --bank, or make a database for this one"
+        )
+
+
+def new_location(folder: Path, database: str | None) -> BankLocation:
+    """Return where a bank that is made now will be. Raises ParameterError if `database` is no URL for it."""
+    if database is None:
+        return BankLocation(folder)
+    return BankLocation(folder, parse_database(database), None, uuid.uuid4().hex)
+
+
+def _bank_in(location: BankLocation) -> str | None:
+    """Return the identity of the bank in the database, None if there is none; makes the tables."""
+    with contextlib.closing(Database(location.database_url, create=True)) as database:
+        try:
+            return Catalog(database).bank().identity
+        except BankNotFoundError:
+            return None
+
+
+def record_bank(
+    catalog: Catalog,
+    location: BankLocation,
+    tokenizer: BankTokenizer,
+    base_model: str,
+    aliases: Sequence[str],
+) -> None:
+    """Record in its database what the bank is. Raises ConflictError if another client came first."""
+    catalog.create_bank(
+        identity=location.identity,
+        base_model=base_model,
+        base_model_aliases=aliases,
+        tokenizer_name=tokenizer.name,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        vocabulary=tokenizer.vocabulary,
+        text_rule=TEXT_RULE,
+    )
 
 
 def save_tokenizer(tokenizer: BankTokenizer, folder: Path) -> None:

@@ -32,6 +32,9 @@ _NAMING = {
     "pk": "pk_%(table_name)s",
 }
 
+# SQLite's INTEGER holds 64 bits, PostgreSQL's 32.
+_WIDE = Integer().with_variant(BigInteger(), "postgresql")
+
 
 class Base(DeclarativeBase):
     """Declarative base; constraint names are fixed so that migrations can name them."""
@@ -56,7 +59,7 @@ class BankRow(Base):
     text_rule: Mapped[str] = mapped_column(Text)
     next_row: Mapped[int] = mapped_column(Integer)
     layout: Mapped[str | None] = mapped_column(Text)
-    parameters: Mapped[int | None] = mapped_column(Integer)
+    parameters: Mapped[int | None] = mapped_column(_WIDE)
     alpha: Mapped[float | None] = mapped_column(Float)
     use_rslora: Mapped[int | None] = mapped_column(Integer)
     scaling: Mapped[float | None] = mapped_column(Float)
@@ -158,7 +161,7 @@ class RunRow(Base):
     inputs_sha256: Mapped[str] = mapped_column(String(64), unique=True)
     parameters: Mapped[str] = mapped_column(Text)
     versions: Mapped[str] = mapped_column(Text)
-    seed: Mapped[int | None] = mapped_column(Integer)
+    seed: Mapped[int | None] = mapped_column(_WIDE)
     state: Mapped[str] = mapped_column(String(8))
     created: Mapped[str] = mapped_column(String(32))
     finished: Mapped[str | None] = mapped_column(String(32))

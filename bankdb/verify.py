@@ -12,7 +12,7 @@ import numpy as np
 from bankdb.adapter_store import row_sha256
 from bankdb.arrays import fsync_path, partial_files
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankError, BankFormatError
+from bankdb.errors import BankError, BankFormatError, DatabaseUnavailableError
 from bankdb.ingest import clear_leftovers_alone
 from bankdb.peft_config import scaling
 from bankdb.progress import Progress, SilentProgress
@@ -65,7 +65,7 @@ def verify(bank: AdapterBank, *, repair: bool = False, progress: Progress | None
 
 def _check(bank: AdapterBank, repair: bool, report: VerifyReport, progress: Progress) -> None:
     for problem in bank.database_problems():
-        report.damage.append(f"{bank.path / 'bank.db'}: {problem}; restore it from a copy")
+        report.damage.append(f"{bank.database_shown}: {problem}; restore it from a copy")
     # First, so that what is foreign is out of the way of rows that are restored.
     _check_orphans(bank, repair, report)
     records = bank.adapters()
@@ -109,6 +109,8 @@ def _database_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
         _check_counts(bank, record)
         bank.catalog.blob(record.header_sha256)
         _check_scaling(record, bank.catalog.blob(record.config_sha256))
+    except DatabaseUnavailableError:
+        raise
     except BankError as error:
         return str(error)
     return None
@@ -161,8 +163,9 @@ def _restore(bank: AdapterBank, record: AdapterRecord) -> str | None:
     folder = Path(record.source)
     if not (folder.is_absolute() and folder.is_dir()):
         return f"its source {record.source} is not on this machine"
+    layout = bank.layout
     try:
-        adapter = load_adapter(folder, expected=bank.layout)
+        adapter = load_adapter(folder, expected=layout)
     except BankError as error:
         return f"its source cannot be read ({error})"
     if adapter.sha256 != record.source_sha256 or row_sha256(adapter.vector) != record.row_sha256:

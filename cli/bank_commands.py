@@ -31,12 +31,27 @@ if TYPE_CHECKING:
 @click.option(
     "--alias", "aliases", multiple=True, help="Another name under which adapters may state the base model."
 )
+@click.option(
+    "--database",
+    metavar="URL",
+    help="Keep the catalogue in an empty PostgreSQL database, postgresql+psycopg://USER@HOST/DATABASE, instead "
+    "of in a file; the password is best given as PGPASSWORD or in ~/.pgpass. See docs/storage.md.",
+)
 @json_option
-def init(bank_path: Path, base_model: str, tokenizer: str, aliases: tuple[str, ...], as_json: bool) -> None:
+def init(
+    bank_path: Path,
+    base_model: str,
+    tokenizer: str,
+    aliases: tuple[str, ...],
+    database: str | None,
+    as_json: bool,
+) -> None:
     """Make an empty bank for one base model."""
     from bankdb.bank import AdapterBank
 
-    with AdapterBank.create(bank_path, base_model=base_model, tokenizer=tokenizer, aliases=aliases) as bank:
+    with AdapterBank.create(
+        bank_path, base_model=base_model, tokenizer=tokenizer, aliases=aliases, database=database
+    ) as bank:
         record = bank.record
     if as_json:
         print_json(asdict(record))

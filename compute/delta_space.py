@@ -258,7 +258,9 @@ def _alpha(bank: AdapterBank, rank: int) -> tuple[float, bool]:
     """
     about, own = bank.record, bank.layout.rank
     if about.alpha is None or about.use_rslora is None:
-        raise BankError(f"{bank.path}: the bank has a layout but no scaling; restore bank.db from a copy")
+        raise BankError(
+            f"{bank.path}: the bank has a layout but no scaling; restore the database from a copy"
+        )
     if rank == own:
         return about.alpha, about.use_rslora
     ratio = rank / own

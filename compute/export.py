@@ -349,7 +349,9 @@ def _write(
 ) -> None:
     layout, about = bank.layout, bank.record
     if about.alpha is None or about.use_rslora is None:
-        raise BankError(f"{bank.path}: the bank has a layout but no scaling; restore bank.db from a copy")
+        raise BankError(
+            f"{bank.path}: the bank has a layout but no scaling; restore the database from a copy"
+        )
     scaling = about.alpha, about.use_rslora
     if form is not None:
         layout, scaling = form.layout, (form.alpha, form.use_rslora)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from backends import move_database, parametrize_backend
+from postgres_server import PostgresServer, running_server
 from small_bank import create_bank, ingest_folder, write_pairs, write_tokenizer
 
 from bankdb.bank import AdapterBank
@@ -32,15 +34,63 @@ def bank_template(
     return path
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for all tests of this process."""
+    with running_server() as server:
+        yield server
+
+
 @pytest.fixture
-def empty_bank(tmp_path: Path, tokenizer_folder: Path) -> Iterator[AdapterBank]:
-    with create_bank(tmp_path / "bank", tokenizer_folder) as bank:
+def backend() -> str:
+    """The kind of database; `backends` gives every kind to the tests of the contract."""
+    return "sqlite"
+
+
+@pytest.fixture
+def database_url(tmp_path: Path, backend: str, request: pytest.FixtureRequest) -> str:
+    """An empty database of its own."""
+    if backend == "sqlite":
+        return f"sqlite:///{tmp_path / 'bank.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(
+    postgres: PostgresServer,
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer_folder: Path,
+    pairs_folder: Path,
+) -> Path:
+    """A bank with the six pairs whose catalogue is in PostgreSQL."""
+    path = tmp_path_factory.mktemp("postgres") / "bank"
+    with create_bank(path, tokenizer_folder, postgres.new_database()) as bank:
+        ingest_folder(bank, pairs_folder)
+    return path
+
+
+@pytest.fixture
+def empty_bank(
+    tmp_path: Path, tokenizer_folder: Path, backend: str, request: pytest.FixtureRequest
+) -> Iterator[AdapterBank]:
+    database = None if backend == "sqlite" else request.getfixturevalue("database_url")
+    with create_bank(tmp_path / "bank", tokenizer_folder, database) as bank:
         yield bank
 
 
 @pytest.fixture
-def bank(tmp_path: Path, bank_template: Path) -> Iterator[AdapterBank]:
+def bank(
+    tmp_path: Path, bank_template: Path, backend: str, request: pytest.FixtureRequest
+) -> Iterator[AdapterBank]:
     """An open bank with the six pairs, its own copy."""
-    shutil.copytree(bank_template, tmp_path / "bank")
+    template: Path = bank_template if backend == "sqlite" else request.getfixturevalue("postgres_template")
+    shutil.copytree(template, tmp_path / "bank")
+    if backend != "sqlite":
+        move_database(tmp_path / "bank", request.getfixturevalue("postgres"))
     with AdapterBank.open(tmp_path / "bank") as opened:
         yield opened
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    parametrize_backend(metafunc)

@@ -54,9 +54,9 @@ def write_pairs(
     return folder
 
 
-def create_bank(path: Path, tokenizer: Path) -> AdapterBank:
+def create_bank(path: Path, tokenizer: Path, database: str | None = None) -> AdapterBank:
     """An empty bank for the adapters that `write_pairs` writes."""
-    return AdapterBank.create(path, base_model=BASE_MODEL, tokenizer=tokenizer)
+    return AdapterBank.create(path, base_model=BASE_MODEL, tokenizer=tokenizer, database=database)
 
 
 def ingest_folder(bank: AdapterBank, folder: Path, **options: object) -> IngestReport:

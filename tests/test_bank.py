@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from small_bank import create_bank, ingest_folder, write_pairs
 from sqlalchemy import Engine, event
 
 from bankdb.bank import AdapterBank
+from bankdb.database import Database
 from bankdb.errors import (
     AdapterError,
     BankError,
@@ -27,8 +29,9 @@ from bankdb.errors import (
     ConflictError,
     TokenizerError,
 )
-from bankdb.location import BankLocation
 from bankdb.verify import verify
+
+EVERY_BACKEND = True
 
 
 def sha256(file: Path) -> str:
@@ -212,6 +215,7 @@ def test_no_bank(tmp_path: Path) -> None:
     assert list((tmp_path / "empty").iterdir()) == []
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("content", [b"not a database, but long enough to be looked at", b"SQL", bytes(8192)])
 def test_a_file_that_is_no_database(bank: AdapterBank, content: bytes) -> None:
     bank.close()
@@ -221,6 +225,7 @@ def test_a_file_that_is_no_database(bank: AdapterBank, content: bytes) -> None:
     assert (bank.path / "bank.db").read_bytes() == content
 
 
+@pytest.mark.sqlite
 def test_the_head_of_a_database_with_rubbish_behind_it(bank: AdapterBank) -> None:
     bank.close()
     (bank.path / "bank.db").write_bytes(b"SQLite format 3\0" + b"rubbish" * 1000)
@@ -266,6 +271,7 @@ def test_an_array_without_metadata(bank: AdapterBank, content: bytes | None) -> 
         AdapterBank.open(bank.path)
 
 
+@pytest.mark.sqlite
 def test_a_bank_that_may_not_be_written(bank: AdapterBank, tmp_path: Path) -> None:
     bank.close()
     with (
@@ -293,14 +299,13 @@ def test_rows_that_may_not_be_read(bank: AdapterBank) -> None:
 
 
 def test_a_lock_that_is_held_too_long_is_an_error(bank: AdapterBank, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bankdb.database._BUSY_SECONDS", 0.1)
-    with AdapterBank.open(bank.path) as impatient, closing(sqlite3.connect(bank.path / "bank.db")) as other:
-        other.isolation_level = None
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(BankError, match="another process held the lock"):
-            impatient.catalog.remove("task000")
-        assert len(impatient) == 6  # readers do not wait
-        other.execute("ROLLBACK")
+    monkeypatch.setattr("bankdb.sqlite.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("bankdb.postgresql.LOCK_SECONDS", 0.1)
+    with AdapterBank.open(bank.path) as impatient, closing(Database(bank.location.database_url)) as other:
+        with other.write():
+            with pytest.raises(BankError, match=r"another (process|client) held the lock"):
+                impatient.catalog.remove("task000")
+            assert len(impatient) == 6  # readers do not wait
         assert impatient.catalog.remove("task000") == 0
 
 
@@ -466,7 +471,7 @@ def test_the_database_of_another_bank(bank: AdapterBank) -> None:
     own = bank.record.identity
     bank.close()
     for identity, fits in ((own, True), ("0" * 32, False)):
-        BankLocation(bank.path, identity=identity).record()
+        dataclasses.replace(bank.location, identity=identity).record()
         if fits:
             AdapterBank.open(bank.path).close()
             continue

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,11 +29,7 @@ from bankdb.schema import (
     TokenDistributionRow,
 )
 
-
-@pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    """An empty database of its own."""
-    return f"sqlite:///{tmp_path / 'bank.db'}"
+EVERY_BACKEND = True
 
 
 @pytest.fixture

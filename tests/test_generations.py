@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,14 @@ from bankdb.migrations.apply import HEAD, current_revision
 KEY = GenerationKey("a" * 64, "b" * 64, "c" * 64)
 
 
+EVERY_BACKEND = True
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    return Database(f"sqlite:///{tmp_path / 'bank.db'}", create=True)
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url, create=True)
+    yield database
+    database.close()
 
 
 # -- answers -------------------------------------------------------------------------------------------
@@ -63,7 +69,7 @@ def test_damaged_answers_are_named(database: Database, damage: str) -> None:
 
 def test_a_bank_of_the_first_schema_is_brought_up_whole(bank: AdapterBank) -> None:
     adapters, path = bank.adapters(), bank.path
-    url = f"sqlite:///{path / 'bank.db'}"
+    url = bank.location.database_url
     bank.close()
     old = Database(url)
     with old.write() as session:
@@ -144,6 +150,7 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
         read_held_out([tmp_path / "test.jsonl"])
 
 
+@pytest.mark.sqlite
 def test_the_split_is_beside_the_training_split(bank: AdapterBank, tmp_path: Path) -> None:
     adapter = bank.adapters()[0]
     folder = tmp_path / "source"
@@ -165,6 +172,7 @@ def test_the_split_is_beside_the_training_split(bank: AdapterBank, tmp_path: Pat
         held_out_files(record)
 
 
+@pytest.mark.sqlite
 def test_the_split_of_a_single_file_is_not_guessed(bank: AdapterBank, tmp_path: Path) -> None:
     write_lines(tmp_path / "test.jsonl", *ROWS)
     file = write_lines(tmp_path / "one.jsonl", *ROWS)
@@ -173,6 +181,7 @@ def test_the_split_of_a_single_file_is_not_guessed(bank: AdapterBank, tmp_path: 
         held_out_files(record)
 
 
+@pytest.mark.sqlite
 def test_the_split_of_a_hub_dataset_must_be_given(bank: AdapterBank, tmp_path: Path) -> None:
     record = dataclasses.replace(bank.adapters()[0], dataset_source="hub:owner/data")
     with pytest.raises(DatasetError, match="hub:owner/data; download its test split and pass --data FOLDER"):

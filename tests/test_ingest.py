@@ -32,6 +32,8 @@ from bankdb.ingest import IngestOptions, IngestReport, clear_leftovers, ingest
 from bankdb.pairs import find_references, resolve
 from bankdb.records import AdapterRecord, Pair, PairReference
 
+EVERY_BACKEND = True
+
 
 def reasons(report: IngestReport) -> dict[str, str]:
     found = {item.name: item.reason for item in report.refused}

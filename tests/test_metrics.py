@@ -108,7 +108,7 @@ def test_blocks_equal_scipy(
     assert_allclose(metric.block(targets, sources), expected, rtol=1e-9, atol=0)
     # One target, as for a new dataset, and two: some metrics have another way for few.
     for few in (1, 2):
-        for first in range(0, len(targets) - few + 1):
+        for first in range(len(targets) - few + 1):
             some = targets.select(np.arange(first, first + few))
             assert_allclose(metric.block(some, sources), expected[first : first + few], rtol=1e-9, atol=0)
 

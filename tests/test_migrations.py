@@ -21,12 +21,7 @@ from bankdb.migrations.apply import HEAD, current_revision
 from bankdb.schema import Base
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    """An empty database of its own."""
-    return f"sqlite:///{tmp_path / 'bank.db'}"
+EVERY_BACKEND = True
 
 
 @pytest.fixture
@@ -68,13 +63,25 @@ def test_migrations_make_what_the_models_say(migrated: Database) -> None:
         assert compare_metadata(context, Base.metadata) == []
 
 
-def test_constraints_and_indexes_agree_too(migrated: Database, tmp_path: Path) -> None:
+def test_constraints_and_indexes_agree_too(
+    migrated: Database, tmp_path: Path, backend: str, request: pytest.FixtureRequest
+) -> None:
     """Alembic compares neither CHECK constraints nor the conditions of indexes."""
-    engine = create_engine(f"sqlite:///{tmp_path / 'models.db'}")
+    if backend == "sqlite":
+        engine = create_engine(f"sqlite:///{tmp_path / 'models.db'}")
+    else:
+        engine = create_engine(request.getfixturevalue("postgres").new_database())
     Base.metadata.create_all(engine)
     with migrated.read() as session, engine.connect() as connection:
         assert constraints(session.connection()) == constraints(connection)
     engine.dispose()
+
+
+INDEXES = {
+    "sqlite": "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name",
+    "postgresql": "SELECT indexdef FROM pg_indexes WHERE tablename != 'alembic_version' "
+    "AND schemaname = current_schema() ORDER BY indexname",
+}
 
 
 def constraints(connection: Connection) -> dict[str, list[str]]:
@@ -82,7 +89,7 @@ def constraints(connection: Connection) -> dict[str, list[str]]:
     kinds = (found.get_check_constraints, found.get_unique_constraints, found.get_foreign_keys)
     names = [name for name in found.get_table_names() if name != "alembic_version"]
     tables = {name: sorted(str(item) for kind in kinds for item in kind(name)) for name in names}
-    query = text("SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name")
+    query = text(INDEXES[connection.dialect.name])
     return tables | {"indexes": list(connection.scalars(query))}
 
 

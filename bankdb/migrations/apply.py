@@ -32,7 +32,7 @@ def upgrade(connection: Connection) -> None:
         command.upgrade(config, "head")
     except CommandError as error:
         raise BankFormatError(
-            f"the database's schema revision is not known ({one_line(error)}): restore bank.db from a copy"
+            f"the database's schema revision is not known ({one_line(error)}): restore it from a copy"
         ) from error
 
 

@@ -10,6 +10,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+_WIDE = sa.Integer().with_variant(sa.BigInteger(), "postgresql")
+
 
 def upgrade() -> None:
     """Make every table of the first schema."""
@@ -28,7 +30,7 @@ def upgrade() -> None:
         sa.Column("text_rule", sa.Text(), nullable=False),
         sa.Column("next_row", sa.Integer(), nullable=False),
         sa.Column("layout", sa.Text(), nullable=True),
-        sa.Column("parameters", sa.Integer(), nullable=True),
+        sa.Column("parameters", _WIDE, nullable=True),
         sa.Column("alpha", sa.Float(), nullable=True),
         sa.Column("use_rslora", sa.Integer(), nullable=True),
         sa.Column("scaling", sa.Float(), nullable=True),
@@ -51,7 +53,7 @@ def upgrade() -> None:
         sa.Column("inputs_sha256", sa.String(length=64), nullable=False),
         sa.Column("parameters", sa.Text(), nullable=False),
         sa.Column("versions", sa.Text(), nullable=False),
-        sa.Column("seed", sa.Integer(), nullable=True),
+        sa.Column("seed", _WIDE, nullable=True),
         sa.Column("state", sa.String(length=8), nullable=False),
         sa.Column("created", sa.String(length=32), nullable=False),
         sa.Column("finished", sa.String(length=32), nullable=True),

@@ -1,0 +1,43 @@
+"""What `database.py` asks of a kind of database; `sqlite.py` and `postgresql.py` answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from bankdb.errors import BankError
+from bankdb.locks import BankLocks
+
+
+class Backend(Protocol):
+    """A kind of database.
+
+    Attributes
+    ----------
+    shown
+        How messages name the database; without a password.
+    engine
+        Its engine; a connection that begins with the execution option `bank_write` waits until no other
+        has begun so and not ended yet, and sees all that was committed before.
+    """
+
+    shown: str
+    engine: Engine
+
+    def options(self, write: bool) -> dict[str, Any]:
+        """Return the execution options of a transaction."""
+
+    def check_new(self, connection: Connection) -> None:
+        """Raise ConflictError if no bank can be made in this database, whatever it holds."""
+
+    def explain(self, error: DBAPIError) -> BankError:
+        """Return the error that says in one line what happened and what to do."""
+
+    def integrity_problems(self, connection: Connection) -> list[str]:
+        """Return what the database itself reports as damaged."""
+
+    def locks(self, folder: Path) -> BankLocks:
+        """Return the locks between the clients of the bank in `folder`."""

@@ -1,0 +1,52 @@
+"""The kinds of databases that the contract tests run on, one by one.
+
+A module with `EVERY_BACKEND = True` has each of its tests that use a database's fixtures run on every kind;
+other modules, and tests marked `sqlite`, on SQLite alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+from postgres_server import PostgresServer
+
+from bankdb.bank import AdapterBank
+from bankdb.location import BankLocation, parse_database
+
+BACKENDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgres))
+
+
+def parametrize_backend(metafunc: pytest.Metafunc) -> None:
+    """Run a test of the contract on every kind of database."""
+    of_contract = getattr(metafunc.module, "EVERY_BACKEND", False)
+    alone = metafunc.definition.get_closest_marker("sqlite") is not None
+    if "backend" in metafunc.fixturenames and of_contract and not alone:
+        metafunc.parametrize("backend", BACKENDS)
+
+
+def execute(bank: AdapterBank, statement: str) -> None:
+    """Change a bank's database behind the bank's back; bytes are given as SQLite's x'00'."""
+    url = bank.location.database
+    if url is None:
+        with closing(sqlite3.connect(bank.path / "bank.db")) as connection, connection:
+            connection.execute(statement)
+        return
+    assert url.host is not None
+    with psycopg.connect(
+        host=url.host, port=url.port, user="owner", dbname=url.database, autocommit=True
+    ) as other:
+        other.execute(re.sub(r"\bx'(\w*)'", r"'\\x\1'::bytea", statement).encode())
+
+
+def move_database(folder: Path, server: PostgresServer) -> None:
+    """Give the copied bank in `folder` a copy of its database, which no one may be using."""
+    location = BankLocation.of(folder)
+    assert location.database is not None
+    url = parse_database(server.new_database(location.database.database))
+    dataclasses.replace(location, database=url).record()
