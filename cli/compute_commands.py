@@ -72,7 +72,7 @@ def distances(
     ]
     with opened(bank_path) as bank:
         _ = bank.layout
-        with open_cluster(cluster_of(**cluster), progress) as workers:
+        with open_cluster(cluster_of(cluster), progress, bank.store.path) as workers:
             matrices = distances_by(bank, ways, cluster=workers, progress=progress)
     labels = [{"metric": str(matrix.name)} for matrix in matrices]
     _show_matrices(matrices, labels, csv, as_json)
@@ -126,7 +126,7 @@ def coefficients(
     with opened(bank_path) as bank:
         _ = bank.layout
         chosen = parameters.combinations(metrics, approaches)
-        with open_cluster(cluster_of(**cluster), progress) as workers:
+        with open_cluster(cluster_of(cluster), progress, bank.store.path) as workers:
             matrices = coefficients_by(bank, chosen, cluster=workers, progress=progress)
     labels = [{"metric": options.metric, "approach": options.approach} for options in chosen]
     _show_matrices(matrices, labels, csv, as_json, leave_out)

@@ -170,10 +170,9 @@ def _evaluated(
     # Delta space comes beside factors; the same ways again are left out by their names.
     ways += [replace(way, space=other["space"], rank=other["rank"]) for way in ways]
     progress = shown_progress()
-    where = {key: other[key] for key in ("scheduler", "scheduler_file", "workers", "memory")}
     with opened(bank_path) as bank:
         _ = bank.layout
-        return run_evaluate(bank, ways, options, cluster=cluster_of(**where), progress=progress)
+        return run_evaluate(bank, ways, options, cluster=cluster_of(other), progress=progress)
 
 
 def _options(seed: int, other: dict[str, Any]) -> EvaluationOptions:

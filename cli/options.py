@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,12 +95,45 @@ cluster_options = together(
         type=click.Path(path_type=Path),
         help="Run on the Dask scheduler that left its address in this file.",
     ),
+    *(
+        click.option(
+            f"--tls-{name}", type=click.Path(path_type=Path), help=f"Of a scheduler at tls://: {what}."
+        )
+        for name, what in (
+            ("ca", "PEM file of the authority that signed its certificate; nothing goes unencrypted"),
+            ("cert", "PEM file with this client's certificate"),
+            ("key", "PEM file with the key of that certificate"),
+        )
+    ),
+    click.option(
+        "--wait-workers",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Of a running scheduler: begin when it has N workers.",
+    ),
+    click.option(
+        "--wait-seconds",
+        type=click.FloatRange(0, min_open=True),
+        default=300.0,
+        show_default=True,
+        help="How long to wait for them, before the command fails.",
+    ),
     click.option(
         "--workers",
         type=click.IntRange(1, 4096),
         help="Local worker processes; one for each core if not given.",
     ),
     memory_option,
+)
+_CLUSTER = (
+    "scheduler",
+    "scheduler_file",
+    "workers",
+    "tls_ca",
+    "tls_cert",
+    "tls_key",
+    "wait_workers",
+    "wait_seconds",
 )
 metric_parameters = together(
     click.option(
@@ -214,15 +247,12 @@ def opened(path: Path) -> AdapterBank:
     return AdapterBank.open(path)
 
 
-def cluster_of(
-    scheduler: str | None, scheduler_file: Path | None, workers: int | None, memory: str | None
-) -> ClusterOptions:
-    """Return where tasks run."""
+def cluster_of(settings: Mapping[str, Any]) -> ClusterOptions:
+    """Return where tasks run, from what `cluster_options` gave a command; what else is among it is left alone."""
     from compute.cluster import ClusterOptions, parse_memory
 
+    memory = settings["memory"]
     return ClusterOptions(
-        scheduler=scheduler,
-        scheduler_file=scheduler_file,
-        workers=workers,
+        **{name: settings[name] for name in _CLUSTER},
         memory=None if memory is None else parse_memory(memory),
     )

@@ -200,10 +200,9 @@ def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[s
         _predict_all_delta(bank_path, chosen[0], other)
         return
     progress = shown_progress()
-    where = {key: other[key] for key in ("scheduler", "scheduler_file", "workers", "memory")}
     with opened(bank_path) as bank:
         _ = bank.layout
-        with open_cluster(cluster_of(**where), progress) as workers:
+        with open_cluster(cluster_of(other), progress, bank.store.path) as workers:
             made = predict_all_ways(
                 bank, chosen, cluster=workers, weight_errors=other["weight_error"], progress=progress
             )
@@ -232,9 +231,8 @@ def _predict_all_delta(bank_path: Path, options: PredictionOptions, other: dict[
     if other["weight_error"]:
         raise click.UsageError("--weight-error is of combined factors; leave it out with --space delta")
     progress = shown_progress()
-    where = {key: other[key] for key in ("scheduler", "scheduler_file", "workers", "memory")}
     with opened(bank_path) as bank:
-        with open_cluster(cluster_of(**where), progress) as workers:
+        with open_cluster(cluster_of(other), progress, bank.store.path) as workers:
             found = leave_one_out(bank, options, cluster=workers, progress=progress)
         made = export_delta(
             bank,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from bankdb.errors import BankError, ComputeError, ParameterError
 from bankdb.progress import Progress
 from bankdb.quiet import quiet_loggers
+from compute.blas import blas_threads, bounded_blas
+from compute.connection import check_remote, remote_client
+from compute.workers import check_workers
 
 if TYPE_CHECKING:
     from distributed import Client
 
 _SIZES = {"": 1, "B": 1, "K": 1024, "KB": 1000, "KIB": 1024, "M": 2**20, "MB": 10**6, "MIB": 2**20,
           "G": 2**30, "GB": 10**9, "GIB": 2**30, "T": 2**40, "TB": 10**12, "TIB": 2**40}  # fmt: skip
-
-_CONNECT_SECONDS = 20.0
-
 
 # Dask and its dashboard log that they start, stop, and take another port.
 _CHATTY = ("distributed", "bokeh", "tornado.application")
@@ -50,6 +48,11 @@ class ClusterOptions:
         workers of a running scheduler.
     processes
         Whether a local cluster's workers are processes, or threads of this one.
+    tls_ca, tls_cert, tls_key
+        PEM files of a running scheduler's CA, and of this client's certificate and key: all or none.
+        Where given, nothing is sent that is not encrypted.
+    wait_workers, wait_seconds
+        Workers to wait for before anything runs, and for how long.
     """
 
     scheduler: str | None = None
@@ -57,16 +60,31 @@ class ClusterOptions:
     workers: int | None = None
     memory: int | None = None
     processes: bool = True
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    wait_workers: int | None = None
+    wait_seconds: float = 300.0
+
+    @property
+    def remote(self) -> bool:
+        """Whether tasks run on a scheduler that somebody else started."""
+        return self.scheduler is not None or self.scheduler_file is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """An open client, the tasks that it runs at once, and the bytes that each of them may use."""
+    """An open client, the tasks that it runs at once, and the bytes that each of them may use.
+
+    `blas` is the threads of BLAS in a task on each host; None is one thread: a local cluster has a process
+    for each core.
+    """
 
     client: Client
     slots: int
     task_budget: int
     dashboard: str
+    blas: Mapping[str, int] | None = None
 
 
 def parse_memory(text: str) -> int:
@@ -104,30 +122,39 @@ def core_count() -> int:
 
 
 @contextlib.contextmanager
-def open_cluster(options: ClusterOptions, progress: Progress) -> Iterator[Cluster]:
+def open_cluster(
+    options: ClusterOptions, progress: Progress, folder: Path | None = None
+) -> Iterator[Cluster]:
     """Connect to a scheduler, or start a local cluster; the dashboard's address is told as a note.
+
+    Parameters
+    ----------
+    folder
+        The adapters' array that tasks will open: a running scheduler's workers have to find the same.
 
     Raises
     ------
     ComputeError
-        The scheduler does not answer, or has no workers.
+        The scheduler does not answer, or has no workers, or some that differ from this process in what
+        matters: see `check_workers`.
     ParameterError
         Options contradict each other.
     """
     _check(options)
-    remote = options.scheduler is not None or options.scheduler_file is not None
+    remote = options.remote
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(_remote(options) if remote else _local(options))
+        client = stack.enter_context(remote_client(options, progress) if remote else _local(options))
         slots = sum(client.nthreads().values())
         if not slots:
             raise ComputeError(
                 f"{options.scheduler or options.scheduler_file}: the scheduler has no workers; start some first"
             )
         progress.note(f"dashboard: {client.dashboard_link}")
+        blas = check_workers(client, folder) if remote else None
         budget = _worker_budget(client) if remote and options.memory is None else None
         if budget is None:
             budget = memory_budget(options.memory) // slots
-        yield Cluster(client, slots, budget, client.dashboard_link)
+        yield Cluster(client, slots, budget, client.dashboard_link, blas)
 
 
 def memory_budget(asked: int | None) -> int:
@@ -140,11 +167,7 @@ def memory_budget(asked: int | None) -> int:
 
 
 def _check(options: ClusterOptions) -> None:
-    if options.scheduler is not None and options.scheduler_file is not None:
-        raise ParameterError("give --scheduler or --scheduler-file, not both")
-    remote = options.scheduler is not None or options.scheduler_file is not None
-    if remote and options.workers is not None:
-        raise ParameterError("--workers is for a local cluster; a running scheduler has its own workers")
+    check_remote(options)
     if options.workers is not None and options.workers < 1:
         raise ParameterError(
             f"workers: expected at least 1, found {options.workers}; leave it out for all cores"
@@ -210,96 +233,66 @@ def _local(options: ClusterOptions) -> Iterator[Client]:
             yield client
 
 
-@contextlib.contextmanager
-def _remote(options: ClusterOptions) -> Iterator[Client]:
-    from distributed import Client
-
-    address = options.scheduler or _address(options.scheduler_file)
-    try:
-        _shake_hands(address)
-        client = Client(address, timeout=_CONNECT_SECONDS)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ComputeError(
-            f"{address}: no Dask scheduler answers there ({type(error).__name__}); start one"
-        ) from error
-    with client:
-        yield client
-
-
-def _shake_hands(address: str) -> None:
-    """Connect and close: `Client` waits forever where something accepts and is silent, such as a dashboard."""
-    from distributed import Security
-    from distributed.comm.core import connect
-
-    async def shake() -> None:
-        comm = await connect(address, timeout=_CONNECT_SECONDS, **Security().get_connection_args("client"))
-        await comm.close()
-
-    # In a thread of its own: a notebook's has a loop running.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pool.submit(asyncio.run, asyncio.wait_for(shake(), _CONNECT_SECONDS)).result()
-
-
-def _address(scheduler_file: Path | None) -> str:
-    """Read the address that a scheduler left in its file."""
-    try:
-        return str(json.loads(Path(scheduler_file or "").read_text())["address"])
-    except OSError as error:
-        raise ParameterError(
-            f"{scheduler_file}: no such scheduler file ({error.strerror}); start the scheduler first"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ParameterError(
-            f"{scheduler_file}: expected the file that `dask scheduler --scheduler-file` writes, found something "
-            "else; start the scheduler again"
-        ) from error
-
-
 def run_tasks(
     cluster: Cluster,
     stage: str,
     function: Callable[..., Any],
     tasks: Mapping[str, tuple[Any, ...]],
     progress: Progress,
+    step: Callable[[str], str] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Run `function(*arguments)` for each named task; yield names and results as they come.
 
-    At most a few tasks a worker are in flight, so that results are taken as they are made. BLAS is bound
-    to one thread in each task: the workers are the parallelism.
+    At most a few tasks a worker are in flight, so that results are taken as they are made. BLAS has one
+    thread in each task of a local cluster: the workers are the parallelism. Elsewhere a task has its share of
+    its host's cores.
+
+    Parameters
+    ----------
+    step
+        From a task's name to the step that the dashboard shows it under; by default all are under `stage`.
 
     Raises
     ------
     ComputeError
-        A task failed, or killed its workers; it is named, and the others are cancelled.
+        A task failed, or killed its workers; it is named, and the others are cancelled. Or the scheduler died.
     """
     from distributed import as_completed
-    from threadpoolctl import threadpool_limits
+
+    def submit(name: str, arguments: tuple[Any, ...]) -> None:
+        # The dashboard groups by the first part; a key of its own, as the same piece computed again in another
+        # run is another task.
+        key = (stage if step is None else step(name), name, os.urandom(4).hex())
+        future = cluster.client.submit(
+            _bounded, cluster.blas, function, arguments, key=key, pure=False, retries=0
+        )
+        flying[key] = (name, future)
+        pool.add(future)
 
     progress.begin(stage, len(tasks))
     waiting = iter(tasks.items())
     pool = as_completed()
-    flying: dict[str, tuple[str, Any]] = {}
-    # Here too: threads of one process share the limit, and the first task to end must not lift it.
-    with threadpool_limits(limits=1), _cancelling(cluster, flying):
+    flying: dict[tuple[str, str, str], tuple[str, Any]] = {}
+    with _cancelling(cluster, flying):
         for name, arguments in _take(waiting, 4 * cluster.slots):
-            _submit(cluster, stage, function, name, arguments, pool, flying)
+            submit(name, arguments)
         for future in pool:
             name, _ = flying.pop(future.key)
-            result = _result(future, stage, name)
+            result = _result(cluster, future, stage, name)
             for following, arguments in _take(waiting, 1):
-                _submit(cluster, stage, function, following, arguments, pool, flying)
+                submit(following, arguments)
             yield name, result
             progress.advance()
     progress.end()
 
 
 @contextlib.contextmanager
-def _cancelling(cluster: Cluster, flying: Mapping[str, tuple[str, Any]]) -> Iterator[None]:
+def _cancelling(cluster: Cluster, flying: Mapping[Any, tuple[str, Any]]) -> Iterator[None]:
     """Cancel what is still running or waiting at the end."""
     try:
         yield
     finally:
-        if flying:
+        if flying and cluster.client.status == "running":
             cluster.client.cancel([future for _, future in flying.values()], force=True)
 
 
@@ -308,34 +301,22 @@ def _take(items: Iterator[tuple[str, tuple[Any, ...]]], count: int) -> Iterator[
         yield item
 
 
-def _submit(
-    cluster: Cluster,
-    stage: str,
-    function: Callable[..., Any],
-    name: str,
-    arguments: tuple[Any, ...],
-    pool: Any,
-    flying: dict[str, tuple[str, Any]],
-) -> None:
-    # A key of its own: the same piece computed again in another run is another task.
-    key = f"{stage.replace(' ', '-')}-{name}-{os.urandom(4).hex()}"
-    future = cluster.client.submit(_bounded, function, arguments, key=key, pure=False, retries=0)
-    flying[key] = (name, future)
-    pool.add(future)
-
-
-def _bounded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=1):
+def _bounded(blas: Mapping[str, int] | None, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    with bounded_blas(1 if blas is None else blas_threads(blas)):
         return function(*arguments)
 
 
-def _result(future: Any, stage: str, name: str) -> Any:
+def _result(cluster: Cluster, future: Any, stage: str, name: str) -> Any:
     try:
         return future.result()
     except BankError:
         raise
+    except CancelledError as error:
+        raise ComputeError(
+            f"{stage}: piece {name} was cancelled: the scheduler was lost, or "
+            "somebody cancelled it; what was done before is kept: start the scheduler and its workers if they are "
+            "gone, and run the same command again to go on"
+        ) from error
     except Exception as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ComputeError(

@@ -215,7 +215,11 @@ def _compute_missing(
         complete, _ = lacking[stored]
         tasks[name] = (str(stored.path), str(counts_path), stored.metric, tile, complete, compiled)
     left = Counter(stored for stored, _ in pieces.values())
-    for name, _ in run_tasks(cluster, _stage(matrices), compute_tile, tasks, progress):
+
+    def step(name: str) -> str:
+        return _stage([pieces[name][0]])
+
+    for name, _ in run_tasks(cluster, _stage(matrices), compute_tile, tasks, progress, step):
         stored, tile = pieces[name]
         chunks = [chunk for chunk in tile.chunks() if chunk in contents]
         bank.runs.mark_done(stored.run.id, {_chunk_name(*chunk): contents[chunk] for chunk in chunks})

@@ -117,7 +117,7 @@ def evaluate(
     splits, failed = _splits(chosen, options)
     folder = model_folder(options.model or bank.record.base_model)
     settings = _settings_sha256(bank, folder, options)
-    with open_cluster(cluster or ClusterOptions(processes=False), progress) as workers:
+    with open_cluster(cluster or ClusterOptions(processes=False), progress, bank.store.path) as workers:
         systems, rows = evaluated_adapters(bank, ways, workers, progress)
     keys = _keys(bank, systems, rows, splits, settings)
     jobs = [Job(key, name, splits[name], rows[name][system]) for (system, name), key in keys.items()]

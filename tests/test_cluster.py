@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_info
 
 from bankdb.errors import BankFormatError, ComputeError, ParameterError
 from bankdb.progress import SilentProgress
-from compute import cluster as cluster_module
+from compute import blas, connection
 from compute.cluster import (
     Cluster,
     ClusterOptions,
@@ -150,7 +150,7 @@ def test_a_scheduler_file_that_is_none(content: str, tmp_path: Path) -> None:
 
 
 def test_no_scheduler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_module, "_CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "_CONNECT_SECONDS", 1.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -164,7 +164,7 @@ def test_no_scheduler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_something_else_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_module, "_CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "_CONNECT_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         with (
@@ -293,11 +293,15 @@ def test_blas_has_one_thread_in_tasks_and_its_own_afterwards(threads: Cluster) -
     import numpy as np
 
     np.ones((2, 2)) @ np.ones((2, 2))
+    while blas._running:  # what an earlier test cancelled
+        time.sleep(0.01)
     before = blas_threads(0)
     # Of different lengths, so that they overlap: the first to end must not lift the limit of the others.
     tasks = {f"{index}": (0.02 * (1 + index % 3),) for index in range(8)}
     found = dict(run_tasks(threads, "blas", blas_threads, tasks, SilentProgress()))
     assert set(found.values()) == {1}
+    while blas._running:
+        time.sleep(0.01)
     assert blas_threads(0) == before
 
 
