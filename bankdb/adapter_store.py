@@ -1,4 +1,4 @@
-"""The adapters of a bank as one zarr array: N rows of p float32, a row a file.
+"""The adapters of a bank as one zarr array: N rows of p float32, a row a file, or an object under a URL.
 
 Row numbers come from the catalogue and are never used twice. A row that the catalogue does not call
 ready does not exist, whatever the array holds there.
@@ -29,7 +29,9 @@ from bankdb.arrays import (
     read_region,
 )
 from bankdb.errors import AdapterError, BankFormatError
-from bankdb.shards import Shards
+from bankdb.remote import Location, RemotePath, delete, objects_below
+from bankdb.remote_shards import RemoteShards, forget
+from bankdb.shards import Shards, shards_of
 
 if TYPE_CHECKING:
     import zarr
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float32]
 
 _ROW_FOLDER = re.compile(r"0|[1-9][0-9]*")
+_OBJECT = re.compile(r"zarr\.json|c/(0|[1-9][0-9]*)/0")
 _RESTORE = "`bank verify --repair` restores it from its source"
 
 
@@ -48,13 +51,13 @@ class AdapterStore:
     Parameters
     ----------
     path
-        The array's folder.
+        The array's folder, or its URL.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
         self._array: zarr.Array[Any] | None = None
-        self._shards: tuple[zarr.Array[Any], Shards | None] | None = None
+        self._shards: tuple[zarr.Array[Any], Shards | RemoteShards | None] | None = None
 
     def create(self, parameters: int, identity: str) -> None:
         """Make the array for rows of `parameters` columns; the caller knows that no row is ready."""
@@ -87,7 +90,9 @@ class AdapterStore:
         return str(self.array.attrs.get("bank", ""))
 
     def write(self, row: int, vector: Vector) -> str:
-        """Write a row and flush it to the disk; return the sha256 of its little-endian bytes.
+        """Write a row durably; return the sha256 of its little-endian bytes.
+
+        In a folder it is flushed to the disk; under a URL, the store has acknowledged it.
 
         Raises
         ------
@@ -95,6 +100,8 @@ class AdapterStore:
             The array has no such row, or the vector is not of its width.
         AdapterError
             The vector has values that are not finite: a missing chunk reads as NaN.
+        ArrayStoreUnavailableError
+            The store of a URL failed.
         """
         rows, columns = self._shape_with(row)
         if row >= rows or vector.shape != (columns,):
@@ -154,13 +161,14 @@ class AdapterStore:
         BankFormatError
             As `read_panel`.
         """
-        shards = self._known_shards()
-        for position, row in enumerate(rows):
+        for row in rows:
             self._check_row(row)
-            if shards is None:
-                panel[position] = self._read_one(row, start, stop)
-            else:
-                shards.read(row, start, stop, panel[position], uncached)
+        shards = self._known_shards()
+        if shards is not None:
+            shards.read_rows(rows, start, stop, panel, uncached)
+            return
+        for position, row in enumerate(rows):
+            panel[position] = self._read_one(row, start, stop)
 
     @property
     def chunk(self) -> int:
@@ -175,16 +183,18 @@ class AdapterStore:
                 shards.prefetch(row, start, stop)
 
     def _check_row(self, row: int) -> None:
-        if not self.file(row).is_file():
-            raise BankFormatError(f"{self.file(row)}: row {row} is missing; {_RESTORE}")
+        file = self.file(row)
+        # An object that is missing is told by reading it: a request less.
+        if isinstance(file, Path) and not file.is_file():
+            raise BankFormatError(f"{file}: row {row} is missing; {_RESTORE}")
         rows, _ = self._shape_with(row)
         if row >= rows:
             raise BankFormatError(f"{self.path}: row {row} is beyond the array's {rows} rows; {_RESTORE}")
 
-    def _known_shards(self) -> Shards | None:
+    def _known_shards(self) -> Shards | RemoteShards | None:
         array = self.array
         if self._shards is None or self._shards[0] is not array:
-            self._shards = (array, Shards.of(array, self.path, _RESTORE))
+            self._shards = (array, shards_of(array, self.path, _RESTORE))
         return self._shards[1]
 
     def _read_one(self, row: int, start: int, stop: int) -> Vector:
@@ -204,10 +214,15 @@ class AdapterStore:
 
     def delete(self, row: int) -> None:
         """Delete a row's file, if it is there, and what unfinished writes left; nothing that is foreign."""
-        folder = self.file(row).parent
+        file = self.file(row)
+        if isinstance(file, RemotePath):
+            delete(file)
+            forget([file])
+            return
+        folder = file.parent
         if not folder.is_dir():
             return
-        for item in (self.file(row), *partial_files(folder)):
+        for item in (file, *partial_files(folder)):
             if item.is_file():
                 item.unlink()
         fsync_path(folder)
@@ -215,16 +230,22 @@ class AdapterStore:
             folder.rmdir()
             fsync_path(folder.parent)
 
-    def file(self, row: int) -> Path:
-        """Return the file that holds a row."""
+    def file(self, row: int) -> Location:
+        """Return the file, or the object, that holds a row."""
         return chunk_file(self.path, row, 0)
 
     def rows_on_disk(self) -> list[int]:
-        """Return the row numbers for which there is a folder, ready or not."""
+        """Return the row numbers for which something is stored, ready or not."""
+        if isinstance(self.path, RemotePath):
+            rows = {name.split("/")[0] for name in objects_below(self.path / "c") if "/" in name}
+            return sorted(int(row) for row in rows if _ROW_FOLDER.fullmatch(row))
         return sorted(int(item.name) for item in _entries(self.path / "c") if _is_row(item))
 
-    def foreign_files(self) -> list[Path]:
+    def foreign_files(self) -> list[Location]:
         """Return entries that no version of this array could have written."""
+        if isinstance(self.path, RemotePath):
+            names = objects_below(self.path)
+            return [self.path / name for name in names if not _OBJECT.fullmatch(name)]
         strange = [item for item in _entries(self.path) if item.name not in {"c", "zarr.json"}]
         for folder in _entries(self.path / "c"):
             if not _is_row(folder):

@@ -1,18 +1,25 @@
-"""Zarr arrays on disk: how they are opened, grown, made durable, and what may lie beside their chunks."""
+"""Zarr arrays in a folder or under a URL: how they are opened, grown, made durable, and what may lie beside chunks.
+
+In a folder, what is written is there after its file and folders were flushed. Under a URL, an object is there, whole,
+as soon as the store has acknowledged it; there is nothing to flush, and no half written file.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb import remote
 from bankdb.errors import BankFormatError, BankNotFoundError
+from bankdb.remote import Location, RemotePath, located
 
 if TYPE_CHECKING:
     import zarr
@@ -29,7 +36,7 @@ def column_chunk(parameters: int) -> int:
 
 
 def create_array(
-    path: Path,
+    path: Location,
     *,
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
@@ -45,13 +52,10 @@ def create_array(
     """
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
-    from zarr.storage import LocalStore
 
-    if path.exists():
-        shutil.rmtree(path)
-    # A store and not a path as text, which zarr would take for an address where it holds `://` or `::`.
+    delete_tree(path)
     array = zarr.create_array(
-        LocalStore(path),
+        array_store(path),
         shape=shape,
         chunks=chunks,
         shards=shards,
@@ -67,16 +71,36 @@ def create_array(
     return array
 
 
-def ensure_group(path: Path) -> None:
-    """Make a zarr group at `path` if there is none, so that standard tools can browse what is in it."""
-    import zarr
+def array_store(path: Location, *, read_only: bool = False) -> Any:
+    """Return zarr's store of what is at `path`."""
+    if isinstance(path, RemotePath):
+        return remote.zarr_store(path, read_only=read_only)
     from zarr.storage import LocalStore
 
+    # A store and not a path as text, which zarr would take for an address where it holds `://` or `::`.
+    return LocalStore(path, read_only=read_only)
+
+
+def ensure_group(path: Location, attributes: dict[str, Any] | None = None) -> None:
+    """Make a zarr group at `path` if there is none, so that standard tools can browse what is in it."""
+    import zarr
+
     if not (path / "zarr.json").is_file():
-        zarr.create_group(LocalStore(path), zarr_format=3, overwrite=False)
+        zarr.create_group(array_store(path), zarr_format=3, overwrite=False, attributes=attributes)
 
 
-def open_array(path: str | Path, *, mode: str = "r") -> zarr.Array[Any]:
+def group_attributes(path: Location) -> dict[str, Any] | None:
+    """Return the attributes of the zarr group at `path`, or None if there is no group that can be read."""
+    import zarr
+
+    try:
+        found = zarr.open_group(array_store(path, read_only=True), mode="r", zarr_format=3)
+    except (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError):
+        return None
+    return dict(found.attrs)
+
+
+def open_array(path: str | Location, *, mode: str = "r") -> zarr.Array[Any]:
     """Open an existing array.
 
     Raises
@@ -87,14 +111,21 @@ def open_array(path: str | Path, *, mode: str = "r") -> zarr.Array[Any]:
         Its metadata cannot be read.
     """
     import zarr
-    from zarr.storage import LocalStore
 
-    metadata = Path(path) / "zarr.json"
-    if not metadata.is_file():
-        raise BankNotFoundError(f"{path}: expected a zarr array, found none; it is damaged or was deleted")
+    location = located(path) if isinstance(path, str) else path
+    metadata = location / "zarr.json"
+    missing = f"{path}: expected a zarr array, found none; it is damaged or was deleted"
     try:
-        store = LocalStore(path, read_only=mode == "r")
-        found = zarr.open(store, mode=mode)  # type: ignore[arg-type]
+        store = array_store(location, read_only=mode == "r")
+        if isinstance(location, RemotePath):
+            # One request, which says also that nothing is there.
+            found: Any = zarr.open_array(store, mode=mode, zarr_format=3)
+        elif not metadata.is_file():
+            raise BankNotFoundError(missing)
+        else:
+            found = zarr.open(store, mode=mode)  # type: ignore[arg-type]
+    except FileNotFoundError as error:
+        raise BankNotFoundError(missing) from error
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise BankFormatError(f"{metadata}: unreadable array metadata ({_first_line(error)})") from error
     if not isinstance(found, zarr.Array):
@@ -118,7 +149,7 @@ def read_region(array: zarr.Array[Any], selection: Any, advice: str) -> NDArray[
         ) from error
 
 
-def grow_array(path: Path, shape: tuple[int, ...]) -> None:
+def grow_array(path: Location, shape: tuple[int, ...]) -> None:
     """Make the array at least of `shape`; never smaller. The caller holds the bank's write lock."""
     array = open_array(path, mode="r+")
     wanted = tuple(max(have, want) for have, want in zip(array.shape, shape, strict=True))
@@ -128,8 +159,10 @@ def grow_array(path: Path, shape: tuple[int, ...]) -> None:
         fsync_path(path)
 
 
-def fsync_path(path: Path) -> None:
+def fsync_path(path: Location) -> None:
     """Flush a file or a folder to the disk."""
+    if isinstance(path, RemotePath):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -137,7 +170,7 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def fsync_written(path: Path, files: Iterable[Path]) -> None:
+def fsync_written(path: Location, files: Iterable[Location]) -> None:
     """Flush chunk files of the array at `path`, and every folder between them and it."""
     written = list(files)
     for file in written:
@@ -145,22 +178,106 @@ def fsync_written(path: Path, files: Iterable[Path]) -> None:
     fsync_folders(path, written)
 
 
-def fsync_folders(path: Path, files: Iterable[Path]) -> None:
+def fsync_folders(path: Location, files: Iterable[Location]) -> None:
     """Flush the array's folder at `path`, and every folder between it and chunk files that are flushed."""
+    if isinstance(path, RemotePath):
+        return
     folders: set[Path] = {path}
     for file in files:
+        assert isinstance(file, Path)
         folders.update(parent for parent in file.parents if parent.is_relative_to(path))
     for folder in sorted(folders, key=lambda item: len(item.parts), reverse=True):
         fsync_path(folder)
 
 
-def chunk_file(path: Path, *index: int) -> Path:
-    """Return the file of a chunk (of a shard, where there are shards) in a zarr 3 local store."""
+def fsync_tree(path: Location) -> None:
+    """Flush all files below `path`, and their folders."""
+    if isinstance(path, Path):
+        fsync_written(path, [file for file in path.rglob("*") if file.is_file()])
+
+
+def chunk_file(path: Location, *index: int) -> Location:
+    """Return the file of a chunk (of a shard, where there are shards) in a zarr 3 store."""
     return path.joinpath("c", *map(str, index))
 
 
-def partial_files(path: Path) -> list[Path]:
+def stored_chunks(path: Location) -> set[tuple[int, ...]]:
+    """Return the indexes of the chunks (shards, where there are shards) of the array at `path` that are there."""
+    if isinstance(path, RemotePath):
+        names = [tuple(name.split("/")) for name in remote.objects_below(path / "c")]
+    else:
+        walked = os.walk(path / "c")
+        names = [
+            (*Path(folder).relative_to(path / "c").parts, name)
+            for folder, _, found in walked
+            for name in found
+        ]
+    return {tuple(map(int, name)) for name in names if all(part.isdecimal() for part in name)}
+
+
+def folders_in(path: Location) -> list[Location]:
+    """Return what lies in `path` and holds something."""
+    if isinstance(path, RemotePath):
+        inside = {name.split("/")[0] for name in remote.objects_below(path) if "/" in name}
+        return [path / name for name in sorted(inside)]
+    return sorted(item for item in path.iterdir() if item.is_dir()) if path.is_dir() else []
+
+
+def delete_tree(path: Location) -> None:
+    """Delete whatever is at `path` and below it."""
+    if isinstance(path, RemotePath):
+        remote.delete_below(path)
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def is_empty(path: Location) -> bool:
+    """Return whether nothing is at `path` or below it."""
+    if isinstance(path, RemotePath):
+        return not remote.objects_below(path)
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def move(item: Location, target: Location) -> None:
+    """Move a file, or a folder, durably."""
+    if isinstance(item, RemotePath):
+        assert isinstance(target, RemotePath)
+        remote.move(item, target)
+        return
+    assert isinstance(target, Path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(item, target)
+    fsync_path(target.parent)
+    fsync_path(item.parent)
+
+
+@contextlib.contextmanager
+def appearing_group(path: Location) -> Iterator[Location]:
+    """Make a zarr group that appears whole or not at all: `is_whole`. Yields where to write what is in it.
+
+    A folder is written aside and renamed. Under a URL nothing can be renamed: there the group's own metadata is
+    written after everything else, and makes it count.
+    """
+    aside = path.with_name(f"{path.name}.unfinished") if isinstance(path, Path) else path
+    delete_tree(aside)
+    yield aside
+    ensure_group(aside)
+    if isinstance(aside, Path) and isinstance(path, Path):
+        fsync_tree(aside)
+        delete_tree(path)
+        aside.rename(path)
+        fsync_path(path.parent)
+
+
+def is_whole(path: Location) -> bool:
+    """Return whether the group that `appearing_group` makes is there."""
+    return path.is_dir() if isinstance(path, Path) else (path / "zarr.json").is_file()
+
+
+def partial_files(path: Location) -> list[Path]:
     """Return files that a killed writer left behind: zarr writes beside the chunk, then renames."""
+    if isinstance(path, RemotePath):
+        return []
     # os.walk passes over folders that a running writer removes meanwhile.
     walked = ((folder, name) for folder, _, names in os.walk(path) for name in names)
     return sorted(Path(folder, name) for folder, name in walked if is_partial(name))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bankdb.adapter_store import AdapterStore, Vector
+from bankdb.array_place import claim_arrays
 from bankdb.arrays import fsync_path
 from bankdb.catalog import Catalog
 from bankdb.database import Database
@@ -17,9 +18,10 @@ from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, Toke
 from bankdb.generations import GenerationStore
 from bankdb.location import LOCATION_FILE, BankLocation
 from bankdb.locks import exclusive_lock
-from bankdb.new_bank import check_database_free, check_free, new_location, record_bank, save_tokenizer
+from bankdb.new_bank import check_free, check_places_free, new_location, record_bank, save_tokenizer
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, BankRecord, RunRecord
+from bankdb.remote import Location, located
 from bankdb.runs import RunBook
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class AdapterBank:
         What was computed from it.
     generations
         What adapters answered to test examples.
+    arrays
+        Where its arrays are: its folder, another one, or a URL.
     store
         The adapters' array.
     """
@@ -55,7 +59,8 @@ class AdapterBank:
         self.catalog = Catalog(database)
         self.runs = RunBook(database)
         self.generations = GenerationStore(database)
-        self.store = AdapterStore(self.path / "adapters.zarr")
+        self.arrays: Location = self.path if location.arrays is None else located(location.arrays)
+        self.store = AdapterStore(self.arrays / "adapters.zarr")
 
     # -- making and opening ---------------------------------------------------------------------
 
@@ -68,6 +73,7 @@ class AdapterBank:
         tokenizer: str | Path,
         aliases: Sequence[str] = (),
         database: str | None = None,
+        arrays: str | None = None,
     ) -> AdapterBank:
         """Make an empty bank for one base model and its tokenizer.
 
@@ -84,24 +90,26 @@ class AdapterBank:
         database
             URL of an empty PostgreSQL database for the catalogue, `postgresql+psycopg://USER@HOST/DATABASE`;
             None for SQLite in the folder.
+        arrays
+            URL, or another folder, for the arrays; None for the bank's own folder.
 
         Raises
         ------
         ConflictError
-            A bank, or something else, is already in the folder or in the database.
-        DatabaseUnavailableError
-            The database's server cannot be reached.
+            A bank, or something else, is already in the folder or in the database, or where its arrays are to be.
+        DatabaseUnavailableError, ArrayStoreUnavailableError
+            The database's server, or the store of that URL, cannot be reached.
         ParameterError
-            `database` is no such URL.
+            `database` or `arrays` is no such URL.
         TokenizerError
             The tokenizer cannot be loaded, or not saved so that it stays what it is.
         """
         from bankdb.tokens import BankTokenizer
 
-        location = new_location(Path(path), database)
+        location = new_location(Path(path), database, arrays)
         folder = location.folder
         check_free(folder)
-        check_database_free(location)
+        check_places_free(location)
         loaded = BankTokenizer(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder / ".ingest.lock", lambda: None):
@@ -111,6 +119,7 @@ class AdapterBank:
             bank = cls(location, Database(location.database_url, create=True))
             try:
                 record_bank(bank.catalog, location, loaded, base_model, aliases)
+                bank._claim_arrays()
             except BaseException:
                 bank.close()
                 raise
@@ -144,6 +153,11 @@ class AdapterBank:
             bank.close()
             raise
         return bank
+
+    def _claim_arrays(self) -> None:
+        """Mark the place of the arrays as this bank's, where it is not the bank's own folder."""
+        if self.location.arrays is not None:
+            claim_arrays(self.arrays, self.record.identity)
 
     def _check_identity(self) -> None:
         expected, found = self.location.identity, self.record.identity
@@ -232,14 +246,14 @@ class AdapterBank:
             )
         return loaded
 
-    def array_path(self, kind: str) -> Path:
-        """Return the folder of a derived array: `distances`, `gram`, `predictions`, `distributions`."""
-        return self.path / f"{kind}.zarr"
+    def array_path(self, kind: str) -> Location:
+        """Return the place of a derived array: `distances`, `gram`, `predictions`, `distributions`, `neural`."""
+        return self.arrays / f"{kind}.zarr"
 
-    def run_array(self, run: RunRecord) -> Path | None:
-        """Return the folder of the array that a run writes, or None if it writes none."""
+    def run_array(self, run: RunRecord) -> Location | None:
+        """Return the place of the array that a run writes, or None if it writes none."""
         name = json.loads(run.parameters).get("array")
-        return None if name is None else self.path / str(name)
+        return None if name is None else self.arrays / str(name)
 
     @property
     def database_shown(self) -> str:
@@ -264,6 +278,7 @@ class AdapterBank:
         with self._database.write() as session:
             record = self.catalog.bank_in(session)
             if record.layout is None:
+                self._claim_arrays()  # `create` may have been killed before it did
                 self.store.create(adapter.layout.size, record.identity)
                 self.catalog.set_layout(
                     session,

@@ -51,3 +51,7 @@ class PlanError(BankError):
 
 class ComputeError(BankError):
     """A tile, panel or piece of a run failed; it is named in the message."""
+
+
+class ArrayStoreUnavailableError(BankError):
+    """The store that holds a bank's arrays did not answer, or refused, also when it was asked again."""

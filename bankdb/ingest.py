@@ -19,7 +19,13 @@ from bankdb.arrays import partial_files
 from bankdb.bank import AdapterBank, other_revision
 from bankdb.catalog import changed_pair
 from bankdb.datasets import Dataset, read_dataset
-from bankdb.errors import AdapterError, BankError, DatabaseUnavailableError, SourceError
+from bankdb.errors import (
+    AdapterError,
+    ArrayStoreUnavailableError,
+    BankError,
+    DatabaseUnavailableError,
+    SourceError,
+)
 from bankdb.messages import printable
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
@@ -91,6 +97,11 @@ def ingest(
         has that very revision already.
     refused
         Pairs refused before, to be part of the report.
+
+    Raises
+    ------
+    ArrayStoreUnavailableError
+        The store of a bank on a URL failed; what was stored before is kept.
 
     Returns
     -------
@@ -284,8 +295,8 @@ def _store_outcome(
             return
         present = bank.catalog.find(pair.name) is not None
         added = _store(bank, prepared, options)
-    except DatabaseUnavailableError:
-        raise  # no fault of the pair's
+    except (ArrayStoreUnavailableError, DatabaseUnavailableError):
+        raise  # no fault of the pair's, and the others would fare no better
     except BankError as error:
         report.refused.append(RefusedPair(pair.name, str(error)))
         return
@@ -309,6 +320,8 @@ def _store(bank: AdapterBank, prepared: _Prepared, options: IngestOptions) -> bo
     try:
         checksum = bank.store.write(row, prepared.adapter.vector)
         added, freed = bank.catalog.make_ready(_new_adapter(prepared, row, checksum), replace=options.replace)
+    except ArrayStoreUnavailableError:
+        raise  # what may be there of the row cannot be deleted now: it stays reserved, the next ingest clears it
     except BaseException:
         if bank.catalog.abandon(row):
             bank.store.delete(row)

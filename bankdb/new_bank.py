@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bankdb.array_place import check_arrays_free, parse_arrays
 from bankdb.arrays import fsync_path
 from bankdb.catalog import Catalog
 from bankdb.database import Database
@@ -58,8 +59,9 @@ def check_free(folder: Path) -> None:
         raise ConflictError(f"{folder}: a bank is already here; use it, or choose another folder with --bank")
 
 
-def check_database_free(location: BankLocation) -> None:
-    """Raise ConflictError if the database server's database, where there is one, holds a bank already."""
+def check_places_free(location: BankLocation) -> None:
+    """Raise ConflictError if the server's database, or the place of the arrays, is not the folder's and not empty."""
+    check_arrays_free(location)
     if location.database is not None and _bank_in(location) is not None:
         raise ConflictError(
             f"{shown_database(location.database)}: the database already holds a bank; "
@@ -67,11 +69,16 @@ def check_database_free(location: BankLocation) -> None:
         )
 
 
-def new_location(folder: Path, database: str | None) -> BankLocation:
-    """Return where a bank that is made now will be. Raises ParameterError if `database` is no URL for it."""
-    if database is None:
+def new_location(folder: Path, database: str | None, arrays: str | None) -> BankLocation:
+    """Return where a bank that is made now will be. Raises ParameterError if one of the two is no URL for it."""
+    if database is None and arrays is None:
         return BankLocation(folder)
-    return BankLocation(folder, parse_database(database), None, uuid.uuid4().hex)
+    return BankLocation(
+        folder,
+        None if database is None else parse_database(database),
+        None if arrays is None else parse_arrays(arrays),
+        uuid.uuid4().hex,
+    )
 
 
 def _bank_in(location: BankLocation) -> str | None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from bankdb.adapter_store import row_sha256
-from bankdb.arrays import fsync_path, partial_files
+from bankdb.arrays import move, partial_files
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankError, BankFormatError, DatabaseUnavailableError
+from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError, DatabaseUnavailableError
 from bankdb.ingest import clear_leftovers_alone
 from bankdb.peft_config import scaling
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
+from bankdb.remote import Location, RemotePath
 
 _DERIVED = ("distributions", "distances", "gram", "predictions", "neural")
 
@@ -120,6 +120,8 @@ def _array_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
     try:
         if row_sha256(bank.store.read(record.row)) == record.row_sha256:
             return None
+    except ArrayStoreUnavailableError:
+        raise  # says nothing about the row
     except BankError as error:
         return str(error)
     return f"row {record.row} does not match its checksum; `bank verify --repair` restores it from its source"
@@ -183,18 +185,21 @@ def _check_orphans(bank: AdapterBank, repair: bool, report: VerifyReport) -> Non
     for item in (*beyond, *within):
         if not repair:
             report.damage.append(
-                f"{item}: orphan, not the bank's; --repair moves it to {bank.path / 'orphans'}"
+                f"{item}: orphan, not the bank's; --repair moves it to {bank.arrays / 'orphans'}"
             )
             continue
-        target = bank.path / "orphans" / item.relative_to(bank.path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = bank.arrays / "orphans" / _within(item, bank.arrays)
         if target.exists():
             report.damage.append(f"{item}: orphan, and {target} is taken; move one of them away")
             continue
-        shutil.move(item, target)
-        fsync_path(target.parent)
-        fsync_path(item.parent)
+        move(item, target)
         report.repaired.append(f"{item}: moved to {target}")
+
+
+def _within(item: Location, place: Location) -> str:
+    if isinstance(item, RemotePath) and isinstance(place, RemotePath):
+        return item.relative_to(place)
+    return str(Path(str(item)).relative_to(str(place)))
 
 
 def _check_leftovers(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:

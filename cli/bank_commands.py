@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="\b\nExample:\n  bank init --base-model mistralai/Mistral-7B-Instruct-v0.2 --tokenizer ./mistral-7b"
+    epilog="\b\nExample:\n  bank init --base-model mistralai/Mistral-7B-Instruct-v0.2 --tokenizer ./mistral-7b\n"
+    "  bank init --base-model ... --tokenizer ... --arrays s3://bucket/my-bank"
 )
 @bank_option
 @click.option(
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
     help="Keep the catalogue in an empty PostgreSQL database, postgresql+psycopg://USER@HOST/DATABASE, instead "
     "of in a file; the password is best given as PGPASSWORD or in ~/.pgpass. See docs/storage.md.",
 )
+@click.option(
+    "--arrays",
+    metavar="URL",
+    help="Keep the arrays there: s3://BUCKET/PREFIX, or another folder. It has to be empty. See docs/storage.md.",
+)
 @json_option
 def init(
     bank_path: Path,
@@ -44,13 +50,24 @@ def init(
     tokenizer: str,
     aliases: tuple[str, ...],
     database: str | None,
+    arrays: str | None,
     as_json: bool,
 ) -> None:
     """Make an empty bank for one base model."""
     from bankdb.bank import AdapterBank
+    from bankdb.errors import ParameterError
 
+    if arrays is not None and arrays.startswith("memory:"):
+        raise ParameterError(
+            f"{arrays}: only lasts as long as the process that writes it; choose another place"
+        )
     with AdapterBank.create(
-        bank_path, base_model=base_model, tokenizer=tokenizer, aliases=aliases, database=database
+        bank_path,
+        base_model=base_model,
+        tokenizer=tokenizer,
+        aliases=aliases,
+        database=database,
+        arrays=arrays,
     ) as bank:
         record = bank.record
     if as_json:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bankdb.errors import BankError, ComputeError, ParameterError
 from bankdb.progress import Progress
 from bankdb.quiet import quiet_loggers
+from bankdb.remote import Location
 from compute.blas import blas_threads, bounded_blas
 from compute.connection import check_remote, remote_client
 from compute.workers import check_workers
@@ -123,7 +124,7 @@ def core_count() -> int:
 
 @contextlib.contextmanager
 def open_cluster(
-    options: ClusterOptions, progress: Progress, folder: Path | None = None
+    options: ClusterOptions, progress: Progress, folder: Location | None = None
 ) -> Iterator[Cluster]:
     """Connect to a scheduler, or start a local cluster; the dashboard's address is told as a note.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 from bankdb.adapter_store import AdapterStore
 from bankdb.arrays import chunk_file, fsync_folders, open_array, read_region
 from bankdb.errors import BankFormatError, ComputeError
-from bankdb.shards import Shards
+from bankdb.remote import Location, located
+from bankdb.shards import shards_of
 from bankdb.uncached import UncachedReader
 from compute.cluster import core_count
 from compute.products import accumulate, one_hot, product
@@ -163,9 +163,9 @@ def combine_panel(
     Parameters
     ----------
     adapters_path
-        The adapters' array.
+        The adapters' array, its folder or URL.
     group_paths
-        Folders with the arrays `coefficients` (M, N) and `adapters` (M, p) of each run.
+        Places with the arrays `coefficients` (M, N) and `adapters` (M, p) of each run.
     panel
         Its targets count through the runs, one after another, each at `padded(M)` rows.
     following
@@ -173,7 +173,7 @@ def combine_panel(
 
     Returns
     -------
-    Bytes written, before compression; all of them are flushed to the disk.
+    Bytes written, before compression; all of them are durable.
 
     Raises
     ------
@@ -181,11 +181,13 @@ def combine_panel(
         A source row, or the coefficients, are damaged.
     ComputeError
         The result overflows float32, or a file cannot be written.
+    ArrayStoreUnavailableError
+        The store of a URL failed.
     """
-    groups = [Path(group) for group in group_paths]
+    groups = [located(group) for group in group_paths]
     targets = int(open_array(groups[0] / "coefficients").shape[0])
     parts = split_panel(panel, targets, len(groups))
-    store = AdapterStore(Path(adapters_path))
+    store = AdapterStore(located(adapters_path))
     if panel.held:
         _combine_holding(store, groups, sources, panel, parts, following)
     else:
@@ -197,7 +199,7 @@ def combine_panel(
 
 def _combine_holding(
     store: AdapterStore,
-    groups: Sequence[Path],
+    groups: Sequence[Location],
     sources: Sources,
     panel: Panel,
     parts: Sequence[PanelPart],
@@ -237,7 +239,11 @@ def _combine_holding(
 
 
 def _combine_in_batches(
-    store: AdapterStore, groups: Sequence[Path], sources: Sources, panel: Panel, parts: Sequence[PanelPart]
+    store: AdapterStore,
+    groups: Sequence[Location],
+    sources: Sources,
+    panel: Panel,
+    parts: Sequence[PanelPart],
 ) -> None:
     """Hold all targets of the panel, and let the sources pass in batches."""
     coefficients = np.concatenate(
@@ -252,7 +258,7 @@ def _combine_in_batches(
         written += len(rows)
 
 
-def _read_coefficients(group: Path, start: int, stop: int) -> Float32:
+def _read_coefficients(group: Location, start: int, stop: int) -> Float32:
     coefficients: Float32 = read_region(open_array(group / "coefficients"), np.s_[start:stop, :], _AGAIN)
     if not np.isfinite(coefficients).all():
         raise BankFormatError(f"{group / 'coefficients'}: lacks chunks; {_AGAIN}")
@@ -278,7 +284,7 @@ def _check_finite(
     )
 
 
-def _write_shards(path: Path, rows: Float32, top: int, column: int) -> None:
+def _write_shards(path: Location, rows: Float32, top: int, column: int) -> None:
     """Write whole shards of the predictions, from row `top` and column `column` on; their folders are not flushed.
 
     Raises
@@ -286,7 +292,7 @@ def _write_shards(path: Path, rows: Float32, top: int, column: int) -> None:
     ComputeError
         A file cannot be written.
     """
-    shards = Shards.of(open_array(path), path, _AGAIN)
+    shards = shards_of(open_array(path), path, _AGAIN)
     assert shards is not None, "predictions are made in the layout that is written here"
     blocks = [rows[first : first + SHARD_ROWS] for first in range(0, len(rows), SHARD_ROWS)]
     try:
@@ -298,7 +304,7 @@ def _write_shards(path: Path, rows: Float32, top: int, column: int) -> None:
         ) from error
 
 
-def _flush_folders(path: Path, part: PanelPart, column: int) -> None:
+def _flush_folders(path: Location, part: PanelPart, column: int) -> None:
     rows = range(part.start // SHARD_ROWS, -(-part.stop // SHARD_ROWS))
     fsync_folders(path, [chunk_file(path, row, column) for row in rows])
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import fsync_written, open_array, read_region
+from bankdb.arrays import chunk_file, fsync_written, open_array, read_region, stored_chunks
 from bankdb.errors import BankFormatError, ComputeError
+from bankdb.remote import Location, located
 from compute.blocks import Metric, allow_compiled
 from compute.distributions import TokenCounts
 from compute.stored_counts import AGAIN, read_counts
@@ -42,12 +43,12 @@ def compute_tile(
     ComputeError
         A distance is not a finite number.
     """
-    path = Path(distances_path)
+    path = located(distances_path)
     array = open_array(path, mode="r+")
-    rows, row_counts = read_counts(Path(counts_path), tile.row_start, tile.row_stop)
+    rows, row_counts = read_counts(located(counts_path), tile.row_start, tile.row_stop)
     columns, column_counts = rows, row_counts
     if not tile.diagonal:
-        columns, column_counts = read_counts(Path(counts_path), tile.column_start, tile.column_stop)
+        columns, column_counts = read_counts(located(counts_path), tile.column_start, tile.column_stop)
     if not len(rows) or not len(columns):
         return 0
     upper = read_entries(path, _slices(tile))
@@ -122,19 +123,15 @@ def _check_finite(
         )
 
 
-def read_entries(path: Path, selection: tuple[slice, slice]) -> NDArray[np.float64]:
+def read_entries(path: Location, selection: tuple[slice, slice]) -> NDArray[np.float64]:
     """Read entries of the matrix; a chunk that cannot be read is named."""
     array = open_array(path)
     try:
         return np.array(read_region(array, selection, AGAIN), dtype=np.float64)
     except BankFormatError:
-        for file in sorted(path.glob("c/*/*")):
-            if file.name.isdigit():
-                chunk = tuple(
-                    slice(int(n) * CHUNK_ROWS, (int(n) + 1) * CHUNK_ROWS)
-                    for n in (file.parent.name, file.name)
-                )
-                read_region(array, chunk, f"delete {file}; {AGAIN}")
+        for index in sorted(stored_chunks(path)):
+            chunk = tuple(slice(n * CHUNK_ROWS, (n + 1) * CHUNK_ROWS) for n in index)
+            read_region(array, chunk, f"delete {chunk_file(path, *index)}; {AGAIN}")
         raise
 
 
@@ -143,8 +140,10 @@ def _slices(tile: Tile, *, mirror: bool = False) -> tuple[slice, slice]:
     return (columns, rows) if mirror else (rows, columns)
 
 
-def _files(path: Path, tile: Tile) -> list[Path]:
+def _files(path: Location, tile: Tile) -> list[Location]:
+    if not isinstance(path, Path):
+        return []  # nothing to flush
     chunks = {(i, j) for pair in tile.chunks() for i, j in (pair, pair[::-1])}
-    files = (path.joinpath("c", str(i), str(j)) for i, j in chunks)
+    files = (chunk_file(path, i, j) for i, j in chunks)
     # A chunk of nothing but NaN has no file.
     return [file for file in files if file.is_file()]

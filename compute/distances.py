@@ -12,7 +12,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError, ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
+from bankdb.remote import Location
 from compute.blocks import Metric
 from compute.cluster import Cluster, run_tasks
 from compute.distance_tiles import compute_tile, read_entries
@@ -59,7 +59,7 @@ class _Stored:
 
     metric: Metric
     run: RunRecord
-    path: Path
+    path: Location
 
     @property
     def key(self) -> str:
@@ -158,7 +158,7 @@ def _open_run(bank: AdapterBank, metric: Metric, rows: int) -> _Stored:
 
 
 def _complete_rows(
-    bank: AdapterBank, run: RunRecord, path: Path, adapters: Sequence[AdapterRecord]
+    bank: AdapterBank, run: RunRecord, path: Location, adapters: Sequence[AdapterRecord]
 ) -> NDArray[np.int64]:
     """Return the rows of which the array has the distances to each other."""
     stored: Any = open_array(path).attrs.get("complete", {})
@@ -170,7 +170,7 @@ def _complete_rows(
     return np.asarray([record.row for record in complete], dtype=np.int64)
 
 
-def _set_complete(path: Path, adapters: Sequence[AdapterRecord]) -> None:
+def _set_complete(path: Location, adapters: Sequence[AdapterRecord]) -> None:
     complete = {str(record.row): record.content_sha256 for record in adapters}
     array = open_array(path, mode="r+")
     if array.attrs.get("complete") != complete:

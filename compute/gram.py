@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +15,21 @@ from bankdb.arrays import (
     chunk_file,
     column_chunk,
     create_array,
+    delete_tree,
     ensure_group,
+    folders_in,
+    fsync_tree,
     fsync_written,
     grow_array,
     open_array,
     read_region,
+    stored_chunks,
 )
 from bankdb.bank import AdapterBank
 from bankdb.errors import ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
+from bankdb.remote import Location, located
 from bankdb.uncached import UncachedReader
 from compute.cluster import Cluster, machine_memory, run_tasks
 from compute.combine import Sources, read_scaled_into
@@ -70,18 +73,18 @@ def gram_matrix(
         if new:
             part, run, folder = _compute_part(bank, adapters, new, sources, cluster, progress)
             _extend(path, adapters, new, part, known)
-            shutil.rmtree(folder)
+            delete_tree(folder)
             bank.runs.delete(run.id)
         values: NDArray[np.float64] = read_region(open_array(path), np.s_[:, :], f"delete {path}, {_AGAIN}")
         values = values[np.ix_(rows, rows)]
         if np.isfinite(values).all():
             return values
         # Somebody deleted chunks: the whole is computed again.
-        shutil.rmtree(path)
+        delete_tree(path)
     raise ComputeError(f"{path}: the Gram matrix lacks entries after it was computed; {_AGAIN}")
 
 
-def _known_rows(path: Path) -> dict[str, str]:
+def _known_rows(path: Location) -> dict[str, str]:
     """Return the rows that the stored matrix holds, with the hash of what each was computed from."""
     if not (path / "zarr.json").is_file():
         return {}
@@ -96,10 +99,10 @@ def _compute_part(
     sources: Sources,
     cluster: Cluster,
     progress: Progress,
-) -> tuple[NDArray[np.float64], RunRecord, Path]:
+) -> tuple[NDArray[np.float64], RunRecord, Location]:
     """Return the products of the new adapters with all, shape (K, N), and where its slices were kept."""
     run, path, plan = _open_run(bank, adapters, new, cluster.task_budget)
-    done = bank.runs.done_pieces(run.id)
+    done, stored = bank.runs.done_pieces(run.id), stored_chunks(path)
     where = (str(bank.store.path.absolute()), str(path.absolute()))
     tasks = {
         f"{index}": (
@@ -112,7 +115,7 @@ def _compute_part(
             plan.ahead,
         )
         for index, columns in enumerate(plan.slices)
-        if f"{index}" not in done or not chunk_file(path, index, 0, 0).is_file()
+        if f"{index}" not in done or (index, 0, 0) not in stored
     }
     if tasks:
         for name, _ in run_tasks(cluster, "gram", gram_slice, tasks, progress):
@@ -129,7 +132,7 @@ def _compute_part(
 
 
 def _extend(
-    path: Path,
+    path: Location,
     adapters: Sequence[AdapterRecord],
     new: Sequence[int],
     part: NDArray[np.float64],
@@ -152,7 +155,7 @@ def _extend(
     values[np.ix_(rows[new], rows)] = part
     values[np.ix_(rows, rows[new])] = part.T
     array[:, :] = values
-    fsync_written(path, (path / "c").glob("*/*"))
+    fsync_tree(path)
     hashes = known | {str(adapters[index].row): adapters[index].row_sha256 for index in new}
     array.attrs.update({"rows": hashes})
     fsync_written(path, [path / "zarr.json"])
@@ -160,7 +163,7 @@ def _extend(
 
 def _open_run(
     bank: AdapterBank, adapters: Sequence[AdapterRecord], new: Sequence[int], budget: int
-) -> tuple[RunRecord, Path, GramPlan]:
+) -> tuple[RunRecord, Location, GramPlan]:
     """Find the run of these rows, or begin it; its array holds the sum over each slice of columns."""
     parameters, n = bank.layout.size, len(adapters)
     # Its slices do not depend on the workers, so that a run goes on whatever it is run on.
@@ -174,8 +177,9 @@ def _open_run(
     path = bank.array_path("gram") / name
     if not _usable(path, run.inputs_sha256, len(plan.slices)):
         bank.runs.reopen(run.id)
-        for old in bank.array_path("gram").glob("part-*"):
-            shutil.rmtree(old)
+        for old in folders_in(bank.array_path("gram")):
+            if old.name.startswith("part-"):
+                delete_tree(old)
         create_array(
             path,
             shape=(len(plan.slices), len(new), n),
@@ -187,7 +191,7 @@ def _open_run(
     return run, path, plan
 
 
-def _usable(path: Path, run: str, slices: int) -> bool:
+def _usable(path: Location, run: str, slices: int) -> bool:
     if not (path / "zarr.json").is_file():
         return False
     array = open_array(path)
@@ -218,7 +222,7 @@ def gram_slice(
     ComputeError
         A product of two rows overflows float32.
     """
-    store = AdapterStore(Path(adapters_path))
+    store = AdapterStore(located(adapters_path))
     which = range(len(sources.rows))
     total = np.zeros((len(new), len(which)))
     for panel in _panels(store, sources, range(start, stop, store.chunk), stop, ahead):
@@ -230,9 +234,10 @@ def gram_slice(
             f"gram: the product of rows {i} and {j} is not a finite number in float32; run `bank verify`, and check "
             "their weights and scalings"
         )
-    array = open_array(part_path, mode="r+")
+    part = located(part_path)
+    array = open_array(part, mode="r+")
     array[index] = total
-    fsync_written(Path(part_path), [chunk_file(Path(part_path), index, 0, 0)])
+    fsync_written(part, [chunk_file(part, index, 0, 0)])
     return 4 * len(which) * (stop - start)
 
 

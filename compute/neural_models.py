@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import ensure_group, fsync_written, open_array, read_region
+from bankdb.arrays import (
+    appearing_group,
+    array_store,
+    ensure_group,
+    folders_in,
+    is_whole,
+    open_array,
+    read_region,
+)
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
+from bankdb.remote import Location
 from compute.groups import same_unit
 from compute.neural import NeuralOptions, ScalarMLP, neural_leave_one_out, train
 
@@ -58,7 +65,7 @@ def neural_coefficients(
         Too few adapters for the protocol, or values that cannot be trained on.
     """
     run, path = _run_of(bank, adapters, metric, options, units)
-    if run.state == "done" and (path / _COEFFICIENTS / "zarr.json").is_file():
+    if run.state == "done" and is_whole(path) and (path / _COEFFICIENTS / "zarr.json").is_file():
         return read_region(open_array(path / _COEFFICIENTS), np.s_[:, :], _DAMAGED)
     values, model = _trained(bank.layout.size, metric, distances, gram, options, progress, units)
     _store(path, values, model)
@@ -126,10 +133,10 @@ def stored_model(
     wanted = json.loads(json.dumps({"metric": metric, "options": asdict(options)}))
     for run in reversed(bank.runs.all("neural")):
         parameters = json.loads(run.parameters)
-        path = bank.path / str(parameters["array"])
+        path = bank.arrays / str(parameters["array"])
         if (
             run.state != "done"
-            or not path.is_dir()
+            or not is_whole(path)
             or any(parameters[key] != value for key, value in wanted.items())
             or parameters.get("leave_out", "adapter") != leave_out
         ):
@@ -139,7 +146,7 @@ def stored_model(
                 f"the network was trained on {parameters['number']} adapters, before the bank changed; "
                 "`bank coefficients --approach neural` trains it again"
             )
-        names = [item.name for item in path.iterdir() if item.is_dir() and item.name != _COEFFICIENTS]
+        names = [item.name for item in folders_in(path) if item.name != _COEFFICIENTS]
         whole = np.s_[...]
         return ScalarMLP.from_arrays(
             {name: read_region(open_array(path / name), whole, _DAMAGED) for name in names}
@@ -156,7 +163,7 @@ def _run_of(
     metric: str,
     options: NeuralOptions,
     units: NDArray[np.intp] | None,
-) -> tuple[RunRecord, Path]:
+) -> tuple[RunRecord, Location]:
     parameters: dict[str, Any] = {
         "metric": metric,
         "options": asdict(options),
@@ -168,7 +175,7 @@ def _run_of(
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
     parameters["array"] = f"neural.zarr/{digest[:16]}"
     run = bank.runs.begin("neural", parameters, seed=options.seed)
-    return run, bank.path / parameters["array"]
+    return run, bank.arrays / parameters["array"]
 
 
 def _digest(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> str:
@@ -177,23 +184,18 @@ def _digest(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> str:
     return hashlib.sha256(f"{bank.record.scaling} {' '.join(rows)}".encode()).hexdigest()
 
 
-def _store(path: Path, values: NDArray[np.float64], model: ScalarMLP) -> None:
+def _store(path: Location, values: NDArray[np.float64], model: ScalarMLP) -> None:
     """Write coefficients and network as one zarr group that appears whole."""
     import zarr
 
     ensure_group(path.parent)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    ensure_group(unfinished)
-    for name, array in {_COEFFICIENTS: values, **model.to_arrays()}.items():
-        stored = zarr.create_array(
-            str(unfinished / name),
-            shape=array.shape,
-            chunks=array.shape,
-            dtype=array.dtype.name,
-            zarr_format=3,
-        )
-        stored[...] = array
-    fsync_written(unfinished, [file for file in unfinished.rglob("*") if file.is_file()])
-    shutil.rmtree(path, ignore_errors=True)
-    unfinished.rename(path)
+    with appearing_group(path) as unfinished:
+        for name, array in {_COEFFICIENTS: values, **model.to_arrays()}.items():
+            stored = zarr.create_array(
+                array_store(unfinished / name),
+                shape=array.shape,
+                chunks=array.shape,
+                dtype=array.dtype.name,
+                zarr_format=3,
+            )
+            stored[...] = array

@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import (
-    partial_files,
-)
+from bankdb.arrays import partial_files
 from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, PredictionRecord, RunRecord
+from bankdb.remote import Location
 from compute.approaches import Fitted, leave_one_out_coefficients
 from compute.cluster import Cluster, ClusterOptions, open_cluster
 from compute.coefficients import effective_sources
@@ -80,7 +78,7 @@ class PredictedBank:
 
     run: RunRecord
     coefficients: Coefficients
-    path: Path
+    path: Location
     relative_error: NDArray[np.float64] | None
 
 

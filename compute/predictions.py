@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays import (
-    chunk_file,
     column_chunk,
     create_array,
+    delete_tree,
     ensure_group,
     fsync_path,
-    fsync_written,
+    fsync_tree,
     open_array,
+    stored_chunks,
 )
 from bankdb.bank import AdapterBank
 from bankdb.errors import PlanError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
+from bankdb.remote import Location
 from compute.cluster import Cluster, run_tasks
 from compute.combine import Sources, combine_panel
 from compute.options import PredictionOptions
 from compute.plans import plan_combination
 from compute.tiles import COEFFICIENT_ROWS, SHARD_ROWS, PanelPart, following
 
-Opened = tuple[RunRecord, Path]
+Opened = tuple[RunRecord, Location]
 
 
 def open_predictions(
@@ -38,7 +40,7 @@ def open_predictions(
     values: NDArray[np.float64],
     metric: str,
     options: PredictionOptions,
-) -> tuple[RunRecord, Path]:
+) -> tuple[RunRecord, Location]:
     """Find the run of these coefficients over these rows, or begin it; write C once, to be read by path.
 
     Returns
@@ -69,7 +71,7 @@ def open_predictions(
     return run, path
 
 
-def _complete(path: Path, run: RunRecord) -> bool:
+def _complete(path: Location, run: RunRecord) -> bool:
     if not (path / "zarr.json").is_file():
         return False
     arrays = [path / "coefficients", path / "adapters"]
@@ -79,9 +81,10 @@ def _complete(path: Path, run: RunRecord) -> bool:
     )
 
 
-def _create_predictions(path: Path, run: RunRecord, parameters: int, weights: NDArray[np.float32]) -> None:
-    if path.exists():
-        shutil.rmtree(path)
+def _create_predictions(
+    path: Location, run: RunRecord, parameters: int, weights: NDArray[np.float32]
+) -> None:
+    delete_tree(path)
     ensure_group(path)
     targets, sources = weights.shape
     mark = {"run": run.inputs_sha256}
@@ -95,7 +98,7 @@ def _create_predictions(path: Path, run: RunRecord, parameters: int, weights: ND
         attributes=mark,
     )
     stored[:, :] = weights
-    fsync_written(path / "coefficients", (path / "coefficients" / "c").glob("*/*"))
+    fsync_tree(path / "coefficients")
     create_array(
         path / "adapters",
         shape=(targets, parameters),
@@ -120,17 +123,15 @@ def combine_missing(
     size, budget = bank.layout.size, cluster.task_budget
     single = plan_combination(targets, size, 1, chunk=chunk, budget=budget)
     wanted = [part for panel in single.panels for part in single.parts(panel)]
-    done = {run.id: bank.runs.done_pieces(run.id) for run, _ in runs}
-    open_runs = [item for item in runs if not all(_done(item, done, part, chunk) for part in wanted)]
+    done = {run.id: _Done(path, bank.runs.done_pieces(run.id), chunk) for run, path in runs}
+    open_runs = [item for item in runs if not all(done[item[0].id].has(part) for part in wanted)]
     if not open_runs:
         return
     plan = plan_combination(targets, size, len(open_runs), chunk=chunk, budget=budget)
     panels = plan.panels
     parts = {panel.name: plan.parts(panel) for panel in panels}
     missing = {
-        panel.name: [
-            part for part in parts[panel.name] if not _done(open_runs[part.group], done, part, chunk)
-        ]
+        panel.name: [part for part in parts[panel.name] if not done[open_runs[part.group][0].id].has(part)]
         for panel in panels
     }
     columns = [range(panel.start, panel.stop) for panel in panels]
@@ -146,7 +147,9 @@ def combine_missing(
         for panel in panels
         for part in missing[panel.name]
     )
-    _check_space(bank.array_path("predictions"), needed)
+    place = bank.array_path("predictions")
+    if isinstance(place, Path):
+        _check_space(place, needed)
     for name, _ in run_tasks(cluster, "combine", combine_panel, tasks, progress):
         for part in parts[name]:
             run, _ = open_runs[part.group]
@@ -163,11 +166,26 @@ def _check_space(path: Path, needed: int) -> None:
         )
 
 
-def _done(opened: Opened, done: Mapping[int, Collection[str]], part: PanelPart, chunk: int) -> bool:
-    """Whether a part is among the pieces of its run that are done, and its shards are still there."""
-    run, path = opened
-    if part.name not in done[run.id]:
-        return False
-    column = int(part.name.split("-")[0]) // chunk
-    shards = range(part.start // SHARD_ROWS, -(-part.stop // SHARD_ROWS))
-    return all(chunk_file(path / "adapters", shard, column).is_file() for shard in shards)
+class _Done:
+    """Which parts of a run are among its pieces that are done, with their shards still there.
+
+    Parameters
+    ----------
+    pieces
+        Names of those that are done.
+    chunk
+        Columns of a chunk.
+    """
+
+    def __init__(self, path: Location, pieces: Collection[str], chunk: int) -> None:
+        self._pieces = pieces
+        self._chunk = chunk
+        # Listed once, and only if there is any use: a question a shard would take long where a store is far away.
+        self._shards = stored_chunks(path / "adapters") if pieces else set()
+
+    def has(self, part: PanelPart) -> bool:
+        if part.name not in self._pieces:
+            return False
+        column = int(part.name.split("-")[0]) // self._chunk
+        shards = range(part.start // SHARD_ROWS, -(-part.stop // SHARD_ROWS))
+        return all((shard, column) in self._shards for shard in shards)

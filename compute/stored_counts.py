@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import ensure_group, fsync_path, open_array, read_region
+from bankdb.arrays import (
+    appearing_group,
+    array_store,
+    delete_tree,
+    ensure_group,
+    folders_in,
+    is_whole,
+    open_array,
+    read_region,
+)
 from bankdb.records import AdapterRecord
+from bankdb.remote import Location
 from compute.distributions import TokenCounts
 from compute.tiles import contiguous
 
@@ -25,24 +33,22 @@ _COUNTS_CHUNK = 1 << 20
 _COUNTS = ("rows", "indptr", "ids", "counts", "vocabulary")
 
 
-def write_distributions(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> tuple[Path, int]:
-    """Write the counts of all adapters' datasets as zarr arrays; return their folder and the largest support.
+def write_distributions(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> tuple[Location, int]:
+    """Write the counts of all adapters' datasets as zarr arrays; return their place and the largest support.
 
-    The folder is named by what it holds and appears whole or not at all; older ones are deleted.
+    The place is named by what it holds and appears whole or not at all; older ones are deleted.
     """
     text = " ".join(f"{record.row}:{record.content_sha256}" for record in adapters)
     digest = hashlib.sha256(f"{bank.record.tokenizer_fingerprint} {text}".encode()).hexdigest()
     root = bank.array_path("distributions").absolute()
     ensure_group(root)
     path = root / digest[:16]
-    if all((path / name / "zarr.json").is_file() for name in _COUNTS):
+    if is_whole(path) and all((path / name / "zarr.json").is_file() for name in _COUNTS):
         indptr = _read(path, "indptr", None, None)
         return path, int(np.diff(indptr).max())
     counts = token_counts(bank, adapters)
-    for old in root.iterdir():
-        if old.is_dir():
-            shutil.rmtree(old)
-    unfinished = root / f"{digest[:16]}.unfinished"
+    for old in folders_in(root):
+        delete_tree(old)
     values: tuple[NDArray[Any], ...] = (
         np.asarray([record.row for record in adapters], dtype=np.int64),
         counts.indptr,
@@ -50,20 +56,18 @@ def write_distributions(bank: AdapterBank, adapters: Sequence[AdapterRecord]) ->
         counts.counts,
         np.asarray([counts.vocabulary], dtype=np.int64),
     )
-    for name, array in zip(_COUNTS, values, strict=True):
-        _write_plain(unfinished / name, array)
-    unfinished.rename(path)
-    fsync_path(root)
+    with appearing_group(path) as unfinished:
+        for name, array in zip(_COUNTS, values, strict=True):
+            _write_plain(unfinished / name, array)
     return path, int(np.diff(counts.indptr).max())
 
 
-def _write_plain(path: Path, values: NDArray[Any]) -> None:
+def _write_plain(path: Location, values: NDArray[Any]) -> None:
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
-    from zarr.storage import LocalStore
 
     array = zarr.create_array(
-        LocalStore(path),
+        array_store(path),
         shape=values.shape,
         chunks=(min(len(values), _COUNTS_CHUNK),),
         dtype=values.dtype,
@@ -79,7 +83,7 @@ def token_counts(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> TokenC
     return TokenCounts.stack(rows, bank.record.vocabulary)
 
 
-def read_counts(path: Path, start: int, stop: int) -> tuple[NDArray[np.int64], TokenCounts]:
+def read_counts(path: Location, start: int, stop: int) -> tuple[NDArray[np.int64], TokenCounts]:
     """Read the counts of the datasets whose row is in [start, stop), and those rows."""
     rows: NDArray[np.int64] = _read(path, "rows", None, None)
     first, last = contiguous(rows.tolist(), start, stop)
@@ -90,5 +94,5 @@ def read_counts(path: Path, start: int, stop: int) -> tuple[NDArray[np.int64], T
     return rows[first:last], TokenCounts(indptr - indptr[0], ids, counts, vocabulary)
 
 
-def _read(path: Path, name: str, first: int | None, last: int | None) -> NDArray[Any]:
+def _read(path: Location, name: str, first: int | None, last: int | None) -> NDArray[Any]:
     return read_region(open_array(path / name), slice(first, last), f"delete {path}; {AGAIN}")

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bankdb.errors import ComputeError
+from bankdb.errors import BankError, ComputeError
+from bankdb.remote import Location, RemotePath, located, read_ranges
 from compute.blas import threads_by_host
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class WorkerFacts:
     folder: str
 
 
-def check_workers(client: Client, folder: Path | None) -> dict[str, int]:
+def check_workers(client: Client, folder: Location | None) -> dict[str, int]:
     """Compare versions, code and the bank's folder of client, scheduler and workers.
 
     Parameters
@@ -179,9 +180,16 @@ def code_digest() -> str:
 def folder_mark(folder: str) -> str:
     """Return what tells an array's folder from others: its metadata, and when that was written.
 
-    Whole seconds, as not every shared file system keeps more; no inode, which differs between hosts. Empty
-    where there is no array.
+    Whole seconds, as not every shared file system keeps more; no inode, which differs between hosts. Under a
+    URL, the metadata alone, which names the bank.
     """
+    place = located(folder)
+    if isinstance(place, RemotePath):
+        try:
+            (content,) = read_ranges([(place / "zarr.json", 0, None)])
+        except BankError as error:
+            return f"nothing ({error})"
+        return "nothing (no such object)" if content is None else hashlib.sha256(content).hexdigest()[:16]
     try:
         with Path(folder, "zarr.json").open("rb") as file:
             written = int(os.fstat(file.fileno()).st_mtime)
@@ -190,7 +198,7 @@ def folder_mark(folder: str) -> str:
         return f"nothing ({error.strerror})"
 
 
-def _facts(client: Client, folder: Path | None) -> dict[str, WorkerFacts]:
+def _facts(client: Client, folder: Location | None) -> dict[str, WorkerFacts]:
     where = None if folder is None else str(folder.absolute())
     try:
         answers = client.run(worker_facts, where, on_error="return", callback_timeout=_ANSWER_SECONDS)
@@ -211,7 +219,7 @@ def _facts(client: Client, folder: Path | None) -> dict[str, WorkerFacts]:
     return facts
 
 
-def _check_folder(client: Client, folder: Path, facts: Mapping[str, WorkerFacts]) -> None:
+def _check_folder(client: Client, folder: Location, facts: Mapping[str, WorkerFacts]) -> None:
     # Another process may ingest meanwhile, which changes the array's metadata.
     for _ in range(_TRIES):
         own = folder_mark(str(folder.absolute()))
@@ -222,9 +230,11 @@ def _check_folder(client: Client, folder: Path, facts: Mapping[str, WorkerFacts]
         facts = _facts(client, folder)
     address, found = wrong[0]
     found = found if found.startswith("nothing") else "another array"
+    advice = "keep the bank in a folder that all hosts mount at the same path"
+    if isinstance(folder, RemotePath):
+        advice = "give all hosts the same address and credentials (AWS_ENDPOINT_URL, AWS_*)"
     raise ComputeError(
-        f"worker {address} finds {found} at {folder.absolute()}, expected the client's; keep the bank in a folder that "
-        "all hosts mount at the same path"
+        f"worker {address} finds {found} at {folder.absolute()}, expected the client's; {advice}"
         + (f" ({len(wrong)} of {len(facts)} workers)" if len(wrong) > 1 else "")
     )
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from backends import move_database, parametrize_backend
+from object_store import reached_at, served
 from postgres_server import PostgresServer, running_server
 from small_bank import create_bank, ingest_folder, write_pairs, write_tokenizer
 
@@ -94,3 +96,17 @@ def bank(
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     parametrize_backend(metafunc)
+
+
+@pytest.fixture(scope="session")
+def object_server() -> Iterator[str]:
+    """The address of an S3-compatible server with the bucket `banks`."""
+    with served() as address:
+        yield address
+
+
+@pytest.fixture
+def s3(object_server: str) -> Iterator[str]:
+    """An empty place of the test's own on that server."""
+    with reached_at(object_server):
+        yield f"s3://banks/{uuid.uuid4().hex}"

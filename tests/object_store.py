@@ -1,0 +1,149 @@
+"""A local S3-compatible server, and a proxy in front of it that fails as it is told to."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest import mock
+from urllib.parse import SplitResult, urlsplit
+
+from bankdb.remote import filesystem
+
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@contextlib.contextmanager
+def served() -> Iterator[str]:
+    """A server with the bucket `banks`, for as long as the context lasts; yields its address."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    try:
+        with reached_at(address):
+            filesystem("s3://banks").mkdir("s3://banks")
+        yield address
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def reached_at(address: str) -> Iterator[None]:
+    """Let this process, and those that it starts, find the server at an address."""
+    with mock.patch.dict(os.environ, ENVIRONMENT | {"AWS_ENDPOINT_URL": address}):
+        yield
+
+
+class Proxy:
+    """Passes requests on to a server, and may fail.
+
+    Attributes
+    ----------
+    address
+        Where it listens.
+    answer
+        Called with the number of each request, method and path; 0 passes it on, an HTTP status is answered at once,
+        -1 closes the connection without an answer, -2 breaks the answer off in its middle.
+    seen
+        Method and path of each request.
+    failed
+        How many were not passed on, or broken off.
+    """
+
+    def __init__(self, target: str, answer: Callable[[int, str, str], int], port: int = 0) -> None:
+        self.answer = answer
+        self.seen: list[tuple[str, str]] = []
+        self.failed = 0
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler(urlsplit(target)))
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._open: set[socket.socket] = set()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def decide(self, method: str, path: str) -> int:
+        with self._lock:
+            self.seen.append((method, path))
+            status = self.answer(len(self.seen), method, path)
+            self.failed += status != 0
+        return status
+
+    def die(self) -> None:
+        """Close every connection, and listen no more."""
+        self._server.shutdown()
+        self._server.server_close()
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _handler(self, target: SplitResult) -> type[BaseHTTPRequestHandler]:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                proxy._open.add(self.connection)
+
+            def finish(self) -> None:
+                proxy._open.discard(self.connection)
+                super().finish()
+
+            def log_message(self, *_: object) -> None: ...
+
+            def pass_on(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                status = proxy.decide(self.command, self.path)
+                if status == -1:
+                    self.close_connection = True
+                elif status > 0:
+                    self.reply(status, {}, b"")
+                else:
+                    answer, content = _asked(target, self.command, self.path, body, dict(self.headers))
+                    self.reply(answer.status, dict(answer.getheaders()), content, broken=status == -2)
+
+            def reply(
+                self, status: int, headers: dict[str, str], content: bytes, broken: bool = False
+            ) -> None:
+                length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
+                self.send_response(status)
+                for name, value in headers.items():
+                    if name.lower() not in _NOT_PASSED_ON:
+                        self.send_header(name, value)
+                self.send_header("Content-Length", length)
+                self.end_headers()
+                self.wfile.write(content[: len(content) // 2] if broken else content)
+                self.close_connection |= broken
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = pass_on
+
+        return Handler
+
+
+_NOT_PASSED_ON = {"transfer-encoding", "connection", "date", "server", "content-length"}
+
+
+def _asked(
+    target: SplitResult, method: str, path: str, body: bytes, headers: dict[str, str]
+) -> tuple[http.client.HTTPResponse, bytes]:
+    connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=60)
+    connection.request(method, path, body, headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer, content
