@@ -221,7 +221,10 @@ class AdvisoryLocks:
         finally:
             with self._guard:
                 self._held.pop(id(connection), None)
-            connection.close()
+            # After a close alone, the server would free the lock a moment later than the next may ask for it;
+            # a connection that is lost holds none.
+            with contextlib.suppress(psycopg.Error), connection:
+                connection.execute("SELECT pg_advisory_unlock_all()")
 
 
 def _configure(connection: psycopg.Connection[Any], lock_seconds: float) -> None:

@@ -45,8 +45,8 @@ def execute(bank: AdapterBank, statement: str) -> None:
 
 
 def move_database(folder: Path, server: PostgresServer) -> None:
-    """Give the copied bank in `folder` a copy of its database, which no one may be using."""
+    """Give the copied bank in `folder` a copy of its database."""
     location = BankLocation.of(folder)
     assert location.database is not None
-    url = parse_database(server.new_database(location.database.database))
+    url = parse_database(server.borrow(location.database.database))
     dataclasses.replace(location, database=url).record()

@@ -44,6 +44,13 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
+def databases(postgres: PostgresServer) -> Iterator[PostgresServer]:
+    """The server; what it lends to a test, it takes back."""
+    yield postgres
+    postgres.take_back()
+
+
+@pytest.fixture
 def backend() -> str:
     """The kind of database; `backends` gives every kind to the tests of the contract."""
     return "sqlite"
@@ -54,8 +61,8 @@ def database_url(tmp_path: Path, backend: str, request: pytest.FixtureRequest) -
     """An empty database of its own."""
     if backend == "sqlite":
         return f"sqlite:///{tmp_path / 'bank.db'}"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.new_database()
+    server: PostgresServer = request.getfixturevalue("databases")
+    return server.borrow()
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +96,7 @@ def bank(
     template: Path = bank_template if backend == "sqlite" else request.getfixturevalue("postgres_template")
     shutil.copytree(template, tmp_path / "bank")
     if backend != "sqlite":
-        move_database(tmp_path / "bank", request.getfixturevalue("postgres"))
+        move_database(tmp_path / "bank", request.getfixturevalue("databases"))
     with AdapterBank.open(tmp_path / "bank") as opened:
         yield opened
 

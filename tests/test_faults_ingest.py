@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backends import move_database
 from bank_content import assert_nothing_else, content
 from fault_driver import ROOT, FaultServer
 from malformed_adapters import BASE_MODEL, write_good_adapter
+from postgres_server import PostgresServer
 from small_bank import create_bank, ingest_folder, write_pairs
 
 from bankdb.bank import AdapterBank
@@ -30,6 +32,7 @@ from bankdb.verify import verify
 
 pytestmark = pytest.mark.faults
 
+EVERY_BACKEND = True
 KILLS = int(os.environ.get("FAULT_KILLS", "15"))
 SEED = int(os.environ.get("FAULT_SEED", "0"))
 KILLED = -signal.SIGKILL
@@ -78,10 +81,23 @@ def few(tmp_path_factory: pytest.TempPathFactory, empty_template: Path) -> Pairs
     return unbroken(write_pairs(root / "pairs", 3, dtypes=("F32", "BF16")), empty_template, root / "bank")
 
 
+@pytest.fixture(scope="module")
+def empty_postgres(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path, postgres: PostgresServer
+) -> Path:
+    path = tmp_path_factory.mktemp("empty") / "bank"
+    create_bank(path, tokenizer_folder, postgres.new_database()).close()
+    return path
+
+
 @pytest.fixture
-def fresh(tmp_path: Path, empty_template: Path) -> Path:
+def fresh(tmp_path: Path, empty_template: Path, backend: str, request: pytest.FixtureRequest) -> Path:
     """An empty bank."""
-    return Path(shutil.copytree(empty_template, tmp_path / "bank"))
+    if backend == "sqlite":
+        return Path(shutil.copytree(empty_template, tmp_path / "bank"))
+    shutil.copytree(request.getfixturevalue("empty_postgres"), tmp_path / "bank")
+    move_database(tmp_path / "bank", request.getfixturevalue("databases"))
+    return tmp_path / "bank"
 
 
 def assert_whole(path: Path, expected: dict[str, tuple[Any, ...]]) -> int:
@@ -268,10 +284,18 @@ INIT_POINTS = [
 
 @pytest.mark.parametrize("point", INIT_POINTS)
 def test_init_killed_at_a_point(
-    server: FaultServer, few: Pairs, tokenizer_folder: Path, tmp_path: Path, point: str
+    server: FaultServer,
+    few: Pairs,
+    tokenizer_folder: Path,
+    tmp_path: Path,
+    backend: str,
+    database_url: str,
+    point: str,
 ) -> None:
     path = tmp_path / "bank"
-    arguments = ("init", "--bank", path, "--base-model", BASE_MODEL, "--tokenizer", tokenizer_folder)
+    arguments = ["init", "--bank", path, "--base-model", BASE_MODEL, "--tokenizer", tokenizer_folder]
+    if backend == "postgresql":
+        arguments += ["--database", database_url]
     assert server.wait(server.start(*arguments, log=tmp_path / "log", kill=point)) == KILLED
     with pytest.raises(BankNotFoundError, match="bank init"):
         AdapterBank.open(path)
