@@ -13,7 +13,6 @@ from cli.display import print_json, print_table, shown_progress
 from cli.options import approach_option, bank_option, json_option, memory_option, metric_option, opened
 
 if TYPE_CHECKING:
-    from bankdb.progress import Progress
     from compute.forecast import BankShape, StepForecast
     from compute.options import PredictionOptions
     from compute.rates import Rates
@@ -104,8 +103,7 @@ def plan(
     )
     rates = None
     if measure:
-        folder = bank_path if adapters is None else Path.cwd()
-        rates = _measured(folder, shape, steps, shown_progress(), save_rates)
+        rates = _measured(bank_path if adapters is None else None, shape, steps, save_rates)
     elif rates_file is not None:
         from compute.rates import read_rates
 
@@ -133,16 +131,28 @@ def _shape(bank_path: Path, adapters: int | None, parameters: int | None, **numb
 
 
 def _measured(
-    folder: Path, shape: BankShape, steps: Sequence[StepForecast], progress: Progress, save: Path | None
+    bank_path: Path | None, shape: BankShape, steps: Sequence[StepForecast], save: Path | None
 ) -> Rates:
+    """Measure beside the bank, reading its own rows, or in this folder where there is none."""
     from compute.cluster import ClusterOptions, open_cluster
     from compute.measure import measure_rates
     from compute.rates import write_rates
 
-    side = max((step.side for step in steps), default=0) or shape.adapters
+    folder, stored, progress = bank_path or Path.cwd(), [], shown_progress()
+    if bank_path is not None:
+        with opened(bank_path) as bank:
+            files = [bank.store.file(record.row) for record in bank.adapters()]
+        # Rows on an object store are not read: its rates have to be given.
+        stored = [file for file in files if isinstance(file, Path)]
     with open_cluster(ClusterOptions(), progress) as cluster:
         rates = measure_rates(
-            cluster, folder, progress, vocabulary=shape.vocabulary, distinct=shape.mean_distinct, side=side
+            cluster,
+            folder,
+            progress,
+            vocabulary=shape.vocabulary,
+            distinct=shape.mean_distinct,
+            side=max((step.side for step in steps), default=0) or shape.adapters,
+            stored=stored,
         )
     if save is not None:
         write_rates(save, rates)
@@ -176,14 +186,14 @@ def _show(
         return
     click.echo(
         f"{shape.adapters:,} adapters of {shape.parameters:,} parameters; {shape.mean_distinct:,} distinct ids of "
-        f"{shape.vocabulary:,} a dataset; {slots} workers, {_bytes(budget)} a task"
+        f"{shape.vocabulary:,} a dataset; {slots} workers, {size_text(budget)} a task"
     )
     headings = ["step", "tasks", "read", "written", "GFlop", "memory of a task"]
     rows = [_row(step) for step in steps]
     if rates is not None:
         headings.append("expected time")
         for row, value in zip(rows, seconds, strict=True):
-            row.append("not known" if value is None else _time(value))
+            row.append("not known" if value is None else time_text(value))
     print_table(headings, rows)
     for step in steps:
         if step.problem is not None:
@@ -193,14 +203,16 @@ def _show(
     else:
         missing = len(seconds) - len(timed)
         without = f", without {missing} steps whose time is not known" if missing else ""
-        click.echo(f"expected in all: {_time(sum(timed))}{without}; the start of the processes not counted")
+        click.echo(
+            f"expected in all: {time_text(sum(timed))}{without}; the start of the processes not counted"
+        )
 
 
 def _row(step: StepForecast) -> list[object]:
     if step.problem is not None:
         return [step.name, "does not fit", "", "", "", ""]
-    size = (_bytes(step.read), _bytes(step.written))
-    return [step.name, step.tasks or "client", *size, step.flops // 10**9, _bytes(step.memory)]
+    size = (size_text(step.read), size_text(step.written))
+    return [step.name, step.tasks or "client", *size, step.flops // 10**9, size_text(step.memory)]
 
 
 def _seconds(
@@ -219,14 +231,16 @@ def _record(step: StepForecast, seconds: float | None) -> dict[str, Any]:
     return {key: values[key] for key in shown} | {"seconds": seconds}
 
 
-def _bytes(size: int) -> str:
+def size_text(size: int) -> str:
+    """Return bytes in the unit that suits them."""
     value, unit = float(size), 0
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{value:.3g} {_UNITS[unit]}" if value < 1000 else f"{value:.0f} {_UNITS[unit]}"
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """Return seconds in the unit that suits them."""
     for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

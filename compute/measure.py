@@ -31,6 +31,7 @@ from compute.tiles import CHUNK_ROWS, SHARD_ROWS
 _SOURCES, _TARGETS, _COLUMNS = 256, 128, 32_768
 # Shards that each worker writes and reads: 16 of 8 MiB; and small files that it flushes.
 _SHARDS, _FILES = 16, 24
+_PIECE = 4 * CHUNK_COLUMNS
 _IDLE_TASKS = 200
 # Largest side of a tile that is measured.
 _LARGEST_SIDE = 2 * CHUNK_ROWS
@@ -40,7 +41,14 @@ _WIDTH, _KNOTS = 4000, 128
 
 
 def measure_rates(
-    cluster: Cluster, folder: Path, progress: Progress, *, vocabulary: int, distinct: int, side: int
+    cluster: Cluster,
+    folder: Path,
+    progress: Progress,
+    *,
+    vocabulary: int,
+    distinct: int,
+    side: int,
+    stored: Sequence[Path] = (),
 ) -> Rates:
     """Measure the rates of this machine; seconds.
 
@@ -54,6 +62,9 @@ def measure_rates(
         V, and distinct ids of a dataset.
     side
         Datasets on a side of a tile, as planned; at most 128 are measured.
+    stored
+        Files of rows that are there already, read for the rate of the disk: what was just written comes back
+        more quickly.
     """
     side = max(2, min(side, _LARGEST_SIDE))
     every = range(cluster.slots)
@@ -66,37 +77,33 @@ def measure_rates(
     )
     root = Path(tempfile.mkdtemp(prefix=".rates-", dir=folder)).absolute()
     try:
-        disks = _run(
-            cluster, progress, "measure storage", storage_rates, [(str(root / str(i)),) for i in every]
-        )
+        shares = [[str(file) for file in stored[i :: len(every)]] for i in every]
+        folders = [(str(root / str(i)), shares[i]) for i in every]
+        disks = _run(cluster, progress, "measure storage", storage_rates, folders)
+        step = _seconds(lambda: _small_step(cluster, progress, root / "step"), 3)
     finally:
         shutil.rmtree(root)
     epoch, epoch_pair = epoch_seconds()
+    client = {"task": task, "step": step, "epoch": epoch, "epoch_pair": epoch_pair, "cores": core_count()}
+    sizes = {"vocabulary": vocabulary, "distinct": distinct, "width": _WIDTH, "knots": _KNOTS}
+    return _rates(processors, disks, client | sizes)
+
+
+def _rates(
+    processors: Sequence[dict[str, Any]], disks: Sequence[dict[str, float]], other: dict[str, float]
+) -> Rates:
+    """Join what the workers found: means of their cores, and sums of their shares of the storage."""
     metrics = {
         name: MetricRate(*(_mean([found["metrics"][name][k] for found in processors]) for k in range(2)))
         for name in processors[0]["metrics"]
     }
-    shared = {name: sum(found[name] for found in disks) for name in ("read", "write", "files")}
-    return Rates(
-        product=_mean([found["product"] for found in processors]),
-        symmetric=_mean([found["symmetric"] for found in processors]),
-        read=shared["read"],
-        write=shared["write"],
-        decode=_mean([found["decode"] for found in disks]),
-        encode=_mean([found["encode"] for found in disks]),
-        flush=1 / shared["files"],
-        chunk=_mean([found["chunk"] for found in disks]),
-        task=task,
-        entry=_mean([found["entry"] for found in processors]),
-        epoch=epoch,
-        epoch_pair=epoch_pair,
-        cores=core_count(),
-        vocabulary=vocabulary,
-        distinct=distinct,
-        width=_WIDTH,
-        knots=_KNOTS,
-        metrics=metrics,
-    )
+    cores = {key: _mean([found[key] for found in processors]) for key in ("product", "symmetric", "entry")}
+    threads = {
+        key: _mean([found[key] for found in disks]) for key in ("decode", "encode", "chunk", "opening")
+    }
+    storage = {key: sum(found[key] for found in disks) for key in ("read", "write")}
+    flush = 1 / sum(found["files"] for found in disks)
+    return Rates(**cores, **threads, **storage, **other, flush=flush, metrics=metrics)
 
 
 def _run(
@@ -108,6 +115,13 @@ def _run(
 ) -> list[Any]:
     tasks = {str(index): values for index, values in enumerate(arguments)}
     return [result for _, result in run_tasks(cluster, stage, function, tasks, progress)]
+
+
+def _small_step(cluster: Cluster, progress: Progress, path: Path) -> None:
+    """Do what every step does besides its tasks: an array is made, and one task for each worker begins and ends."""
+    create_array(path, shape=(1,), chunks=(1,), shards=None, dtype="float64", attributes={})
+    _run(cluster, progress, "measure a step", _nothing, [()] * cluster.slots)
+    open_array(path)[:]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -170,10 +184,14 @@ def _metrics(vocabulary: int) -> list[Metric]:
 
 
 def _metric_rate(metric: Metric, vocabulary: int, distinct: int, side: int) -> tuple[float, float]:
-    """Seconds a dataset and a pair: of a tile, and for what a metric does once a dataset, of a half of it."""
+    """Seconds a dataset and a pair, of a tile.
+
+    Of metrics that do much once a dataset, by a tile of half the side too. The others take compiled loops for
+    large tiles alone, so that two sizes would tell of two programs.
+    """
     rows, columns = (_datasets(vocabulary, distinct, side, seed) for seed in (0, 1))
     whole = _seconds(lambda: metric.both(rows, columns))
-    if metric.name != "mmd":
+    if metric.name in ("wasserstein", "jensen-shannon"):
         return 0.0, whole / side**2
     few = np.arange(max(1, side // 2))
     half = _seconds(lambda: metric.both(rows.select(few), columns.select(few)))
@@ -198,8 +216,11 @@ def _datasets(vocabulary: int, distinct: int, number: int, seed: int) -> TokenCo
 # -- storage -------------------------------------------------------------------------------------------
 
 
-def storage_rates(folder: str) -> dict[str, float]:
-    """Measure the disk below a new folder, as predictions are written and rows are read. Runs in a worker."""
+def storage_rates(folder: str, stored: Sequence[str]) -> dict[str, float]:
+    """Measure the disk below a new folder, as predictions are written and rows are read. Runs in a worker.
+
+    `stored` are files to read from, where there are some.
+    """
     path = Path(folder)
     array = create_array(
         path,
@@ -215,18 +236,19 @@ def storage_rates(folder: str) -> dict[str, float]:
     block = rng.standard_normal((SHARD_ROWS, CHUNK_COLUMNS), dtype=np.float32)
     size = _SHARDS * block.nbytes
     write, encode = _wall_and_processor(lambda: _write_shards(shards, block))
-    for file in path.glob("c/*/*"):
-        _forget(file)
     row = np.empty(CHUNK_COLUMNS, dtype=np.float32)
-    read, decode = _wall_and_processor(lambda: _read_rows(shards, row))
-    chunk = _seconds(lambda: open_array(path)[0, :], 3)
+    _, decode = _wall_and_processor(lambda: _read_rows(shards, row))
+    rows = list(stored) or [str(file) for file in path.glob("c/*/*")]
+    opening = _seconds(lambda: open_array(path), 5)
+    chunk = _seconds(lambda: array[0, :], 3)
     files = _seconds(lambda: _write_small(path))
     return {
         "write": size / write,
         "encode": size / encode,
-        "read": size / read,
+        "read": _panel_rate(rows, size),
         "decode": size / decode,
         "chunk": chunk,
+        "opening": opening,
         "files": _FILES / files,
     }
 
@@ -246,6 +268,29 @@ def _write_shards(shards: Shards, block: NDArray[np.float32]) -> None:
 def _read_rows(shards: Shards, row: NDArray[np.float32]) -> None:
     for number in range(_SHARDS * SHARD_ROWS):
         shards.read(number, 0, CHUNK_COLUMNS, row)
+
+
+def _panel_rate(files: Sequence[str], size: int) -> float:
+    """Rate of reading a chunk of each file, then the next of each, from the disk: as panels of rows are read."""
+    pieces = min(os.stat(file).st_size for file in files) // _PIECE
+    if not pieces:  # of rows so short, whole files
+        pieces = 1
+    wanted = range(0, pieces, max(1, pieces * len(files) * _PIECE // size))
+    for file in files:
+        _forget(Path(file))
+    started = time.perf_counter()
+    done = sum(_read_piece(file, number) for number in wanted for file in files)
+    return done / (time.perf_counter() - started)
+
+
+def _read_piece(file: str, number: int) -> int:
+    """Read a shard's index, at its end, and a piece of it; return the bytes of the piece."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.pread(descriptor, 1024, max(0, os.fstat(descriptor).st_size - 1024))
+        return len(os.pread(descriptor, _PIECE, number * _PIECE))
+    finally:
+        os.close(descriptor)
 
 
 def _write_small(path: Path) -> None:

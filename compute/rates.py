@@ -16,6 +16,11 @@ from compute.forecast import StepForecast
 _AGAIN = "write the file again with `bank plan --measure --save-rates FILE`"
 # Approaches that fit parameters on the bank, whose time no rate tells.
 UNTIMED = ("tuned", "ridge", "oracle", "matching")
+# Share of the shorter of arithmetic and storage that adds to the longer: the first read and the last write of a
+# worker, and what both want of the memory. Measured: see docs/scale.md.
+_NOT_HIDDEN = 0.5
+# Arrays that the task of a tile opens: distances, and five of counts for rows and for columns.
+_TILE_ARRAYS = 13
 # Metrics whose time goes with the ids that datasets have; that of others goes with the vocabulary.
 _BY_DISTINCT = ("jensen-shannon", "tf-idf")
 
@@ -44,8 +49,10 @@ class Rates:
         Seconds a small file that is written and flushed, for all workers together.
     chunk
         Seconds of a core for a chunk that is read through zarr.
-    task
-        Seconds a task that does nothing, of scheduler and client.
+    opening
+        Seconds of a core for a stored array that is opened.
+    task, step
+        Seconds a task that does nothing, of scheduler and client; and a step of such tasks, one for each worker.
     entry
         Seconds an entry of a matrix of coefficients.
     epoch, epoch_pair
@@ -68,7 +75,9 @@ class Rates:
     encode: float
     flush: float
     chunk: float
+    opening: float
     task: float
+    step: float
     entry: float
     epoch: float
     epoch_pair: float
@@ -174,7 +183,7 @@ def expected_seconds(
         seconds = _waves(step, workers) * work + storage
     else:
         seconds = _KINDS[step.kind](step, rates, workers, storage)
-    return max(seconds, step.tasks * rates.task)
+    return max(seconds, step.tasks * rates.task) + rates.step
 
 
 def _waves(step: StepForecast, workers: int) -> float:
@@ -185,17 +194,23 @@ def _waves(step: StepForecast, workers: int) -> float:
 def _distances(step: StepForecast, rates: Rates, vocabulary: int, distinct: int) -> float:
     rate = rates.metrics[step.detail]
     size = distinct / rates.distinct if step.detail in _BY_DISTINCT else vocabulary / rates.vocabulary
-    return size * (rate.dataset * step.datasets + rate.pair * step.pair_tenths / 10)
+    computed = size * (rate.dataset * step.datasets + rate.pair * step.pair_tenths / 10)
+    return computed + step.tasks * _TILE_ARRAYS * rates.opening
+
+
+def _overlapped(work: float, storage: float) -> float:
+    """Time of arithmetic and storage side by side: the longer of the two, and what is not hidden of the other."""
+    return max(work, storage) + _NOT_HIDDEN * min(work, storage)
 
 
 def _gram(step: StepForecast, rates: Rates, workers: int, storage: float) -> float:
     work = step.flops / rates.symmetric + step.read / rates.decode
-    return max(_waves(step, workers) * work, storage)
+    return _overlapped(_waves(step, workers) * work, storage)
 
 
 def _combine(step: StepForecast, rates: Rates, workers: int, storage: float) -> float:
     work = step.flops / rates.product + step.read / rates.decode + step.written / rates.encode
-    return max(_waves(step, workers) * work, storage)
+    return _overlapped(_waves(step, workers) * work, storage)
 
 
 def _coefficients(step: StepForecast, rates: Rates, _: int, storage: float) -> float:

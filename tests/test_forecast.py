@@ -43,7 +43,9 @@ RATES = Rates(
     encode=2e9,
     flush=1e-3,
     chunk=2e-3,
+    opening=1e-3,
     task=1e-3,
+    step=1e-2,
     entry=1e-8,
     epoch=0.1,
     epoch_pair=1e-8,
@@ -119,9 +121,9 @@ class Counted:
             self.bytes[what] += size
 
     def _stage(self, run_tasks: Any) -> Any:
-        def counted(cluster: Cluster, stage: str, function: Any, tasks: Any, progress: Any) -> Any:
+        def counted(cluster: Cluster, stage: str, function: Any, tasks: Any, *rest: Any) -> Any:
             self.tasks[stage.split(" ")[0]] += len(tasks)
-            for name, result in run_tasks(cluster, stage, function, tasks, progress):
+            for name, result in run_tasks(cluster, stage, function, tasks, *rest):
                 self._add(f"{stage.split(' ')[0]} results", int(result))
                 yield name, result
 
@@ -267,13 +269,12 @@ def test_a_faster_machine_takes_no_more_time(name: str, factor: float) -> None:
 
 
 def test_time_of_the_gram_matrix_by_hand() -> None:
-    """10 equal slices on 4 workers: three rounds. Arithmetic and reading overlap; the longer counts."""
-    step = StepForecast(
-        "gram", "gram", tasks=10, together=10, read=10**9, written=0, files=0, flops=4 * 10**11
-    )
-    one = 4e11 / 2e10 + 1e9 / 4e9
-    assert expected_seconds(step, RATES, 4, 1, 1) == pytest.approx(0.3 * one)
-    assert expected_seconds(replace(step, flops=0), RATES, 4, 1, 1) == pytest.approx(1e9 / 1e9)
+    """10 equal slices on 4 workers: three rounds. Arithmetic and reading overlap; half of the shorter shows."""
+    step = StepForecast("gram", "gram", tasks=10, together=10, read=10**9, flops=4 * 10**11)
+    work, storage, fixed = 0.3 * (4e11 / 2e10 + 1e9 / 4e9), 1e9 / 1e9, 1e-2
+    assert expected_seconds(step, RATES, 4, 1, 1) == pytest.approx(work + storage / 2 + fixed)
+    read = replace(step, flops=0)
+    assert expected_seconds(read, RATES, 4, 1, 1) == pytest.approx(storage + 0.3 * 0.25 / 2 + fixed)
     assert expected_seconds(replace(step, problem="too large"), RATES, 4, 1, 1) is None
 
 
