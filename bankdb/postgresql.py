@@ -7,6 +7,7 @@ database). See "Explicit Locking" and "System Administration Functions" in Postg
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +37,6 @@ _CONNECT = {
     "keepalives_interval": 10,
     "keepalives_count": 6,
     "client_encoding": "utf8",
-    "fallback_application_name": "lora-bank",
 }
 # What a connection asks of the server: durable commits, as SQLite's are, and that a client whose machine
 # vanished is noticed, since its locks live as long as its connection.
@@ -79,6 +79,7 @@ class PostgresqlBackend:
                 "pip install 'psycopg[binary]>=3.2'"
             ) from error
         arguments: dict[str, Any] = {key: value for key, value in _CONNECT.items() if key not in url.query}
+        arguments["fallback_application_name"] = f"lora-bank {os.getpid()}"  # what pg_stat_activity shows
         # A connection that was idle while the server restarted is replaced before it is used.
         self.engine = create_engine(url, connect_args=arguments, pool_pre_ping=True)
         parameters = self.engine.dialect.create_connect_args(url)[1]

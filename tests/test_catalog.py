@@ -454,6 +454,11 @@ def test_the_hash_of_inputs_does_not_depend_on_their_order(values: dict[str, obj
     assert inputs_hash("kind", values) == inputs_hash("kind", dict(reversed(values.items())))
 
 
+def test_a_seed_may_be_large(runs: RunBook) -> None:
+    run = runs.begin("neural", PARAMETERS, seed=2**62)
+    assert runs.get(run.id).seed == 2**62
+
+
 def test_not_a_number_is_no_input() -> None:
     with pytest.raises(ValueError, match=r"[Oo]ut of range|JSON"):
         inputs_hash("kind", {"sigma": float("nan")})
