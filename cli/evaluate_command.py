@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +23,23 @@ from cli.options import (
     space_options,
 )
 from cli.parameters import Parameters
+from cli.tables import write_text
+from cli.weights_output import (
+    WeightsOnly,
+    print_sizes,
+    size_curves,
+    sizes_option,
+    sizes_record,
+    tell_weights,
+    write_sizes,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from bankdb.bank import AdapterBank
+    from bankdb.progress import Progress
+    from compute.bank_sizes import SizeCurve
     from compute.evaluation import EvaluationOptions
     from compute.evaluation_records import Evaluation
     from compute.evaluation_tables import Summary
@@ -51,7 +63,8 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     epilog="\b\nExamples:\n"
     "  bank evaluate --model ./smollm2-135m-instruct\n"
     "  bank evaluate --metric js --approach normalized --leave-out both --max-examples 100\n"
-    "  bank evaluate --targets task1391 --targets task190 --out results"
+    "  bank evaluate --targets task1391 --targets task190 --out results\n"
+    "  bank evaluate --weights-only --approach ridge --leave-out both --bank-sizes 4,8,16,32"
 )
 @bank_option
 @click.option(
@@ -111,6 +124,21 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for systems.csv, targets.csv and evaluation.json."
 )
+@click.option(
+    "--weights-only",
+    is_flag=True,
+    help="Generate nothing and need no torch: how near predictions are to the trained weights.",
+)
+@click.option(
+    "--bank-sizes",
+    callback=sizes_option,
+    metavar="N,N,...",
+    help="Also the distance in weights of predictions from nested random subsets of so many adapters, printed, and "
+    "with --out drawn; of all approaches but neural.",
+)
+@click.option(
+    "--draws", type=click.IntRange(1), default=10, show_default=True, help="Random subsets of each size."
+)
 @json_option
 @cluster_options
 def evaluate(
@@ -138,8 +166,19 @@ def evaluate(
     """
     parameters = Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed, width)
     combinations = _combinations(parameters, metrics, approaches)
-    evaluation = _evaluated(bank_path, combinations, leave_out, seed, other)
-    _tell(evaluation, other["csv"], other["out"], other["as_json"])
+    left_out = ["adapter", "group"] if leave_out == "both" else [leave_out]
+    weights = WeightsOnly(
+        other["bank_sizes"], other["draws"], seed, other["csv"], other["out"], other["as_json"]
+    )
+    progress = shown_progress()
+    with opened(bank_path) as bank:
+        _ = bank.layout
+        if other["weights_only"]:
+            tell_weights(bank, combinations, left_out, weights, cluster_of(other), progress)
+            return
+        evaluation = _evaluated(bank, combinations, left_out, seed, other, progress)
+        curves = size_curves(bank, combinations, left_out, weights, progress)
+    _tell(evaluation, curves, other["csv"], other["out"], other["as_json"])
     if evaluation.failures:
         for failure in evaluation.failures:
             click.echo(f"not evaluated: {failure.reason}", err=True)
@@ -155,24 +194,21 @@ def _combinations(
 
 
 def _evaluated(
-    bank_path: Path,
+    bank: AdapterBank,
     combinations: list[PredictionOptions],
-    leave_out: str,
+    left_out: list[str],
     seed: int,
     other: dict[str, Any],
+    progress: Progress,
 ) -> Evaluation:
     from compute.evaluated_adapters import default_ways
     from compute.evaluation import evaluate as run_evaluate
 
-    options = _options(seed, other)
-    left_out = ["adapter", "group"] if leave_out == "both" else [leave_out]
     ways = default_ways(combinations, left_out)
     # Delta space comes beside factors; the same ways again are left out by their names.
     ways += [replace(way, space=other["space"], rank=other["rank"]) for way in ways]
-    progress = shown_progress()
-    with opened(bank_path) as bank:
-        _ = bank.layout
-        return run_evaluate(bank, ways, options, cluster=cluster_of(other), progress=progress)
+    options = _options(seed, other)
+    return run_evaluate(bank, ways, options, cluster=cluster_of(other), progress=progress)
 
 
 def _options(seed: int, other: dict[str, Any]) -> EvaluationOptions:
@@ -193,20 +229,24 @@ def _options(seed: int, other: dict[str, Any]) -> EvaluationOptions:
     )
 
 
-def _tell(evaluation: Evaluation, csv: Path | None, out: Path | None, as_json: bool) -> None:
+def _tell(
+    evaluation: Evaluation, curves: list[SizeCurve], csv: Path | None, out: Path | None, as_json: bool
+) -> None:
     from compute.evaluation_tables import summaries, summary_csv, target_csv
+    from compute.weight_correlation import weight_correlations
 
     found = summaries(evaluation)
     if csv is not None and str(csv) == "-":
         click.echo(summary_csv(found), nl=False)
     elif csv is not None:
-        _write(csv, summary_csv(found))
+        write_text(csv, summary_csv(found))
         click.echo(f"wrote {csv}", err=True)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / "systems.csv", summary_csv(found))
-        _write(out / "targets.csv", target_csv(evaluation))
-        _write(out / "evaluation.json", evaluation.to_json() + "\n")
+        write_text(out / "systems.csv", summary_csv(found))
+        write_text(out / "targets.csv", target_csv(evaluation))
+        write_text(out / "evaluation.json", evaluation.to_json() + "\n")
+        write_sizes(curves, out)
         click.echo(f"wrote {out}/", err=True)
     if as_json:
         print_json(
@@ -217,11 +257,14 @@ def _tell(evaluation: Evaluation, csv: Path | None, out: Path | None, as_json: b
                 "seconds": evaluation.seconds,
                 "targets": [asdict(target) for target in evaluation.targets],
                 "systems": [asdict(one) for one in found],
+                "weight_correlations": [asdict(one) for one in weight_correlations(evaluation)],
+                "bank_sizes": sizes_record(curves),
                 "failures": [asdict(failure) for failure in evaluation.failures],
             }
         )
     elif csv is None or str(csv) != "-":
         _print(evaluation, found)
+        print_sizes(curves)
 
 
 def _print(evaluation: Evaluation, found: list[Summary]) -> None:
@@ -245,16 +288,25 @@ def _print(evaluation: Evaluation, found: list[Summary]) -> None:
         )
         click.echo(f"best by leaving out the {left_out}: {best.system.name}, {closed}")
     click.echo(f"the paper's best, jensen-shannon normalized, closes {PAPER_SHARE:.0%} on its 502 tasks")
+    for line in _correlations(evaluation):
+        click.echo(line)
     click.echo(f"kept in the bank as evaluation {evaluation.identity}")
 
 
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def _correlations(evaluation: Evaluation) -> Iterator[str]:
+    """Say whether nearness in weights went with Rouge-L; -1 where the nearest answers best."""
+    from compute.weight_correlation import weight_correlations
+
+    for found in weight_correlations(evaluation):
+        across = "none" if found.across is None else f"{found.across:+.2f}"
+        within = found.within
+        within_one = (
+            "none" if within is None else f"{within.estimate:+.2f} [{within.low:+.2f}, {within.high:+.2f}]"
+        )
+        yield (
+            f"rank correlation of weight error with Rouge-L, {found.leave_out} left out: {across} over the means of "
+            f"{found.systems} systems, {within_one} over systems on one task, mean of {found.targets} tasks"
+        )
 
 
 COMMANDS = (evaluate,)

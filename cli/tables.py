@@ -1,4 +1,4 @@
-"""Labelled matrices as CSV: rows are targets, columns are sources, all digits kept."""
+"""Files that appear whole; labelled matrices as CSV: rows are targets, columns are sources, all digits kept."""
 
 from __future__ import annotations
 
@@ -29,12 +29,17 @@ def write_matrices(
     for matrix, label in zip(matrices, labels, strict=True):
         for target, row in zip(matrix["target"].values, matrix.values, strict=True):
             writer.writerow([*(label[key] for key in keys), target, *(repr(float(value)) for value in row)])
+    write_text(path, text.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it appears whole or not at all; `-` is standard output."""
     if str(path) == "-":
-        click.echo(text.getvalue(), nl=False)
+        click.echo(text, nl=False)
         return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        unfinished.write_text(text.getvalue(), encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -1,7 +1,9 @@
 """Paired bootstrap over tasks: how sure a difference between two systems is.
 
 Tasks are drawn with replacement, the same ones for both systems; examples within a task are not drawn again.
-The intervals are percentiles (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13).
+Where groups of tasks are left out together, whole groups are drawn: tasks of one group are predicted from the same
+sources and are not independent. The intervals are percentiles (Efron and Tibshirani, An Introduction to the
+Bootstrap, chapter 13).
 """
 
 from __future__ import annotations
@@ -28,17 +30,34 @@ class Interval:
     high: float
 
 
-def task_weights(tasks: int, *, resamples: int = RESAMPLES, seed: int = 0) -> FloatArray:
+def task_weights(
+    tasks: int, *, units: NDArray[np.intp] | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> FloatArray:
     """Share of each task in each resample; shape (resamples, tasks), rows sum to 1.
 
     One set of weights serves every system: that is what pairs them.
+
+    Parameters
+    ----------
+    units
+        Shape (tasks,): number from 0 on of what each task is drawn with; None draws each by itself.
+
+    Raises
+    ------
+    ParameterError
+        No task, no resample, or units of another length.
     """
     if tasks < 1 or resamples < 1:
         raise ParameterError(
             f"bootstrap: expected at least 1 task and 1 resample, found {tasks} and {resamples}"
         )
-    counts = np.random.default_rng(seed).multinomial(tasks, np.full(tasks, 1 / tasks), size=resamples)
-    shares: FloatArray = counts / tasks
+    members = np.arange(tasks) if units is None else units
+    if members.shape != (tasks,):
+        raise ParameterError(f"bootstrap: expected the unit of each of {tasks} tasks, found {members.shape}")
+    number = int(members.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=resamples)
+    counts = drawn[:, members]
+    shares: FloatArray = counts / counts.sum(axis=1, keepdims=True)
     return shares
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,11 +18,12 @@ from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
 from compute.cluster import Cluster
 from compute.combine import combine_one
-from compute.delta_space import delta_adapter
+from compute.delta_space import check_rank_fits, delta_adapter
 from compute.evaluation_records import BASE, OWN, System
 from compute.matrices import sources_of
 from compute.options import NO_DISTANCES, PredictionOptions
-from compute.predict import leave_one_out
+from compute.oracle import weight_space_errors
+from compute.predict import Coefficients, all_coefficients
 
 BASE_SHA256 = hashlib.sha256(b"no adapter").hexdigest()
 LISTED_SOURCES = 8
@@ -42,6 +44,8 @@ class EvaluatedAdapter:
         1 / sum of squared coefficients.
     space, rank
         See `PredictionOptions`.
+    weight_error
+        `norm(predicted - own) / norm(own)`, of factors; None where it was not computed.
     """
 
     sources: tuple[AdapterRecord, ...]
@@ -49,6 +53,7 @@ class EvaluatedAdapter:
     effective: float
     space: str = "factors"
     rank: int | str | None = None
+    weight_error: float | None = None
 
     def sha256(self, scaling: float) -> str:
         """Return a hash of all that determines its weights, at the bank's scaling: equal ones are equal."""
@@ -111,28 +116,37 @@ def evaluated_adapters(
     Ways of the same name are one. The first systems are `base` and `own`.
     """
     systems = {BASE: System(BASE, BASE), OWN: System(OWN, OWN, space="factors")}
-    adapters = bank.adapters()
+    named = {system_of(way).name: way for way in reversed(ways)}
+    chosen = [way for way in ways if named[system_of(way).name] is way]
+    for way in chosen:
+        check_rank_fits(bank, way.rank)
+        systems[system_of(way).name] = system_of(way)
+    predictions, gram = all_coefficients(bank, chosen, cluster=cluster, progress=progress)
     one = np.ones(1, dtype=np.float32)
     rows: dict[str, dict[str, EvaluatedAdapter | None]] = {
-        record.name: {BASE: None, OWN: EvaluatedAdapter((record,), one, 1.0)} for record in adapters
+        record.name: {BASE: None, OWN: EvaluatedAdapter((record,), one, 1.0)} for record in bank.adapters()
     }
-    for way in ways:
-        system = system_of(way)
-        if system.name in systems:
-            continue
-        systems[system.name] = system
-        found = leave_one_out(bank, way, cluster=cluster, progress=progress)
+    for found in predictions:
+        targets = np.arange(len(found.adapters))
+        errors = weight_space_errors(found.values, gram, targets, bank.layout.size).relative
+        name = system_of(found.options).name
         for index, record in enumerate(found.adapters):
-            weights = found.values[index].astype(np.float32)
-            used = np.flatnonzero(weights)
-            rows.setdefault(record.name, {})[system.name] = EvaluatedAdapter(
-                tuple(found.adapters[source] for source in used),
-                weights[used],
-                float(found.effective[index]),
-                way.space,
-                way.rank,
-            )
+            rows.setdefault(record.name, {})[name] = _predicted(found, index, float(errors[index]))
     return list(systems.values()), rows
+
+
+def _predicted(found: Coefficients, index: int, error: float) -> EvaluatedAdapter:
+    weights = found.values[index].astype(np.float32)
+    used = np.flatnonzero(weights)
+    way = found.options
+    return EvaluatedAdapter(
+        tuple(found.adapters[source] for source in used),
+        weights[used],
+        float(found.effective[index]),
+        way.space,
+        way.rank,
+        error if way.space == "factors" and math.isfinite(error) else None,
+    )
 
 
 def adapter_tensors(bank: AdapterBank, adapter: EvaluatedAdapter) -> tuple[dict[str, NDArray[Any]], float]:

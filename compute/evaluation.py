@@ -233,6 +233,7 @@ def _outcome(
         effective_sources=None if adapter is None else adapter.effective,
         adapter_sha256=kept.key.adapter_sha256,
         seconds=kept.seconds,
+        weight_error=None if adapter is None else adapter.weight_error,
     )
 
 

@@ -139,7 +139,8 @@ class _Run:
     def _keep(self, running: dict[Future[Answers], Job]) -> None:
         """Wait for the next that is done, and store it."""
         done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
+        # What was answered is kept before the error of another is raised.
+        for future in sorted(done, key=lambda one: one.exception() is not None):
             job, answers = running.pop(future), future.result()
             self._bank.generations.keep(
                 GenerationRecord(job.key, answers.texts, self._of(job).new_tokens, answers.seconds)

@@ -99,6 +99,8 @@ class Outcome:
         Hash of what the adapter was made of: equal ones answered once.
     seconds
         What generating took, now or when it was kept.
+    weight_error
+        `norm(predicted - own) / norm(own)` of the weights; None for `base` and `own`, and in delta space.
     """
 
     system: str
@@ -115,6 +117,7 @@ class Outcome:
     effective_sources: float | None
     adapter_sha256: str
     seconds: float
+    weight_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

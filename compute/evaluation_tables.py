@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,19 @@ from numpy.typing import NDArray
 from bankdb.errors import ParameterError
 from compute.bootstrap import Interval, gap_share, mean_difference, task_weights
 from compute.evaluation_records import BASE, OWN, UNIFORM, Evaluation, System
+from compute.groups import LEAVE_OUT, units_of
 
 PAPER_SHARE = 0.59
 """Share of the Rouge-L gap that the paper's best, Jensen-Shannon with normalized, closes on its 502 tasks."""
 MEASURES = ("rouge", "exact", "exact_unstripped")
-_INTERVALS = ("rouge_to_base", "exact_to_base", "rouge_to_uniform", "exact_to_uniform", "gap_share")
+_INTERVALS = (
+    "rouge_to_base",
+    "exact_to_base",
+    "rouge_to_uniform",
+    "exact_to_uniform",
+    "rouge_to_paper",
+    "gap_share",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,9 @@ class Summary:
         Of the mean score of each task.
     rouge_to_base, exact_to_base, rouge_to_uniform, exact_to_uniform
         Paired differences, with 95% intervals; to `uniform` with the same left out. None for the base, for
-        uniform itself, and where there is no uniform.
+        uniform itself, and where there is no uniform. Where groups are left out, whole groups are drawn.
+    rouge_to_paper
+        The same to the paper's best combination, Jensen-Shannon with `normalized`.
     gap_share
         Share of the gap in Rouge-L between the base and the own adapters that is closed; None where there is
         no gap.
@@ -55,6 +65,7 @@ class Summary:
     exact_to_base: Interval | None
     rouge_to_uniform: Interval | None
     exact_to_uniform: Interval | None
+    rouge_to_paper: Interval | None
     gap_share: Interval | None
     better: int
     equal: int
@@ -70,18 +81,49 @@ def summaries(evaluation: Evaluation) -> list[Summary]:
         The evaluation lacks an outcome.
     """
     scores = _scores(evaluation)
-    settings = evaluation.settings
-    weights = task_weights(
-        len(evaluation.targets), resamples=int(settings["resamples"]), seed=int(settings["seed"])
-    )
-    uniforms = {
-        system.leave_out: system.name
-        for system in evaluation.systems
-        if system.approach == UNIFORM and system.space == "factors"
-    }
+    weights = drawn_weights(evaluation)
     return [
-        _summary(system, scores, weights, uniforms.get(system.leave_out)) for system in evaluation.systems
+        _summary(
+            system,
+            scores,
+            weights[system.leave_out or "adapter"],
+            peer(evaluation.systems, system, is_uniform),
+            peer(evaluation.systems, system, is_papers_best),
+        )
+        for system in evaluation.systems
     ]
+
+
+def drawn_weights(evaluation: Evaluation) -> dict[str, NDArray[np.float64]]:
+    """Return the shares of targets in resamples, by what is left out; see `task_weights`."""
+    groups = [target.group for target in evaluation.targets]
+    settings = evaluation.settings
+    return {
+        leave_out: task_weights(
+            len(groups),
+            units=units_of(groups, leave_out),
+            resamples=int(settings["resamples"]),
+            seed=int(settings["seed"]),
+        )
+        for leave_out in LEAVE_OUT
+    }
+
+
+def peer(systems: Sequence[System], system: System, wanted: Callable[[System], bool]) -> str | None:
+    """Return the name of the system that is wanted and leaves out the same as `system`; of base and own, the plain."""
+    leave_out = system.leave_out or "adapter"
+    return next((one.name for one in systems if one.leave_out == leave_out and wanted(one)), None)
+
+
+def is_uniform(system: System) -> bool:
+    """Whether a system is the mean of all sources, of factors."""
+    return system.approach == UNIFORM and system.space == "factors"
+
+
+def is_papers_best(system: System) -> bool:
+    """Whether a system is the paper's best combination, with nothing changed."""
+    way = (system.metric, system.approach, system.space)
+    return way == ("jensen-shannon", "normalized", "factors") and not system.parameters
 
 
 _Scores = dict[str, dict[str, NDArray[np.float64]]]
@@ -111,13 +153,15 @@ def _scores(evaluation: Evaluation) -> _Scores:
     }
 
 
-def _summary(system: System, scores: _Scores, weights: NDArray[np.float64], uniform: str | None) -> Summary:
+def _summary(
+    system: System, scores: _Scores, weights: NDArray[np.float64], uniform: str | None, paper: str | None
+) -> Summary:
     mine, base, own = scores[system.name], scores[BASE], scores[OWN]
     against_base = system.name != BASE
-    against_uniform = uniform is not None and system.name not in (BASE, OWN, uniform)
+    predicted = system.name not in (BASE, OWN)
 
     def difference(measure: str, other: str | None, wanted: bool) -> Interval | None:
-        if other is None or not wanted:
+        if other is None or other == system.name or not wanted:
             return None
         return mean_difference(weights, mine[measure], scores[other][measure])
 
@@ -130,8 +174,9 @@ def _summary(system: System, scores: _Scores, weights: NDArray[np.float64], unif
         exact_unstripped=_spread(mine["exact_unstripped"]),
         rouge_to_base=difference("rouge", BASE, against_base),
         exact_to_base=difference("exact", BASE, against_base),
-        rouge_to_uniform=difference("rouge", uniform, against_uniform),
-        exact_to_uniform=difference("exact", uniform, against_uniform),
+        rouge_to_uniform=difference("rouge", uniform, predicted),
+        exact_to_uniform=difference("exact", uniform, predicted),
+        rouge_to_paper=difference("rouge", paper, predicted),
         gap_share=gap_share(weights, mine["rouge"], base["rouge"], own["rouge"]) if against_base else None,
         better=int(np.sum(gain > 0)),
         equal=int(np.sum(gain == 0)),
@@ -168,6 +213,7 @@ def table3(found: Sequence[Summary]) -> Table:
         "exact to base",
         "Rouge-L to uniform",
         "exact to uniform",
+        "Rouge-L to JS normalized",
         "gap closed",
         "better/equal/worse",
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError, ParameterError
-from compute.bootstrap import Interval, gap_share, mean_difference, task_weights
+from compute.bootstrap import Interval, gap_share, mean_difference
 from compute.evaluation_records import (
     BASE,
     OWN,
-    UNIFORM,
     Evaluation,
     System,
     stored_evaluation,
     stored_evaluations,
 )
+from compute.evaluation_tables import drawn_weights, is_papers_best, is_uniform, peer
 from compute.report_records import ADAPTER, Estimate, ReportedEvaluation, Sample, Scores, TargetScore, Way
 
 FloatArray = NDArray[np.float64]
@@ -98,9 +98,11 @@ def way_of_system(system: System) -> Way:
 def _scores(evaluation: Evaluation) -> list[Scores]:
     """Means and deviations over the targets, and paired differences with their intervals."""
     tables = [_by_target(evaluation, measure) for measure in ("rouge", "exact", "exact_unstripped")]
-    seed, resamples = int(evaluation.settings["seed"]), int(evaluation.settings["resamples"])
-    weights = task_weights(len(evaluation.targets), resamples=resamples, seed=seed)
-    return [_one_system(system, evaluation.systems, tables, weights) for system in evaluation.systems]
+    weights = drawn_weights(evaluation)
+    return [
+        _one_system(system, evaluation.systems, tables, weights[system.leave_out or ADAPTER])
+        for system in evaluation.systems
+    ]
 
 
 def _by_target(evaluation: Evaluation, measure: str) -> dict[str, FloatArray]:
@@ -116,8 +118,8 @@ def _one_system(
     system: System, systems: Sequence[System], tables: Sequence[dict[str, FloatArray]], weights: FloatArray
 ) -> Scores:
     rouge, exact, unstripped = tables
-    uniform = _peer(systems, system, lambda way: way.approach == UNIFORM and not way.detail)
-    paper = _peer(systems, system, lambda way: way.is_papers_best)
+    uniform = peer(systems, system, is_uniform)
+    paper = peer(systems, system, is_papers_best)
     mine = rouge[system.name]
     share = None
     if system.approach not in (BASE, OWN) and BASE in rouge and OWN in rouge:
@@ -135,13 +137,6 @@ def _one_system(
         exact_against_uniform=_against(weights, exact, system.name, uniform),
         gap_closed=None if share is None else _estimate(share),
     )
-
-
-def _peer(systems: Sequence[System], system: System, wanted: Callable[[Way], bool]) -> str | None:
-    """Name of the system of a way that leaves out the same; `base` and `own` are compared with the plain ones."""
-    leave_out = system.leave_out or ADAPTER
-    names = (item.name for item in systems if item.leave_out == leave_out and wanted(way_of_system(item)))
-    return next(names, None)
 
 
 def _against(

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
-from bankdb.progress import Progress
+from bankdb.progress import Progress, SilentProgress
+from compute.bank_sizes import SizeCurve, bank_size_curve
 from compute.cluster import Cluster
 from compute.groups import LEAVE_OUT, units_of
-from compute.options import PredictionOptions
+from compute.options import NO_DISTANCES, PredictionOptions
 from compute.oracle import WeightSpaceErrors, weight_space_errors
-from compute.predict import Coefficients, all_coefficients
+from compute.predict import Coefficients, all_coefficients, bank_matrices
 
 FloatArray = NDArray[np.float64]
 REFERENCE = ("jensen-shannon", "normalized")
@@ -214,6 +215,37 @@ def difference_interval(
     return float(sums.sum() / counts.sum()), float(low), float(high)
 
 
+def bank_size_curves(
+    bank: AdapterBank,
+    ways: Sequence[PredictionOptions],
+    sizes: Sequence[int],
+    *,
+    draws: int,
+    seed: int = 0,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+) -> list[SizeCurve]:
+    """Return the weight error of each way by the size of the bank; see `bank_size_curve`.
+
+    Raises
+    ------
+    ParameterError
+        For sizes, draws or a seed out of range, and the approach `neural`.
+    """
+    shown = progress or SilentProgress()
+    needed = [*ways, PredictionOptions(approach="oracle")]
+    matrices = [bank_matrices(bank, way, cluster=cluster, progress=shown) for way in needed]
+    gram = matrices[-1].gram
+    assert gram is not None, "the oracle reads it"
+    shown.begin("bank sizes", len(ways))
+    curves = []
+    for way, found in zip(ways, matrices, strict=False):
+        curves.append(bank_size_curve(way, found.distances, gram, found.units, sizes, draws=draws, seed=seed))
+        shown.advance()
+    shown.end()
+    return curves
+
+
 # -- as text, CSV and JSON -----------------------------------------------------------------------------
 
 
@@ -284,3 +316,21 @@ def as_record(table: WeightSpaceTable, **bootstrap: int) -> dict[str, Any]:
 
 def _numbers(values: FloatArray) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def size_rows(curves: Sequence[SizeCurve]) -> list[tuple[Any, ...]]:
+    """Return way, what is left out, size, draws, targets with a prediction (least), mean error and its spread."""
+    return [
+        (
+            curve.options.metric if curve.options.approach not in NO_DISTANCES else "none",
+            curve.options.approach,
+            curve.options.leave_out,
+            size,
+            len(curve.relative),
+            int(curve.targets[:, column].min()),
+            curve.mean[column],
+            curve.spread[column],
+        )
+        for curve in curves
+        for column, size in enumerate(curve.sizes)
+    ]

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 from backends import move_database, parametrize_backend
+from hypothesis import settings
 from object_store import reached_at, served
 from postgres_server import PostgresServer, running_server
 from small_bank import create_bank, ingest_folder, write_pairs, write_tokenizer
 
 from bankdb.bank import AdapterBank
+
+# How long an example takes is no property of what is tested: other processes may run beside it.
+settings.register_profile("lora-bank", deadline=None)
+settings.load_profile("lora-bank")
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,25 @@ def test_weights_are_counts_of_drawn_tasks() -> None:
     np.testing.assert_allclose(weights.mean(axis=0), 1 / 6, atol=0.02)
 
 
+def test_whole_units_are_drawn() -> None:
+    units = np.array([0, 1, 0, 2, 1, 0])
+    weights = task_weights(6, units=units, resamples=400, seed=5)
+    counts = np.random.default_rng(5).multinomial(3, [1 / 3] * 3, size=400)
+    for row, count in zip(weights, counts, strict=True):
+        tasks = [
+            task
+            for unit, times in enumerate(count)
+            for task in np.flatnonzero(units == unit).tolist() * times
+        ]
+        assert row @ SYSTEM == pytest.approx(np.mean(SYSTEM[tasks]))
+    # Each by itself is the same as no units.
+    np.testing.assert_array_equal(
+        task_weights(6, units=np.arange(6), resamples=9, seed=1), task_weights(6, resamples=9, seed=1)
+    )
+    with pytest.raises(ParameterError, match="unit of each of 6 tasks"):
+        task_weights(6, units=units[:5])
+
+
 def test_the_seed_decides() -> None:
     assert np.array_equal(task_weights(5, resamples=9, seed=1), task_weights(5, resamples=9, seed=1))
     assert not np.array_equal(task_weights(5, resamples=9, seed=1), task_weights(5, resamples=9, seed=2))

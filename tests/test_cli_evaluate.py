@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import click.testing
+import numpy as np
 import pytest
 from fault_driver import FaultServer
 from tiny_bank import BASE, NAMES, copy_pairs, make_bank
@@ -47,6 +50,8 @@ def test_tables_files_and_json(tiny: Path, tmp_path: Path) -> None:
     assert "best by leaving out the adapter: " in done.stdout
     assert "best by leaving out the group: " in done.stdout
     assert "closes 59% on its 502 tasks" in done.stdout
+    assert "rank correlation of weight error with Rouge-L, adapter left out: " in done.stdout
+    assert "rank correlation of weight error with Rouge-L, group left out: " in done.stdout
     record = Evaluation.from_json((tmp_path / "results" / "evaluation.json").read_text())
     assert len(record.systems) == 8
     rows = list(csv.DictReader((tmp_path / "results" / "systems.csv").open()))
@@ -60,6 +65,54 @@ def test_tables_files_and_json(tiny: Path, tmp_path: Path) -> None:
     assert "generate" not in again.stderr
     table = run(tiny, *WAYS, "--leave-out", "both", "--csv", "-")
     assert list(csv.DictReader(io.StringIO(table.stdout))) == rows
+
+
+def test_weights_alone_need_no_torch(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the adapters themselves: errors of the stored predictions."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    out = tmp_path / "results"
+    words = ("--weights-only", "--metric", "js", "--approach", "normalized", "--leave-out", "both")
+    done = run(tiny, *words, "--bank-sizes", "2,4,5", "--draws", "3", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "Distance in weights of 5 predictions" in done.stdout
+    assert "mean and deviation over 3 draws" in done.stdout
+    rows = list(csv.DictReader((out / "weights.csv").open()))
+    assert {(row["approach"], row["leave_out"]) for row in rows} == {
+        (approach, leave_out)
+        for approach in ("uniform", "nearest", "normalized", "oracle")
+        for leave_out in ("adapter", "group")
+    }
+    with AdapterBank.open(tiny) as bank:
+        theta = bank.store.read_panel([record.row for record in bank.adapters()], 0, bank.layout.size)
+        others = (theta.sum(axis=0) - theta) / 4
+        assert bank.generations.count() == 0
+    relative = np.linalg.norm(others - theta, axis=1) / np.linalg.norm(theta, axis=1)
+    (uniform,) = [row for row in rows if (row["approach"], row["leave_out"]) == ("uniform", "adapter")]
+    assert float(uniform["relative_error"]) == pytest.approx(relative.mean(), rel=1e-4)
+    assert float(uniform["mse"]) == pytest.approx(np.mean((others - theta) ** 2), rel=1e-4)
+    sizes = list(csv.DictReader((out / "sizes.csv").open()))
+    (whole,) = [row for row in sizes if tuple(row.values())[1:4] == ("uniform", "adapter", "5")]
+    assert float(whole["relative_error"]) == pytest.approx(relative.mean(), rel=1e-4)
+    assert "https://" not in re.sub(
+        r"<script.*?</script>", "", (out / "sizes.html").read_text(), flags=re.DOTALL
+    )
+    record = json.loads(run(tiny, *words, "--bank-sizes", "2,4", "--draws", "3", "--json").stdout)
+    assert len(record["weight_space"]["summaries"]) == len(rows)
+    assert {item["adapters"] for item in record["bank_sizes"]} == {2, 4}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message", "status"),
+    [
+        ("4,x", "expected numbers of adapters such as 4,8,16, found '4,x'", 2),
+        ("4,2", "expected ascending numbers from 1 to 5", 2),
+        ("2,9", "expected ascending numbers from 1 to 5, the size of the bank, found 2, 9", 2),
+    ],
+)
+def test_sizes_that_cannot_be(tiny: Path, sizes: str, message: str, status: int) -> None:
+    done = run(tiny, "--weights-only", "--approach", "uniform", "--bank-sizes", sizes)
+    assert done.exit_code == status
+    assert message in done.stderr
 
 
 @pytest.mark.torch

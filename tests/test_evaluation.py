@@ -44,6 +44,7 @@ from compute.evaluation_tables import (
     target_csv,
 )
 from compute.options import PredictionOptions
+from compute.weight_correlation import weight_correlations
 
 OPTIONS = EvaluationOptions(model=str(BASE), max_examples=4, resamples=50)
 NORMALIZED = PredictionOptions(metric="js", approach="normalized")
@@ -407,6 +408,65 @@ def test_summaries_are_over_tasks() -> None:
     assert best_predictions([base, own, uniform, ours]) == {"adapter": ours}
 
 
+def test_differences_to_the_papers_best_and_whole_groups_drawn() -> None:
+    record = evaluation()
+    targets = tuple(
+        dataclasses.replace(target, group=g) for target, g in zip(record.targets, "aab", strict=True)
+    )
+    paper = System("paper", "normalized", "jensen-shannon", "group", "factors")
+    ours = System("ours", "ridge", "jensen-shannon", "group", "factors")
+    scores = {"paper": (0.1, 0.2, 0.3), "ours": (0.2, 0.4, 0.2)}
+    more = [
+        outcome(name, target.name, value, 0)
+        for name, values in scores.items()
+        for target, value in zip(targets, values, strict=True)
+    ]
+    record = dataclasses.replace(
+        record,
+        targets=targets,
+        systems=(*record.systems, paper, ours),
+        outcomes=(*record.outcomes, *more),
+        settings={"resamples": 4000, "seed": 0},
+    )
+    found = {one.system.name: one for one in summaries(record)}
+    assert found["paper"].rouge_to_paper is None
+    # With groups left out, and with another parameter or adapters left out, there is no such system to compare with.
+    assert found["js normalized"].rouge_to_paper is None
+    interval = found["ours"].rouge_to_paper
+    assert interval is not None
+    assert interval.estimate == pytest.approx((0.1 + 0.2 - 0.1) / 3)
+    # Two groups: both once, or one of them twice. The bounds are the means of one group alone.
+    assert (interval.low, interval.high) == pytest.approx((-0.1, 0.15))
+
+
+def test_weight_errors_are_correlated_with_rouge() -> None:
+    """By hand: ranks of three systems, over their means and on each target."""
+    names = ("one", "two", "three")
+    systems = tuple(System(name, name, None, "adapter", "factors") for name in names)
+    errors = {"one": (0.1, 0.4, 0.3), "two": (0.2, 0.5, 0.2), "three": (0.3, 0.6, 0.9)}
+    scores = {"one": (0.9, 0.5, 0.1), "two": (0.5, 0.5, 0.9), "three": (0.1, 0.5, 0.5)}
+    record = evaluation()
+    outcomes = tuple(
+        dataclasses.replace(
+            outcome(name, target.name, scores[name][place], 0), weight_error=errors[name][place]
+        )
+        for name in names
+        for place, target in enumerate(record.targets)
+    )
+    record = dataclasses.replace(
+        record, systems=(*record.systems, *systems), outcomes=(*record.outcomes, *outcomes)
+    )
+    (found,) = weight_correlations(record)
+    # Mean errors rank 1, 2, 3 (0.267, 0.3, 0.6); mean scores 0.5, 0.633, 0.367 rank 2, 3, 1: rho = 1 - 6*6/24.
+    assert (found.leave_out, found.systems, found.targets) == ("adapter", 3, 2)
+    assert found.across == pytest.approx(-0.5)
+    # x: reversed, -1. y: all score alike, left out. z: errors rank 2, 1, 3, scores 1, 3, 2: rho = 1 - 6*6/24.
+    assert found.within is not None
+    assert found.within.estimate == pytest.approx((-1.0 - 0.5) / 2)
+    assert (found.within.low, found.within.high) == pytest.approx((-1.0, -0.5))
+    assert weight_correlations(evaluation()) == []
+
+
 def test_uniform_is_that_of_the_same_left_out() -> None:
     grouped = System("uniform g", "uniform", None, "group", "factors")
     ours = System("ours g", "normalized", "js", "group", "factors")
@@ -449,7 +509,7 @@ def test_tables() -> None:
     assert [row[0] for row in rows] == ["own", "uniform", "js normalized"]
     assert all(len(row) == len(headings) for row in rows)
     assert str(rows[-1][1]).startswith("+0.400 [")
-    assert str(rows[-1][5]).startswith("50% [")
+    assert str(rows[-1][headings.index("gap closed")]).startswith("50% [")
 
 
 def test_csv_has_all_digits() -> None:
