@@ -98,7 +98,11 @@ class PostgresqlBackend:
             if connection.get_execution_options().get("bank_write", False):
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK_SPACE}, {_WRITE_LOCK})")
                 # After the transaction began: a server that restarts from here on ends it too.
-                self._locks.check()
+                try:
+                    self._locks.check()
+                except BankError:
+                    connection.invalidate()  # it may be lost too, and then cannot be rolled back
+                    raise
 
     def options(self, write: bool) -> dict[str, Any]:
         """Return the execution options of a transaction.

@@ -27,6 +27,7 @@ from bankdb.arrays import open_array
 from bankdb.bank import AdapterBank
 from bankdb.database import Database
 from bankdb.errors import BankNotFoundError, ConflictError, DatabaseUnavailableError
+from bankdb.postgresql import AdvisoryLocks
 from bankdb.progress import SilentProgress
 from bankdb.records import NewAdapter
 from bankdb.verify import verify
@@ -224,6 +225,7 @@ def test_locks_hold_between_folders(stored: AdapterBank, elsewhere: AdapterBank)
 HOLD = """
 import sys
 from bankdb.bank import AdapterBank
+from bankdb.postgresql import AdvisoryLocks
 from bankdb.progress import SilentProgress
 with AdapterBank.open(sys.argv[1]) as bank, bank.computing(SilentProgress()), bank.ingesting():
     print("holding", flush=True)
@@ -277,6 +279,24 @@ def test_a_writer_whose_lock_is_lost_stops(stored: AdapterBank, elsewhere: Adapt
     assert len(elsewhere) == 3
 
 
+@needs_server
+def test_a_server_that_goes_as_a_writer_begins(
+    stored: AdapterBank, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one error is raised, and none is logged for the transaction that cannot be rolled back any more."""
+    check = AdvisoryLocks.check
+
+    def cut_and_check(locks: AdvisoryLocks) -> None:
+        cut_connections(stored)
+        check(locks)
+
+    monkeypatch.setattr(AdvisoryLocks, "check", cut_and_check)
+    with stored.ingesting(), pytest.raises(DatabaseUnavailableError, match="cannot be reached"):
+        stored.catalog.remove("task000")
+    assert caplog.records == []
+    assert len(stored) == 6
+
+
 def cut_connections(bank: AdapterBank) -> None:
     execute(
         bank,
@@ -315,7 +335,7 @@ def test_a_server_that_dies_during_an_ingest(
     own_server.crash()
     assert commands.wait(first) == 1, log.read_text()
     assert f"127.0.0.1:{own_server.port}/test_1: the database cannot be reached" in log.read_text()
-    assert log.read_text().count("cannot be reached") == 1  # no pair is refused for it
+    assert log.read_text().count("cannot be reached") == 1, log.read_text()  # no pair is refused for it
     assert "Traceback" not in log.read_text()
     with pytest.raises(DatabaseUnavailableError):
         verify(bank)  # not a word of damage
