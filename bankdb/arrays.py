@@ -234,7 +234,7 @@ def delete_tree(path: Location) -> None:
 def is_empty(path: Location) -> bool:
     """Return whether nothing is at `path` or below it."""
     if isinstance(path, RemotePath):
-        return not remote.objects_below(path)
+        return not path.exists()  # not a listing of what may be a million objects
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 

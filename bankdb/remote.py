@@ -21,6 +21,8 @@ from bankdb.errors import ArrayStoreUnavailableError, BankError, ParameterError
 _ATTEMPTS = 5
 # Times that a body is asked for again, which breaks off while it is read.
 _BODY_ATTEMPTS = 3
+# Requests in flight; ten, as botocore has it, leave a fast network idle while they wait for their first byte.
+_CONNECTIONS = 32
 _S3 = ("s3", "s3a")
 
 
@@ -118,7 +120,8 @@ def _filesystem(scheme: str, process: int, address: str | None, asynchronous: bo
     # Listings would be kept, and other processes write too.
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in _S3:
-        options["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": _ATTEMPTS}}
+        retries = {"mode": "standard", "max_attempts": _ATTEMPTS}
+        options["config_kwargs"] = {"retries": retries, "max_pool_connections": _CONNECTIONS}
     try:
         kind = fsspec.get_filesystem_class(scheme)
         if asynchronous and kind.async_impl:

@@ -6,14 +6,18 @@ import contextlib
 import http.client
 import logging
 import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from unittest import mock
 from urllib.parse import SplitResult, urlsplit
-
-from bankdb.remote import filesystem
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -26,6 +30,8 @@ ENVIRONMENT = {
 def served() -> Iterator[str]:
     """A server with the bucket `banks`, for as long as the context lasts; yields its address."""
     from moto.server import ThreadedMotoServer
+
+    from bankdb.remote import filesystem
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -56,7 +62,8 @@ class Proxy:
         Where it listens.
     answer
         Called with the number of each request, method and path; 0 passes it on, an HTTP status is answered at once,
-        -1 closes the connection without an answer, -2 breaks the answer off in its middle.
+        -1 closes the connection without an answer, -2 breaks the answer off in its middle, -3 kills this process
+        before the request is passed on, -4 after it was answered.
     seen
         Method and path of each request.
     failed
@@ -80,7 +87,12 @@ class Proxy:
             self.seen.append((method, path))
             status = self.answer(len(self.seen), method, path)
             self.failed += status != 0
+        self.die_at(-3, status)
         return status
+
+    def die_at(self, moment: int, status: int) -> None:
+        if status == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def die(self) -> None:
         """Close every connection, and listen no more."""
@@ -115,6 +127,7 @@ class Proxy:
                     self.reply(status, {}, b"")
                 else:
                     answer, content = _asked(target, self.command, self.path, body, dict(self.headers))
+                    proxy.die_at(-4, status)
                     self.reply(answer.status, dict(answer.getheaders()), content, broken=status == -2)
 
             def reply(
@@ -147,3 +160,62 @@ def _asked(
     content = answer.read()
     connection.close()
     return answer, content
+
+
+# -- a server that dies --------------------------------------------------------------------------------
+
+
+@dataclass
+class MortalServer:
+    """A process in front of a server, which kills itself by SIGKILL; what was stored stays.
+
+    Attributes
+    ----------
+    target
+        Address of the server.
+    address
+        Where it listens, also after it was started again.
+    """
+
+    target: str
+    address: str = ""
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def start(self, method: str = "-", pattern: str = "-", count: int = 0, moment: str = "before") -> None:
+        """Start; it dies `before` or `after` the `count`-th request whose path has the pattern is done."""
+        port = self.address.rpartition(":")[2] or "0"
+        command = [sys.executable, __file__, self.target, port, method, pattern, str(count), moment]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        self.address = self._process.stdout.readline().decode().strip()
+
+    def died(self) -> bool:
+        """Whether it killed itself."""
+        assert self._process is not None
+        deadline = time.monotonic() + 5
+        while self._process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self._process.returncode == -signal.SIGKILL
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+
+
+def _serve(target: str, port: str, method: str, pattern: str, count: str, moment: str) -> None:
+    seen = 0
+
+    def answer(_: int, asked: str, path: str) -> int:
+        nonlocal seen
+        seen += asked == method and re.search(pattern, path) is not None
+        return {"before": -3, "after": -4}[moment] if int(count) and seen == int(count) else 0
+
+    print(Proxy(target, answer, int(port)).address, flush=True)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:])
