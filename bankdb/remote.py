@@ -6,6 +6,7 @@ the others that botocore knows), so that a URL is all that a worker needs.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,7 +136,18 @@ def _filesystem(scheme: str, process: int, address: str | None, asynchronous: bo
         raise ParameterError(f"{scheme}://: no such kind of URL is known ({error}); s3:// is") from error
     if scheme in _S3:
         made.retries = _BODY_ATTEMPTS
+        if asynchronous:
+            atexit.register(_close, made)
     return made
+
+
+def _close(made: Any) -> None:
+    """Close connections of zarr's, which s3fs leaves open: at the process's end each would be complained of."""
+    from zarr.core.sync import sync
+
+    client = getattr(made, "_s3creator", None)
+    if client is not None:
+        sync(client.__aexit__(None, None, None), timeout=1)
 
 
 def zarr_store(location: RemotePath, *, read_only: bool) -> Any:

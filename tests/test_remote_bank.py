@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from compute.export import export_all, export_delta, export_prediction
 from compute.new_dataset import predict
 from compute.options import PredictionOptions
 from compute.predict import all_coefficients, distances, leave_one_out, predict_all, predict_all_ways
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(*arguments: object) -> Result:
@@ -240,6 +244,15 @@ def test_init_without_arrays_after_one_that_was_killed(tmp_path: Path, tokenizer
     with create_bank(tmp_path / "bank", tokenizer_folder) as bank:
         assert bank.arrays == tmp_path / "bank"
     assert not (tmp_path / "bank" / "bank.json").exists()
+
+
+def test_a_process_ends_quietly(remote: AdapterBank) -> None:
+    """Its open connections are closed, and nothing is said of them."""
+    command = [sys.executable, "-m", "cli.main", "export", "--bank", str(remote.path), "task001"]
+    done = subprocess.run(
+        [*command, "--out", str(remote.path / "out")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # -- damage --------------------------------------------------------------------------------------------
