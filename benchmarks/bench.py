@@ -79,8 +79,16 @@ def main() -> None:
 
 def _warm() -> None:
     """Import in a worker what its first task would import: a step is timed, not the start of a process."""
+    import numpy as np
+
     import compute.combine
     import compute.distances  # noqa: F401
+    from compute.distributions import TokenCounts
+    from compute.metrics import METRIC_NAMES, get_metric
+
+    counts = TokenCounts.stack([(np.arange(2), np.array([1, 2]))] * 8, 4)
+    for name in METRIC_NAMES:
+        get_metric(name).block(counts, counts)
 
 
 if __name__ == "__main__":
