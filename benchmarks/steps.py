@@ -235,7 +235,9 @@ class Bench:
         text = json.dumps({"input": " ".join(f"t{word}" for word in words), "output": ["t1"]})
         texts.write_text(text + "\n")
         _ = self.bank.tokenizer
-        predict(self.bank, texts, DENSE)
+        # More than once: what the kernel reads a first time is the first that it forgets.
+        for _ in range(3):
+            predict(self.bank, texts, DENSE)
         seconds, peak = self._timed(lambda: predict(self.bank, texts, DENSE))
         flops, read = 2 * self.n * self.p, self._stored(self.bank.store.path)
         return Row("predict NEWDATA, warm", seconds, flops, read, 0, peak)
