@@ -20,6 +20,7 @@ from bankdb.remote import Location, located
 from bankdb.shards import shards_of
 from bankdb.uncached import UncachedReader
 from compute.cluster import core_count
+from compute.memory import give_back
 from compute.products import accumulate, one_hot, product
 from compute.tiles import SHARD_ROWS, Panel, PanelPart, split_panel
 
@@ -184,6 +185,7 @@ def combine_panel(
     ArrayStoreUnavailableError
         The store of a URL failed.
     """
+    give_back()
     groups = [located(group) for group in group_paths]
     targets = int(open_array(groups[0] / "coefficients").shape[0])
     parts = split_panel(panel, targets, len(groups))

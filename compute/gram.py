@@ -33,6 +33,7 @@ from bankdb.remote import Location, located
 from bankdb.uncached import UncachedReader
 from compute.cluster import Cluster, machine_memory, run_tasks
 from compute.combine import Sources, read_scaled_into
+from compute.memory import give_back
 from compute.plans import GramPlan, plan_gram
 
 # Columns multiplied at once in single precision before they are added in double: bounds both the
@@ -222,6 +223,7 @@ def gram_slice(
     ComputeError
         A product of two rows overflows float32.
     """
+    give_back()
     store = AdapterStore(located(adapters_path))
     which = range(len(sources.rows))
     total = np.zeros((len(new), len(which)))
