@@ -7,15 +7,15 @@ TORCH ?= torch==2.13.0
 DEMO_BANK ?= demo-output
 PYTEST ?= -n 2
 # The tests of test-core.
-CORE ?= not torch and not browser and not postgres
+CORE ?= not torch and not browser and not postgres and not netns
 
-.PHONY: demo test test-core test-browser test-postgres lint types bench bench-paper bench-scaling example clean
+.PHONY: demo test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
 
-test: $(VENV)/torch.stamp  ## Set up, and pass every test that needs no browser and no database server.
-	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres"
+test: $(VENV)/torch.stamp  ## Set up, and pass every test that needs no browser, no database server and no root.
+	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres and not netns"
 
 test-core: $(VENV)/dev.stamp  ## Set up without torch, and pass the tests that need none.
 	$(BIN)/python -m pytest $(PYTEST) -m "$(CORE)"
@@ -25,6 +25,9 @@ test-browser: $(VENV)/torch.stamp  ## The report in headless Chromium.
 
 test-postgres: $(VENV)/dev.stamp  ## The catalogue on a PostgreSQL server that the tests start.
 	$(BIN)/python -m pytest $(PYTEST) -m postgres
+
+test-hosts: $(VENV)/dev.stamp  ## A cluster of hosts as network namespaces; needs root and iproute2.
+	$(BIN)/python -m pytest -m netns
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet_loggers(*names: str) -> Iterator[None]:
-    """Let the named loggers tell of errors alone; afterwards they have the levels that they had."""
+def quiet_loggers(*names: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Let the named loggers tell of errors alone, or of `level` and above; afterwards they have their own levels."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(level)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)

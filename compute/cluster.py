@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ _SIZES = {"": 1, "B": 1, "K": 1024, "KB": 1000, "KIB": 1024, "M": 2**20, "MB": 1
 # Dask and its dashboard log that they start, stop, and take another port.
 _CHATTY = ("distributed", "bokeh", "tornado.application")
 # Freed memory that a worker process may keep for its next arrays.
+# How often a run that waits looks whether there are workers, and how long it bears that there are none.
+_LOOK_SECONDS, _ALONE_SECONDS = 2.0, 120.0
 _KEPT_BYTES = 256 * 2**20
 
 
@@ -256,9 +259,9 @@ def run_tasks(
     Raises
     ------
     ComputeError
-        A task failed, or killed its workers; it is named, and the others are cancelled. Or the scheduler died.
+        A task failed, or killed its workers; it is named, and the others are cancelled. Or the scheduler died, or
+        there are no workers any more and none comes.
     """
-    from distributed import as_completed
 
     def submit(name: str, arguments: tuple[Any, ...]) -> None:
         # The dashboard groups by the first part; a key of its own, as the same piece computed again in another
@@ -268,18 +271,19 @@ def run_tasks(
             _bounded, cluster.blas, function, arguments, key=key, pure=False, retries=0
         )
         flying[key] = (name, future)
-        pool.add(future)
+        future.add_done_callback(ended.put)
 
     progress.begin(stage, len(tasks))
     waiting = iter(tasks.items())
-    pool = as_completed()
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
     flying: dict[tuple[str, str, str], tuple[str, Any]] = {}
     with _cancelling(cluster, flying):
         for name, arguments in _take(waiting, 4 * cluster.slots):
             submit(name, arguments)
-        for future in pool:
+        while flying:
+            future = _next(cluster, stage, ended)
             name, _ = flying.pop(future.key)
-            result = _result(cluster, future, stage, name)
+            result = _result(future, stage, name)
             for following, arguments in _take(waiting, 1):
                 submit(following, arguments)
             yield name, result
@@ -297,6 +301,24 @@ def _cancelling(cluster: Cluster, flying: Mapping[Any, tuple[str, Any]]) -> Iter
             cluster.client.cancel([future for _, future in flying.values()], force=True)
 
 
+def _next(cluster: Cluster, stage: str, ended: queue.SimpleQueue[Any]) -> Any:
+    """Return the next future that ended; not to wait for ever is for where every worker is gone."""
+    alone = time.monotonic()
+    while True:
+        try:
+            return ended.get(timeout=_LOOK_SECONDS)
+        except queue.Empty:
+            if cluster.client.status != "running":
+                continue  # asking a scheduler that is lost takes long; what was waited for comes as cancelled
+            if cluster.client.scheduler_info()["workers"]:
+                alone = time.monotonic()
+            elif time.monotonic() - alone > _ALONE_SECONDS:
+                raise ComputeError(
+                    f"{stage}: expected workers, found none for {_ALONE_SECONDS:.0f} s; what was done before is kept: "
+                    "start some, and run the same command again to go on"
+                ) from None
+
+
 def _take(items: Iterator[tuple[str, tuple[Any, ...]]], count: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
     for _, item in zip(range(count), items, strict=False):
         yield item
@@ -307,20 +329,24 @@ def _bounded(blas: Mapping[str, int] | None, function: Callable[..., Any], argum
         return function(*arguments)
 
 
-def _result(cluster: Cluster, future: Any, stage: str, name: str) -> Any:
+def _result(future: Any, stage: str, name: str) -> Any:
     try:
         return future.result()
     except BankError:
         raise
-    except CancelledError as error:
-        raise ComputeError(
-            f"{stage}: piece {name} was cancelled: the scheduler was lost, or "
-            "somebody cancelled it; what was done before is kept: start the scheduler and its workers if they are "
-            "gone, and run the same command again to go on"
-        ) from error
     except Exception as error:
+        if future.status != "error":  # no answer of the task's own
+            raise _lost(stage, name, error) from error
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ComputeError(
             f"{stage}: piece {name} failed ({type(error).__name__}: {reason}); what was done before is kept, "
             "run the same command again to go on"
         ) from error
+
+
+def _lost(stage: str, name: str, error: Exception) -> ComputeError:
+    return ComputeError(
+        f"{stage}: piece {name} did not come back ({type(error).__name__}): the scheduler was lost, or somebody "
+        "cancelled the task; what was done before is kept: start the scheduler and its workers if they are gone, and "
+        "run the same command again to go on"
+    )

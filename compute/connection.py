@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bankdb.errors import ComputeError, ParameterError
 from bankdb.progress import Progress
+from bankdb.quiet import quiet_loggers
 
 if TYPE_CHECKING:
     from distributed import Client, Security
@@ -76,7 +78,8 @@ def remote_client(options: ClusterOptions, progress: Progress) -> Iterator[Clien
         client = Client(address, timeout=_CONNECT_SECONDS, security=security)
     except (OSError, TimeoutError, ValueError) as error:
         raise _no_answer(address, error) from error
-    with client:
+    # A scheduler that is lost is told by the piece that does not come back, not by a traceback of Dask's.
+    with quiet_loggers("distributed.client", level=logging.CRITICAL), client:
         if options.wait_workers is not None:
             _wait(client, address, options.wait_workers, options.wait_seconds, progress)
         yield client

@@ -16,7 +16,7 @@ from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = Path(__file__).with_name("worker_faults.py")
-START_SECONDS = 60
+START_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,14 @@ class DaskProcesses:
         prefix: Sequence[str] = (),
         tls: bool = True,
         scheduler: str | None = None,
+        patience: int = 60,
         **environment: str,
     ) -> subprocess.Popen[bytes]:
+        """Start one; it ends when no scheduler has let it in for `patience` seconds."""
         options = [
             "--no-nanny", "--no-dashboard", "--nthreads", str(threads), "--memory-limit", memory, "--name", name,
             "--host", host or self.host, "--local-directory", str(self.folder / f"{name}-scratch"),
-            "--preload", str(FAULTS), "--death-timeout", "60",
+            "--preload", str(FAULTS), "--death-timeout", str(patience),
         ]  # fmt: skip
         where = [scheduler] if scheduler else ["--scheduler-file", str(self.file)]
         return self._start(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import shutil
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 from recorded_progress import RecordedProgress
 from small_bank import write_tokenizer
+from stored_files import copy_bank, digests
 from synthetic_bank import SyntheticBank, create_synthetic, draw_vector, layout_of
 
 from bankdb.bank import AdapterBank
@@ -51,14 +51,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> SyntheticBank:
         made.add(f"s{seed:02d}", drawn, draw_vector(seed, LAYOUT.size))
     made.bank.close()
     return made
-
-
-def copy_bank(template: SyntheticBank, path: Path) -> Path:
-    """Rows are linked: nobody writes into a row's file."""
-    source = template.bank.path
-    shutil.copytree(source, path, ignore=shutil.ignore_patterns("c"))
-    shutil.copytree(source / "adapters.zarr" / "c", path / "adapters.zarr" / "c", copy_function=os.link)
-    return path
 
 
 # -- one command ---------------------------------------------------------------------------------------
@@ -132,14 +124,6 @@ def assert_workers_end(session: int) -> None:
 # -- results -------------------------------------------------------------------------------------------
 
 
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def results(bank: Path, out: Path) -> dict[str, dict[str, str]]:
     """Every byte of what a run leaves: distances, coefficients, predictions, exported folders."""
     return {
@@ -160,7 +144,7 @@ class Unbroken:
 @pytest.fixture(scope="module")
 def unbroken(template: SyntheticBank, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
     folder = tmp_path_factory.mktemp("unbroken")
-    command = Command(copy_bank(template, folder / "bank"), folder / "out", folder / "log")
+    command = Command(copy_bank(template.bank.path, folder / "bank"), folder / "out", folder / "log")
     began = {"start-up": time.monotonic()}
     while command.running():
         began.setdefault(command.stage(), time.monotonic())
@@ -187,7 +171,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
         chain += 1
         folder = tmp_path / f"chain{chain}"
         folder.mkdir()
-        bank, out = copy_bank(template, folder / "bank"), folder / "out"
+        bank, out = copy_bank(template.bank.path, folder / "bank"), folder / "out"
         _kill_some(bank, out, unbroken, rng, min(KILLS_A_CHAIN, KILLS - hit.total()), hit)
         last = Command(bank, out, folder / "log")
         assert last.process.wait(120) == 0, last.log.read_text()
@@ -236,7 +220,7 @@ def _assert_clean(path: Path) -> None:
 
 @pytest.fixture
 def bank(template: SyntheticBank, tmp_path: Path) -> Iterator[AdapterBank]:
-    with AdapterBank.open(copy_bank(template, tmp_path / "bank")) as opened:
+    with AdapterBank.open(copy_bank(template.bank.path, tmp_path / "bank")) as opened:
         yield opened
 
 

@@ -122,7 +122,7 @@ def test_clients_that_are_refused(
         begin = time.monotonic()
         with pytest.raises(ComputeError) as raised, open_cluster(wrong, SilentProgress()):
             pass
-        assert time.monotonic() - begin < 15
+        assert time.monotonic() - begin < 60
         assert "start one" in str(raised.value) or "no TLS connection" in str(raised.value)
     assert started.processes["scheduler"].poll() is None
     swapped = replace(options, tls_key=foreign.key)
@@ -141,7 +141,7 @@ def test_waiting_for_workers(options: ClusterOptions) -> None:
         open_cluster(replace(options, wait_workers=9, wait_seconds=1), progress),
     ):
         pass
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60
     assert progress.notes == ["waiting up to 1 s for 9 workers, 1 are there"]
 
 

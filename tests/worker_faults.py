@@ -2,7 +2,8 @@
 
 An order is a file of the folder in `FAULTS`, named after the stage: `begin`, `flush` or `end` kills the
 worker there, by SIGKILL, once in the whole cluster; `always` kills every worker that begins the stage;
-`hold` waits for as long as the file is there. `flush` is when the piece is written and not yet on the disk.
+`hold` waits for as long as the file is there, but for one piece if there is a file STAGE-pass. `flush` is when
+the piece is written and not yet on the disk.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ def _order(stage: str) -> str:
         return ""
 
 
-def _claim(stage: str) -> bool:
+def _claim(stage: str, mark: str = "killed") -> bool:
     """Whether this worker is the one that the order is for."""
     path = Path(os.environ["FAULTS"], stage)
     try:
-        path.rename(path.with_name(f"{stage}-killed-{os.getpid()}"))
+        path.rename(path.with_name(f"{stage}-{mark}-{os.getpid()}"))
     except FileNotFoundError:
         return False
     return True
@@ -54,7 +55,7 @@ def _arm(stage: str, module_name: str, task: str, flush: str) -> None:
         order = _order(stage)
         if order == "always" or (order == "begin" and _claim(stage)):
             _die()
-        while _order(stage) == "hold":
+        while _order(stage) == "hold" and not _claim(f"{stage}-pass", "used"):
             time.sleep(0.02)
         result = function(*args, **options)
         if _order(stage) == "end" and _claim(stage):
