@@ -9,10 +9,15 @@ PYTEST ?= -n 2
 # The tests of test-core.
 CORE ?= not torch and not browser and not postgres and not netns
 
-.PHONY: demo test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
+
+evaluation: $(VENV)/torch.stamp demo  ## Let the demo's predictions answer its test splits (3 minutes).
+	$(BIN)/bank evaluate --bank $(DEMO_BANK)/bank --model examples/tiny_bank/base --leave-out both \
+		--out docs/evaluation-demo
+	rm docs/evaluation-demo/evaluation.json
 
 test: $(VENV)/torch.stamp  ## Set up, and pass every test that needs no browser, no database server and no root.
 	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres and not netns"
