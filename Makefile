@@ -9,7 +9,7 @@ PYTEST ?= -n 2
 # The tests of test-core.
 CORE ?= not torch and not browser and not postgres and not netns
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling bench-cluster example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -50,6 +50,9 @@ bench-paper: $(VENV)/core.stamp  ## The same at the paper's size: 502 adapters, 
 bench-scaling: $(VENV)/core.stamp  ## How cost grows with N and p, drawn (minutes).
 	$(BIN)/pip install --quiet -e .[bench]
 	$(BIN)/python benchmarks/scaling.py --out docs/scaling
+
+bench-cluster: $(VENV)/core.stamp  ## One worker process and two, the overhead of a task (a minute or two).
+	$(BIN)/python benchmarks/cluster.py --out docs/cluster
 
 example: $(VENV)/torch.stamp  ## Train the example bank again (minutes on a CPU).
 	$(BIN)/python examples/make_tiny_bank.py --out examples/tiny_bank --seed 0

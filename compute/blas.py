@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ _running = 0
 # the task that begins first is rarely the last to end.
 _holder: ThreadPoolExecutor | None = None
 _limits: Any = None
+_known: tuple[int, Any] | None = None
 
 
 @contextlib.contextmanager
@@ -23,25 +25,29 @@ def bounded_blas(limit: int) -> Iterator[None]:
     The first to begin sets the process's limit and the last to end lifts it: tasks in threads overlap. Each
     also limits its own thread, which is what counts where BLAS is built on OpenMP.
     """
-    from threadpoolctl import threadpool_limits
-
-    _hold(limit)
+    controller = _hold(limit)
     try:
-        with threadpool_limits(limits=limit):
+        with controller.limit(limits=limit):
             yield
     finally:
         _release()
 
 
-def _hold(limit: int) -> None:
-    from threadpoolctl import threadpool_limits
+def _hold(limit: int) -> Any:
+    """Set the process's limit if nobody has; return what sets limits of the libraries that are loaded now."""
+    from threadpoolctl import ThreadpoolController
 
-    global _running, _limits, _holder
+    global _running, _limits, _holder, _known
     with _lock:
+        # To look for libraries takes a millisecond; they come with modules.
+        if _known is None or _known[0] != len(sys.modules):
+            _known = (len(sys.modules), ThreadpoolController())
+        controller = _known[1]
         if not _running:
             _holder = _holder or ThreadPoolExecutor(max_workers=1, thread_name_prefix="blas-limit")
-            _limits = _holder.submit(lambda: threadpool_limits(limits=limit).__enter__()).result()
+            _limits = _holder.submit(lambda: controller.limit(limits=limit).__enter__()).result()
         _running += 1
+    return controller
 
 
 def _release() -> None:

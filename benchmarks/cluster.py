@@ -1,0 +1,141 @@
+"""What a cluster of worker processes gains and costs: one worker and two, the overhead of a task.
+
+    python benchmarks/cluster.py --out docs/cluster
+
+Distances by four metrics and one dense combination of a synthetic bank, on one worker process and on two; the
+share of the time in which workers compute is of what Dask's own task stream records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import machine
+from distributed import performance_report
+from synthetic import Shape, make_bank
+
+from bankdb.bank import AdapterBank
+from bankdb.progress import SilentProgress
+from compute.cluster import Cluster, ClusterOptions, open_cluster, run_tasks
+from compute.metrics import METRIC_NAMES
+from compute.options import PredictionOptions
+from compute.predict import distances_by, predict_all
+
+DISTANCES = Shape(adapters=768, layers=1, hidden=64)
+COMBINATION = Shape(adapters=256, layers=7, hidden=2048, rank=16)
+NOTHING = 1000
+MEMORY = 4 << 30
+# A report is committed as it is below this size, and compressed above.
+PLAIN_BYTES = 1 << 20
+
+
+def nothing(number: int) -> int:
+    """Return what is given: a task that costs what any task costs."""
+    return number
+
+
+def computed(cluster: Cluster, begin: float, end: float) -> float:
+    """Return the share of the workers' time between two moments in which tasks ran."""
+    stream = cluster.client.get_task_stream(start=begin, stop=end)
+    spans = [span for task in stream for span in task["startstops"] if span["action"] == "compute"]
+    seconds = sum(min(span["stop"], end) - max(span["start"], begin) for span in spans)
+    return seconds / (cluster.slots * (end - begin))
+
+
+def timed(cluster: Cluster, function: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds of a step, and the share of the workers' time that they computed."""
+    begin = time.time()
+    function()
+    end = time.time()
+    return end - begin, computed(cluster, begin, end)
+
+
+def steps(cluster: Cluster, few: AdapterBank, wide: AdapterBank) -> dict[str, tuple[float, float]]:
+    ways = [PredictionOptions(metric=name) for name in METRIC_NAMES]
+    dense = PredictionOptions(metric="js", approach="attentional")
+    cluster.client.run(_warm)
+    distances_by(wide, [dense], cluster=cluster)  # so that the second step is the combination alone
+    found = {}
+    # The first distances of a worker load the compiled loops, about a second for each process.
+    for name in ("distances, first", "distances, again"):
+        found[name] = timed(cluster, lambda: distances_by(few, ways, cluster=cluster))
+        shutil.rmtree(few.array_path("distances"))
+    found["combine"] = timed(cluster, lambda: predict_all(wide, dense, cluster=cluster))
+    shutil.rmtree(wide.array_path("predictions"))
+    return found
+
+
+def overhead(cluster: Cluster) -> float:
+    """Return the seconds that a task takes which does nothing."""
+    tasks = {f"{number}": (number,) for number in range(NOTHING)}
+    begin = time.perf_counter()
+    for _ in run_tasks(cluster, "nothing", nothing, tasks, SilentProgress()):
+        pass
+    return (time.perf_counter() - begin) / NOTHING
+
+
+def _warm() -> None:
+    import compute.combine
+    import compute.distances  # noqa: F401
+
+
+def keep_report(html: Path, out: Path) -> Path:
+    """Move a report to its place, compressed if it is large."""
+    if html.stat().st_size < PLAIN_BYTES:
+        return Path(shutil.copy(html, out / "performance_report.html"))
+    packed = out / "performance_report.html.gz"
+    packed.write_bytes(gzip.compress(html.read_bytes(), 9, mtime=0))
+    return packed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the report and the numbers")
+    parser.add_argument("--folder", type=Path, help="where banks are made, and kept if it is given")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    folder = arguments.folder or Path(tempfile.mkdtemp())
+    try:
+        _measure(folder, arguments.out)
+    finally:
+        if arguments.folder is None:
+            shutil.rmtree(folder)
+
+
+def _bank(path: Path, shape: Shape) -> AdapterBank:
+    return AdapterBank.open(path) if path.exists() else make_bank(path, shape)
+
+
+def _measure(folder: Path, out: Path) -> None:
+    found: dict[str, Any] = {"machine": machine.description()}
+    with _bank(folder / "few", DISTANCES) as few, _bank(folder / "wide", COMBINATION) as wide:
+        found["distances of"] = f"N = {len(few)}, V = {DISTANCES.vocabulary}, four metrics"
+        found["combination of"] = f"N = {len(wide)}, p = {wide.layout.size}"
+        for workers in (1, 2):
+            # The memory of a task is the same, so that the pieces are.
+            options = ClusterOptions(workers=workers, memory=MEMORY * workers)
+            with open_cluster(options, SilentProgress()) as cluster:
+                html = folder / "report.html"
+                with performance_report(str(html)):
+                    measured = steps(cluster, few, wide)
+                for name, (seconds, share) in measured.items():
+                    found[f"{name}, {workers} workers"] = {"seconds": seconds, "computing": share}
+                found[f"a task that does nothing, {workers} workers"] = overhead(cluster)
+    for name in measured:
+        one, two = (found[f"{name}, {workers} workers"] for workers in (1, 2))
+        found[f"{name}, speed-up"] = one["seconds"] / two["seconds"]
+    found["report"] = keep_report(folder / "report.html", out).name
+    (out / "measured.json").write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
