@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -88,7 +89,9 @@ def _warm() -> None:
 
 
 def keep_report(html: Path, out: Path) -> Path:
-    """Move a report to its place, compressed if it is large."""
+    """Move a report to its place, without this machine's folders; compressed if it is large."""
+    text = html.read_text().replace(f"{Path(__file__).resolve().parents[1]}/", "")
+    html.write_text(re.sub(r"/[\w./-]*/(?=python3\.\d+/)", "", text))
     if html.stat().st_size < PLAIN_BYTES:
         return Path(shutil.copy(html, out / "performance_report.html"))
     packed = out / "performance_report.html.gz"
