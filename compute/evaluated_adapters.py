@@ -116,11 +116,13 @@ def evaluated_adapters(
     Ways of the same name are one. The first systems are `base` and `own`.
     """
     systems = {BASE: System(BASE, BASE), OWN: System(OWN, OWN, space="factors")}
-    named = {system_of(way).name: way for way in reversed(ways)}
-    chosen = [way for way in ways if named[system_of(way).name] is way]
-    for way in chosen:
-        check_rank_fits(bank, way.rank)
-        systems[system_of(way).name] = system_of(way)
+    chosen = []
+    for way in ways:
+        system = system_of(way)
+        if system.name not in systems:
+            check_rank_fits(bank, way.rank)
+            systems[system.name] = system
+            chosen.append(way)
     predictions, gram = all_coefficients(bank, chosen, cluster=cluster, progress=progress)
     one = np.ones(1, dtype=np.float32)
     rows: dict[str, dict[str, EvaluatedAdapter | None]] = {

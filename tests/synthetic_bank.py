@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from malformed_adapters import good_config
 from numpy.typing import NDArray
-from small_bank import WORDS, create_bank
+from small_bank import WORDS, create_bank, write_tokenizer
 
 from bankdb.bank import AdapterBank
 from bankdb.layout import AdapterLayout
@@ -136,3 +136,17 @@ def create_synthetic(path: Path, tokenizer: Path, layout: AdapterLayout | None =
     """An empty bank for adapters of a layout; its configuration is written beside it."""
     bank = create_bank(path, tokenizer)
     return SyntheticBank(bank, layout or layout_of(), path.with_name(f"{path.name}-adapter_config.json"))
+
+
+def zipf_bank(
+    folder: Path, layout: AdapterLayout, number: int, vocabulary: int, tokens: int
+) -> SyntheticBank:
+    """A closed bank of so many drawn adapters; tokens by Zipf's law, seven kinds of datasets."""
+    tokenizer = write_tokenizer(folder / "tokenizer", [f"w{index}" for index in range(vocabulary - 2)])
+    made = create_synthetic(folder / "bank", tokenizer, layout)
+    for seed in range(number):
+        rng = np.random.default_rng(seed)
+        drawn = np.minimum(rng.zipf(1.2, tokens), vocabulary // 7) * (1 + seed % 7) - 1
+        made.add(f"s{seed:02d}", drawn, draw_vector(seed, layout.size))
+    made.bank.close()
+    return made

@@ -15,13 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from compute_driver import ComputeServer
 from dask_processes import DaskProcesses
-from small_bank import write_tokenizer
 from stored_files import copy_bank, digests
-from synthetic_bank import SyntheticBank, create_synthetic, draw_vector, layout_of
+from synthetic_bank import SyntheticBank, layout_of, zipf_bank
 
 from bankdb.bank import AdapterBank
 from bankdb.verify import verify
@@ -41,15 +39,7 @@ Seconds = dict[str, float]
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> SyntheticBank:
-    folder = tmp_path_factory.mktemp("template")
-    tokenizer = write_tokenizer(folder / "tokenizer", [f"w{index}" for index in range(VOCABULARY - 2)])
-    made = create_synthetic(folder / "bank", tokenizer, LAYOUT)
-    for seed in range(N):
-        rng = np.random.default_rng(seed)
-        drawn = np.minimum(rng.zipf(1.2, TOKENS), VOCABULARY // 7) * (1 + seed % 7) - 1
-        made.add(f"s{seed:02d}", drawn, draw_vector(seed, LAYOUT.size))
-    made.bank.close()
-    return made
+    return zipf_bank(tmp_path_factory.mktemp("template"), LAYOUT, N, VOCABULARY, TOKENS)
 
 
 @pytest.fixture(scope="module")
