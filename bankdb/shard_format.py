@@ -81,7 +81,7 @@ class ShardFormat:
 
     def index(self, raw: bytes) -> NDArray[np.uint64] | None:
         """Return offset and length of each chunk, shape (rows_per_shard, chunks_per_row, 2); None if damaged."""
-        if len(raw) < self.index_bytes or not _is_whole(raw):
+        if len(raw) < self.index_bytes or not is_whole(raw):
             return None
         entries = np.frombuffer(raw[:-CHECKSUM_BYTES], dtype="<u8")
         return entries.reshape(self.rows_per_shard, self.chunks_per_row, 2)
@@ -90,7 +90,7 @@ class ShardFormat:
         """Decode a chunk, from column `skip` of it on, into `part`; return False if it is damaged."""
         from numcodecs import blosc
 
-        if len(raw) < BLOSC_HEADER_BYTES + CHECKSUM_BYTES or not _is_whole(raw):
+        if len(raw) < BLOSC_HEADER_BYTES + CHECKSUM_BYTES or not is_whole(raw):
             return False
         if not self.states_its_size(raw):
             return False
@@ -168,28 +168,37 @@ def checksum(start: bytes, rest: NDArray[np.uint8] | None = None) -> bytes:
     return (found if rest is None else crc32c(rest.data, found)).to_bytes(CHECKSUM_BYTES, "little")
 
 
-def _is_whole(data: bytes | memoryview) -> bool:
+def is_whole(data: bytes | memoryview) -> bool:
+    """Whether data ends with the CRC32C of what is before it."""
     values = np.frombuffer(data, np.uint8, len(data) - CHECKSUM_BYTES)
     return checksum(b"", values) == data[-CHECKSUM_BYTES:]
 
 
 def _is_known(array: zarr.Array[Any]) -> bool:
-    from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
+    from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
     codecs: tuple[Any, ...] = tuple(getattr(array.metadata, "codecs", ()))
     if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec) or array.shards is None:
         return False
-    inner: tuple[Any, ...] = tuple(codecs[0].codecs)
     index: tuple[Any, ...] = tuple(codecs[0].index_codecs)
     return (
         _plain(codecs[0].index_location) == "end"
-        and [type(item) for item in inner] == [BytesCodec, BloscCodec, Crc32cCodec]
+        and is_known_chunk(tuple(codecs[0].codecs))
         and [type(item) for item in index] == [BytesCodec, Crc32cCodec]
-        and all(_plain(item.endian) == "little" for item in (inner[0], index[0]))
+        and _plain(index[0].endian) == "little"
         and array.ndim == 2
         and bool(array.dtype == np.dtype("<f4"))
         and bool(array.chunks[0] == 1)
     )
+
+
+def is_known_chunk(codecs: tuple[Any, ...]) -> bool:
+    """Whether chunks are little-endian values under blosc, with a CRC32C at the end."""
+    from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+
+    return [type(item) for item in codecs] == [BytesCodec, BloscCodec, Crc32cCodec] and _plain(
+        codecs[0].endian
+    ) == "little"
 
 
 def _plain(value: Any) -> str:

@@ -40,7 +40,9 @@ class Metric(ABC):
     symmetric
         Whether rho(p, q) = rho(q, p).
     relative_cost
-        Time of a large block against the other metrics', for the order of tasks.
+        Time of a pair in a large block against the other metrics', for the plan of tiles.
+    dataset_pairs
+        Time of a dataset on a side of a block, which is read and transformed, in pairs; likewise.
     """
 
     __slots__ = ()
@@ -48,6 +50,7 @@ class Metric(ABC):
     short: ClassVar[str]
     symmetric: ClassVar[bool]
     relative_cost: ClassVar[float] = 1.0
+    dataset_pairs: ClassVar[int] = 100
 
     @property
     @abstractmethod

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays import chunk_file, fsync_written, open_array, read_region, stored_chunks
+from bankdb.chunks import read_chunks, reads_directly
 from bankdb.errors import BankFormatError, ComputeError
 from bankdb.remote import Location, located
 from compute.blocks import Metric, allow_compiled
@@ -51,11 +52,7 @@ def compute_tile(
         columns, column_counts = read_counts(located(counts_path), tile.column_start, tile.column_stop)
     if not len(rows) or not len(columns):
         return 0
-    upper = read_entries(path, _slices(tile))
-    lower = upper if tile.diagonal else read_entries(path, _slices(tile, mirror=True))
-    at = np.ix_(rows - tile.row_start, columns - tile.column_start)
-    known = np.isfinite(upper[at]) & np.isfinite(lower.T[at])
-    known &= np.isin(rows, complete)[:, None] & np.isin(columns, complete)
+    upper, lower, known = _stored_entries(path, tile, rows, columns, complete)
     for r, c in _blocks_to_compute(known, tile.diagonal):
         with allow_compiled(compiled):
             forward, backward = _block(metric, tile, row_counts, column_counts, r, c)
@@ -68,6 +65,26 @@ def compute_tile(
         array[_slices(tile, mirror=True)] = lower
     fsync_written(path, _files(path, tile))
     return int(np.count_nonzero(~known)) * (1 if tile.diagonal else 2)
+
+
+def _stored_entries(
+    path: Location,
+    tile: Tile,
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    complete: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the entries of a tile and of its mirror, and which of those of `rows` and `columns` are known."""
+    usable = np.isin(rows, complete)[:, None] & np.isin(columns, complete)
+    if usable.any():
+        upper = read_entries(path, _slices(tile))
+        lower = upper if tile.diagonal else read_entries(path, _slices(tile, mirror=True))
+    else:
+        # Whatever is stored: it is not used, and not worth reading.
+        upper = np.full((tile.row_stop - tile.row_start, tile.column_stop - tile.column_start), np.nan)
+        lower = upper if tile.diagonal else np.full(upper.shape[::-1], np.nan)
+    at = np.ix_(rows - tile.row_start, columns - tile.column_start)
+    return upper, lower, usable & np.isfinite(upper[at]) & np.isfinite(lower.T[at])
 
 
 def _block(
@@ -126,6 +143,9 @@ def _check_finite(
 def read_entries(path: Location, selection: tuple[slice, slice]) -> NDArray[np.float64]:
     """Read entries of the matrix; a chunk that cannot be read is named."""
     array = open_array(path)
+    if reads_directly(array, path):
+        assert isinstance(path, Path)
+        return read_chunks(array, path, selection, AGAIN)
     try:
         return np.array(read_region(array, selection, AGAIN), dtype=np.float64)
     except BankFormatError:

@@ -26,8 +26,8 @@ from bankdb.remote import Location
 from compute.blocks import Metric
 from compute.cluster import Cluster, run_tasks
 from compute.distance_tiles import compute_tile, read_entries
-from compute.plans import plan_distances
 from compute.stored_counts import write_distributions
+from compute.tile_plans import plan_distances
 from compute.tiles import CHUNK_ROWS, Tile
 
 # Where a task may use less, the memory that compiled loops take a worker would be missed.
@@ -199,9 +199,8 @@ def _compute_missing(
     pieces: dict[str, tuple[_Stored, Tile]] = {}
     tasks: dict[str, tuple[Any, ...]] = {}
     compiled = cluster.task_budget >= _COMPILED_BUDGET
-    matrices = list(lacking)
     planned = plan_distances(
-        [(stored.metric, missing) for stored, (_, missing) in lacking.items()],
+        [(stored.metric, lacking[stored][1] if stored in lacking else ()) for stored in waiting],
         adapters[-1].row + 1,
         vocabulary=bank.record.vocabulary,
         nnz=nnz,
@@ -209,7 +208,7 @@ def _compute_missing(
         budget=cluster.task_budget,
     )
     for piece in planned:
-        stored, tile = matrices[piece.matrix], piece.tile
+        stored, tile = waiting[piece.matrix], piece.tile
         name = tile.name if len(lacking) == 1 else f"{stored.key}-{tile.name}"
         pieces[name] = stored, tile
         complete, _ = lacking[stored]
@@ -219,7 +218,7 @@ def _compute_missing(
     def step(name: str) -> str:
         return _stage([pieces[name][0]])
 
-    for name, _ in run_tasks(cluster, _stage(matrices), compute_tile, tasks, progress, step):
+    for name, _ in run_tasks(cluster, _stage(list(lacking)), compute_tile, tasks, progress, step):
         stored, tile = pieces[name]
         chunks = [chunk for chunk in tile.chunks() if chunk in contents]
         bank.runs.mark_done(stored.run.id, {_chunk_name(*chunk): contents[chunk] for chunk in chunks})

@@ -136,10 +136,20 @@ class TokenCounts:
     def select(self, rows: NDArray[np.integer[Any]]) -> TokenCounts:
         """Take the datasets at these row numbers, in this order."""
         rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+            return self._range(int(rows[0]), int(rows[-1]) + 1)
         lengths = self.lengths[rows]
         indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         entries = np.arange(indptr[-1]) + np.repeat(self.indptr[:-1][rows] - indptr[:-1], lengths)
         return TokenCounts(indptr, self.ids[entries], self.counts[entries], self.vocabulary, self.largest)
+
+    def _range(self, start: int, stop: int) -> TokenCounts:
+        """Take the datasets in [start, stop), without a copy of them."""
+        indptr = self.indptr[start : stop + 1]
+        entries = slice(indptr[0], indptr[-1])
+        return TokenCounts(
+            indptr - indptr[0], self.ids[entries], self.counts[entries], self.vocabulary, self.largest
+        )
 
 
 def _check_shape(indptr: NDArray[Any], ids: NDArray[Any], counts: NDArray[Any]) -> None:

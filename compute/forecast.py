@@ -7,6 +7,7 @@ nothing: what a bank has stored already, the run does not compute again.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
@@ -23,7 +24,8 @@ from compute.metrics import get_metric
 from compute.mlp import BATCH
 from compute.neural_options import NeuralOptions
 from compute.options import NO_DISTANCES, PredictionOptions
-from compute.plans import PlannedTile, plan_combination, plan_distances, plan_gram, tile_bytes
+from compute.plans import plan_combination, plan_gram
+from compute.tile_plans import PlannedTile, plan_distances, tile_bytes
 from compute.tiles import CHUNK_ROWS, SHARD_ROWS, chunk_count
 
 # Bytes of a stored token id with its count.
@@ -149,6 +151,8 @@ class StepForecast:
         The metric of distances, the approach of coefficients.
     tasks, together
         0 where the client works alone; and with those of other steps that run at the same time.
+    costs
+        Of distances: the cost of a tile against others, and how many have it, of all steps that run at the same time.
     read, written
         Bytes, before compression.
     files
@@ -175,6 +179,7 @@ class StepForecast:
     detail: str = ""
     tasks: int = 0
     together: int = 0
+    costs: tuple[tuple[int, int], ...] = ()
     read: int = 0
     written: int = 0
     files: int = 0
@@ -255,8 +260,9 @@ def _distances(shape: BankShape, names: Sequence[str], slots: int, budget: int) 
         )
     except PlanError as error:
         return [StepForecast("distances", f"distances {name}", name, problem=str(error)) for name in names]
+    costs = tuple(Counter(piece.cost for piece in tiles).items())
     return [
-        _distance_step(shape, name, [piece for piece in tiles if piece.metric is metric], len(tiles))
+        _distance_step(shape, name, [piece for piece in tiles if piece.metric is metric], costs)
         for name, metric in zip(names, metrics, strict=True)
     ]
 
@@ -266,16 +272,20 @@ def _metric(name: str, vocabulary: int) -> Metric:
     return get_metric(name, frequencies=np.ones(vocabulary) if name == "tf-idf" else None)
 
 
-def _distance_step(shape: BankShape, name: str, tiles: Sequence[PlannedTile], together: int) -> StepForecast:
+def _distance_step(
+    shape: BankShape, name: str, tiles: Sequence[PlannedTile], costs: tuple[tuple[int, int], ...]
+) -> StepForecast:
     side = max(piece.tile.row_stop - piece.tile.row_start for piece in tiles)
     datasets, entries = (sum(getattr(piece, name) for piece in tiles) for name in ("datasets", "entries"))
-    chunks = sum(len(list(piece.tile.chunks())) * (1 if piece.tile.diagonal else 2) for piece in tiles)
+    # The mirror of a chunk on the diagonal is itself.
+    chunks = sum(1 if i == j else 2 for piece in tiles for i, j in piece.tile.chunks())
     return StepForecast(
         "distances",
         f"distances {name}",
         name,
         tasks=len(tiles),
-        together=together,
+        together=sum(count for _, count in costs),
+        costs=costs,
         read=_COUNT_BYTES * datasets * shape.distinct // shape.rows,
         written=8 * entries,
         files=chunks,

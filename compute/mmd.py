@@ -171,7 +171,8 @@ class MaximumMeanDiscrepancy(Metric):
     name: ClassVar[str] = "mmd"
     short: ClassVar[str] = "mmd"
     symmetric: ClassVar[bool] = True
-    relative_cost: ClassVar[float] = 1.0
+    relative_cost: ClassVar[float] = 0.7
+    dataset_pairs: ClassVar[int] = 200
     kernel: Kernel = MultiscaleKernel()
 
     @property

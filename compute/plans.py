@@ -1,24 +1,19 @@
-"""Plans of whole steps: their tasks, and the bytes and flops of these. What runs and what is forecast share them.
+"""Plans of Gram matrix and combination: tasks, and their bytes and flops. What runs and what is forecast share them.
 
 Integers alone: nothing here knows arrays, files or Dask. Bytes are those of the values, before compression.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from compute.blocks import Metric
 from compute.tiles import (
     Panel,
     PanelPart,
-    Tile,
     padded,
     panel_bytes,
     plan_panels,
     plan_slices,
-    plan_tiles,
     reads_ahead,
     slice_bytes,
     split_panel,
@@ -26,94 +21,6 @@ from compute.tiles import (
 
 # Slices of the columns that the Gram matrix is summed over, whatever it is run on, so that a run goes on elsewhere.
 GRAM_PIECES = 12
-# A tile on the diagonal costs this share of one above it, in tenths: half of it is a mirror.
-DIAGONAL_TENTHS = 6
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedTile:
-    """A tile of the matrix of one metric; `matrix` counts through those that are planned together."""
-
-    matrix: int
-    metric: Metric
-    tile: Tile
-
-    @property
-    def area(self) -> int:
-        """Pairs that the tile holds, those of its mirror not counted."""
-        tile = self.tile
-        return (tile.row_stop - tile.row_start) * (tile.column_stop - tile.column_start)
-
-    @property
-    def datasets(self) -> int:
-        """Datasets whose counts are read."""
-        tile = self.tile
-        rows = tile.row_stop - tile.row_start
-        return rows if tile.diagonal else rows + tile.column_stop - tile.column_start
-
-    @property
-    def entries(self) -> int:
-        """Entries of the matrix that are written."""
-        return self.area if self.tile.diagonal else 2 * self.area
-
-    @property
-    def pair_tenths(self) -> int:
-        """Tenths of pairs that the tile's time goes with."""
-        return self.area * (DIAGONAL_TENTHS if self.tile.diagonal else 10)
-
-
-def plan_distances(
-    lacking: Sequence[tuple[Metric, Collection[tuple[int, int]]]],
-    rows: int,
-    *,
-    vocabulary: int,
-    nnz: int,
-    slots: int,
-    budget: int,
-) -> tuple[PlannedTile, ...]:
-    """Cover the chunks that each matrix lacks with tiles, those of all matrices in one order.
-
-    Parameters
-    ----------
-    lacking
-        Each metric with the chunks on and above the diagonal that its matrix lacks.
-    rows
-        Rows of the matrices.
-    vocabulary, nnz
-        V, and the largest number of distinct ids of a dataset.
-    slots, budget
-        Tasks that run at once, and the bytes that one of them may use.
-
-    Returns
-    -------
-    The longest first: what is left for the end is short.
-
-    Raises
-    ------
-    PlanError
-        Not even a tile of one chunk fits the budget.
-    """
-    planned = [
-        PlannedTile(index, metric, tile)
-        for index, (metric, missing) in enumerate(lacking)
-        for tile in plan_tiles(
-            rows,
-            missing,
-            workers=slots,
-            budget=budget,
-            workspace=functools.partial(tile_bytes, metric, vocabulary=vocabulary, nnz=nnz),
-            matrices=len(lacking),
-        )
-    ]
-    return tuple(
-        sorted(planned, key=lambda piece: piece.metric.relative_cost * piece.pair_tenths, reverse=True)
-    )
-
-
-def tile_bytes(metric: Metric, side: int, vocabulary: int, nnz: int) -> int:
-    """Return the bytes that the task of a square tile uses, `nnz` being the largest support of a dataset."""
-    # The block and its mirror, what is stored of both, and the counts of both sides.
-    return metric.workspace_bytes(side, side, vocabulary, nnz) + 4 * 8 * side * side + 2 * side * nnz * 16
 
 
 @dataclass(frozen=True, slots=True)

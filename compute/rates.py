@@ -12,6 +12,7 @@ from typing import Any
 from bankdb.errors import ParameterError
 from bankdb.strict_json import parse_object
 from compute.forecast import StepForecast
+from compute.tile_plans import busiest
 
 _AGAIN = "write the file again with `bank plan --measure --save-rates FILE`"
 # Approaches that fit parameters on the bank, whose time no rate tells.
@@ -187,7 +188,9 @@ def expected_seconds(
 
 
 def _waves(step: StepForecast, workers: int) -> float:
-    """Share of the whole work that the busiest worker does, where tasks are alike."""
+    """Share of the whole work that the busiest worker does; where no costs are known, tasks are alike."""
+    if step.costs:
+        return busiest(dict(step.costs), workers) / sum(cost * count for cost, count in step.costs)
     return -(-step.together // workers) / step.together
 
 

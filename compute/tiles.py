@@ -5,7 +5,7 @@ Nothing here knows arrays, files or Dask; a plan can be tested without running i
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +15,6 @@ from bankdb.errors import PlanError
 CHUNK_ROWS = 64
 # Rows of a shard of the stored predictions; a panel is made of whole shards.
 SHARD_ROWS = 16
-# Tasks a worker should get at the least, so that the last one does not keep the others waiting.
-_TASKS_PER_WORKER = 3
 # Targets multiplied at once, where the sources are held: more make the matrix product hardly faster, and fewer
 # not much slower, so that two blocks take an eighth of the budget at the most where there is a smaller one.
 _BLOCKS = (128, 64, 32, SHARD_ROWS)
@@ -107,64 +105,35 @@ def chunk_count(rows: int) -> int:
     return -(-rows // CHUNK_ROWS)
 
 
-def plan_tiles(
-    rows: int,
-    missing: Collection[tuple[int, int]],
-    *,
-    workers: int,
-    budget: int,
-    workspace: Callable[[int], int],
-    matrices: int = 1,
-) -> tuple[Tile, ...]:
-    """Cover the missing chunks with tiles, each chunk once.
+def largest_side(rows: int, *, budget: int, workspace: Callable[[int], int]) -> int:
+    """Return the chunks on the side of the largest tile that fits, at most those of the whole matrix.
 
     Parameters
     ----------
-    rows
-        Rows of the matrix.
-    missing
-        Chunks on and above the diagonal that are to be computed.
-    workers
-        Tasks that run at once.
     budget
         Bytes that one task may use.
     workspace
-        Bytes that a task of a square tile of so many rows uses.
-    matrices
-        How many matrices are computed side by side: the workers share the tiles of all of them.
-
-    Returns
-    -------
-    Tiles that hold at least one missing chunk; as large as the budget and the number of workers allow.
+        Bytes that a task of a square tile of so many rows uses; it does not fall as tiles grow.
 
     Raises
     ------
     PlanError
         Not even a tile of one chunk fits the budget.
     """
-    blocks = chunk_count(rows)
-    if not missing:
-        return ()
     smallest = min(CHUNK_ROWS, rows)
     if workspace(smallest) > budget:
         raise PlanError(
             f"a tile of {smallest} datasets needs {_mib(workspace(smallest))}, but a task may use "
             f"{_mib(budget)}; raise --memory, or lower --workers"
         )
-    side = 1
-    while side < blocks and matrices * _tasks(blocks, side * 2) >= workers * _TASKS_PER_WORKER:
-        if workspace(side * 2 * CHUNK_ROWS) > budget:
-            break
-        side *= 2
-    edges = range(0, blocks, side)
-    wanted = set(missing)
-    tiles = (_tile(i, j, side, rows) for i in edges for j in edges if i <= j)
-    return tuple(tile for tile in tiles if any(chunk in wanted for chunk in tile.chunks()))
+    sides = range(1, chunk_count(rows) + 1)
+    return bisect_right(sides, budget, key=lambda side: workspace(min(side * CHUNK_ROWS, rows)))
 
 
-def _tasks(blocks: int, side: int) -> int:
-    edges = -(-blocks // side)
-    return edges * (edges + 1) // 2
+def cover(rows: int, missing: Collection[tuple[int, int]], side: int) -> tuple[Tile, ...]:
+    """Return the tiles of `side` chunks that hold a missing chunk on or above the diagonal; each chunk is in one."""
+    edges = sorted({(i // side * side, j // side * side) for i, j in missing})
+    return tuple(_tile(i, j, side, rows) for i, j in edges)
 
 
 def _tile(i: int, j: int, side: int, rows: int) -> Tile:

@@ -34,6 +34,7 @@ KERNELS = (
     "products",
     "scores",
     "tfidf",
+    "tile_plans",
     "tiles",
     "tuning",
     "wasserstein",

@@ -44,8 +44,8 @@ from compute.distances import (
 from compute.distributions import TokenCounts, median_sigma
 from compute.metrics import get_metric
 from compute.options import PredictionOptions
-from compute.plans import tile_bytes
 from compute.predict import coefficients, coefficients_by, distances, distances_by
+from compute.tile_plans import tile_bytes
 from compute.tiles import CHUNK_ROWS, Tile
 from compute.wasserstein import Wasserstein
 
@@ -77,6 +77,12 @@ def many(template: SyntheticBank, tmp_path: Path) -> Iterator[SyntheticBank]:
 def cluster() -> Iterator[Cluster]:
     with open_cluster(ClusterOptions(workers=2, processes=False), SilentProgress()) as opened:
         yield opened
+
+
+@pytest.fixture(autouse=True)
+def _tiles_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few datasets would be one tile."""
+    monkeypatch.setattr("compute.tile_plans._balanced_side", lambda *_: 1)
 
 
 @pytest.fixture
@@ -335,7 +341,7 @@ def chunk_bytes(bank: AdapterBank, metric: str) -> dict[str, bytes]:
 def test_a_tile_that_was_written_in_part_is_computed_to_the_same_bytes(
     many: SyntheticBank, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compute.tiles._TASKS_PER_WORKER", 0.1)  # tiles of several chunks
+    monkeypatch.setattr("compute.tile_plans._balanced_side", lambda *_: 2)
     n = len(many.tokens)
     distances(many.bank, "mmd", cluster=cluster)
     many.add_many(range(800, 803))

@@ -15,11 +15,12 @@ from compute.tiles import (
     SHARD_ROWS,
     chunk_count,
     contiguous,
+    cover,
     following,
+    largest_side,
     panel_bytes,
     plan_panels,
     plan_slices,
-    plan_tiles,
 )
 
 
@@ -35,12 +36,13 @@ def rows_and_missing(draw: st.DrawFn) -> tuple[int, set[tuple[int, int]]]:
     return rows, draw(st.one_of(st.just(set(chunks)), st.sets(st.sampled_from(chunks))))
 
 
-@given(rows_and_missing(), st.integers(1, 40), st.integers(workspace(CHUNK_ROWS), workspace(5 * CHUNK_ROWS)))
-def test_tiles_cover_each_missing_chunk_once(
-    plan: tuple[int, set[tuple[int, int]]], workers: int, budget: int
-) -> None:
+sides = st.integers(1, 20)
+
+
+@given(rows_and_missing(), sides)
+def test_tiles_cover_each_missing_chunk_once(plan: tuple[int, set[tuple[int, int]]], side: int) -> None:
     rows, missing = plan
-    tiles = plan_tiles(rows, missing, workers=workers, budget=budget, workspace=workspace)
+    tiles = cover(rows, missing, side)
     covered = [chunk for tile in tiles for chunk in tile.chunks()]
     assert len(covered) == len(set(covered))
     assert missing <= set(covered)
@@ -49,13 +51,13 @@ def test_tiles_cover_each_missing_chunk_once(
     assert len({tile.name for tile in tiles}) == len(tiles)
 
 
-@given(rows_and_missing(), st.integers(1, 40), st.integers(workspace(CHUNK_ROWS), workspace(5 * CHUNK_ROWS)))
+@given(rows_and_missing(), sides)
 def test_tiles_and_their_mirrors_own_whole_chunks_alone(
-    plan: tuple[int, set[tuple[int, int]]], workers: int, budget: int
+    plan: tuple[int, set[tuple[int, int]]], side: int
 ) -> None:
     rows, missing = plan
     owner = np.zeros((chunk_count(rows),) * 2, dtype=int)
-    for tile in plan_tiles(rows, missing, workers=workers, budget=budget, workspace=workspace):
+    for tile in cover(rows, missing, side):
         edges = (tile.row_start, tile.row_stop, tile.column_start, tile.column_stop)
         assert all(edge % CHUNK_ROWS == 0 or edge == rows for edge in edges)
         assert tile.row_start < tile.row_stop <= rows
@@ -68,44 +70,32 @@ def test_tiles_and_their_mirrors_own_whole_chunks_alone(
             # Nothing of an off-diagonal tile lies on its own mirror.
             assert tile.row_stop <= tile.column_start
             owner[j, i] += 1
-        side = max(tile.row_stop - tile.row_start, tile.column_stop - tile.column_start)
-        assert workspace(side) <= budget
+        assert max(tile.row_stop - tile.row_start, tile.column_stop - tile.column_start) <= side * CHUNK_ROWS
     assert owner.max(initial=0) <= 1
 
 
-def test_every_worker_gets_tiles_where_there_are_chunks_enough() -> None:
-    every = set(itertools.combinations_with_replacement(range(chunk_count(2048)), 2))
-    for workers in (1, 2, 8, 32):
-        tiles = plan_tiles(2048, every, workers=workers, budget=1 << 60, workspace=workspace)
-        assert 3 * workers <= len(tiles) < 20 * workers + 8
-
-
-@given(st.integers(1, 3000), st.integers(1, 16), st.integers(2, 6))
-def test_matrices_side_by_side_share_the_workers(rows: int, workers: int, matrices: int) -> None:
-    """Each is cut into fewer, larger tiles, but all together into enough for every worker."""
-    every = set(itertools.combinations_with_replacement(range(chunk_count(rows)), 2))
-
-    def tiles(number: int) -> int:
-        plan = plan_tiles(rows, every, workers=workers, budget=1 << 60, workspace=workspace, matrices=number)
-        return len(plan)
-
-    assert tiles(matrices) <= tiles(1)
-    assert matrices * tiles(matrices) >= min(3 * workers, matrices * len(every))
+@given(st.integers(1, 1000), st.integers(0, workspace(1000)))
+def test_the_largest_side_is_the_last_that_fits(rows: int, more: int) -> None:
+    budget = workspace(min(rows, CHUNK_ROWS)) + more
+    side = largest_side(rows, budget=budget, workspace=workspace)
+    assert 1 <= side <= chunk_count(rows)
+    assert workspace(min(side * CHUNK_ROWS, rows)) <= budget
+    assert side == chunk_count(rows) or workspace(min((side + 1) * CHUNK_ROWS, rows)) > budget
 
 
 def test_nothing_missing_is_no_tile() -> None:
-    assert plan_tiles(500, (), workers=2, budget=0, workspace=workspace) == ()
+    assert cover(500, (), 1) == ()
 
 
 @given(st.integers(1, 1000), st.integers(0, workspace(CHUNK_ROWS) - 1))
 def test_a_tile_that_does_not_fit_is_refused(rows: int, budget: int) -> None:
     assume(workspace(min(rows, CHUNK_ROWS)) > budget)
     with pytest.raises(PlanError, match="--memory"):
-        plan_tiles(rows, {(0, 0)}, workers=1, budget=budget, workspace=workspace)
+        largest_side(rows, budget=budget, workspace=workspace)
 
 
 def test_a_small_bank_needs_memory_for_its_own_rows_alone() -> None:
-    assert len(plan_tiles(3, {(0, 0)}, workers=1, budget=workspace(3), workspace=workspace)) == 1
+    assert largest_side(3, budget=workspace(3), workspace=workspace) == 1
 
 
 targets_and_sources = st.integers(1, 150)

@@ -1,0 +1,101 @@
+"""Chunks read from their files against zarr's own reader, and files that were damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+from bankdb.arrays import chunk_file, create_array, open_array
+from bankdb.chunks import read_chunks, reads_directly
+from bankdb.errors import BankFormatError
+from bankdb.remote import RemotePath
+
+CHUNK = 4
+ADVICE = "compute it again"
+
+
+def written(path: Path, values: np.ndarray) -> zarr.Array:
+    array = create_array(
+        path, shape=values.shape, chunks=(CHUNK, CHUNK), shards=None, dtype="float64", attributes={}
+    )
+    array[:] = values
+    return open_array(path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.integers(1, 13), st.integers(1, 13))
+def test_a_rectangle_is_what_zarr_reads(tmp_path: Path, data: st.DataObject, rows: int, columns: int) -> None:
+    """Whole chunks, those at the edges, those of nothing but NaN, which have no file, and -0.0."""
+    values = np.random.default_rng(rows * 100 + columns).standard_normal((rows, columns))
+    values[data.draw(st.integers(0, rows)) :, data.draw(st.integers(0, columns)) :] = np.nan
+    values[0, 0] = -0.0
+    array = written(tmp_path / "array", values)
+    assert reads_directly(array, tmp_path / "array")
+    selection = []
+    for size in (rows, columns):
+        start = CHUNK * data.draw(st.integers(0, (size - 1) // CHUNK))
+        selection.append(slice(start, data.draw(st.integers(start, size))))
+    found = read_chunks(array, tmp_path / "array", tuple(selection), ADVICE)
+    assert found.tobytes() == np.asarray(array[tuple(selection)]).tobytes()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "another size", "not blosc"])
+def test_a_damaged_chunk_is_named(tmp_path: Path, damage: str) -> None:
+    array = written(tmp_path / "array", np.random.default_rng(0).random((8, 8)))
+    file = chunk_file(tmp_path / "array", 1, 0)
+    raw = bytearray(file.read_bytes())
+    if damage == "truncated":
+        raw = raw[:-5]
+    elif damage == "empty":
+        raw = bytearray()
+    elif damage == "flipped":
+        raw[30] ^= 1
+    else:
+        # A valid checksum around what is no chunk of this array.
+        from bankdb.shard_format import checksum
+
+        body = raw[:-4]
+        body[4:8] = (7).to_bytes(4, "little") if damage == "another size" else body[4:8]
+        body[0] = 200 if damage == "not blosc" else body[0]
+        raw = body + checksum(bytes(body))
+    file.write_bytes(raw)
+    with pytest.raises(BankFormatError, match=f"{file}: .*; delete {file}; {ADVICE}"):
+        read_chunks(array, tmp_path / "array", (slice(None), slice(None)), ADVICE)
+    # What is not asked for is not looked at.
+    assert np.isfinite(read_chunks(array, tmp_path / "array", (slice(0, 4), slice(None)), ADVICE)).all()
+
+
+def test_a_chunk_that_is_a_folder_is_named(tmp_path: Path) -> None:
+    array = written(tmp_path / "array", np.ones((4, 4)))
+    file = chunk_file(tmp_path / "array", 0, 0)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(BankFormatError, match=str(file)):
+        read_chunks(array, tmp_path / "array", (slice(None), slice(None)), ADVICE)
+
+
+def test_other_layouts_are_left_to_zarr(tmp_path: Path) -> None:
+    known = {"shape": (8, 8), "chunks": (4, 4), "dtype": "float64", "fill_value": float("nan")}
+    packed = [BloscCodec(), Crc32cCodec()]
+
+    def direct(**changes: object) -> bool:
+        array = zarr.create_array(
+            tmp_path / "array", overwrite=True, zarr_format=3, **known | {"compressors": packed} | changes
+        )
+        return reads_directly(array, tmp_path / "array")
+
+    assert direct()
+    assert not direct(compressors=[ZstdCodec(), Crc32cCodec()])
+    assert not direct(compressors=[BloscCodec()])
+    assert not direct(dtype="float32")
+    assert not direct(dtype=">f8")
+    assert not direct(shards=(8, 8))
+    assert not direct(fill_value=0.0)
+    assert not direct(shape=(8,), chunks=(4,))
+    assert not reads_directly(open_array(tmp_path / "array"), RemotePath("memory://array"))
