@@ -1,4 +1,4 @@
-"""Chunks of float64 straight from their files: ten times quicker than zarr, which takes half a millisecond for each.
+"""Chunks of float64 straight from and into their files: ten times quicker than zarr, which takes 0.5 ms for each.
 
 This knows the one layout that `bankdb.arrays.create_array` makes without shards, in a folder; any other array is
 left to zarr.
@@ -7,6 +7,7 @@ left to zarr.
 from __future__ import annotations
 
 import itertools
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,14 @@ from numpy.typing import NDArray
 
 from bankdb.errors import BankFormatError
 from bankdb.remote import Location
-from bankdb.shard_format import BLOSC_HEADER_BYTES, CHECKSUM_BYTES, is_known_chunk, is_whole
+from bankdb.shard_format import BLOSC_HEADER_BYTES, CHECKSUM_BYTES, checksum, is_known_chunk, is_whole
 
 if TYPE_CHECKING:
     import zarr
 
 
-def reads_directly(array: zarr.Array[Any], location: Location) -> bool:
-    """Whether `read_chunks` knows the array's layout."""
+def known_chunks(array: zarr.Array[Any], location: Location) -> bool:
+    """Whether `read_chunks` and `write_chunks` know the array's layout."""
     codecs = tuple(getattr(array.metadata, "codecs", ()))
     known = array.ndim == 2 and array.shards is None and bool(array.dtype == np.dtype("<f8"))
     return (
@@ -59,6 +60,59 @@ def read_chunks(
             part = found[i - rows.start : i - rows.start + high, j - columns.start : j - columns.start + wide]
             part[:] = chunk[: part.shape[0], : part.shape[1]]
     return found
+
+
+def write_chunks(
+    array: zarr.Array[Any], path: Path, row: int, column: int, values: NDArray[np.float64]
+) -> None:
+    """Write a rectangle of whole chunks, or up to the array's edge; a chunk of nothing but NaN has no file.
+
+    Each file appears whole; it is left to flush: `bankdb.arrays.fsync_written`.
+
+    Parameters
+    ----------
+    row, column
+        Of the first entry, which a chunk begins with.
+
+    Raises
+    ------
+    OSError
+        A file cannot be written; it is named, and the chunk that was there is there still.
+    """
+    high, wide = array.chunks
+    assert row % high == column % wide == 0, "a rectangle begins with a chunk"
+    for i, j in itertools.product(range(0, values.shape[0], high), range(0, values.shape[1], wide)):
+        part = values[i : i + high, j : j + wide]
+        file = path / "c" / str((row + i) // high) / str((column + j) // wide)
+        if np.isnan(part).all():
+            file.unlink(missing_ok=True)
+        else:
+            _write_chunk(file, _padded(part, (high, wide)))
+
+
+def _padded(part: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Return a chunk at its full size: zarr stores those at the edges so, filled with NaN."""
+    chunk = np.full(shape, np.nan)
+    chunk[: part.shape[0], : part.shape[1]] = part
+    return chunk
+
+
+def _write_chunk(file: Path, chunk: NDArray[np.float64]) -> None:
+    from numcodecs import blosc
+
+    packed = blosc.compress(chunk, b"lz4", 5, blosc.BITSHUFFLE)
+    # Named as zarr names its own, so that what a killed writer leaves is found.
+    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(packed + checksum(packed))
+        partial.replace(file)
+    except OSError as error:
+        if error.filename is None:  # a full disk is told by calls that know no name
+            error.filename = str(file)
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _read_chunk(file: Path, chunk: NDArray[np.float64], advice: str) -> bool:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sqlalchemy import delete, select, update
+from sqlalchemy import Delete, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from bankdb.database import Database, now
 from bankdb.errors import BankNotFoundError
 from bankdb.records import PredictionRecord, RunRecord
 from bankdb.schema import PieceRow, PredictionRow, RunRow
+
+_NAMES_AT_ONCE = 500
 
 _LIBRARIES = ("lora-bank", "dask", "distributed", "numpy", "scipy", "zarr", "transformers", "safetensors")
 
@@ -107,10 +109,12 @@ class RunBook:
         with self._database.write() as session:
             _forget(session, run_id, pieces)
             stamp = now()
-            session.add_all(
-                PieceRow(run_id=run_id, name=name, content=content, done=stamp)
+            rows = [
+                {"run_id": run_id, "name": name, "content": content, "done": stamp}
                 for name, content in pieces.items()
-            )
+            ]
+            if rows:
+                session.execute(insert(PieceRow), rows)
 
     def forget_pieces(self, run_id: int, names: Iterable[str]) -> None:
         """Record pieces as not done."""
@@ -122,13 +126,14 @@ class RunBook:
     def store_predictions(self, predictions: Sequence[PredictionRecord]) -> None:
         """Store predictions in one transaction, in place of any of the same run and target."""
         with self._database.write() as session:
-            for record in predictions:
-                session.execute(
-                    delete(PredictionRow).where(
-                        PredictionRow.run_id == record.run_id, PredictionRow.target == record.target
+            for run_id in dict.fromkeys(record.run_id for record in predictions):
+                for targets in _batches(record.target for record in predictions if record.run_id == run_id):
+                    session.execute(
+                        _without_sync(delete(PredictionRow)).where(
+                            PredictionRow.run_id == run_id, PredictionRow.target.in_(targets)
+                        )
                     )
-                )
-                session.add(_prediction_row(record))
+            session.add_all(_prediction_row(record) for record in predictions)
 
     def set_exported(self, run_id: int, target: str, folder: str, dtype: str) -> None:
         """Record where a prediction was exported."""
@@ -152,8 +157,22 @@ def _set_state(session: Session, run_id: int, state: str, finished: str | None) 
 
 
 def _forget(session: Session, run_id: int, names: Iterable[str]) -> None:
-    for name in names:
-        session.execute(delete(PieceRow).where(PieceRow.run_id == run_id, PieceRow.name == name))
+    for some in _batches(names):
+        session.execute(
+            _without_sync(delete(PieceRow)).where(PieceRow.run_id == run_id, PieceRow.name.in_(some))
+        )
+
+
+def _without_sync(statement: Delete) -> Delete:
+    """Return a statement that does not look for what it deletes among loaded objects: there are none."""
+    return statement.execution_options(synchronize_session=False)
+
+
+def _batches(names: Iterable[str]) -> Iterator[list[str]]:
+    """Cut names into lists that one statement takes: SQLite has a limit on parameters."""
+    every = list(names)
+    for start in range(0, len(every), _NAMES_AT_ONCE):
+        yield every[start : start + _NAMES_AT_ONCE]
 
 
 def _run_record(row: RunRow) -> RunRecord:

@@ -2,13 +2,14 @@
 
     python benchmarks/cluster.py --out docs/cluster
 
-Distances by four metrics and one dense combination of a synthetic bank, on one worker process and on two; the
+Distances by four metrics of two synthetic banks and one dense combination, on one worker process and on two; the
 share of the time in which workers compute is of what Dask's own task stream records.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import re
@@ -30,9 +31,11 @@ from compute.metrics import METRIC_NAMES
 from compute.options import PredictionOptions
 from compute.predict import distances_by, predict_all
 
-DISTANCES = Shape(adapters=768, layers=1, hidden=64)
-COMBINATION = Shape(adapters=256, layers=7, hidden=2048, rank=16)
+DISTANCES = {n: Shape(adapters=n, layers=1, hidden=64) for n in (502, 1536)}
+COMBINATION = Shape(adapters=256, layers=14, hidden=2048, rank=16)
 NOTHING = 1000
+# A machine is shared: one worker and two take turns, and the best of so many is what they can do.
+ROUNDS = 3
 MEMORY = 4 << 30
 # A report is committed as it is below this size, and compressed above.
 PLAIN_BYTES = 1 << 20
@@ -59,16 +62,21 @@ def timed(cluster: Cluster, function: Callable[[], object]) -> tuple[float, floa
     return end - begin, computed(cluster, begin, end)
 
 
-def steps(cluster: Cluster, few: AdapterBank, wide: AdapterBank) -> dict[str, tuple[float, float]]:
+def steps(
+    cluster: Cluster, narrow: dict[int, AdapterBank], wide: AdapterBank
+) -> dict[str, tuple[float, float]]:
     ways = [PredictionOptions(metric=name) for name in METRIC_NAMES]
     dense = PredictionOptions(metric="js", approach="attentional")
     cluster.client.run(_warm)
     distances_by(wide, [dense], cluster=cluster)  # so that the second step is the combination alone
     found = {}
-    # The first distances of a worker load the compiled loops, about a second for each process.
-    for name in ("distances, first", "distances, again"):
-        found[name] = timed(cluster, lambda: distances_by(few, ways, cluster=cluster))
-        shutil.rmtree(few.array_path("distances"))
+    for n, bank in narrow.items():
+        # The first distances of a worker load the compiled loops, about a second for each process.
+        for turn in ("again",) if found else ("first", "again"):
+            found[f"distances, N = {n}, {turn}"] = timed(
+                cluster, lambda bank=bank: distances_by(bank, ways, cluster=cluster)
+            )
+            shutil.rmtree(bank.array_path("distances"))
     found["combine"] = timed(cluster, lambda: predict_all(wide, dense, cluster=cluster))
     shutil.rmtree(wide.array_path("predictions"))
     return found
@@ -119,19 +127,25 @@ def _bank(path: Path, shape: Shape) -> AdapterBank:
 
 def _measure(folder: Path, out: Path) -> None:
     found: dict[str, Any] = {"machine": machine.description()}
-    with _bank(folder / "few", DISTANCES) as few, _bank(folder / "wide", COMBINATION) as wide:
-        found["distances of"] = f"N = {len(few)}, V = {DISTANCES.vocabulary}, four metrics"
+    with contextlib.ExitStack() as stack:
+        narrow = {
+            n: stack.enter_context(_bank(folder / f"narrow-{n}", shape)) for n, shape in DISTANCES.items()
+        }
+        wide = stack.enter_context(_bank(folder / "wide", COMBINATION))
         found["combination of"] = f"N = {len(wide)}, p = {wide.layout.size}"
-        for workers in (1, 2):
+        turns: dict[str, list[tuple[float, float]]] = {}
+        for workers in (1, 2) * ROUNDS:
             # The memory of a task is the same, so that the pieces are.
             options = ClusterOptions(workers=workers, memory=MEMORY * workers)
             with open_cluster(options, SilentProgress()) as cluster:
-                html = folder / "report.html"
-                with performance_report(str(html)):
-                    measured = steps(cluster, few, wide)
-                for name, (seconds, share) in measured.items():
-                    found[f"{name}, {workers} workers"] = {"seconds": seconds, "computing": share}
+                with performance_report(str(folder / "report.html")):
+                    measured = steps(cluster, narrow, wide)
+                for name, result in measured.items():
+                    turns.setdefault(f"{name}, {workers} workers", []).append(result)
                 found[f"a task that does nothing, {workers} workers"] = overhead(cluster)
+    for name, results in turns.items():
+        seconds, share = min(results)
+        found[name] = {"seconds": seconds, "computing": share, "turns": [result[0] for result in results]}
     for name in measured:
         one, two = (found[f"{name}, {workers} workers"] for workers in (1, 2))
         found[f"{name}, speed-up"] = one["seconds"] / two["seconds"]

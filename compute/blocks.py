@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -50,7 +51,7 @@ class Metric(ABC):
     short: ClassVar[str]
     symmetric: ClassVar[bool]
     relative_cost: ClassVar[float] = 1.0
-    dataset_pairs: ClassVar[int] = 100
+    dataset_pairs: ClassVar[int] = 80
 
     @property
     @abstractmethod
@@ -125,6 +126,16 @@ def panel(matrix: sparse.csr_array, start: int, stop: int) -> FloatArray:
     """Columns [start, stop) as a dense array of shape (B, stop - start)."""
     columns: FloatArray = matrix[:, start:stop].toarray()
     return columns
+
+
+def wide_panel(matrix: sparse.csr_array, start: int, stop: int) -> FloatArray:
+    """What `panel` returns, quicker where rows have many entries in it: others are not read."""
+    found = np.zeros((matrix.shape[0], stop - start))
+    for row, (first, last) in enumerate(itertools.pairwise(matrix.indptr.tolist())):
+        columns, values = matrix.indices[first:last], matrix.data[first:last]
+        begin, end = np.searchsorted(columns, (start, stop))
+        found[row, columns[begin:end] - start] = values[begin:end]
+    return found
 
 
 def worth_compiling(operations: int, saved: float) -> bool:

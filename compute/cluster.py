@@ -29,10 +29,16 @@ _SIZES = {"": 1, "B": 1, "K": 1024, "KB": 1000, "KIB": 1024, "M": 2**20, "MB": 1
 
 # Dask and its dashboard log that they start, stop, and take another port.
 _CHATTY = ("distributed", "bokeh", "tornado.application")
-# Freed memory that a worker process may keep for its next arrays.
 # How often a run that waits looks whether there are workers, and how long it bears that there are none.
 _LOOK_SECONDS, _ALONE_SECONDS = 2.0, 120.0
+# Freed memory that a worker process may keep for its next arrays.
 _KEPT_BYTES = 256 * 2**20
+# Dask's default and ours: every process wakes up 50 times a second to look whether it is late, and every worker 100
+# times to sample its stack. With a worker on each core that is 3% of a run.
+_CALMED = {
+    "distributed.admin.tick.interval": ("20ms", "500ms"),
+    "distributed.worker.profile.interval": ("10ms", "100ms"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +185,13 @@ def _check(options: ClusterOptions) -> None:
     memory_budget(options.memory)
 
 
+def _calmer() -> dict[str, str]:
+    """Return Dask's settings for fewer wake-ups, but those that the user has set."""
+    import dask
+
+    return {key: ours for key, (default, ours) in _CALMED.items() if dask.config.get(key) == default}
+
+
 @contextlib.contextmanager
 def _allocator(budget: int) -> Iterator[None]:
     """Let worker processes keep some of the memory that they free.
@@ -209,6 +222,7 @@ def _worker_budget(client: Client) -> int | None:
 
 @contextlib.contextmanager
 def _local(options: ClusterOptions) -> Iterator[Client]:
+    import dask
     from distributed import Client, LocalCluster
 
     workers = core_count() if options.workers is None else options.workers
@@ -216,6 +230,7 @@ def _local(options: ClusterOptions) -> Iterator[Client]:
         warnings.catch_warnings(),
         quiet_loggers(*_CHATTY),
         _allocator(memory_budget(options.memory) // workers),
+        dask.config.set(_calmer()),
     ):
         # A taken dashboard port is no news: the next free one is used, and printed.
         warnings.filterwarnings("ignore", message="Port .* is already in use")

@@ -25,6 +25,8 @@ ENABLED = not vars(numba.config)["DISABLE_JIT"]
 """False where numba is told to interpret these loops, which NumPy is a hundred times faster than."""
 WIDTH = 128
 """Ids at once. Of the sums of some hundred datasets (1 kB each) this is what a core's own cache holds."""
+BLOCK = 256
+"""Targets at once: their sums at WIDTH ids (256 kB) stay in a core's own cache while the sources pass."""
 BUFFERED = 1024
 """Logarithms at once: the buffer stays in the first cache, and loops over it are long."""
 
@@ -107,7 +109,7 @@ def _cumulative(
     stop: int,
     indptr: NDArray[np.int64],
     columns: Columns,
-    counts: FloatArray,
+    counts: Rows,
     totals: FloatArray,
     gaps: FloatArray,
     position: NDArray[np.int64],
@@ -138,28 +140,30 @@ _cumulative = compiled(_cumulative)
 
 def _add_differences(p: FloatArray, q: FloatArray, distances: FloatArray, upper: bool) -> None:
     """Add the L1 distances of the rows, two targets by four sources at once, so that loads are shared."""
-    for j in range(0, len(q), 4):
-        q0, q1, q2, q3 = q[j], q[j + 1], q[j + 2], q[j + 3]
-        for i in range(0, min(len(p), j + 4) if upper else len(p), 2):
-            p0, p1 = p[i], p[i + 1]
-            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = 0.0
-            for k in range(WIDTH):
-                a0 += abs(p0[k] - q0[k])
-                a1 += abs(p0[k] - q1[k])
-                a2 += abs(p0[k] - q2[k])
-                a3 += abs(p0[k] - q3[k])
-                b0 += abs(p1[k] - q0[k])
-                b1 += abs(p1[k] - q1[k])
-                b2 += abs(p1[k] - q2[k])
-                b3 += abs(p1[k] - q3[k])
-            distances[i, j] += a0
-            distances[i, j + 1] += a1
-            distances[i, j + 2] += a2
-            distances[i, j + 3] += a3
-            distances[i + 1, j] += b0
-            distances[i + 1, j + 1] += b1
-            distances[i + 1, j + 2] += b2
-            distances[i + 1, j + 3] += b3
+    for first in range(0, len(p), BLOCK):
+        last = min(first + BLOCK, len(p))
+        for j in range(first if upper else 0, len(q), 4):
+            q0, q1, q2, q3 = q[j], q[j + 1], q[j + 2], q[j + 3]
+            for i in range(first, min(last, j + 4) if upper else last, 2):
+                p0, p1 = p[i], p[i + 1]
+                a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = 0.0
+                for k in range(WIDTH):
+                    a0 += abs(p0[k] - q0[k])
+                    a1 += abs(p0[k] - q1[k])
+                    a2 += abs(p0[k] - q2[k])
+                    a3 += abs(p0[k] - q3[k])
+                    b0 += abs(p1[k] - q0[k])
+                    b1 += abs(p1[k] - q1[k])
+                    b2 += abs(p1[k] - q2[k])
+                    b3 += abs(p1[k] - q3[k])
+                distances[i, j] += a0
+                distances[i, j + 1] += a1
+                distances[i, j + 2] += a2
+                distances[i, j + 3] += a3
+                distances[i + 1, j] += b0
+                distances[i + 1, j + 1] += b1
+                distances[i + 1, j + 2] += b2
+                distances[i + 1, j + 3] += b3
 
 
 # Several sums side by side fill the vector registers; the differences themselves are as written.
@@ -169,11 +173,11 @@ _add_differences = compiled(_add_differences, fastmath={"reassoc", "nsz"})
 def _cumulative_distances(
     target_indptr: NDArray[np.int64],
     target_columns: Columns,
-    target_counts: FloatArray,
+    target_counts: Rows,
     target_totals: FloatArray,
     source_indptr: NDArray[np.int64],
     source_columns: Columns,
-    source_counts: FloatArray,
+    source_counts: Rows,
     source_totals: FloatArray,
     gaps: FloatArray,
     upper: bool,

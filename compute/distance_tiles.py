@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays import chunk_file, fsync_written, open_array, read_region, stored_chunks
-from bankdb.chunks import read_chunks, reads_directly
+from bankdb.chunks import known_chunks, read_chunks, write_chunks
 from bankdb.errors import BankFormatError, ComputeError
 from bankdb.remote import Location, located
 from compute.blocks import Metric, allow_compiled
@@ -60,9 +61,9 @@ def compute_tile(
         _check_finite(metric, backward, columns[c], rows[r])
         upper[np.ix_(rows[r] - tile.row_start, columns[c] - tile.column_start)] = forward
         lower[np.ix_(columns[c] - tile.column_start, rows[r] - tile.row_start)] = backward
-    array[_slices(tile)] = upper
+    _write_entries(array, path, _slices(tile), upper)
     if not tile.diagonal:
-        array[_slices(tile, mirror=True)] = lower
+        _write_entries(array, path, _slices(tile, mirror=True), lower)
     fsync_written(path, _files(path, tile))
     return int(np.count_nonzero(~known)) * (1 if tile.diagonal else 2)
 
@@ -143,7 +144,7 @@ def _check_finite(
 def read_entries(path: Location, selection: tuple[slice, slice]) -> NDArray[np.float64]:
     """Read entries of the matrix; a chunk that cannot be read is named."""
     array = open_array(path)
-    if reads_directly(array, path):
+    if known_chunks(array, path):
         assert isinstance(path, Path)
         return read_chunks(array, path, selection, AGAIN)
     try:
@@ -153,6 +154,16 @@ def read_entries(path: Location, selection: tuple[slice, slice]) -> NDArray[np.f
             chunk = tuple(slice(n * CHUNK_ROWS, (n + 1) * CHUNK_ROWS) for n in index)
             read_region(array, chunk, f"delete {chunk_file(path, *index)}; {AGAIN}")
         raise
+
+
+def _write_entries(
+    array: Any, path: Location, selection: tuple[slice, slice], values: NDArray[np.float64]
+) -> None:
+    if known_chunks(array, path):
+        assert isinstance(path, Path)
+        write_chunks(array, path, selection[0].start, selection[1].start, values)
+    else:
+        array[selection] = values
 
 
 def _slices(tile: Tile, *, mirror: bool = False) -> tuple[slice, slice]:

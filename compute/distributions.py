@@ -6,7 +6,7 @@ What is kept is integer counts in compressed rows; probabilities and cumulative 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,6 +17,8 @@ from scipy import fft
 from bankdb.errors import DatasetError, ParameterError
 
 LARGEST_COUNT = np.iinfo(np.uint32).max
+BLOCK_ENTRIES = 2**15
+"""Numbers of an elementwise function at once: several arrays of them (256 kB) stay in a core's own cache."""
 
 CountsRow = tuple[NDArray[np.uint32], NDArray[np.uint32] | NDArray[np.uint64]]
 """Ids, ascending, and their counts: one dataset."""
@@ -119,7 +121,10 @@ class TokenCounts:
     @property
     def totals(self) -> NDArray[np.float64]:
         """Shape (B,): the number of tokens of each dataset, exact below 2**53."""
-        return self.row_sums(self.counts.astype(np.float64))
+        if len(self) == 0:
+            return np.zeros(0)
+        totals: NDArray[np.float64] = np.add.reduceat(self.counts, self.indptr[:-1], dtype=np.float64)
+        return totals
 
     def row_sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum values of shape (nnz,) within each row; shape (B,)."""
@@ -173,7 +178,29 @@ def _check_shape(indptr: NDArray[Any], ids: NDArray[Any], counts: NDArray[Any]) 
 
 def probabilities(counts: TokenCounts) -> NDArray[np.float64]:
     """Empirical probability of each stored id, `counts / total` of its row; shape (nnz,)."""
-    return counts.counts / np.repeat(counts.totals, counts.lengths)
+    values = np.empty(len(counts.ids))
+    ends = itertools.pairwise(counts.indptr.tolist())
+    for total, (start, stop) in zip(counts.totals.tolist(), ends, strict=True):
+        np.divide(counts.counts[start:stop], total, out=values[start:stop])
+    return values
+
+
+def in_blocks(
+    function: Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], ...]],
+    values: NDArray[np.float64],
+    results: int,
+) -> NDArray[np.float64]:
+    """Apply an elementwise function that makes several arrays; shape (results, nnz).
+
+    A block of values at a time: what is made on the way stays in a core's own cache, where arrays as large as
+    `values` each come as fresh memory from the kernel.
+    """
+    found = np.empty((results, len(values)))
+    for start in range(0, len(values), BLOCK_ENTRIES):
+        entries = slice(start, start + BLOCK_ENTRIES)
+        for result, made in zip(found, function(values[entries]), strict=True):
+            result[entries] = made
+    return found
 
 
 def _scatter(counts: TokenCounts, values: NDArray[Any], width: int) -> NDArray[np.float64]:

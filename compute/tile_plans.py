@@ -157,8 +157,8 @@ def _balanced_side(metrics: Sequence[Metric], largest: Sequence[int], rows: int,
 
 def _sides(chunks: int, largest: int) -> Iterable[int]:
     """Sides that cut so many chunks into parts that are as equal as can be, the largest first."""
-    sides = (-(-chunks // parts) for parts in range(1, chunks + 1))
-    return dict.fromkeys([largest, *(side for side in sides if _UNCUT <= side < largest)])
+    sides = (max(_UNCUT, -(-chunks // parts)) for parts in range(1, chunks + 1))
+    return dict.fromkeys([largest, *(side for side in sides if side < largest)])
 
 
 def _costs(metric: Metric, rows: int, side: int) -> Counter[int]:

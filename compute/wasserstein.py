@@ -36,8 +36,7 @@ class Wasserstein(Metric):
     name: ClassVar[str] = "wasserstein"
     short: ClassVar[str] = "wd"
     symmetric: ClassVar[bool] = True
-    relative_cost: ClassVar[float] = 0.6
-    dataset_pairs: ClassVar[int] = 50
+    relative_cost: ClassVar[float] = 0.5
 
     @property
     def key(self) -> str:
@@ -77,8 +76,8 @@ class Wasserstein(Metric):
 
 def _rows(
     support: Support, counts: TokenCounts
-) -> tuple[NDArray[np.int64], NDArray[np.int32], FloatArray, FloatArray]:
-    return counts.indptr, support.columns(counts), counts.counts.astype(np.float64), counts.totals
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.uint32] | NDArray[np.uint64], FloatArray]:
+    return counts.indptr, support.columns(counts), counts.counts, counts.totals
 
 
 def _summed_panels(

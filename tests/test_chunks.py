@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from bankdb.arrays import chunk_file, create_array, open_array
-from bankdb.chunks import read_chunks, reads_directly
+from bankdb.chunks import known_chunks, read_chunks, write_chunks
 from bankdb.errors import BankFormatError
 from bankdb.remote import RemotePath
 
@@ -36,13 +36,53 @@ def test_a_rectangle_is_what_zarr_reads(tmp_path: Path, data: st.DataObject, row
     values[data.draw(st.integers(0, rows)) :, data.draw(st.integers(0, columns)) :] = np.nan
     values[0, 0] = -0.0
     array = written(tmp_path / "array", values)
-    assert reads_directly(array, tmp_path / "array")
+    assert known_chunks(array, tmp_path / "array")
     selection = []
     for size in (rows, columns):
         start = CHUNK * data.draw(st.integers(0, (size - 1) // CHUNK))
         selection.append(slice(start, data.draw(st.integers(start, size))))
     found = read_chunks(array, tmp_path / "array", tuple(selection), ADVICE)
     assert found.tobytes() == np.asarray(array[tuple(selection)]).tobytes()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.integers(1, 13), st.integers(1, 13))
+def test_zarr_reads_what_is_written(tmp_path: Path, data: st.DataObject, rows: int, columns: int) -> None:
+    """Over what was there before: the rectangle alone changes, and files are the ones that zarr would leave."""
+    before = np.random.default_rng(1).standard_normal((rows, columns))
+    array = written(tmp_path / "array", before)
+    row, column = (CHUNK * data.draw(st.integers(0, (size - 1) // CHUNK)) for size in (rows, columns))
+    values = np.random.default_rng(2).standard_normal((rows - row, columns - column))
+    values[data.draw(st.integers(0, rows - row)) :] = np.nan
+    write_chunks(array, tmp_path / "array", row, column, values)
+    expected = before.copy()
+    expected[row:, column:] = values
+    assert np.asarray(open_array(tmp_path / "array")[:, :]).tobytes() == expected.tobytes()
+    by_zarr = written(tmp_path / "zarr", expected)
+    assert by_zarr.shape == array.shape
+    assert files(tmp_path / "array") == files(tmp_path / "zarr")
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(root)): file.read_bytes() for file in (root / "c").rglob("*") if file.is_file()
+    }
+
+
+def test_a_chunk_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    array = written(tmp_path / "array", np.ones((8, 8)))
+    chunk_file(tmp_path / "array", 1, 0).unlink()
+    chunk_file(tmp_path / "array", 1, 1).unlink()
+    folder = chunk_file(tmp_path / "array", 1, 0).parent
+    folder.rmdir()
+    folder.write_text("in the way")
+    with pytest.raises(OSError, match="array/c/1"):
+        write_chunks(array, tmp_path / "array", 0, 0, np.zeros((8, 8)))
+    folder.unlink()
+    found = read_chunks(array, tmp_path / "array", (slice(None), slice(None)), ADVICE)
+    assert (found[:4] == 0).all()
+    assert np.isnan(found[4:]).all()
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "another size", "not blosc"])
@@ -88,7 +128,7 @@ def test_other_layouts_are_left_to_zarr(tmp_path: Path) -> None:
         array = zarr.create_array(
             tmp_path / "array", overwrite=True, zarr_format=3, **known | {"compressors": packed} | changes
         )
-        return reads_directly(array, tmp_path / "array")
+        return known_chunks(array, tmp_path / "array")
 
     assert direct()
     assert not direct(compressors=[ZstdCodec(), Crc32cCodec()])
@@ -98,4 +138,4 @@ def test_other_layouts_are_left_to_zarr(tmp_path: Path) -> None:
     assert not direct(shards=(8, 8))
     assert not direct(fill_value=0.0)
     assert not direct(shape=(8,), chunks=(4,))
-    assert not reads_directly(open_array(tmp_path / "array"), RemotePath("memory://array"))
+    assert not known_chunks(open_array(tmp_path / "array"), RemotePath("memory://array"))

@@ -78,6 +78,29 @@ def scheduler() -> Iterator[LocalCluster]:
         ("1e9", 10**9),
     ],
 )
+def _intervals() -> tuple[str, str]:
+    import dask
+
+    return dask.config.get("distributed.admin.tick.interval"), dask.config.get(
+        "distributed.worker.profile.interval"
+    )
+
+
+def test_processes_of_a_local_cluster_wake_up_less_often(processes: Cluster) -> None:
+    assert set(processes.client.run(_intervals).values()) == {("500ms", "100ms")}
+
+
+def test_what_the_user_has_set_is_kept() -> None:
+    import dask
+
+    with (
+        dask.config.set({"distributed.worker.profile.interval": "30ms"}),
+        open_cluster(ClusterOptions(workers=1, memory=1 << 30), SilentProgress()) as opened,
+    ):
+        assert set(opened.client.run(_intervals).values()) == {("500ms", "30ms")}
+    assert _intervals() == ("20ms", "10ms")
+
+
 def test_memory_sizes(text: str, size: int) -> None:
     assert parse_memory(text) == size
 

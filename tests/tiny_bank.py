@@ -29,9 +29,9 @@ def copy_pairs(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
     return manifest
 
 
-def make_bank(path: Path, manifest: Path) -> AdapterBank:
+def make_bank(path: Path, manifest: Path, arrays: str | None = None) -> AdapterBank:
     """A bank of the pairs of a manifest."""
-    bank = AdapterBank.create(path, base_model="tiny-bank/base", tokenizer=BASE)
+    bank = AdapterBank.create(path, base_model="tiny-bank/base", tokenizer=BASE, arrays=arrays)
     references, refused = find_references(manifest)
     report = ingest(bank, references, resolve=resolve, refused=refused)
     assert not report.refused
