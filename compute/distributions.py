@@ -189,13 +189,14 @@ def in_blocks(
     function: Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], ...]],
     values: NDArray[np.float64],
     results: int,
-) -> NDArray[np.float64]:
-    """Apply an elementwise function that makes several arrays; shape (results, nnz).
+) -> tuple[NDArray[np.float64], ...]:
+    """Apply an elementwise function that makes several arrays, each of the values' shape.
 
     A block of values at a time: what is made on the way stays in a core's own cache, where arrays as large as
     `values` each come as fresh memory from the kernel.
     """
-    found = np.empty((results, len(values)))
+    # Apart, so that one can be freed without the others.
+    found = tuple(np.empty(len(values)) for _ in range(results))
     for start in range(0, len(values), BLOCK_ENTRIES):
         entries = slice(start, start + BLOCK_ENTRIES)
         for result, made in zip(found, function(values[entries]), strict=True):

@@ -35,8 +35,8 @@ CANCELLED = 3e-5
 
 The terms are sums of up to V products, rounded to about 1e-15: what remains is good to 1e-10.
 """
-PRODUCT_PANELS = 4
-"""Panels of a matrix product are so many times wider: no cache has to hold them, and each cut reads all entries."""
+PRODUCT_PANELS = 2
+"""Panels of a matrix product are so many times wider: no cache has to hold them, and each costs every row a cut."""
 GATHER_ELEMENTS = 2**14
 """Elements of the buffers of the inner loop (128 kB each): they stay in a core's own cache."""
 LONGEST_SUM = 128
