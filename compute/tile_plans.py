@@ -19,9 +19,11 @@ from compute.tiles import CHUNK_ROWS, Tile, chunk_count, cover, largest_side
 DIAGONAL_TENTHS = 6
 # What a task takes beside pairs and datasets, opening arrays and writing chunks, in pairs.
 _TASK_PAIRS = 10_000
-# Chunks on the side of a tile that are not cut to keep more workers busy: it takes less than a second. Banks of up to
-# 256 datasets so have the same tile, and distances to the last digit, on whatever workers.
+# Chunks on the side of a tile that are not cut to keep more workers busy: it takes less than a second.
 _UNCUT = 4
+# A bank of so few has tiles of one chunk: it takes no time anyway, and what is done when a run is killed is more than
+# nothing. Up to 256 datasets tiles, and so the last digits of distances, are the same on whatever workers.
+_SMALL = 2
 # Plans with more tasks than this for each worker are not looked at: they are balanced, whatever they are.
 _MOST_TASKS = 16
 # Costs are estimates, and workers not equally fast: of the largest tile, this part is taken to be waited for.
@@ -143,6 +145,8 @@ def busiest(costs: Mapping[int, int], slots: int) -> int:
 
 def _balanced_side(metrics: Sequence[Metric], largest: Sequence[int], rows: int, slots: int) -> int:
     """Return the chunks on the side of a tile with which the busiest worker is done first."""
+    if chunk_count(rows) <= _SMALL:
+        return 1
     found: list[tuple[int, int]] = []
     for side in _sides(chunk_count(rows), max(largest)):
         costs: Counter[int] = Counter()
