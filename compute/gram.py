@@ -72,10 +72,10 @@ def gram_matrix(
         known = _known_rows(path)
         new = [i for i, record in enumerate(adapters) if known.get(str(record.row)) != record.row_sha256]
         if new:
-            part, run, folder = _compute_part(bank, adapters, new, sources, cluster, progress)
+            part = _compute_part(bank, adapters, new, sources, cluster, progress)
             _extend(path, adapters, new, part, known)
-            delete_tree(folder)
-            bank.runs.delete(run.id)
+        # Also those of a run that was killed after it had put its sums in their place.
+        _delete_parts(bank)
         values: NDArray[np.float64] = read_region(open_array(path), np.s_[:, :], f"delete {path}, {_AGAIN}")
         values = values[np.ix_(rows, rows)]
         if np.isfinite(values).all():
@@ -100,8 +100,8 @@ def _compute_part(
     sources: Sources,
     cluster: Cluster,
     progress: Progress,
-) -> tuple[NDArray[np.float64], RunRecord, Location]:
-    """Return the products of the new adapters with all, shape (K, N), and where its slices were kept."""
+) -> NDArray[np.float64]:
+    """Return the products of the new adapters with all, shape (K, N)."""
     run, path, plan = _open_run(bank, adapters, new, cluster.task_budget)
     done, stored = bank.runs.done_pieces(run.id), stored_chunks(path)
     where = (str(bank.store.path.absolute()), str(path.absolute()))
@@ -129,7 +129,20 @@ def _compute_part(
         total += read_region(parts, index, f"delete {path}, {_AGAIN}")
     if not np.isfinite(total).all():
         raise ComputeError(f"{path}: a slice of the Gram matrix lacks entries; delete it, {_AGAIN}")
-    return total, run, path
+    return total
+
+
+def _delete_parts(bank: AdapterBank) -> None:
+    """Delete the sums over slices, whose total is in the matrix, and what is known of them."""
+    _delete_part_folders(bank)
+    for run in bank.runs.all("gram"):
+        bank.runs.delete(run.id)
+
+
+def _delete_part_folders(bank: AdapterBank) -> None:
+    for folder in folders_in(bank.array_path("gram")):
+        if folder.name.startswith("part-"):
+            delete_tree(folder)
 
 
 def _extend(
@@ -178,9 +191,7 @@ def _open_run(
     path = bank.array_path("gram") / name
     if not _usable(path, run.inputs_sha256, len(plan.slices)):
         bank.runs.reopen(run.id)
-        for old in folders_in(bank.array_path("gram")):
-            if old.name.startswith("part-"):
-                delete_tree(old)
+        _delete_part_folders(bank)
         create_array(
             path,
             shape=(len(plan.slices), len(new), n),

@@ -171,6 +171,27 @@ def test_nothing_is_left_of_the_slices(made: SyntheticBank, cluster: Cluster) ->
     assert made.bank.runs.all("gram") == []
 
 
+def test_what_a_killed_run_left_of_the_slices_goes(
+    made: SyntheticBank, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sums were in their place, and what they were made of was not deleted, or a part of it."""
+
+    def killed(path: Path) -> None:
+        next(path.glob("c/*/*/*")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gram_module, "delete_tree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compute(made.bank, cluster)
+    assert len(made.bank.runs.all("gram")) == 1
+    progress = RecordedProgress()
+    assert_gram(compute(made.bank, cluster, progress), at_the_banks_scaling(made))
+    assert progress.stages == {}
+    assert [item.name for item in made.bank.array_path("gram").iterdir() if item.is_dir()] == ["gram"]
+    assert made.bank.runs.all("gram") == []
+
+
 def delete(bank: AdapterBank) -> None:
     for file in sorted(bank.array_path("gram").rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
