@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -281,6 +282,22 @@ def partial_files(path: Location) -> list[Path]:
     # os.walk passes over folders that a running writer removes meanwhile.
     walked = ((folder, name) for folder, _, names in os.walk(path) for name in names)
     return sorted(Path(folder, name) for folder, name in walked if is_partial(name))
+
+
+def partial_of(file: Path) -> Path:
+    """Return where a file is written before it appears; zarr names its own so, and `partial_files` finds them."""
+    return file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Have an OSError name the file that is written: a full disk is told by calls that know no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(file)
+        raise
 
 
 def is_partial(name: str) -> bool:

@@ -7,13 +7,13 @@ left to zarr.
 from __future__ import annotations
 
 import itertools
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.arrays import naming, partial_of
 from bankdb.errors import BankFormatError
 from bankdb.remote import Location
 from bankdb.shard_format import BLOSC_HEADER_BYTES, CHECKSUM_BYTES, checksum, is_known_chunk, is_whole
@@ -101,16 +101,12 @@ def _write_chunk(file: Path, chunk: NDArray[np.float64]) -> None:
     from numcodecs import blosc
 
     packed = blosc.compress(chunk, b"lz4", 5, blosc.BITSHUFFLE)
-    # Named as zarr names its own, so that what a killed writer leaves is found.
-    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
+    partial = partial_of(file)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(packed + checksum(packed))
-        partial.replace(file)
-    except OSError as error:
-        if error.filename is None:  # a full disk is told by calls that know no name
-            error.filename = str(file)
-        raise
+        with naming(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(packed + checksum(packed))
+            partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
 

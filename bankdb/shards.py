@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import fsync_path
+from bankdb.arrays import fsync_path, naming, partial_of
 from bankdb.errors import BankFormatError
 from bankdb.remote import Location, RemotePath
 from bankdb.remote_shards import RemoteShards
@@ -201,23 +200,20 @@ class Shards:
             A file cannot be written; it is named. None of the shards that are not whole appears.
         """
         files = [self.file(row + i * self.format.rows_per_shard, column) for i in range(len(blocks))]
-        # Named as zarr names its own, so that what a killed writer leaves is found.
-        partials = [file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial") for file in files]
+        partials = [partial_of(file) for file in files]
         try:
             for file, partial, block in zip(files, partials, blocks, strict=True):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with partial.open("wb") as stream:
-                    stream.writelines(self.format.encoded(block))
-                    stream.flush()
-                    _begin_writing(stream.fileno())
+                with naming(file):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    with partial.open("wb") as stream:
+                        stream.writelines(self.format.encoded(block))
+                        stream.flush()
+                        _begin_writing(stream.fileno())
             # After all are written: the disk has the next ones to do while one is waited for.
             for file, partial in zip(files, partials, strict=True):
-                fsync_path(partial)
-                partial.replace(file)
-        except OSError as error:
-            if error.filename is None:  # a full disk is told by calls that know no name
-                error.filename = str(file)
-            raise
+                with naming(file):
+                    fsync_path(partial)
+                    partial.replace(file)
         finally:
             for partial in partials:
                 partial.unlink(missing_ok=True)
