@@ -243,15 +243,16 @@ def _products(
     cross = np.zeros((len(targets), len(sources)))
     target_self, source_self = np.empty(len(targets)), np.empty(len(sources))
     spectra = np.empty((len(targets), matrix.width))
-    weighted = np.empty((min(_batch(matrix.width), max(len(targets), len(sources))), matrix.width))
-    for rows in _row_blocks(len(targets), len(weighted)):
+    batch = _batch(matrix.width)
+    weighted = np.empty((min(batch, max(len(targets), len(sources))), matrix.width))
+    for rows in _row_blocks(len(targets), batch):
         start, stop = rows[0], rows[-1] + 1
         target_self[rows] = matrix.spectra(targets.select(rows), weighted, spectra[start:stop])
         if alone:
             cross[:stop, rows] = spectra[:stop] @ weighted[: len(rows)].T
     if alone:
         return cross, target_self, target_self
-    for rows in _row_blocks(len(sources), len(weighted)):
+    for rows in _row_blocks(len(sources), batch):
         source_self[rows] = matrix.spectra(sources.select(rows), weighted)
         cross[:, rows] = spectra @ weighted[: len(rows)].T
     return cross, target_self, source_self

@@ -260,6 +260,14 @@ def test_wide_gaussian_kernels_keep_their_digits(sigma: float) -> None:
 
 
 @every_metric
+def test_blocks_of_no_datasets_are_empty(metric: Metric) -> None:
+    """Either side, or both."""
+    none, one = (TokenCounts.stack(rows, 50) for rows in ([], [(np.array([1, 7]), np.array([2, 3]))]))
+    for targets, sources in ((none, none), (none, one), (one, none)):
+        assert metric.block(targets, sources).shape == (len(targets), len(sources))
+
+
+@every_metric
 def test_equal_distributions_are_at_distance_zero(metric: Metric) -> None:
     counts = awkward_block(90, 3)
     assert_array_equal(np.diag(metric.block(counts, counts)), np.zeros(len(counts)))
