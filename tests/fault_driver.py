@@ -2,7 +2,8 @@
 
 Run as a script: a JSON object a line in, one a line out. `start` forks a command and answers with its
 process id, `wait` answers with its exit status (negative: the signal that ended it). A command may be
-told to kill itself, by SIGKILL, at the begin or the end of the n-th call of one of the functions below.
+told to kill itself, by SIGKILL, at the begin or the end of the n-th call of one of the functions below; or
+to stop there, by SIGSTOP, which `stopped` waits for, so that another process does what it does meanwhile.
 """
 
 from __future__ import annotations
@@ -73,11 +74,18 @@ class FaultServer:
         )
         self._ready = False
 
-    def start(self, *arguments: str | Path, log: Path, kill: str | None = None) -> int:
-        """Fork `bank ARGUMENTS`, output going to `log`; `kill` is `POINT begin|end N`. Returns the pid."""
-        pid = self._ask({"start": [str(item) for item in arguments], "log": str(log), "kill": kill})
+    def start(
+        self, *arguments: str | Path, log: Path, kill: str | None = None, stop: str | None = None
+    ) -> int:
+        """Fork `bank ARGUMENTS`, output to `log`; `kill` or `stop` is `POINT begin|end N`. Returns the pid."""
+        at = {"SIGKILL": kill} if kill else {"SIGSTOP": stop} if stop else {}
+        pid = self._ask({"start": [str(item) for item in arguments], "log": str(log), "at": at})
         assert isinstance(pid, int)
         return pid
+
+    def stopped(self, pid: int) -> None:
+        """Wait until a command has stopped where it was told to."""
+        assert self._ask({"stopped": pid}), "it ended without stopping"
 
     def wait(self, pid: int) -> int:
         """Wait for a command; return its exit status, negative if a signal ended it."""
@@ -112,9 +120,12 @@ def _serve() -> None:
         if "wait" in request:
             _answer(os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1]))
             continue
+        if "stopped" in request:
+            _answer(os.WIFSTOPPED(os.waitpid(request["stopped"], os.WUNTRACED)[1]))
+            continue
         pid = os.fork()
         if pid == 0:
-            _run(request["start"], request["log"], request["kill"])
+            _run(request["start"], request["log"], request["at"])
         _answer(pid)
 
 
@@ -122,7 +133,7 @@ def _answer(value: Any) -> None:
     print(json.dumps(value), flush=True)
 
 
-def _run(arguments: list[str], log: str, kill: str | None) -> None:
+def _run(arguments: list[str], log: str, at: dict[str, str]) -> None:
     """Be the command; never returns."""
     from cli.main import main
 
@@ -131,8 +142,8 @@ def _run(arguments: list[str], log: str, kill: str | None) -> None:
     os.dup2(1, 2)
     status = 70
     try:
-        if kill is not None:
-            _arm(*kill.split())
+        for name, place in at.items():
+            _arm(signal.Signals[name], *place.split())
         sys.argv = ["bank", *arguments]
         main()
     except SystemExit as end:
@@ -144,8 +155,8 @@ def _run(arguments: list[str], log: str, kill: str | None) -> None:
         os._exit(status)
 
 
-def _arm(point: str, when: str, number: str) -> None:
-    """Replace a function by one that kills the process at its n-th call."""
+def _arm(sent: signal.Signals, point: str, when: str, number: str) -> None:
+    """Replace a function by one that sends the process a signal at its n-th call."""
     module, path = POINTS[point].split()
     owner = importlib.import_module(module)
     *within, name = path.split(".")
@@ -160,10 +171,10 @@ def _arm(point: str, when: str, number: str) -> None:
         calls += 1
         mine = calls == int(number)
         if mine and when == "begin":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), sent)
         result = function(*args, **options)
         if mine:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), sent)
         return result
 
     setattr(owner, name, armed)

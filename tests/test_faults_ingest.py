@@ -342,30 +342,36 @@ def test_ingests_of_overlapping_folders_at_once(
 
 def test_one_of_two_ingests_is_killed(server: FaultServer, many: Pairs, fresh: Path, tmp_path: Path) -> None:
     """The other goes on as if nothing had happened, and does not touch what the first left."""
-    first = server.start("ingest", "--bank", fresh, many.folder, log=tmp_path / "log0", kill="write end 5")
-    second = server.start("ingest", "--bank", fresh, many.folder, log=tmp_path / "log1")
+    first = server.start("ingest", "--bank", fresh, many.folder, log=tmp_path / "log0", stop="write end 5")
+    server.stopped(first)  # with four adapters ready, and one written
+    second = server.start("ingest", "--bank", fresh, many.folder, log=tmp_path / "log1", stop="write end 5")
+    server.stopped(second)
+    os.kill(first, signal.SIGKILL)
+    os.kill(second, signal.SIGCONT)
     assert (server.wait(first), server.wait(second)) == (KILLED, 0), outputs(tmp_path)
     assert assert_whole(fresh, many.expected) == len(many.expected)
     finish(fresh, many)
+
+
+def assert_clean(bank: AdapterBank) -> None:
+    for repair in (False, True):
+        report = verify(bank, repair=repair)
+        assert report.clean, report.damage
 
 
 def test_verify_and_repair_beside_two_ingests(
     server: FaultServer, many: Pairs, fresh: Path, tmp_path: Path
 ) -> None:
     """Whenever it looks, the bank is clean; and repairing takes nothing from those that are writing."""
-    started = [
-        server.start("ingest", "--bank", fresh, many.folder, log=tmp_path / f"log{number}")
-        for number in (0, 1)
-    ]
-    looks = 0
+    stopped = server.start("ingest", "--bank", fresh, many.folder, log=tmp_path / "log0", stop="write end 5")
+    server.stopped(stopped)
     with AdapterBank.open(fresh) as bank:
-        while len(bank) < len(many.expected) and looks < 1000:
-            for repair in (False, True):
-                report = verify(bank, repair=repair)
-                assert report.clean, report.damage
-            looks += 1
-    assert [server.wait(pid) for pid in started] == [0, 0], outputs(tmp_path)
-    assert looks > 1
+        assert_clean(bank)
+        other = server.start("ingest", "--bank", fresh, many.folder, log=tmp_path / "log1")
+        os.kill(stopped, signal.SIGCONT)
+        while len(bank) < len(many.expected):
+            assert_clean(bank)
+    assert [server.wait(pid) for pid in (stopped, other)] == [0, 0], outputs(tmp_path)
     assert assert_whole(fresh, many.expected) == len(many.expected)
     finish(fresh, many)
 
