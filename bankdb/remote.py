@@ -239,6 +239,12 @@ def _answer(file: RemotePath, answer: Any) -> bytes | None:
     return bytes(answer)
 
 
+def object_size(file: RemotePath) -> int:
+    """Return the bytes of an object. Raises ArrayStoreUnavailableError if it cannot be asked, or is not there."""
+    with reaching(file, missing=False):
+        return int(filesystem(file.url).size(file.url))
+
+
 def put(objects: Mapping[RemotePath, bytes]) -> None:
     """Write objects, several at once; each is there whole when this returns, in place of what was there.
 

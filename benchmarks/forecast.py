@@ -15,8 +15,10 @@ from pathlib import Path
 import machine
 from synthetic import Shape, make_bank
 
+from bankdb.arrays import delete_tree
 from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
+from bankdb.remote import located
 from compute.cluster import Cluster, ClusterOptions, open_cluster
 from compute.export import export_all
 from compute.forecast import BankShape, forecast
@@ -69,6 +71,10 @@ class Comparison:
         ]
         return sum(time for time in times if time is not None)
 
+    def _forget(self) -> None:
+        if isinstance(self.bank.store.path, Path):
+            machine.drop_cache(self.bank.store.path)
+
     def rows(self) -> Iterator[Compared]:
         # Loads what the client loads, and writes the token counts for workers, once for a bank.
         distances(self.bank, "tf-idf", cluster=self.cluster)
@@ -78,12 +84,12 @@ class Comparison:
             yield Compared(f"distances {name}", self._expected("distances", way), seconds)
         adapters = self.bank.adapters()
         sources = sources_of(self.bank, adapters)
-        machine.drop_cache(self.bank.store.path)
+        self._forget()
         seconds = machine.timed(lambda: gram_matrix(self.bank, adapters, sources, self.cluster, SILENT))
         yield Compared("gram, cold", self._expected("gram", DENSE), seconds)
         seconds = machine.timed(lambda: coefficients(self.bank, NEURAL, cluster=self.cluster))
         yield Compared("coefficients neural", self._expected("coefficients", NEURAL), seconds)
-        machine.drop_cache(self.bank.store.path)
+        self._forget()
         made = []
         seconds = machine.timed(lambda: made.append(predict_all(self.bank, DENSE, cluster=self.cluster)))
         yield Compared("combine, cold", self._expected("combine", DENSE), seconds)
@@ -97,18 +103,21 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--folder", type=Path, help="where the bank is made and deleted again")
+    parser.add_argument("--arrays", metavar="URL", help="an empty place for the arrays, deleted again")
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
     shape = Shape(adapters=arguments.adapters, layers=arguments.layers, hidden=arguments.hidden)
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     try:
         with (
-            make_bank(folder / "bank", shape) as bank,
+            make_bank(folder / "bank", shape, arguments.arrays) as bank,
             open_cluster(ClusterOptions(), SILENT) as cluster,
         ):
             text = compare(bank, cluster, folder)
     finally:
         shutil.rmtree(folder)
+        if arguments.arrays:
+            delete_tree(located(arguments.arrays))
     if arguments.markdown:
         arguments.markdown.write_text(text)
     print(text)
@@ -122,7 +131,7 @@ def compare(bank: AdapterBank, cluster: Cluster, folder: Path) -> str:
         lambda: rates.append(
             measure_rates(
                 cluster,
-                folder,
+                bank.arrays,
                 SILENT,
                 vocabulary=size.vocabulary,
                 distinct=size.mean_distinct,

@@ -84,12 +84,16 @@ def token_histograms(
         yield ids.astype(np.uint32), counts[ids].astype(np.uint32), weights
 
 
-def make_bank(path: Path, shape: Shape) -> AdapterBank:
-    """Write a bank; its files are what `bank ingest` would have written for such adapters."""
+def make_bank(path: Path, shape: Shape, arrays: str | None = None) -> AdapterBank:
+    """Write a bank; its files are what `bank ingest` would have written for such adapters.
+
+    `arrays` is a URL for the arrays, if they are not to be in the bank's folder.
+    """
     bank = AdapterBank.create(
         path,
         base_model=BASE_MODEL,
         tokenizer=_tokenizer(path.with_name(path.name + "-tokenizer"), shape.vocabulary),
+        arrays=arrays,
     )
     layout = shape.layout()
     config = _config(path, layout, shape)

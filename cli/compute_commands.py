@@ -20,7 +20,7 @@ from cli.options import (
     metric_parameters,
     opened,
 )
-from cli.parameters import Parameters
+from cli.parameters import parameters_of
 from cli.tables import write_matrices
 
 if TYPE_CHECKING:
@@ -104,32 +104,22 @@ def coefficients(
     bank_path: Path,
     metrics: tuple[str, ...],
     approaches: tuple[str, ...],
-    kernel: str,
-    sigma: float | None,
-    compatible: str,
-    temperature: float,
-    top_k: int | None,
-    protocol: str,
-    seed: int,
-    width: int,
-    leave_out: str,
     csv: Path | None,
     as_json: bool,
-    **cluster: Any,
+    **other: Any,
 ) -> None:
     """Compute the leave-one-out coefficients: how much of each source goes into each target."""
     from compute.cluster import open_cluster
     from compute.predict import coefficients_by
 
     progress = shown_progress()
-    parameters = Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed, width, leave_out)
     with opened(bank_path) as bank:
         _ = bank.layout
-        chosen = parameters.combinations(metrics, approaches)
-        with open_cluster(cluster_of(cluster), progress, bank.store.path) as workers:
+        chosen = parameters_of(other).combinations(metrics, approaches)
+        with open_cluster(cluster_of(other), progress, bank.store.path) as workers:
             matrices = coefficients_by(bank, chosen, cluster=workers, progress=progress)
     labels = [{"metric": options.metric, "approach": options.approach} for options in chosen]
-    _show_matrices(matrices, labels, csv, as_json, leave_out)
+    _show_matrices(matrices, labels, csv, as_json, other["leave_out"])
     if csv is None and not as_json:
         rows = [
             (label["metric"], label["approach"], float(matrix["effective_sources"].mean()))

@@ -22,7 +22,7 @@ from cli.options import (
     opened,
     space_options,
 )
-from cli.parameters import Parameters
+from cli.parameters import Parameters, parameters_of
 from cli.tables import write_text
 from cli.weights_output import (
     WeightsOnly,
@@ -145,15 +145,6 @@ def evaluate(
     bank_path: Path,
     metrics: tuple[str, ...],
     approaches: tuple[str, ...],
-    kernel: str,
-    sigma: float | None,
-    compatible: str,
-    temperature: float,
-    top_k: int | None,
-    protocol: str,
-    seed: int,
-    width: int,
-    leave_out: str,
     **other: Any,
 ) -> None:
     """Measure on the test splits whether predicted adapters help: Rouge-L and exact match.
@@ -164,11 +155,11 @@ def evaluate(
 
     A target without a test split is named at the end, and the exit status is 1.
     """
-    parameters = Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed, width)
-    combinations = _combinations(parameters, metrics, approaches)
-    left_out = ["adapter", "group"] if leave_out == "both" else [leave_out]
+    # What is left out is told for each way, once the ways are known.
+    combinations = _combinations(replace(parameters_of(other), leave_out="adapter"), metrics, approaches)
+    left_out = ["adapter", "group"] if other["leave_out"] == "both" else [other["leave_out"]]
     weights = WeightsOnly(
-        other["bank_sizes"], other["draws"], seed, other["csv"], other["out"], other["as_json"]
+        other["bank_sizes"], other["draws"], other["seed"], other["csv"], other["out"], other["as_json"]
     )
     progress = shown_progress()
     with opened(bank_path) as bank:
@@ -176,7 +167,7 @@ def evaluate(
         if other["weights_only"]:
             tell_weights(bank, combinations, left_out, weights, cluster_of(other), progress)
             return
-        evaluation = _evaluated(bank, combinations, left_out, seed, other, progress)
+        evaluation = _evaluated(bank, combinations, left_out, other, progress)
         curves = size_curves(bank, combinations, left_out, weights, progress)
     _tell(evaluation, curves, other["csv"], other["out"], other["as_json"])
     if evaluation.failures:
@@ -197,7 +188,6 @@ def _evaluated(
     bank: AdapterBank,
     combinations: list[PredictionOptions],
     left_out: list[str],
-    seed: int,
     other: dict[str, Any],
     progress: Progress,
 ) -> Evaluation:
@@ -207,11 +197,11 @@ def _evaluated(
     ways = default_ways(combinations, left_out)
     # Delta space comes beside factors; the same ways again are left out by their names.
     ways += [replace(way, space=other["space"], rank=other["rank"]) for way in ways]
-    options = _options(seed, other)
+    options = _options(other)
     return run_evaluate(bank, ways, options, cluster=cluster_of(other), progress=progress)
 
 
-def _options(seed: int, other: dict[str, Any]) -> EvaluationOptions:
+def _options(other: dict[str, Any]) -> EvaluationOptions:
     from compute.evaluation import EvaluationOptions
     from compute.evaluation_jobs import Machine
 
@@ -225,7 +215,7 @@ def _options(seed: int, other: dict[str, Any]) -> EvaluationOptions:
         model=other["model"],
         machine=Machine(other["device"], other["dtype"], other["batch_size"], other["threads"]),
         resamples=other["resamples"],
-        seed=seed,
+        seed=other["seed"],
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from cli.options import chosen_approaches, chosen_metrics
@@ -10,33 +12,30 @@ if TYPE_CHECKING:
     from compute.options import PredictionOptions
 
 
+@dataclass(frozen=True, slots=True)
 class Parameters:
-    """The options of the command line, to be combined with metrics and approaches."""
+    """What `metric_parameters` and `approach_parameters` give a command, by the options' names."""
 
-    def __init__(
-        self,
-        kernel: str,
-        sigma: float | None,
-        compatible: str,
-        temperature: float,
-        top_k: int | None,
-        protocol: str,
-        seed: int,
-        width: int,
-        leave_out: str = "adapter",
-    ) -> None:
-        self._mmd: dict[str, Any] = {"kernel": kernel, "sigma": sigma}
-        self._softmin: dict[str, Any] = {"temperature": temperature, "top_k": top_k}
-        self._neural: dict[str, Any] = {"protocol": protocol, "seed": seed, "width": width}
-        self._common: dict[str, Any] = {"compatible": compatible, "leave_out": leave_out}
+    kernel: str = "multiscale"
+    sigma: float | None = None
+    compatible: str = "correct"
+    temperature: float = 1.0
+    top_k: int | None = None
+    protocol: str = "cross-fitted"
+    seed: int = 0
+    width: int = 4000
+    leave_out: str = "adapter"
 
     def combination(self, metric: str, approach: str) -> PredictionOptions:
-        """Return the options of one prediction."""
+        """Return the options of one prediction, with the parameters that it reads."""
         from compute.options import PredictionOptions
 
-        mmd = self._mmd if metric == "mmd" or approach == "matching" else {}
-        own = self._neural if approach == "neural" else self._softmin
-        return PredictionOptions(metric=metric, approach=approach, **self._common, **mmd, **own)
+        names = ["compatible", "leave_out"]
+        names += ["kernel", "sigma"] if metric == "mmd" or approach == "matching" else []
+        names += ["protocol", "seed", "width"] if approach == "neural" else ["temperature", "top_k"]
+        return PredictionOptions(
+            metric=metric, approach=approach, **{name: getattr(self, name) for name in names}
+        )
 
     def combinations(self, metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[PredictionOptions]:
         """Return every metric with every approach; an approach of no metric, or of its own, once."""
@@ -48,3 +47,8 @@ class Parameters:
             for approach in chosen_approaches(approaches)
             for metric in (names[:1] if approach in (*NO_DISTANCES, "matching") else names)
         ]
+
+
+def parameters_of(settings: Mapping[str, Any]) -> Parameters:
+    """Return the parameters among a command's settings; what else is among them is left alone."""
+    return Parameters(**{field.name: settings[field.name] for field in fields(Parameters)})

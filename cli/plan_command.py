@@ -116,9 +116,7 @@ def plan(
 def _ways(metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[PredictionOptions]:
     from cli.parameters import Parameters
 
-    return Parameters("multiscale", None, "correct", 1.0, None, "cross-fitted", 0, 4000).combinations(
-        metrics, approaches
-    )
+    return Parameters().combinations(metrics, approaches)
 
 
 def _shape(bank_path: Path, adapters: int | None, parameters: int | None, **numbers: Any) -> BankShape:
@@ -133,21 +131,23 @@ def _shape(bank_path: Path, adapters: int | None, parameters: int | None, **numb
 def _measured(
     bank_path: Path | None, shape: BankShape, steps: Sequence[StepForecast], save: Path | None
 ) -> Rates:
-    """Measure beside the bank, reading its own rows, or in this folder where there is none."""
+    """Measure beside the bank's arrays, reading its own rows, or in this folder where there is none."""
+    from bankdb.remote import Location
     from compute.cluster import ClusterOptions, open_cluster
     from compute.measure import measure_rates
     from compute.rates import write_rates
 
-    folder, stored, progress = bank_path or Path.cwd(), [], shown_progress()
+    place: Location = Path.cwd()
+    stored: list[Location] = []
+    progress = shown_progress()
     if bank_path is not None:
         with opened(bank_path) as bank:
-            files = [bank.store.file(record.row) for record in bank.adapters()]
-        # Rows on an object store are not read: its rates have to be given.
-        stored = [file for file in files if isinstance(file, Path)]
+            place = bank.arrays
+            stored = [bank.store.file(record.row) for record in bank.adapters()]
     with open_cluster(ClusterOptions(), progress) as cluster:
         rates = measure_rates(
             cluster,
-            folder,
+            place,
             progress,
             vocabulary=shape.vocabulary,
             distinct=shape.mean_distinct,

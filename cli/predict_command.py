@@ -27,7 +27,7 @@ from cli.options import (
     overwrite_option,
     space_options,
 )
-from cli.parameters import Parameters
+from cli.parameters import parameters_of
 
 if TYPE_CHECKING:
     from compute.export import DeltaExport
@@ -77,15 +77,6 @@ def predict(
     whole_bank: bool,
     metrics: tuple[str, ...],
     approaches: tuple[str, ...],
-    kernel: str,
-    sigma: float | None,
-    compatible: str,
-    temperature: float,
-    top_k: int | None,
-    protocol: str,
-    seed: int,
-    width: int,
-    leave_out: str,
     space: str,
     rank: int | str | None,
     **other: Any,
@@ -96,7 +87,7 @@ def predict(
     """
     if whole_bank == (newdata is not None):
         raise click.UsageError("give NEWDATA, or --all: one of them")
-    parameters = Parameters(kernel, sigma, compatible, temperature, top_k, protocol, seed, width, leave_out)
+    parameters = parameters_of(other)
     if newdata is None:
         combinations = parameters.combinations(metrics, approaches)
         _predict_all(bank_path, [replace(options, space=space, rank=rank) for options in combinations], other)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from cli.display import shown_progress
-from cli.options import approach_option, bank_option, chosen_approaches, chosen_metrics, metric_option, opened
-
-if TYPE_CHECKING:
-    from compute.options import PredictionOptions
+from cli.options import approach_option, bank_option, metric_option, opened
+from cli.parameters import Parameters
+from cli.tables import write_file
 
 # Without the network.
 _APPROACHES = ("all", "tuned", "ridge", "matching", "oracle")
@@ -69,24 +66,11 @@ def report(
     with opened(bank_path) as bank:
         _ = bank.layout
         scored = reported_evaluations(bank, evaluations)
-        ways = _ways(metrics, approaches)
+        ways = Parameters().combinations(metrics, approaches)
         gathered = gather(bank, ways, evaluations=scored, progress=shown_progress())
-    _write(out, render(gathered, title=title, command=_command(context)))
+    write_file(out, render(gathered, title=title, command=_command(context)))
     megabytes = out.stat().st_size / 1e6
     click.echo(f"wrote {out} ({megabytes:.1f} MB): {len(gathered.adapters)} adapters; open it in any browser")
-
-
-def _ways(metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[PredictionOptions]:
-    """Return every metric with every approach, each way once."""
-    from compute.options import NO_DISTANCES, PredictionOptions
-
-    names = chosen_metrics(metrics)
-    found = [
-        PredictionOptions(metric=metric, approach=approach)
-        for approach in chosen_approaches(approaches)
-        for metric in (names[:1] if approach in NO_DISTANCES else names)
-    ]
-    return list(dict.fromkeys(found))
 
 
 def _command(context: click.Context) -> str:
@@ -102,16 +86,6 @@ def _command(context: click.Context) -> str:
             if item is not True:
                 words.append(item.name if isinstance(item, Path) else str(item))
     return shlex.join(words)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 COMMANDS = (report,)

@@ -36,7 +36,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that it appears whole or not at all; `-` is standard output."""
     if str(path) == "-":
         click.echo(text, nl=False)
-        return
+    else:
+        write_file(path, text)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file so that it appears whole or not at all."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         unfinished.write_text(text, encoding="utf-8")

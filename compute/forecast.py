@@ -149,8 +149,8 @@ class StepForecast:
         As the progress of a run calls it.
     detail
         The metric of distances, the approach of coefficients.
-    tasks, together
-        0 where the client works alone; and with those of other steps that run at the same time.
+    tasks
+        0 where the client works alone.
     costs
         Of distances: the cost of a tile against others, and how many have it, of all steps that run at the same time.
     read, written
@@ -178,7 +178,6 @@ class StepForecast:
     name: str
     detail: str = ""
     tasks: int = 0
-    together: int = 0
     costs: tuple[tuple[int, int], ...] = ()
     read: int = 0
     written: int = 0
@@ -284,7 +283,6 @@ def _distance_step(
         f"distances {name}",
         name,
         tasks=len(tiles),
-        together=sum(count for _, count in costs),
         costs=costs,
         read=_COUNT_BYTES * datasets * shape.distinct // shape.rows,
         written=8 * entries,
@@ -320,7 +318,6 @@ def _gram(shape: BankShape, budget: int) -> StepForecast:
         "gram",
         "gram",
         tasks=tasks,
-        together=tasks,
         read=plan.read,
         written=plan.written,
         files=tasks,
@@ -369,7 +366,6 @@ def _combine(shape: BankShape, ways: Sequence[PredictionOptions], budget: int) -
         "combine",
         "combine",
         tasks=len(plan.panels),
-        together=len(plan.panels),
         read=plan.read,
         written=plan.written,
         files=len(ways) * chunks * -(-n // SHARD_ROWS),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bankdb.arrays import CHUNK_COLUMNS, create_array, fsync_path, open_array
+from bankdb.arrays import create_array, delete_tree, open_array
 from bankdb.progress import Progress
-from bankdb.shards import Shards
+from bankdb.remote import Location
 from compute.blocks import Metric
 from compute.cluster import Cluster, core_count, run_tasks
 from compute.coefficients import coefficients
@@ -25,13 +24,11 @@ from compute.metrics import FURTHER_METRIC_NAMES, METRIC_NAMES, get_metric
 from compute.neural import train
 from compute.neural_options import NeuralOptions
 from compute.rates import MetricRate, Rates
-from compute.tiles import CHUNK_ROWS, SHARD_ROWS
+from compute.storage_rates import best_seconds, storage_rates
+from compute.tiles import CHUNK_ROWS
 
 # Of the products: sources, targets and columns; as of a panel, but narrower.
 _SOURCES, _TARGETS, _COLUMNS = 256, 128, 32_768
-# Shards that each worker writes and reads: 16 of 8 MiB; and small files that it flushes.
-_SHARDS, _FILES = 16, 24
-_PIECE = 4 * CHUNK_COLUMNS
 _IDLE_TASKS = 200
 # Largest side of a tile that is measured.
 _LARGEST_SIDE = 2 * CHUNK_ROWS
@@ -42,13 +39,13 @@ _WIDTH, _KNOTS = 4000, 128
 
 def measure_rates(
     cluster: Cluster,
-    folder: Path,
+    place: Location,
     progress: Progress,
     *,
     vocabulary: int,
     distinct: int,
     side: int,
-    stored: Sequence[Path] = (),
+    stored: Sequence[Location] = (),
 ) -> Rates:
     """Measure the rates of this machine; seconds.
 
@@ -56,15 +53,20 @@ def measure_rates(
     ----------
     cluster
         Its workers compute at the same time, as in a run.
-    folder
-        Where files are written, and deleted again: on the disk that holds the bank.
+    place
+        Where files are written, and deleted again: on the disk, or the object store, that holds the arrays.
     vocabulary, distinct
         V, and distinct ids of a dataset.
     side
         Datasets on a side of a tile, as planned; at most 128 are measured.
     stored
-        Files of rows that are there already, read for the rate of the disk: what was just written comes back
-        more quickly.
+        Rows that are there already, read for the rate of the storage: what was just written comes back more
+        quickly.
+
+    Raises
+    ------
+    ArrayStoreUnavailableError
+        The store of a place on a URL failed.
     """
     side = max(2, min(side, _LARGEST_SIDE))
     every = range(cluster.slots)
@@ -75,18 +77,20 @@ def measure_rates(
     processors = _run(
         cluster, progress, "measure processors", processor_rates, [(vocabulary, distinct, side)] * len(every)
     )
-    root = Path(tempfile.mkdtemp(prefix=".rates-", dir=folder)).absolute()
+    root = _new_place(place)
     try:
         shares = [[str(file) for file in stored[i :: len(every)]] for i in every]
-        folders = [(str(root / str(i)), shares[i]) for i in every]
-        disks = _run(cluster, progress, "measure storage", storage_rates, folders)
-        step = _seconds(lambda: _small_step(cluster, progress, root / "step"), 3)
+        places = [(str(root / str(i)), shares[i]) for i in every]
+        disks = _run(cluster, progress, "measure storage", storage_rates, places)
+        step = best_seconds(lambda: _small_step(cluster, progress, root / "step"), 3)
     finally:
-        shutil.rmtree(root)
+        delete_tree(root)
     epoch, epoch_pair = epoch_seconds()
     client = {"task": task, "step": step, "epoch": epoch, "epoch_pair": epoch_pair, "cores": core_count()}
     sizes = {"vocabulary": vocabulary, "distinct": distinct, "width": _WIDTH, "knots": _KNOTS}
-    return _rates(processors, disks, client | sizes)
+    rates = _rates(processors, disks, client | sizes)
+    # Export is the client's, whose requests overlap as those of all workers do.
+    return rates if isinstance(place, Path) else replace(rates, chunk=rates.chunk / len(every))
 
 
 def _rates(
@@ -117,7 +121,13 @@ def _run(
     return [result for _, result in run_tasks(cluster, stage, function, tasks, progress)]
 
 
-def _small_step(cluster: Cluster, progress: Progress, path: Path) -> None:
+def _new_place(place: Location) -> Location:
+    if isinstance(place, Path):
+        return Path(tempfile.mkdtemp(prefix=".rates-", dir=place)).absolute()
+    return place / f".rates-{uuid.uuid4().hex}"
+
+
+def _small_step(cluster: Cluster, progress: Progress, path: Location) -> None:
     """Do what every step does besides its tasks: an array is made, and one task for each worker begins and ends."""
     create_array(path, shape=(1,), chunks=(1,), shards=None, dtype="float64", attributes={})
     _run(cluster, progress, "measure a step", _nothing, [()] * cluster.slots)
@@ -126,16 +136,6 @@ def _small_step(cluster: Cluster, progress: Progress, path: Path) -> None:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _seconds(function: Callable[[], Any], repeat: int = 1) -> float:
-    """Return the best of several times."""
-    times = []
-    for _ in range(repeat):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return max(min(times), 1e-9)
 
 
 def _nothing() -> None:
@@ -158,11 +158,11 @@ def processor_rates(vocabulary: int, distinct: int, side: int) -> dict[str, Any]
     rows = rng.standard_normal((_SOURCES, _COLUMNS), dtype=np.float32)
     weights = rng.random((_TARGETS, _SOURCES), dtype=np.float32)
     out = np.empty((_TARGETS, _COLUMNS), dtype=np.float32)
-    product = _seconds(lambda: np.matmul(weights, rows, out=out), 3)
-    symmetric = _seconds(lambda: partial_gram(rows, range(_SOURCES)), 3)
+    product = best_seconds(lambda: np.matmul(weights, rows, out=out), 3)
+    symmetric = best_seconds(lambda: partial_gram(rows, range(_SOURCES)), 3)
     distances = rng.random((_ENTRIES, _ENTRIES))
     own = np.eye(_ENTRIES, dtype=np.bool_)
-    entry = _seconds(lambda: coefficients(distances, own, "normalized"), 3)
+    entry = best_seconds(lambda: coefficients(distances, own, "normalized"), 3)
     return {
         "product": 2 * _TARGETS * _SOURCES * _COLUMNS / product,
         "symmetric": _SOURCES**2 * _COLUMNS / symmetric,
@@ -190,11 +190,11 @@ def _metric_rate(metric: Metric, vocabulary: int, distinct: int, side: int) -> t
     large tiles alone, so that two sizes would tell of two programs.
     """
     rows, columns = (_datasets(vocabulary, distinct, side, seed) for seed in (0, 1))
-    whole = _seconds(lambda: metric.both(rows, columns))
+    whole = best_seconds(lambda: metric.both(rows, columns))
     if metric.name in ("wasserstein", "jensen-shannon"):
         return 0.0, whole / side**2
     few = np.arange(max(1, side // 2))
-    half = _seconds(lambda: metric.both(rows.select(few), columns.select(few)))
+    half = best_seconds(lambda: metric.both(rows.select(few), columns.select(few)))
     # whole = 2 s a + s^2 b, half = 2 h a + h^2 b
     each = max(0.0, (half * side**2 - whole * len(few) ** 2) / (2 * len(few) * side * (side - len(few))))
     return each, max((whole - 2 * side * each) / side**2, 1e-12)
@@ -213,104 +213,6 @@ def _datasets(vocabulary: int, distinct: int, number: int, seed: int) -> TokenCo
     return TokenCounts.stack(rows, vocabulary)
 
 
-# -- storage -------------------------------------------------------------------------------------------
-
-
-def storage_rates(folder: str, stored: Sequence[str]) -> dict[str, float]:
-    """Measure the disk below a new folder, as predictions are written and rows are read. Runs in a worker.
-
-    `stored` are files to read from, where there are some.
-    """
-    path = Path(folder)
-    array = create_array(
-        path,
-        shape=(_SHARDS * SHARD_ROWS, CHUNK_COLUMNS),
-        chunks=(1, CHUNK_COLUMNS),
-        shards=(SHARD_ROWS, CHUNK_COLUMNS),
-        dtype="float32",
-        attributes={},
-    )
-    shards = Shards.of(array, path, "measure again")
-    assert shards is not None, "made in the layout that is known"
-    rng = np.random.default_rng(os.getpid())
-    block = rng.standard_normal((SHARD_ROWS, CHUNK_COLUMNS), dtype=np.float32)
-    size = _SHARDS * block.nbytes
-    write, encode = _wall_and_processor(lambda: _write_shards(shards, block))
-    row = np.empty(CHUNK_COLUMNS, dtype=np.float32)
-    _, decode = _wall_and_processor(lambda: _read_rows(shards, row))
-    rows = list(stored) or [str(file) for file in path.glob("c/*/*")]
-    opening = _seconds(lambda: open_array(path), 5)
-    chunk = _seconds(lambda: array[0, :], 3)
-    files = _seconds(lambda: _write_small(path))
-    return {
-        "write": size / write,
-        "encode": size / encode,
-        "read": _panel_rate(rows, size),
-        "decode": size / decode,
-        "chunk": chunk,
-        "opening": opening,
-        "files": _FILES / files,
-    }
-
-
-def _wall_and_processor(function: Callable[[], Any]) -> tuple[float, float]:
-    processor = time.thread_time()
-    wall = _seconds(function)
-    return wall, max(time.thread_time() - processor, 1e-9)
-
-
-def _write_shards(shards: Shards, block: NDArray[np.float32]) -> None:
-    together = 4  # as many as a block of 64 targets has
-    for first in range(0, _SHARDS, together):
-        shards.write(first * SHARD_ROWS, 0, [block] * together)
-
-
-def _read_rows(shards: Shards, row: NDArray[np.float32]) -> None:
-    for number in range(_SHARDS * SHARD_ROWS):
-        shards.read(number, 0, CHUNK_COLUMNS, row)
-
-
-def _panel_rate(files: Sequence[str], size: int) -> float:
-    """Rate of reading a chunk of each file, then the next of each, from the disk: as panels of rows are read."""
-    pieces = min(os.stat(file).st_size for file in files) // _PIECE
-    if not pieces:  # of rows so short, whole files
-        pieces = 1
-    wanted = range(0, pieces, max(1, pieces * len(files) * _PIECE // size))
-    for file in files:
-        _forget(Path(file))
-    started = time.perf_counter()
-    done = sum(_read_piece(file, number) for number in wanted for file in files)
-    return done / (time.perf_counter() - started)
-
-
-def _read_piece(file: str, number: int) -> int:
-    """Read a shard's index, at its end, and a piece of it; return the bytes of the piece."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.pread(descriptor, 1024, max(0, os.fstat(descriptor).st_size - 1024))
-        return len(os.pread(descriptor, _PIECE, number * _PIECE))
-    finally:
-        os.close(descriptor)
-
-
-def _write_small(path: Path) -> None:
-    data = np.random.default_rng(0).bytes(8 * CHUNK_ROWS**2)
-    for number in range(_FILES):
-        file = path / f"{number}.small"
-        file.write_bytes(data)
-        fsync_path(file)
-
-
-def _forget(file: Path) -> None:
-    """Ask the kernel to forget a file, so that it is read from the disk."""
-    if hasattr(os, "posix_fadvise"):
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
-
-
 # -- training ------------------------------------------------------------------------------------------
 
 
@@ -321,11 +223,11 @@ def epoch_seconds() -> tuple[float, float]:
 
 
 def _epoch(adapters: int) -> float:
-    """Return the time of the epochs after the first, on all cores, as the client trains."""
+    """Return the time of an epoch after the first, on all cores, as the client trains; the median of five."""
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((adapters, 2 * adapters))
     places = rng.random(adapters)
-    options = NeuralOptions(width=_WIDTH, knots=_KNOTS, epochs=3, protocol="published", training_share=1.0)
+    options = NeuralOptions(width=_WIDTH, knots=_KNOTS, epochs=6, protocol="published", training_share=1.0)
     told: list[float] = []
     train(
         np.abs(places[:, None] - places),
@@ -335,4 +237,4 @@ def _epoch(adapters: int) -> float:
         rows.shape[1],
         lambda *_: told.append(time.perf_counter()),
     )
-    return (told[-1] - told[0]) / (len(told) - 1)
+    return float(np.median(np.diff(told)))

@@ -49,7 +49,7 @@ class Rates:
     flush
         Seconds a small file that is written and flushed, for all workers together.
     chunk
-        Seconds of a core for a chunk that is read through zarr.
+        Seconds of a core for a chunk that is read through zarr; from an object store, of all requests together.
     opening
         Seconds of a core for a stored array that is opened.
     task, step
@@ -191,7 +191,7 @@ def _waves(step: StepForecast, workers: int) -> float:
     """Share of the whole work that the busiest worker does; where no costs are known, tasks are alike."""
     if step.costs:
         return busiest(dict(step.costs), workers) / sum(cost * count for cost, count in step.costs)
-    return -(-step.together // workers) / step.together
+    return -(-step.tasks // workers) / step.tasks
 
 
 def _distances(step: StepForecast, rates: Rates, vocabulary: int, distinct: int) -> float:

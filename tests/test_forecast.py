@@ -270,7 +270,7 @@ def test_a_faster_machine_takes_no_more_time(name: str, factor: float) -> None:
 
 def test_time_of_the_gram_matrix_by_hand() -> None:
     """10 equal slices on 4 workers: three rounds. Arithmetic and reading overlap; half of the shorter shows."""
-    step = StepForecast("gram", "gram", tasks=10, together=10, read=10**9, flops=4 * 10**11)
+    step = StepForecast("gram", "gram", tasks=10, read=10**9, flops=4 * 10**11)
     work, storage, fixed = 0.3 * (4e11 / 2e10 + 1e9 / 4e9), 1e9 / 1e9, 1e-2
     assert expected_seconds(step, RATES, 4, 1, 1) == pytest.approx(work + storage / 2 + fixed)
     read = replace(step, flops=0)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from malformed_adapters import BASE_MODEL
+from object_store import Proxy, reached_at
 from small_bank import create_bank, ingest_folder, write_dataset, write_pairs
 
 from bankdb.arrays import open_array
@@ -142,6 +146,35 @@ def test_other_approaches_and_spaces(remote: AdapterBank, bank: AdapterBank, tmp
 
 
 # -- whose place it is ---------------------------------------------------------------------------------
+
+
+def test_measured_rates_are_the_stores(
+    remote: AdapterBank, object_server: str, s3: str, tmp_path: Path
+) -> None:
+    """Of one that takes 200 requests a second at most, by its own rows and by objects that are deleted again."""
+    before = objects_below(RemotePath(s3))
+    remote.close()
+
+    def slowly(*_: object) -> int:
+        time.sleep(0.005)  # one request after another
+        return 0
+
+    proxy = Proxy(object_server, slowly)
+    with reached_at(proxy.address):
+        result = run("plan", "--bank", tmp_path / "remote", "--measure", "--json")
+    proxy.die()
+    assert result.exit_code == 0, result.output
+    rates = json.loads(result.stdout)["rates"]
+    # Workers measure for themselves, perhaps one after the other, and their rates are added up.
+    workers = rates["cores"]
+    assert 0 < 1 / rates["flush"] <= 200 * workers
+    row = max(filesystem(s3).size(f"{s3}/{name}") for name in before)
+    assert 0 < rates["read"] <= 200 * row * workers
+    assert rates["chunk"] >= 2 * 0.005 / workers  # a shard's index, and the chunk
+    asked = Counter((method, re.sub(r".*/a/|\?.*", "", path)) for method, path in proxy.seen)
+    assert all(asked["GET", f"adapters.zarr/c/{number}/0"] for number in range(6))
+    assert any(method == "PUT" and "/small/c/" in path for method, path in proxy.seen)
+    assert objects_below(RemotePath(s3)) == before
 
 
 def test_a_place_that_is_not_empty_is_refused(
