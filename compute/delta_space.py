@@ -1,13 +1,15 @@
 """Adapters combined in delta space: for each module the exact `sum_j w_j s_j B_j A_j`, cut to one rank.
 
 s_j is the source's own scaling, `lora_alpha / r` or rsLoRA's `lora_alpha / sqrt(r)`: mixed ones are exact.
-One module of the sources that are used is in memory at a time, or a few small ones that fit the budget.
+One module of the sources that are used is in memory at a time, or as many as there are cores and fit the budget.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,8 @@ from bankdb.layout import B_SUFFIX, AdapterLayout, TensorSpec
 from bankdb.peft_config import scaling as scaling_of
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
-from compute.cluster import memory_budget
+from compute.blas import bounded_blas
+from compute.cluster import core_count, memory_budget
 from compute.delta import (
     LowRank,
     chosen_rank,
@@ -198,19 +201,34 @@ def delta_adapter(
     budget = max(memory_budget(memory) - 8 * form.layout.size, 0)
     root = np.sqrt(form.scaling)
     modules = _modules(bank.layout)
-    left = budget - _check_budget(sources, modules, budget)
     tensors, retained = {}, {}
     progress.begin("delta space", len(modules))
-    for group in _groups(modules, min(_PANEL, left // (4 * len(sources.rows)))):
-        panel = _read_panel(sources, group, left)
-        for module in group:
-            found = _combine_module(sources, module, panel, form.layout.rank, budget)
-            tensors[module.a.name] = (found.a / root).astype(np.float32)
-            tensors[module.b.name] = (found.b / root).astype(np.float32)
-            retained[module.name] = found.retained
-            progress.advance()
+    for module, found in _combined(sources, modules, form.layout.rank, budget):
+        tensors[module.a.name] = (found.a / root).astype(np.float32)
+        tensors[module.b.name] = (found.b / root).astype(np.float32)
+        retained[module.name] = found.retained
+        progress.advance()
     progress.end()
     return DeltaAdapter(form.layout.flatten(tensors), form, retained)
+
+
+def _combined(
+    sources: _Sources, modules: Sequence[_Module], rank: int, budget: int
+) -> Iterator[tuple[_Module, LowRank]]:
+    """Yield each module's sum, cut to the rank: on all cores where memory allows, a module a core.
+
+    LAPACK on one thread each: on two, matrices of a few hundred rows take three times as long.
+    """
+    largest = _check_budget(sources, modules, budget)
+    # Half of the memory is for what is read at once.
+    threads = max(1, min(core_count(), budget // (2 * largest)))
+    left = budget - threads * largest
+    with bounded_blas(1), ThreadPoolExecutor(threads, thread_name_prefix="delta") as pool:
+        for group in _groups(modules, min(_PANEL, left // (4 * len(sources.rows)))):
+            panel = _read_panel(sources, group, left)
+            share = (budget - (0 if panel is None else panel.values.nbytes)) // threads
+            combine = partial(_combine_module, sources, panel=panel, rank=rank, budget=share)
+            yield from zip(group, pool.map(combine, group), strict=True)
 
 
 def delta_form(
@@ -327,8 +345,9 @@ def _read_panel(sources: _Sources, group: Sequence[_Module], left: int) -> _Pane
 def _combine_module(
     sources: _Sources, module: _Module, panel: _Panel | None, rank: int, budget: int
 ) -> LowRank:
+    """Combine one module in so many bytes, beside the panel."""
     fixed, each = _needed(sources, module)
-    batch = max(1, (budget - fixed - (0 if panel is None else panel.values.nbytes)) // each)
+    batch = max(1, (budget - fixed) // each)
     pieces = _factors(sources, module, panel, batch)
     if not is_stacked(sources.stacked, module.d_out, module.d_in):
         matrix = np.zeros((module.d_out, module.d_in))

@@ -149,7 +149,7 @@ def export_delta(
     """Combine every leave-one-out prediction in delta space and write it as `folder/NAME`.
 
     A folder that is there already from the same coefficients, rank and dtype is kept, and not made again.
-    Runs in this process, one module of the sources at a time.
+    Runs in this process, as many modules at a time as there are cores and fit the memory.
 
     Parameters
     ----------

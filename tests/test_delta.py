@@ -158,7 +158,9 @@ def test_nothing_is_lost_at_the_exact_rank(stack: tuple[Float64, Float64, int], 
     dense = b.T @ a
     rank = exact_rank(len(b), b.shape[1], a.shape[1])
     found = truncate_product(b.copy(), a.copy(), rank) if way == "product" else truncate_matrix(dense, rank)
-    np.testing.assert_allclose(found.b @ found.a, dense, atol=1e-12 * max(np.linalg.norm(dense), 1e-300))
+    # Cut below its side, a matrix loses 1e-16 of the energy: the Gram matrix squares its singular values.
+    lost = 1e-8 if way == "matrix" and rank < min(dense.shape) else 1e-12
+    np.testing.assert_allclose(found.b @ found.a, dense, atol=lost * max(np.linalg.norm(dense), 1e-300))
     assert found.retained == pytest.approx(1, abs=1e-12)
 
 
