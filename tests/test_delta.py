@@ -326,6 +326,19 @@ def test_memory_is_bounded(tmp_path: Path, tokenizer_folder: Path) -> None:
     made.bank.close()
 
 
+@pytest.mark.parametrize("memory", [None, 1 << 20])
+def test_the_same_on_any_number_of_cores(
+    made: SyntheticBank, monkeypatch: pytest.MonkeyPatch, memory: int | None
+) -> None:
+    found = []
+    for cores in (1, 2, 5):
+        monkeypatch.setattr("compute.delta_space.core_count", lambda cores=cores: cores)
+        found.append(delta_adapter(made.bank, by_name(made), WEIGHTS, memory=memory))
+    for other in found[1:]:
+        assert other.vector.tobytes() == found[0].vector.tobytes()
+        assert other.retained == found[0].retained
+
+
 def test_what_is_not_used_is_not_read(made: SyntheticBank, tmp_path: Path) -> None:
     shutil.copytree(made.bank.path, tmp_path / "bank")
     with AdapterBank.open(tmp_path / "bank") as bank:
