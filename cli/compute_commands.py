@@ -20,7 +20,7 @@ from cli.options import (
     metric_parameters,
     opened,
 )
-from cli.parameters import parameters_of
+from cli.parameters import Parameters
 from cli.tables import write_matrices
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def coefficients(
     progress = shown_progress()
     with opened(bank_path) as bank:
         _ = bank.layout
-        chosen = parameters_of(other).combinations(metrics, approaches)
+        chosen = Parameters(other).combinations(metrics, approaches)
         with open_cluster(cluster_of(other), progress, bank.store.path) as workers:
             matrices = coefficients_by(bank, chosen, cluster=workers, progress=progress)
     labels = [{"metric": options.metric, "approach": options.approach} for options in chosen]

@@ -22,7 +22,7 @@ from cli.options import (
     opened,
     space_options,
 )
-from cli.parameters import Parameters, parameters_of
+from cli.parameters import Parameters
 from cli.tables import write_text
 from cli.weights_output import (
     WeightsOnly,
@@ -156,7 +156,7 @@ def evaluate(
     A target without a test split is named at the end, and the exit status is 1.
     """
     # What is left out is told for each way, once the ways are known.
-    combinations = _combinations(replace(parameters_of(other), leave_out="adapter"), metrics, approaches)
+    combinations = _combinations(Parameters({**other, "leave_out": "adapter"}), metrics, approaches)
     left_out = ["adapter", "group"] if other["leave_out"] == "both" else [other["leave_out"]]
     weights = WeightsOnly(
         other["bank_sizes"], other["draws"], other["seed"], other["csv"], other["out"], other["as_json"]

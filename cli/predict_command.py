@@ -27,7 +27,7 @@ from cli.options import (
     overwrite_option,
     space_options,
 )
-from cli.parameters import parameters_of
+from cli.parameters import Parameters
 
 if TYPE_CHECKING:
     from compute.export import DeltaExport
@@ -87,7 +87,7 @@ def predict(
     """
     if whole_bank == (newdata is not None):
         raise click.UsageError("give NEWDATA, or --all: one of them")
-    parameters = parameters_of(other)
+    parameters = Parameters(other)
     if newdata is None:
         combinations = parameters.combinations(metrics, approaches)
         _predict_all(bank_path, [replace(options, space=space, rank=rank) for options in combinations], other)
