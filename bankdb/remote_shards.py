@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -217,6 +218,13 @@ class RemoteShards:
                 waiting = {}
             waiting[self.file(row + number * self.format.rows_per_shard, column)] = data
         self._put(waiting)
+
+    def begin(self, row: int, column: int, blocks: Sequence[Float32]) -> Callable[[], None]:
+        """Return what writes shards as `write` does, to be called once, in whatever thread.
+
+        All of it waits for the store, which needs what is in `blocks` until then.
+        """
+        return functools.partial(self.write, row, column, blocks)
 
     def _put(self, objects: dict[RemotePath, bytes]) -> None:
         put(objects)

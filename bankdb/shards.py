@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,9 +199,18 @@ class Shards:
         OSError
             A file cannot be written; it is named. None of the shards that are not whole appears.
         """
+        self.begin(row, column, blocks)()
+
+    def begin(self, row: int, column: int, blocks: Sequence[Float32]) -> Callable[[], None]:
+        """Write shards as `write` does, but neither flush them nor let them appear yet.
+
+        Returns
+        -------
+        What does that, to be called once, in whatever thread: it hardly computes, and waits for the disk.
+        """
         files = [self.file(row + i * self.format.rows_per_shard, column) for i in range(len(blocks))]
         partials = [partial_of(file) for file in files]
-        try:
+        with _none_left(partials):
             for file, partial, block in zip(files, partials, blocks, strict=True):
                 with naming(file):
                     file.parent.mkdir(parents=True, exist_ok=True)
@@ -209,14 +218,27 @@ class Shards:
                         stream.writelines(self.format.encoded(block))
                         stream.flush()
                         _begin_writing(stream.fileno())
+
+        def end() -> None:
             # After all are written: the disk has the next ones to do while one is waited for.
-            for file, partial in zip(files, partials, strict=True):
-                with naming(file):
-                    fsync_path(partial)
-                    partial.replace(file)
-        finally:
-            for partial in partials:
-                partial.unlink(missing_ok=True)
+            with _none_left(partials):
+                for file, partial in zip(files, partials, strict=True):
+                    with naming(file):
+                        fsync_path(partial)
+                        partial.replace(file)
+
+        return end
+
+
+@contextlib.contextmanager
+def _none_left(partials: Sequence[Path]) -> Iterator[None]:
+    """Delete files that an error kept from getting their names."""
+    try:
+        yield
+    except BaseException:
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def _begin_writing(descriptor: int) -> None:

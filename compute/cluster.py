@@ -1,23 +1,19 @@
-"""A Dask client, local or remote, and tasks whose failure names the piece that failed."""
+"""A Dask client, local or remote, and what tasks may use; what runs on it is `compute.tasks`."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import queue
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bankdb.errors import BankError, ComputeError, ParameterError
+from bankdb.errors import ComputeError, ParameterError
 from bankdb.progress import Progress
 from bankdb.quiet import quiet_loggers
 from bankdb.remote import Location
-from compute.blas import blas_threads, bounded_blas
 from compute.connection import check_remote, remote_client
 from compute.workers import check_workers
 
@@ -29,8 +25,6 @@ _SIZES = {"": 1, "B": 1, "K": 1024, "KB": 1000, "KIB": 1024, "M": 2**20, "MB": 1
 
 # Dask and its dashboard log that they start, stop, and take another port.
 _CHATTY = ("distributed", "bokeh", "tornado.application")
-# How often a run that waits looks whether there are workers, and how long it bears that there are none.
-_LOOK_SECONDS, _ALONE_SECONDS = 2.0, 120.0
 # Freed memory that a worker process may keep for its next arrays.
 _KEPT_BYTES = 256 * 2**20
 # Dask's default and ours: every process wakes up 50 times a second to look whether it is late, and every worker 100
@@ -197,8 +191,9 @@ def _allocator(budget: int) -> Iterator[None]:
     """Let worker processes keep some of the memory that they free.
 
     Dask has them give back every 64 KiB at once, so that tasks spend a third of their time on page faults.
-    An eighth of the budget is kept at the most. Dask leaves these variables in this process's environment, so
-    that the first cluster of a process decides; values that the user has set are kept.
+    An eighth of the budget is kept at the most, but more in stages that `keep_freed` has keep it. Dask leaves
+    these variables in this process's environment, so that the first cluster of a process decides; values that
+    the user has set are kept.
     """
     import dask
 
@@ -208,6 +203,8 @@ def _allocator(budget: int) -> Iterator[None]:
         "MALLOC_TRIM_THRESHOLD_": str(kept),
         # glibc takes no more than 32 MiB.
         "MALLOC_MMAP_THRESHOLD_": str(min(kept, 32 * 2**20)),
+        # For `compute.memory.keep_freed`.
+        "MALLOC_ARENA_MAX": "1",
     }
     with dask.config.set({key: dict(dask.config.get(key)) | wanted}):
         yield
@@ -250,118 +247,3 @@ def _local(options: ClusterOptions) -> Iterator[Client]:
             ) from error
         with cluster, Client(cluster) as client:
             yield client
-
-
-def run_tasks(
-    cluster: Cluster,
-    stage: str,
-    function: Callable[..., Any],
-    tasks: Mapping[str, tuple[Any, ...]],
-    progress: Progress,
-    step: Callable[[str], str] | None = None,
-) -> Iterator[tuple[str, Any]]:
-    """Run `function(*arguments)` for each named task; yield names and results as they come.
-
-    At most a few tasks a worker are in flight, so that results are taken as they are made. BLAS has one
-    thread in each task of a local cluster: the workers are the parallelism. Elsewhere a task has its share of
-    its host's cores.
-
-    Parameters
-    ----------
-    step
-        From a task's name to the step that the dashboard shows it under; by default all are under `stage`.
-
-    Raises
-    ------
-    ComputeError
-        A task failed, or killed its workers; it is named, and the others are cancelled. Or the scheduler died, or
-        there are no workers any more and none comes.
-    """
-
-    def submit(name: str, arguments: tuple[Any, ...]) -> None:
-        # The dashboard groups by the first part; a key of its own, as the same piece computed again in another
-        # run is another task.
-        key = (stage if step is None else step(name), name, os.urandom(4).hex())
-        future = cluster.client.submit(
-            _bounded, cluster.blas, function, arguments, key=key, pure=False, retries=0
-        )
-        flying[key] = (name, future)
-        future.add_done_callback(ended.put)
-
-    progress.begin(stage, len(tasks))
-    waiting = iter(tasks.items())
-    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    flying: dict[tuple[str, str, str], tuple[str, Any]] = {}
-    with _cancelling(cluster, flying):
-        for name, arguments in _take(waiting, 4 * cluster.slots):
-            submit(name, arguments)
-        while flying:
-            future = _next(cluster, stage, ended)
-            name, _ = flying.pop(future.key)
-            result = _result(future, stage, name)
-            for following, arguments in _take(waiting, 1):
-                submit(following, arguments)
-            yield name, result
-            progress.advance()
-    progress.end()
-
-
-@contextlib.contextmanager
-def _cancelling(cluster: Cluster, flying: Mapping[Any, tuple[str, Any]]) -> Iterator[None]:
-    """Cancel what is still running or waiting at the end."""
-    try:
-        yield
-    finally:
-        if flying and cluster.client.status == "running":
-            cluster.client.cancel([future for _, future in flying.values()], force=True)
-
-
-def _next(cluster: Cluster, stage: str, ended: queue.SimpleQueue[Any]) -> Any:
-    """Return the next future that ended; not to wait for ever is for where every worker is gone."""
-    alone = time.monotonic()
-    while True:
-        try:
-            return ended.get(timeout=_LOOK_SECONDS)
-        except queue.Empty:
-            if cluster.client.status != "running":
-                continue  # asking a scheduler that is lost takes long; what was waited for comes as cancelled
-            if cluster.client.scheduler_info()["workers"]:
-                alone = time.monotonic()
-            elif time.monotonic() - alone > _ALONE_SECONDS:
-                raise ComputeError(
-                    f"{stage}: expected workers, found none for {_ALONE_SECONDS:.0f} s; what was done before is kept: "
-                    "start some, and run the same command again to go on"
-                ) from None
-
-
-def _take(items: Iterator[tuple[str, tuple[Any, ...]]], count: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    for _, item in zip(range(count), items, strict=False):
-        yield item
-
-
-def _bounded(blas: Mapping[str, int] | None, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    with bounded_blas(1 if blas is None else blas_threads(blas)):
-        return function(*arguments)
-
-
-def _result(future: Any, stage: str, name: str) -> Any:
-    try:
-        return future.result()
-    except BankError:
-        raise
-    except Exception as error:
-        if future.status != "error":  # no answer of the task's own
-            raise _lost(stage, name, error) from error
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise ComputeError(
-            f"{stage}: piece {name} failed ({type(error).__name__}: {reason}); what was done before is kept, "
-            "run the same command again to go on"
-        ) from error
-
-
-def _lost(stage: str, name: str, error: Exception) -> ComputeError:
-    return ComputeError(
-        f"{stage}: piece {name} did not come back ({type(error).__name__}): the scheduler was lost, or somebody "
-        "cancelled the task; what was done before is kept: start the scheduler and its workers if they are gone, and "
-        "run the same command again to go on"
-    )

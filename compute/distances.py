@@ -24,10 +24,11 @@ from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
 from bankdb.remote import Location
 from compute.blocks import Metric
-from compute.cluster import Cluster, run_tasks
+from compute.cluster import Cluster
 from compute.distance_tiles import compute_tile, read_entries
 from compute.stored_counts import write_distributions
-from compute.tile_plans import plan_distances
+from compute.tasks import run_tasks
+from compute.tile_plans import plan_distances, tile_bytes
 from compute.tiles import CHUNK_ROWS, Tile
 
 # Where a task may use less, the memory that compiled loops take a worker would be missed.
@@ -107,7 +108,7 @@ def distance_matrices(
         waiting = [stored for key, stored in opened.items() if key not in found]
         _compute_missing(bank, waiting, adapters, cluster, progress)
         for stored in waiting:
-            values = read_entries(stored.path, np.s_[:, :])[np.ix_(rows, rows)]
+            values = _of_rows(read_entries(stored.path, np.s_[:, :]), rows)
             if np.isfinite(values).all():
                 found[stored.key] = DistanceMatrix(adapters, values, stored.key)
             elif attempt == 0:
@@ -116,6 +117,11 @@ def distance_matrices(
             else:
                 raise _not_numbers(stored, adapters, values)
     return [found[metric.key] for metric in metrics]
+
+
+def _of_rows(values: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.float64]:
+    """Return the entries of some rows and columns, without a copy where there are no others."""
+    return values if len(rows) == len(values) else values[np.ix_(rows, rows)]
 
 
 def _not_numbers(
@@ -218,7 +224,8 @@ def _compute_missing(
     def step(name: str) -> str:
         return _stage([pieces[name][0]])
 
-    for name, _ in run_tasks(cluster, _stage(list(lacking)), compute_tile, tasks, progress, step):
+    memory = max(tile_bytes(piece.metric, piece.side, bank.record.vocabulary, nnz) for piece in planned)
+    for name, _ in run_tasks(cluster, _stage(list(lacking)), compute_tile, tasks, progress, step, memory):
         stored, tile = pieces[name]
         chunks = [chunk for chunk in tile.chunks() if chunk in contents]
         bank.runs.mark_done(stored.run.id, {_chunk_name(*chunk): contents[chunk] for chunk in chunks})

@@ -95,6 +95,7 @@ class KullbackLeibler(_Divergence):
     short = "kl"
     symmetric = False
     relative_cost = 0.55
+    dataset_pairs = 150
 
     def block(self, targets: TokenCounts, sources: TokenCounts) -> FloatArray:
         """See `Metric.block`; one matrix product of T x U by U x S, U the ids that occur."""
@@ -190,6 +191,7 @@ class JensenShannon(_Divergence):
     short = "js"
     symmetric = True
     relative_cost = 1.0
+    dataset_pairs = 35
 
     @property
     def _epsilon(self) -> float:

@@ -161,8 +161,8 @@ class StepForecast:
         Of the leading terms. Of distances: operations of the inner loop, a logarithm counted as one.
     memory
         Bytes that a task uses, or the client, beyond what a process takes that has loaded the libraries.
-    datasets, pair_tenths, side
-        Of distances: datasets that all tiles read, tenths of pairs that their time goes with, and datasets on
+    datasets, pair_hundredths, side
+        Of distances: datasets that all tiles read, hundredths of pairs that their time goes with, and datasets on
         the side of a tile.
     epochs, width, points
         Of the neural approach: epochs of all trainings, at most; the network's width and where it is evaluated.
@@ -185,7 +185,7 @@ class StepForecast:
     flops: int = 0
     memory: int = 0
     datasets: int = 0
-    pair_tenths: int = 0
+    pair_hundredths: int = 0
     side: int = 0
     epochs: int = 0
     width: int = 0
@@ -291,7 +291,7 @@ def _distance_step(
         memory=tile_bytes(tiles[0].metric, side, shape.vocabulary, shape.largest),
         side=side,
         datasets=datasets,
-        pair_tenths=sum(piece.pair_tenths for piece in tiles),
+        pair_hundredths=sum(piece.pair_hundredths for piece in tiles),
     )
 
 

@@ -31,10 +31,11 @@ from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
 from bankdb.remote import Location, located
 from bankdb.uncached import UncachedReader
-from compute.cluster import Cluster, machine_memory, run_tasks
+from compute.cluster import Cluster, machine_memory
 from compute.combine import Sources, read_scaled_into
 from compute.memory import give_back
 from compute.plans import GramPlan, plan_gram
+from compute.tasks import run_tasks
 
 # Columns multiplied at once in single precision before they are added in double: bounds both the
 # rounding of a product and what has to stay in cache.
@@ -119,7 +120,7 @@ def _compute_part(
         if f"{index}" not in done or (index, 0, 0) not in stored
     }
     if tasks:
-        for name, _ in run_tasks(cluster, "gram", gram_slice, tasks, progress):
+        for name, _ in run_tasks(cluster, "gram", gram_slice, tasks, progress, memory=plan.memory):
             bank.runs.mark_done(run.id, {name: run.inputs_sha256})
         bank.runs.finish(run.id)
     # Summed in the order of the slices: the same result however the tasks were scheduled.

@@ -16,7 +16,7 @@ from bankdb.arrays import create_array, delete_tree, open_array
 from bankdb.progress import Progress
 from bankdb.remote import Location
 from compute.blocks import Metric
-from compute.cluster import Cluster, core_count, run_tasks
+from compute.cluster import Cluster, core_count
 from compute.coefficients import coefficients
 from compute.distributions import TokenCounts
 from compute.gram import partial_gram
@@ -25,6 +25,7 @@ from compute.neural import train
 from compute.neural_options import NeuralOptions
 from compute.rates import MetricRate, Rates
 from compute.storage_rates import best_seconds, storage_rates
+from compute.tasks import run_tasks
 from compute.tiles import CHUNK_ROWS
 
 # Of the products: sources, targets and columns; as of a panel, but narrower.

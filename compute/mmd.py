@@ -187,8 +187,8 @@ class MaximumMeanDiscrepancy(Metric):
     name: ClassVar[str] = "mmd"
     short: ClassVar[str] = "mmd"
     symmetric: ClassVar[bool] = True
-    relative_cost: ClassVar[float] = 0.75
-    dataset_pairs: ClassVar[int] = 120
+    relative_cost: ClassVar[float] = 0.65
+    dataset_pairs: ClassVar[int] = 160
     kernel: Kernel = MultiscaleKernel()
 
     @property

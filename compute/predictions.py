@@ -25,10 +25,12 @@ from bankdb.errors import PlanError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
 from bankdb.remote import Location
-from compute.cluster import Cluster, run_tasks
-from compute.combine import Sources, combine_panel
+from compute.cluster import Cluster
+from compute.combine import Sources
+from compute.combine_panels import combine_panel
 from compute.options import PredictionOptions
 from compute.plans import plan_combination
+from compute.tasks import run_tasks
 from compute.tiles import COEFFICIENT_ROWS, SHARD_ROWS, PanelPart, following
 
 Opened = tuple[RunRecord, Location]
@@ -150,7 +152,7 @@ def combine_missing(
     place = bank.array_path("predictions")
     if isinstance(place, Path):
         _check_space(place, needed)
-    for name, _ in run_tasks(cluster, "combine", combine_panel, tasks, progress):
+    for name, _ in run_tasks(cluster, "combine", combine_panel, tasks, progress, memory=plan.memory):
         for part in parts[name]:
             run, _ = open_runs[part.group]
             bank.runs.mark_done(run.id, {part.name: run.inputs_sha256})

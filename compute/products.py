@@ -6,13 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import sgemm
 
-from compute.tiles import SPARSE_STRIP
+from compute.tiles import ROW_GAP, SPARSE_STRIP
 
 Float32 = NDArray[np.float32]
 
 # Below this share of coefficients that are not zero a sparse product is faster: measured up to 14% with 8 lanes of
 # vector arithmetic, half of it with 16.
 SPARSE_DENSITY = 0.08
+
+
+def spread_rows(rows: int, columns: int) -> Float32:
+    """Return an array of C-contiguous rows, shape (rows, columns), apart by `ROW_GAP`; its values are undefined."""
+    return np.empty((rows, columns + ROW_GAP), dtype=np.float32)[:, :columns]
 
 
 def product(coefficients: Float32, rows: Float32, out: Float32) -> None:

@@ -197,7 +197,7 @@ def _waves(step: StepForecast, workers: int) -> float:
 def _distances(step: StepForecast, rates: Rates, vocabulary: int, distinct: int) -> float:
     rate = rates.metrics[step.detail]
     size = distinct / rates.distinct if step.detail in _BY_DISTINCT else vocabulary / rates.vocabulary
-    computed = size * (rate.dataset * step.datasets + rate.pair * step.pair_tenths / 10)
+    computed = size * (rate.dataset * step.datasets + rate.pair * step.pair_hundredths / 100)
     return computed + step.tasks * _TILE_ARRAYS * rates.opening
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 import heapq
+import itertools
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from compute.blocks import Metric
-from compute.tiles import CHUNK_ROWS, Tile, chunk_count, cover, largest_side
+from compute.tiles import CHUNK_ROWS, Tile, chunk_count, cover, largest_side, roomy
 
-# A tile on the diagonal costs this share of one above it, in tenths: half of it is a mirror.
-DIAGONAL_TENTHS = 6
+# A tile on the diagonal costs this share of one above it, in hundredths: half of it is a mirror.
+DIAGONAL_HUNDREDTHS = 55
 # What a task takes beside pairs and datasets, opening arrays and writing chunks, in pairs.
 _TASK_PAIRS = 10_000
 # Chunks on the side of a tile that are not cut to keep more workers busy: it takes less than a second.
@@ -26,8 +27,8 @@ _UNCUT = 4
 _SMALL = 2
 # Plans with more tasks than this for each worker are not looked at: they are balanced, whatever they are.
 _MOST_TASKS = 16
-# Costs are estimates, and workers not equally fast: of the largest tile, this part is taken to be waited for.
-_LATE = 4
+# Costs are estimates, and workers not equally fast: plans are compared as if one took 5 / 4 of the time.
+_SLOW = (5, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,12 @@ class PlannedTile:
         return (tile.row_stop - tile.row_start) * (tile.column_stop - tile.column_start)
 
     @property
+    def side(self) -> int:
+        """Datasets on the longer side."""
+        tile = self.tile
+        return max(tile.row_stop - tile.row_start, tile.column_stop - tile.column_start)
+
+    @property
     def datasets(self) -> int:
         """Datasets whose counts are read."""
         tile = self.tile
@@ -57,15 +64,15 @@ class PlannedTile:
         return self.area if self.tile.diagonal else 2 * self.area
 
     @property
-    def pair_tenths(self) -> int:
-        """Tenths of pairs that the tile's time goes with, beside its datasets."""
-        return self.area * (DIAGONAL_TENTHS if self.tile.diagonal else 10)
+    def pair_hundredths(self) -> int:
+        """Hundredths of pairs that the tile's time goes with, beside its datasets."""
+        return self.area * (DIAGONAL_HUNDREDTHS if self.tile.diagonal else 100)
 
     @property
     def cost(self) -> int:
-        """Its time against other tiles', of whatever metric: a tenth of a pair of the dearest metric is 1."""
-        pairs = self.pair_tenths + 10 * self.metric.dataset_pairs * self.datasets
-        return round(self.metric.relative_cost * pairs) + 10 * _TASK_PAIRS
+        """Its time against other tiles', of whatever metric: a hundredth of a pair of the dearest metric is 1."""
+        pairs = self.pair_hundredths + 100 * self.metric.dataset_pairs * self.datasets
+        return round(self.metric.relative_cost * pairs) + 100 * _TASK_PAIRS
 
 
 def plan_distances(
@@ -105,19 +112,12 @@ def plan_distances(
     if not any(missing for _, missing in matrices):
         return ()
     metrics = [metric for metric, _ in matrices]
-    largest = [
-        largest_side(
-            rows,
-            budget=budget,
-            workspace=functools.partial(tile_bytes, metric, vocabulary=vocabulary, nnz=nnz),
-        )
-        for metric in metrics
-    ]
-    side = _balanced_side(metrics, largest, rows, slots)
+    largest = [_largest_side(metric, rows, vocabulary, nnz, budget) for metric in metrics]
+    sides = _balanced_sides(metrics, largest, rows, slots)
     planned = [
         PlannedTile(index, metric, tile)
         for index, (metric, missing) in enumerate(matrices)
-        for tile in cover(rows, missing, min(side, largest[index]))
+        for tile in cover(rows, missing, sides[index])
     ]
     return tuple(sorted(planned, key=lambda piece: piece.cost, reverse=True))
 
@@ -128,35 +128,76 @@ def tile_bytes(metric: Metric, side: int, vocabulary: int, nnz: int) -> int:
     return metric.workspace_bytes(side, side, vocabulary, nnz) + 4 * 8 * side * side + 2 * side * nnz * 16
 
 
-def busiest(costs: Mapping[int, int], slots: int) -> int:
+def _largest_side(metric: Metric, rows: int, vocabulary: int, nnz: int, budget: int) -> int:
+    """Return the chunks on the side of the largest tile, whose memory is kept for the next if that costs little."""
+    workspace = functools.partial(tile_bytes, metric, vocabulary=vocabulary, nnz=nnz)
+    largest = largest_side(rows, budget=budget, workspace=workspace)
+    if largest <= _UNCUT:
+        return largest
+    return max(_UNCUT, largest_side(rows, budget=roomy(budget), workspace=workspace))
+
+
+def busiest(costs: Mapping[int, int], slots: int, slow: tuple[int, int] = (1, 1)) -> int:
     """Return the cost of what the busiest of `slots` workers does, each taking the dearest task that is left.
 
     Parameters
     ----------
     costs
         How many tasks there are of each cost.
+    slow
+        What one of the workers takes for a task, as a fraction of what the others do.
     """
-    loads = [0] * slots
+    times, usual = slow
+    loads = [(0, worker) for worker in range(slots)]
     for cost in sorted(costs, reverse=True):
         for _ in range(costs[cost]):
-            heapq.heapreplace(loads, loads[0] + cost)
-    return max(loads)
+            load, worker = loads[0]
+            heapq.heapreplace(loads, (load + cost * (usual if worker else times), worker))
+    return -(-max(loads)[0] // usual)
 
 
-def _balanced_side(metrics: Sequence[Metric], largest: Sequence[int], rows: int, slots: int) -> int:
-    """Return the chunks on the side of a tile with which the busiest worker is done first."""
+def _balanced_sides(metrics: Sequence[Metric], largest: Sequence[int], rows: int, slots: int) -> list[int]:
+    """Return for each metric the chunks on the side of a tile with which the busiest worker is done first.
+
+    Few workers have least to do where some matrices are not cut at all, and the rest is shared out evenly. Looked for
+    from no cut at all, and from the best that all metrics have alike.
+    """
     if chunk_count(rows) <= _SMALL:
-        return 1
-    found: list[tuple[int, int]] = []
+        return [1] * len(metrics)
+    cuts = _cuts(metrics, largest, rows, slots)
+
+    def cost(chosen: Sequence[int]) -> int:
+        costs = sum((cuts[cut][1][metric] for metric, cut in enumerate(chosen)), Counter[int]())
+        return busiest(costs, slots, _SLOW if slots > 1 else (1, 1))
+
+    alike = min(([cut] * len(metrics) for cut in range(len(cuts))), key=cost)
+    chosen = min((_improved(start, len(cuts), cost) for start in ([0] * len(metrics), alike)), key=cost)
+    return [min(cuts[cut][0], most) for cut, most in zip(chosen, largest, strict=True)]
+
+
+def _improved(start: Sequence[int], cuts: int, cost: Callable[[Sequence[int]], int]) -> list[int]:
+    """Return the choice that costs no less with one metric cut otherwise, going on from `start` in such steps."""
+    chosen, least, improved = list(start), cost(start), len(start) > 1
+    while improved:
+        improved = False
+        for metric, cut in itertools.product(range(len(chosen)), range(cuts)):
+            other = [*chosen[:metric], cut, *chosen[metric + 1 :]]
+            if (found := cost(other)) < least:
+                chosen, least, improved = other, found, True
+    return chosen
+
+
+def _cuts(
+    metrics: Sequence[Metric], largest: Sequence[int], rows: int, slots: int
+) -> list[tuple[int, list[Counter[int]]]]:
+    """Return sides to choose from, the largest first, each with the costs of each metric's tiles."""
+    found = []
     for side in _sides(chunk_count(rows), max(largest)):
-        costs: Counter[int] = Counter()
-        for metric, most in zip(metrics, largest, strict=True):
-            costs += _costs(metric, rows, min(side, most))
-        late = max(costs) // _LATE if slots > 1 else 0
-        found.append((busiest(costs, slots) + late, side))
-        if costs.total() > _MOST_TASKS * slots:
+        costs = [_costs(metric, rows, min(side, most)) for metric, most in zip(metrics, largest, strict=True)]
+        found.append((side, costs))
+        if sum(each.total() for each in costs) > _MOST_TASKS * slots:
             break
-    return min(found)[1]
+    return found
 
 
 def _sides(chunks: int, largest: int) -> Iterable[int]:

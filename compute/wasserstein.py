@@ -36,7 +36,8 @@ class Wasserstein(Metric):
     name: ClassVar[str] = "wasserstein"
     short: ClassVar[str] = "wd"
     symmetric: ClassVar[bool] = True
-    relative_cost: ClassVar[float] = 0.5
+    relative_cost: ClassVar[float] = 0.6
+    dataset_pairs: ClassVar[int] = 45
 
     @property
     def key(self) -> str:

@@ -29,8 +29,8 @@ from compute.cluster import (
     memory_budget,
     open_cluster,
     parse_memory,
-    run_tasks,
 )
+from compute.tasks import run_tasks
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import ComputeError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.verify import verify
-from compute import cluster as cluster_module
+from compute import tasks as tasks_module
 from compute.cluster import Cluster, ClusterOptions, open_cluster
 from compute.export import export_all
 from compute.options import PredictionOptions
@@ -207,7 +207,7 @@ def test_no_worker_is_left(
     cluster_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cluster_module, "_ALONE_SECONDS", 3.0)
+    monkeypatch.setattr(tasks_module, "_ALONE_SECONDS", 3.0)
     with started(cluster_folder, 1) as processes, copied(template, tmp_path) as bank:
 
         def kill(stage: str) -> None:

@@ -29,9 +29,9 @@ from compute.combine import (
     combine_columns,
     combine_held,
     combine_one,
-    combine_panel,
     read_scaled,
 )
+from compute.combine_panels import combine_panel
 from compute.options import PredictionOptions
 from compute.predict import predict_all, sources_of
 from compute.products import accumulate, one_hot, product, sparse_product
@@ -411,9 +411,11 @@ def test_coefficients_that_are_gone_are_an_error(store: AdapterStore, tmp_path: 
         combine_panel(str(store.path), (str(group),), sources(), panel, CHUNK)
 
 
+@pytest.mark.parametrize("later", [False, True])
 def test_what_could_not_be_written_is_not_done(
-    mixed_scalings: SyntheticBank, monkeypatch: pytest.MonkeyPatch
+    mixed_scalings: SyntheticBank, monkeypatch: pytest.MonkeyPatch, later: bool
 ) -> None:
+    """At once, or when what was written is flushed."""
     bank = mixed_scalings.bank
     with open_cluster(ClusterOptions(workers=1, processes=False), SilentProgress()) as cluster:
         with monkeypatch.context() as patched:
@@ -421,7 +423,7 @@ def test_what_could_not_be_written_is_not_done(
             def full(*arguments: object) -> None:
                 raise OSError(28, "No space left on device", "somewhere/0")
 
-            patched.setattr(Shards, "write", full)
+            patched.setattr(Shards, "begin", (lambda *_: full) if later else full)
             with pytest.raises(ComputeError, match="somewhere/0: cannot be written"):
                 predict_all(bank, PredictionOptions(approach="uniform"), cluster=cluster)
         (run,) = bank.runs.all("predictions")

@@ -82,7 +82,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(autouse=True)
 def _tiles_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few datasets would be one tile."""
-    monkeypatch.setattr("compute.tile_plans._balanced_side", lambda *_: 1)
+    monkeypatch.setattr("compute.tile_plans._balanced_sides", lambda metrics, *_: [1] * len(metrics))
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def _count_results(counts: list[int]) -> Callable[..., Iterator[tuple[str, int]]]:
     run_tasks = distances_module.run_tasks
 
-    def counting(*arguments: object) -> Iterator[tuple[str, int]]:
-        for name, count in run_tasks(*arguments):  # type: ignore[arg-type]
+    def counting(*arguments: object, **named: object) -> Iterator[tuple[str, int]]:
+        for name, count in run_tasks(*arguments, **named):  # type: ignore[arg-type]
             counts.append(count)
             yield name, count
 
@@ -341,7 +341,7 @@ def chunk_bytes(bank: AdapterBank, metric: str) -> dict[str, bytes]:
 def test_a_tile_that_was_written_in_part_is_computed_to_the_same_bytes(
     many: SyntheticBank, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compute.tile_plans._balanced_side", lambda *_: 2)
+    monkeypatch.setattr("compute.tile_plans._balanced_sides", lambda metrics, *_: [2] * len(metrics))
     n = len(many.tokens)
     distances(many.bank, "mmd", cluster=cluster)
     many.add_many(range(800, 803))

@@ -23,7 +23,7 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import SilentProgress
 from cli.main import cli
-from compute import combine, distance_tiles, distances, gram, predictions
+from compute import combine_panels, distance_tiles, distances, gram, predictions
 from compute.cluster import Cluster, ClusterOptions, open_cluster
 from compute.export import export_all
 from compute.forecast import BankShape, StepForecast, forecast, zipf_support
@@ -96,7 +96,7 @@ class Counted:
         for module in (distances, gram, predictions):
             monkeypatch.setattr(module, "run_tasks", self._stage(module.run_tasks))
         read_counts, read_into = distance_tiles.read_counts, AdapterStore.read_into
-        read_coefficients = combine._read_coefficients
+        read_coefficients = combine_panels._read_coefficients
 
         def counts(*arguments: Any) -> Any:
             rows, found = read_counts(*arguments)
@@ -114,16 +114,16 @@ class Counted:
 
         monkeypatch.setattr(distance_tiles, "read_counts", counts)
         monkeypatch.setattr(AdapterStore, "read_into", into)
-        monkeypatch.setattr(combine, "_read_coefficients", coefficients)
+        monkeypatch.setattr(combine_panels, "_read_coefficients", coefficients)
 
     def _add(self, what: str, size: int) -> None:
         with self._lock:
             self.bytes[what] += size
 
     def _stage(self, run_tasks: Any) -> Any:
-        def counted(cluster: Cluster, stage: str, function: Any, tasks: Any, *rest: Any) -> Any:
+        def counted(cluster: Cluster, stage: str, function: Any, tasks: Any, *rest: Any, **named: Any) -> Any:
             self.tasks[stage.split(" ")[0]] += len(tasks)
-            for name, result in run_tasks(cluster, stage, function, tasks, *rest):
+            for name, result in run_tasks(cluster, stage, function, tasks, *rest, **named):
                 self._add(f"{stage.split(' ')[0]} results", int(result))
                 yield name, result
 

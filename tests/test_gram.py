@@ -109,8 +109,8 @@ def test_goes_on_where_it_was_interrupted(
 ) -> None:
     run_tasks = gram_module.run_tasks
 
-    def interrupted(*arguments: object) -> Iterator[object]:
-        yield next(run_tasks(*arguments))  # type: ignore[arg-type]
+    def interrupted(*arguments: object, **named: object) -> Iterator[object]:
+        yield next(run_tasks(*arguments, **named))  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -139,9 +139,9 @@ def test_only_new_adapters_are_computed(
     computed: list[int] = []
     run_tasks = gram_module.run_tasks
 
-    def counting(*arguments: object) -> Iterator[object]:
+    def counting(*arguments: object, **named: object) -> Iterator[object]:
         computed.extend(len(task[3]) for task in arguments[3].values())  # type: ignore[attr-defined]
-        yield from run_tasks(*arguments)  # type: ignore[arg-type]
+        yield from run_tasks(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(gram_module, "run_tasks", counting)
     found = compute(made.bank, cluster)

@@ -253,10 +253,10 @@ def test_a_run_that_was_interrupted_goes_on(
     assert progress.stages == {"combine": 1}
 
 
-def _interrupted(*arguments: object) -> Iterator[object]:
-    from compute.cluster import run_tasks
+def _interrupted(*arguments: object, **named: object) -> Iterator[object]:
+    from compute.tasks import run_tasks
 
-    yield next(run_tasks(*arguments))  # type: ignore[arg-type]
+    yield next(run_tasks(*arguments, **named))  # type: ignore[arg-type]
     raise KeyboardInterrupt
 
 

@@ -22,9 +22,10 @@ from bankdb.progress import SilentProgress
 from cli.main import cli
 from compute import connection, workers
 from compute.blas import threads_by_host
-from compute.cluster import ClusterOptions, open_cluster, run_tasks
+from compute.cluster import ClusterOptions, open_cluster
 from compute.distances import distance_matrices
 from compute.metrics import get_metric
+from compute.tasks import run_tasks
 
 
 @pytest.fixture(scope="module")

@@ -179,15 +179,40 @@ def test_a_chunk_of_a_plain_ones_length_that_is_not_plain_is_decoded(tmp_path: P
     assert np.array_equal(out, stored)
 
 
+def test_shards_appear_when_they_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was begun holds nothing of the blocks any more: they may change before the end."""
+    shards = Shards.of(make(tmp_path / "a", 8, 64, 64, 4, 1), tmp_path / "a", "do something")
+    assert shards is not None
+    blocks = [values(4, 64), values(4, 64)]
+    expected = np.concatenate(blocks)
+    flushed: list[Path] = []
+    monkeypatch.setattr("bankdb.shards.fsync_path", flushed.append)
+    end = shards.begin(0, 0, blocks)
+    assert not shards.file(0, 0).exists()
+    assert flushed == []
+    for block in blocks:
+        block[:] = 0
+    end()
+    assert len(flushed) == 2
+    read = np.empty((8, 64), np.float32)
+    shards.read_rows(range(8), 0, 64, read)
+    np.testing.assert_array_equal(read, expected)
+    assert sorted(path for path in (tmp_path / "a" / "c").rglob("*") if path.is_file()) == [
+        shards.file(0, 0),
+        shards.file(4, 0),
+    ]
+
+
+@pytest.mark.parametrize("when", ["_begin_writing", "fsync_path"])
 def test_a_full_disk_names_the_file_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     shards = Shards.of(make(tmp_path / "a", 8, 64, 64, 4, 1), tmp_path / "a", "do something")
 
-    def full(path: Path) -> None:
+    def full(path: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bankdb.shards.fsync_path", full)
+    monkeypatch.setattr(f"bankdb.shards.{when}", full)
     with pytest.raises(OSError, match="No space left") as raised:
         shards.write(0, 0, [values(4, 64), values(4, 64)])
     assert raised.value.filename == str(shards.file(0, 0))

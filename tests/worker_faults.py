@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 STAGES = {
     "distances": ("compute.distance_tiles", "compute_tile", "fsync_written"),
     "gram": ("compute.gram", "gram_slice", "fsync_written"),
-    "combine": ("compute.combine", "combine_panel", "fsync_folders"),
+    "combine": ("compute.combine_panels", "combine_panel", "fsync_folders"),
 }
 
 

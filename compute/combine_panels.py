@@ -1,0 +1,187 @@
+"""The task of one panel of predictions: what a worker reads, computes and writes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.adapter_store import AdapterStore
+from bankdb.arrays import chunk_file, fsync_folders, open_array, read_region
+from bankdb.errors import BankFormatError, ComputeError
+from bankdb.remote import Location, located
+from bankdb.shards import shards_of
+from compute.combine import Sources, check_finite, combine_columns, combine_held, read_scaled_into
+from compute.memory import give_back
+from compute.products import spread_rows
+from compute.tiles import SHARD_ROWS, Panel, PanelPart, split_panel
+
+Float32 = NDArray[np.float32]
+
+_AGAIN = "delete predictions.zarr and run the same command again"
+
+
+def combine_panel(
+    adapters_path: str,
+    group_paths: Sequence[str],
+    sources: Sources,
+    panel: Panel,
+    chunk: int,
+    following: tuple[int, int] = (0, 0),
+) -> int:
+    """Compute a panel of the predictions of several runs and write its shards; runs in a worker.
+
+    The sources are read once for all runs. A block of targets is flushed in the background while the next is
+    multiplied.
+
+    Parameters
+    ----------
+    adapters_path
+        The adapters' array, its folder or URL.
+    group_paths
+        Places with the arrays `coefficients` (M, N) and `adapters` (M, p) of each run.
+    panel
+        Its targets count through the runs, one after another, each at `padded(M)` rows.
+    following
+        Columns that the same worker is likely to be given next: they are read ahead where the sources are held.
+
+    Returns
+    -------
+    Bytes written, before compression; all of them are durable.
+
+    Raises
+    ------
+    BankFormatError
+        A source row, or the coefficients, are damaged.
+    ComputeError
+        The result overflows float32, or a file cannot be written.
+    ArrayStoreUnavailableError
+        The store of a URL failed.
+    """
+    give_back()
+    groups = [located(group) for group in group_paths]
+    targets = int(open_array(groups[0] / "coefficients").shape[0])
+    parts = split_panel(panel, targets, len(groups))
+    store = AdapterStore(located(adapters_path))
+    if panel.held:
+        _combine_holding(store, groups, sources, panel, parts, following)
+    else:
+        _combine_in_batches(store, groups, sources, panel, parts)
+    for part in parts:
+        _flush_folders(groups[part.group] / "adapters", part, panel.start // chunk)
+    return sum(4 * (part.stop - part.start) * (panel.stop - panel.start) for part in parts)
+
+
+def _combine_holding(
+    store: AdapterStore,
+    groups: Sequence[Location],
+    sources: Sources,
+    panel: Panel,
+    parts: Sequence[PanelPart],
+    following: tuple[int, int],
+) -> None:
+    """Hold the sources that are used, and let blocks of targets pass; two at a time, one of them being flushed."""
+    # A block never reaches from one run into the next: it is cut, and rounded, alike whatever is computed with it.
+    blocks = [
+        (groups[part.group], start, min(start + panel.block, part.stop))
+        for part in parts
+        for start in range(part.start, part.stop, panel.block)
+    ]
+    used = np.zeros(len(sources.rows), dtype=np.bool_)
+    for block in blocks:
+        used |= _read_coefficients(*block).any(axis=0)
+    which = np.flatnonzero(used)
+    rows = sources.rows[which].tolist()
+    written: list[Future[None]] = []
+    with (
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as ahead,
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="write") as writer,
+    ):
+        ahead.submit(store.prefetch, rows, panel.start, panel.stop)
+        width = panel.stop - panel.start
+        held = spread_rows(len(which), width)
+        read_scaled_into(held, store, sources, which.tolist(), panel.start, panel.stop)
+        ahead.submit(store.prefetch, rows, *following)
+        buffers = [spread_rows(panel.block, width) for _ in blocks[:2]]
+        for number, (group, start, stop) in enumerate(blocks):
+            if number >= len(buffers):
+                written[number - len(buffers)].result()  # its buffer is free
+            out = buffers[number % len(buffers)][: stop - start]
+            coefficients = _read_coefficients(group, start, stop)
+            combine_held(out, coefficients, which, held)
+            check_finite(out, store, sources, coefficients, panel.start, panel.stop)
+            # What computes is done here: a worker has one core. What waits for the disk, or for a store, has a thread.
+            written.append(writer.submit(_begin_shards(group / "adapters", out, start, panel.start)))
+        for future in written:
+            future.result()
+
+
+def _combine_in_batches(
+    store: AdapterStore,
+    groups: Sequence[Location],
+    sources: Sources,
+    panel: Panel,
+    parts: Sequence[PanelPart],
+) -> None:
+    """Hold all targets of the panel, and let the sources pass in batches."""
+    coefficients = np.concatenate(
+        [_read_coefficients(groups[part.group], part.start, part.stop) for part in parts]
+    )
+    out = combine_columns(store, sources, coefficients, panel.start, panel.stop, panel.batch)
+    check_finite(out, store, sources, coefficients, panel.start, panel.stop)
+    written = 0
+    for part in parts:
+        rows = out[written : written + part.stop - part.start]
+        _begin_shards(groups[part.group] / "adapters", rows, part.start, panel.start)()
+        written += len(rows)
+
+
+def _read_coefficients(group: Location, start: int, stop: int) -> Float32:
+    coefficients: Float32 = read_region(open_array(group / "coefficients"), np.s_[start:stop, :], _AGAIN)
+    if not np.isfinite(coefficients).all():
+        raise BankFormatError(f"{group / 'coefficients'}: lacks chunks; {_AGAIN}")
+    return coefficients
+
+
+def _begin_shards(path: Location, rows: Float32, top: int, column: int) -> Callable[[], None]:
+    """Write whole shards of the predictions, from row `top` and column `column` on, as far as that computes.
+
+    Returns
+    -------
+    What does the rest of it; the shards' folders are not flushed.
+
+    Raises
+    ------
+    ComputeError
+        A file cannot be written, now or then.
+    """
+    shards = shards_of(open_array(path), path, _AGAIN)
+    assert shards is not None, "predictions are made in the layout that is written here"
+    blocks = [rows[first : first + SHARD_ROWS] for first in range(0, len(rows), SHARD_ROWS)]
+    with _writing(path):
+        end = shards.begin(top, column, blocks)
+
+    def rest() -> None:
+        with _writing(path):
+            end()
+
+    return rest
+
+
+@contextlib.contextmanager
+def _writing(path: Location) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ComputeError(
+            f"{error.filename or path}: cannot be written ({error.strerror or error}); check the disk's space and "
+            "permissions, and run the same command again: what was done is kept"
+        ) from error
+
+
+def _flush_folders(path: Location, part: PanelPart, column: int) -> None:
+    rows = range(part.start // SHARD_ROWS, -(-part.stop // SHARD_ROWS))
+    fsync_folders(path, [chunk_file(path, row, column) for row in rows])

@@ -1,0 +1,197 @@
+"""Named tasks on a cluster: in their order, a few at a time, and a failure names the piece that failed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bankdb.errors import BankError, ComputeError
+from bankdb.progress import Progress
+from compute.blas import blas_threads, bounded_blas
+from compute.cluster import Cluster
+from compute.memory import keep_freed
+from compute.tiles import roomy
+
+# How often a run that waits looks whether there are workers, and how long it bears that there are none.
+_LOOK_SECONDS, _ALONE_SECONDS = 2.0, 120.0
+# Tasks wait at the workers for what these do in so many seconds, but never more than so many for each that runs: the
+# next one is there when it is wanted, and a long one waits here until some worker has nothing else to do.
+_AHEAD_SECONDS, _MOST_AHEAD = 0.5, 3
+
+Key = tuple[str, str, str]
+
+
+def run_tasks(
+    cluster: Cluster,
+    stage: str,
+    function: Callable[..., Any],
+    tasks: Mapping[str, tuple[Any, ...]],
+    progress: Progress,
+    step: Callable[[str], str] | None = None,
+    memory: int | None = None,
+) -> Iterator[tuple[str, Any]]:
+    """Run `function(*arguments)` for each named task, begun in their order; yield names and results as they come.
+
+    At most a few tasks a worker are in flight, so that results are taken as they are made, and of tasks that take
+    long only those that run. BLAS has one thread in each task of a local cluster: the workers are the
+    parallelism. Elsewhere a task has its share of its host's cores.
+
+    Parameters
+    ----------
+    step
+        From a task's name to the step that the dashboard shows it under; by default all are under `stage`.
+    memory
+        Bytes that the largest task uses, if they are known: workers keep as many for the next, if the budget has room.
+
+    Raises
+    ------
+    ComputeError
+        A task failed, or killed its workers; it is named, and the others are cancelled. Or the scheduler died, or
+        there are no workers any more and none comes.
+    """
+    progress.begin(stage, len(tasks))
+    waiting = iter(tasks.items())
+    keep = memory if memory is not None and memory <= roomy(cluster.task_budget) else 0
+    flight = _Flight(cluster, stage, function, keep, cluster.slots)
+    with flight.cancelling():
+        flight.fill(waiting, step)
+        while flight.names:
+            ended = flight.next()
+            flight.fill(waiting, step)
+            if ended is not None:
+                yield ended
+                progress.advance()
+    progress.end()
+
+
+@dataclass(slots=True)
+class _Flight:
+    """The tasks that the scheduler has.
+
+    Attributes
+    ----------
+    keep
+        Bytes that a worker keeps of what a task frees.
+    slots
+        How many run at once.
+    names
+        By key: each task's name, and what holds its result.
+    ended
+        What came to an end and was not looked at yet.
+    seconds
+        Of the task that ended last; before there is one, as if it took long.
+    looked, manned
+        When workers were counted, and when there were some.
+    """
+
+    cluster: Cluster
+    stage: str
+    function: Callable[..., Any]
+    keep: int
+    slots: int
+    names: dict[Key, tuple[str, Any]] = field(default_factory=dict)
+    ended: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    seconds: float = _AHEAD_SECONDS + 1
+    looked: float = field(default_factory=time.monotonic)
+    manned: float = field(default_factory=time.monotonic)
+
+    def fill(self, waiting: Iterator[tuple[str, tuple[Any, ...]]], step: Callable[[str], str] | None) -> None:
+        """Submit tasks for as long as there is room."""
+        ahead = min(_MOST_AHEAD, int(_AHEAD_SECONDS / max(self.seconds, 1e-6)))
+        room = self.slots * (1 + ahead) - len(self.names)
+        for _, (name, arguments) in zip(range(room), waiting, strict=False):
+            # The dashboard groups by the first part; a key of its own, as the same piece computed again in another
+            # run is another task.
+            key = (self.stage if step is None else step(name), name, os.urandom(4).hex())
+            future: Any = self.cluster.client.submit(
+                _bounded,
+                self.cluster.blas,
+                self.keep,
+                self.function,
+                arguments,
+                key=key,
+                pure=False,
+                retries=0,
+                fifo_timeout="0s",  # whoever is submitted first begins first
+            )
+            self.names[key] = (name, future)
+            future.add_done_callback(self.ended.put)
+
+    def next(self) -> tuple[str, Any] | None:
+        """Wait for a task that ends, and return its name and result; None if none did for some time."""
+        now = time.monotonic()
+        if now - self.looked > _LOOK_SECONDS:
+            self._look(now)
+        try:
+            future = self.ended.get(timeout=_LOOK_SECONDS)
+        except queue.Empty:
+            return None
+        name, _ = self.names.pop(future.key)
+        self.seconds, result = _result(future, self.stage, name)
+        return name, result
+
+    def _look(self, now: float) -> None:
+        """Count the workers, some may have come; not to wait for ever is for where every worker is gone."""
+        self.looked = now
+        client = self.cluster.client
+        if client.status != "running":
+            return  # asking a scheduler that is lost takes long; what was waited for comes as cancelled
+        workers = client.scheduler_info()["workers"].values()
+        self.slots = max(self.cluster.slots, sum(worker["nthreads"] for worker in workers))
+        if workers:
+            self.manned = now
+        elif now - self.manned > _ALONE_SECONDS:
+            raise ComputeError(
+                f"{self.stage}: expected workers, found none for {_ALONE_SECONDS:.0f} s; what was done before is kept: "
+                "start some, and run the same command again to go on"
+            )
+
+    @contextlib.contextmanager
+    def cancelling(self) -> Iterator[None]:
+        """Cancel what is still running or waiting at the end."""
+        try:
+            yield
+        finally:
+            client: Any = self.cluster.client
+            if self.names and client.status == "running":
+                client.cancel([future for _, future in self.names.values()], force=True)
+
+
+def _bounded(
+    blas: Mapping[str, int] | None, keep: int, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> tuple[float, Any]:
+    """Return the seconds that a task took, and its result; runs in a worker."""
+    begin = time.perf_counter()
+    keep_freed(keep)
+    with bounded_blas(1 if blas is None else blas_threads(blas)):
+        result = function(*arguments)
+    return time.perf_counter() - begin, result
+
+
+def _result(future: Any, stage: str, name: str) -> tuple[float, Any]:
+    try:
+        found: tuple[float, Any] = future.result()
+    except BankError:
+        raise
+    except Exception as error:
+        if future.status != "error":  # no answer of the task's own
+            raise _lost(stage, name, error) from error
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ComputeError(
+            f"{stage}: piece {name} failed ({type(error).__name__}: {reason}); what was done before is kept, "
+            "run the same command again to go on"
+        ) from error
+    return found
+
+
+def _lost(stage: str, name: str, error: Exception) -> ComputeError:
+    return ComputeError(
+        f"{stage}: piece {name} did not come back ({type(error).__name__}): the scheduler was lost, or somebody "
+        "cancelled the task; what was done before is kept: start the scheduler and its workers if they are gone, and "
+        "run the same command again to go on"
+    )
