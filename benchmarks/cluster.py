@@ -3,7 +3,8 @@
     python benchmarks/cluster.py --out docs/cluster
 
 Distances by four metrics of two synthetic banks and one dense combination, on one worker process and on two; the
-share of the time in which workers compute is of what Dask's own task stream records.
+share of the time in which workers compute is of what Dask's own task stream records. The same on one plain process
+and on two, which have no scheduler and no connections, in the same turns: what the machine gives to a second one.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import argparse
 import contextlib
 import gzip
 import json
+import multiprocessing
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +46,35 @@ MEMORY = 4 << 30
 PLAIN_BYTES = 1 << 20
 
 
+class Plain:
+    """Processes that take tasks from a queue, in place of a Dask client: as much of one as `run_tasks` asks for."""
+
+    status = "running"
+
+    def __init__(self, workers: int) -> None:
+        # A cluster before has left the settings of the workers' allocator in the environment.
+        self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+        self.workers = workers
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, key: Any, **options: Any) -> PlainFuture:
+        return PlainFuture(key, self.pool.submit(function, *arguments))
+
+    def scheduler_info(self) -> dict[str, Any]:
+        return {"workers": {number: {"nthreads": 1} for number in range(self.workers)}}
+
+
+@dataclass(frozen=True)
+class PlainFuture:
+    key: Any
+    future: Future[Any]
+
+    def add_done_callback(self, function: Callable[[PlainFuture], None]) -> None:
+        self.future.add_done_callback(lambda _: function(self))
+
+    def result(self) -> Any:
+        return self.future.result()
+
+
 def nothing(number: int) -> int:
     """Return what is given: a task that costs what any task costs."""
     return number
@@ -56,11 +89,11 @@ def computed(cluster: Cluster, begin: float, end: float) -> float:
 
 
 def timed(cluster: Cluster, function: Callable[[], object]) -> tuple[float, float]:
-    """Return the seconds of a step, and the share of the workers' time that they computed."""
+    """Return the seconds of a step, and the share of the workers' time that they computed; 0 if nobody recorded it."""
     begin = time.time()
     function()
     end = time.time()
-    return end - begin, computed(cluster, begin, end)
+    return end - begin, 0.0 if isinstance(cluster.client, Plain) else computed(cluster, begin, end)
 
 
 def steps(
@@ -68,7 +101,6 @@ def steps(
 ) -> dict[str, tuple[float, float]]:
     ways = [PredictionOptions(metric=name) for name in METRIC_NAMES]
     dense = PredictionOptions(metric="js", approach="attentional")
-    cluster.client.run(_warm)
     distances_by(wide, [dense], cluster=cluster)  # so that the second step is the combination alone
     found = {}
     for n, bank in narrow.items():
@@ -90,11 +122,6 @@ def overhead(cluster: Cluster) -> float:
     for _ in run_tasks(cluster, "nothing", nothing, tasks, SilentProgress()):
         pass
     return (time.perf_counter() - begin) / NOTHING
-
-
-def _warm() -> None:
-    import compute.combine
-    import compute.distances  # noqa: F401
 
 
 def keep_report(html: Path, out: Path) -> Path:
@@ -144,12 +171,17 @@ def _measure(folder: Path, out: Path) -> None:
                 for name, result in measured.items():
                     turns.setdefault(f"{name}, {workers} workers", []).append(result)
                 found[f"a task that does nothing, {workers} workers"] = overhead(cluster)
+            plain = Plain(workers)
+            with plain.pool:
+                for name, result in steps(Cluster(plain, workers, MEMORY, ""), narrow, wide).items():
+                    turns.setdefault(f"{name}, {workers} plain", []).append(result)
     for name, results in turns.items():
         seconds, share = min(results)
         found[name] = {"seconds": seconds, "computing": share, "turns": [result[0] for result in results]}
     for name in measured:
-        one, two = (found[f"{name}, {workers} workers"] for workers in (1, 2))
-        found[f"{name}, speed-up"] = one["seconds"] / two["seconds"]
+        for kind, what in (("workers", "speed-up"), ("plain", "speed-up of plain processes")):
+            one, two = (found[f"{name}, {count} {kind}"] for count in (1, 2))
+            found[f"{name}, {what}"] = one["seconds"] / two["seconds"]
     found["report"] = keep_report(folder / "report.html", out).name
     (out / "measured.json").write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
