@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 from recorded_progress import RecordedProgress
@@ -274,6 +275,67 @@ def test_each_piece_comes_once_with_its_result(threads: Cluster) -> None:
     found = list(run_tasks(threads, "doubling", double, tasks, progress))
     assert sorted(found) == sorted((name, 2 * value) for name, (value,) in tasks.items())
     assert progress.stages == {"doubling": 50}
+
+
+_BEGUN: list[int] = []
+
+
+def begin(number: int, seconds: float) -> str:
+    """Note that a piece begins, and return which worker has it; workers of these tests are threads of this process."""
+    from distributed import get_worker
+
+    _BEGUN.append(number)
+    time.sleep(seconds)
+    return str(get_worker().address)
+
+
+@pytest.fixture
+def alone() -> Iterator[Cluster]:
+    _BEGUN.clear()
+    options = ClusterOptions(workers=1, processes=False, memory=1 << 30)
+    with open_cluster(options, SilentProgress()) as opened:
+        yield opened
+
+
+def test_pieces_begin_in_their_order(alone: Cluster) -> None:
+    """However their names sort, and whatever step they are shown under."""
+    order = [int(number) for number in np.random.default_rng(0).permutation(40)]
+    tasks = {f"piece-{number}": (number, 0.0) for number in order}
+    steps = {name: f"step {number % 3}" for name, (number, _) in tasks.items()}
+    assert len(list(run_tasks(alone, "ordered", begin, tasks, SilentProgress(), steps.__getitem__))) == 40
+    assert order == _BEGUN
+
+
+@pytest.mark.parametrize(("seconds", "count", "most"), [(0.55, 3, 1), (0.3, 6, 2), (0.0, 100, 4)])
+def test_long_pieces_wait_until_a_worker_is_free(
+    alone: Cluster, monkeypatch: pytest.MonkeyPatch, seconds: float, count: int, most: int
+) -> None:
+    """So that whoever is free first takes the next; short ones are there when the one before ends."""
+    submit, submitted = alone.client.submit, []
+
+    def counted(*arguments: object, **options: object) -> object:
+        submitted.append(options["key"])
+        return submit(*arguments, **options)
+
+    monkeypatch.setattr(alone.client, "submit", counted)
+    waiting = []
+    tasks = {f"{number}": (number, seconds) for number in range(count)}
+    for done, _ in enumerate(run_tasks(alone, "paced", begin, tasks, SilentProgress()), start=1):
+        waiting.append(len(submitted) - done)
+    assert max(waiting) == most
+    assert len(submitted) == count
+
+
+def test_workers_that_come_later_have_pieces_too(alone: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compute.tasks._LOOK_SECONDS", 0.2)
+    tasks = {f"{number}": (number, 0.6) for number in range(12)}
+    found = set()
+    for done, (_, worker) in enumerate(run_tasks(alone, "many", begin, tasks, SilentProgress())):
+        found.add(worker)
+        if done == 0:
+            alone.client.cluster.scale(3)
+    assert len(found) == 3
+    assert sorted(_BEGUN) == list(range(12))
 
 
 def test_the_same_piece_again_is_computed_again(threads: Cluster, tmp_path: Path) -> None:
