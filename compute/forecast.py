@@ -274,7 +274,7 @@ def _metric(name: str, vocabulary: int) -> Metric:
 def _distance_step(
     shape: BankShape, name: str, tiles: Sequence[PlannedTile], costs: tuple[tuple[int, int], ...]
 ) -> StepForecast:
-    side = max(piece.tile.row_stop - piece.tile.row_start for piece in tiles)
+    side = max(piece.side for piece in tiles)
     datasets, entries = (sum(getattr(piece, name) for piece in tiles) for name in ("datasets", "entries"))
     # The mirror of a chunk on the diagonal is itself.
     chunks = sum(1 if i == j else 2 for piece in tiles for i, j in piece.tile.chunks())
