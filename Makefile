@@ -51,7 +51,7 @@ bench-scaling: $(VENV)/core.stamp  ## How cost grows with N and p, drawn (minute
 	$(BIN)/pip install --quiet -e .[bench]
 	$(BIN)/python benchmarks/scaling.py --out docs/scaling
 
-bench-cluster: $(VENV)/core.stamp  ## One worker process and two, the overhead of a task (about 14 minutes).
+bench-cluster: $(VENV)/core.stamp  ## One worker process and two, the overhead of a task (about 16 minutes).
 	$(BIN)/python benchmarks/cluster.py --out docs/cluster
 
 example: $(VENV)/torch.stamp  ## Train the example bank again (minutes on a CPU).
