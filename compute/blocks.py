@@ -107,7 +107,11 @@ class Support:
 
     def columns(self, counts: TokenCounts) -> NDArray[np.int32]:
         """Columns of the ids of a block, shape (nnz,)."""
-        columns: NDArray[np.int32] = self._columns[counts.ids]
+        return self.columns_of(counts.ids)
+
+    def columns_of(self, ids: NDArray[np.uint32]) -> NDArray[np.int32]:
+        """Columns of ids of the support, of their shape."""
+        columns: NDArray[np.int32] = self._columns[ids]
         return columns
 
     def matrix(self, counts: TokenCounts, values: FloatArray) -> sparse.csr_array:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse, special
 
 from compute.blocks import (
@@ -26,6 +25,7 @@ from compute.blocks import (
     wide_panel,
 )
 from compute.distributions import CountsRow, TokenCounts, in_blocks, merge_last_two, probabilities
+from compute.mixtures import MixtureTerms, distances_by_loops
 from compute.pairs import FloatArray, Pair, align
 
 Compatible = Literal["correct", "published"]
@@ -203,25 +203,24 @@ class JensenShannon(_Divergence):
         targets = self._binned(targets)
         sources = targets if alone else self._binned(sources)
         support = Support(targets, sources)
-        p = _Halved(support, targets, self._epsilon)
-        q = p if alone else _Halved(support, sources, self._epsilon)
+        few = len(targets) <= FEW_TARGETS and not alone
+        kernels = None if few else compiled_kernels(len(targets.ids) * len(sources), SAVED)
+        p = MixtureTerms(support, targets, self._epsilon, kept=kernels is None)
+        q = p if alone else MixtureTerms(support, sources, self._epsilon, kept=kernels is None)
         bound = CANCELLED * (p.magnitudes[:, None] + q.magnitudes)
-        kernels = compiled_kernels(len(targets.ids) * len(sources), SAVED)
-        if len(targets) <= FEW_TARGETS and not alone:
+        if few:
             distances = self._from_entries(support, p, q)
         elif kernels is None:
             distances = self._from_panels(support, p, q)
         else:
-            # For an id of one of them alone the mixture is half of it: what its outside terms say.
-            distances = p.source_terms[:, None] + q.source_terms
-            kernels.subtract_common(distances, len(support.ids), *p.rows(), *q.rows(), alone)
+            distances = distances_by_loops(kernels, support, p, q)
         bins = targets.vocabulary
         recompute_cancelled(
             distances, bound, targets, sources, lambda pair: self._distance(pair, bins), upper_only=alone
         )
         return np.minimum(distances, self._largest(bins), out=distances)
 
-    def _from_panels(self, support: Support, p: _Halved, q: _Halved) -> FloatArray:
+    def _from_panels(self, support: Support, p: MixtureTerms, q: MixtureTerms) -> FloatArray:
         """Distances by NumPy: S logarithms for each id of each target."""
         alone, targets, sources = p is q, len(p.counts), len(q.counts)
         distances = p.target_terms[:, None] + q.source_terms
@@ -241,7 +240,7 @@ class JensenShannon(_Divergence):
                 )
         return distances
 
-    def _from_entries(self, support: Support, p: _Halved, q: _Halved) -> FloatArray:
+    def _from_entries(self, support: Support, p: MixtureTerms, q: MixtureTerms) -> FloatArray:
         """Distances of a few targets by NumPy: a logarithm for each entry of the sources that a target has too.
 
         The mixture's term starts at what it is where no source has the target's ids.
@@ -286,44 +285,6 @@ class JensenShannon(_Divergence):
         few = 6 if targets <= FEW_TARGETS else 0
         entries = support_bytes(datasets, vocabulary, nnz_per_dataset, values=4 + few)
         return entries + panels + gathered + results
-
-
-class _Halved:
-    """The terms of one block of the Jensen-Shannon divergence.
-
-    With `h(x) = x log x - eps log eps`, zero at eps, the divergence is
-    `sum h(p + eps) / 2 + sum h(q + eps) / 2 - sum h((p + q) / 2 + eps)` over all ids. Outside the support of
-    P the last term is `h(q / 2 + eps)`: its sum over the support of Q less that over the support of P.
-    """
-
-    def __init__(self, support: Support, counts: TokenCounts, epsilon: float) -> None:
-        values = probabilities(counts)
-        floor = float(special.xlogy(epsilon, epsilon))
-
-        def terms(p: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-            smoothed, mixed = p + epsilon, p / 2 + epsilon
-            return p / 2, mixed * np.log(mixed) - floor, smoothed * np.log(smoothed) - floor
-
-        self.counts = counts
-        self.halves, self.outside, own = in_blocks(terms, values, 3)
-        half_entropies = counts.row_sums(own) / 2
-        self._support, self._epsilon, self._floor = support, epsilon, floor
-        # What the sums are made of, which bounds their rounding.
-        self.magnitudes = np.abs(half_entropies) + 1.0
-        # The inner loop subtracts x log x without the floor; here it is given back.
-        self.target_terms = half_entropies + floor * counts.lengths
-        self.source_terms = half_entropies - counts.row_sums(self.outside)
-
-    def rows(self) -> tuple[NDArray[np.int64], NDArray[np.int32], FloatArray, FloatArray]:
-        """Compressed rows for the compiled loop: half of the mixture, and what the mixture's term replaces.
-
-        With the halves smoothed by eps / 2 their sum is the mixture; `m log m` comes without the floor, of which
-        each side's term therefore lacks half.
-        """
-        smoothed, terms = self.halves, self.outside
-        if self._epsilon:
-            smoothed, terms = smoothed + self._epsilon / 2, terms + self._floor / 2
-        return self.counts.indptr, self._support.columns(self.counts), smoothed, terms
 
 
 def _subtract_mixed(

@@ -27,6 +27,7 @@ KERNELS = (
     "kernel_ridge",
     "matching",
     "metrics",
+    "mixtures",
     "mmd",
     "oracle",
     "pairs",

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -17,9 +18,10 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 from test_metrics import NEARLY_EQUAL, Row, awkward_block, block_of, exact, zipf_block
 
-from compute import blocks, divergences, wasserstein
+from compute import blocks, divergences, mixtures, wasserstein
 from compute.blocks import allow_compiled, compiled_kernels, worth_compiling
 from compute.distributions import TokenCounts, dense
+from compute.divergences import Compatible
 from compute.metrics import Metric, get_metric
 
 METRICS = {
@@ -216,6 +218,38 @@ def test_both_paths_agree(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> No
     by_numpy = metric.block(targets, sources)
     monkeypatch.setattr(blocks, "LEAST_SAVING", 0.0)
     assert_allclose(metric.block(targets, sources), by_numpy, rtol=1e-11, atol=0)
+
+
+@needs_numba
+@pytest.mark.parametrize("compatible", ["correct", "published"])
+@pytest.mark.parametrize("entries", [1, 100_000, 300_000])
+def test_panels_of_ids_do_not_change_a_digit(
+    monkeypatch: pytest.MonkeyPatch, compatible: Compatible, entries: int
+) -> None:
+    metric = get_metric("jensen-shannon", compatible=compatible)
+    targets, sources = zipf_block(30, 9_000, 20_000, 6), zipf_block(21, 9_000, 30_000, 7)
+    monkeypatch.setattr(blocks, "LEAST_SAVING", 0.0)
+    whole, square = metric.block(targets, sources), metric.block(targets, targets)
+    monkeypatch.setattr(mixtures, "LOOP_ENTRIES", entries)
+    assert_array_equal(metric.block(targets, sources), whole)
+    assert_array_equal(metric.block(targets, targets), square)
+
+
+@needs_numba
+def test_what_the_loops_read_is_made_for_few_entries_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = zipf_block(400, 30_000, 30_000, 8)
+    monkeypatch.setattr(blocks, "LEAST_SAVING", 0.0)
+    monkeypatch.setattr(mixtures, "LOOP_ENTRIES", len(rows.ids) // 50)
+    metric = get_metric("jensen-shannon")
+    metric.block(rows, rows)  # compiled, and loaded
+    tracemalloc.start()
+    try:
+        metric.block(rows, rows)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The support and the results are not made by entry: what is left is less than one number for each.
+    assert peak - 6 * 30_000 - 5 * 8 * 400**2 < 8 * len(rows.ids)
 
 
 # -- when they are used --------------------------------------------------------------------------------
