@@ -105,11 +105,7 @@ class Support:
         self._columns = np.cumsum(present, dtype=np.int32)
         self._columns -= 1
 
-    def columns(self, counts: TokenCounts) -> NDArray[np.int32]:
-        """Columns of the ids of a block, shape (nnz,)."""
-        return self.columns_of(counts.ids)
-
-    def columns_of(self, ids: NDArray[np.uint32]) -> NDArray[np.int32]:
+    def columns(self, ids: NDArray[np.uint32]) -> NDArray[np.int32]:
         """Columns of ids of the support, of their shape."""
         columns: NDArray[np.int32] = self._columns[ids]
         return columns
@@ -117,7 +113,7 @@ class Support:
     def matrix(self, counts: TokenCounts, values: FloatArray) -> sparse.csr_array:
         """Values of shape (nnz,) as a sparse matrix of shape (B, columns)."""
         return sparse.csr_array(
-            (values, self.columns(counts), counts.indptr), shape=(len(counts), len(self.ids)), copy=False
+            (values, self.columns(counts.ids), counts.indptr), shape=(len(counts), len(self.ids)), copy=False
         )
 
     def panels(self, width: int) -> Iterator[tuple[int, int]]:

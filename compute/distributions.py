@@ -185,6 +185,11 @@ def probabilities(counts: TokenCounts) -> NDArray[np.float64]:
     return values
 
 
+def row_blocks(rows: int, size: int) -> list[NDArray[np.int64]]:
+    """Row numbers 0 to `rows`, at most `size` in each array."""
+    return [np.arange(start, min(start + size, rows), dtype=np.int64) for start in range(0, rows, size)]
+
+
 def in_blocks(
     function: Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], ...]],
     values: NDArray[np.float64],

@@ -245,10 +245,10 @@ class JensenShannon(_Divergence):
 
         The mixture's term starts at what it is where no source has the target's ids.
         """
-        columns = support.columns(q.counts)
+        columns = support.columns(q.counts.ids)
         distances = p.target_terms[:, None] + q.source_terms
         for target, (start, stop) in enumerate(itertools.pairwise(p.counts.indptr.tolist())):
-            own = support.columns(p.counts)[start:stop]
+            own = support.columns(p.counts.ids[start:stop])
             halves, terms = np.zeros((2, len(support.ids)))
             halves[own] = p.halves[start:stop]
             mixed = halves[own] + self._epsilon

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from compute.blocks import Support
-from compute.distributions import TokenCounts, in_blocks, probabilities
+from compute.distributions import TokenCounts, in_blocks, probabilities, row_blocks
 from compute.pairs import FloatArray
 
 SUMMED_ROWS = 32
@@ -40,9 +39,8 @@ class MixtureTerms:
         self.halves, self.outside = np.empty((2, 0))
         half_entropies, outside_sums = np.empty((2, len(counts)))
         size = max(len(counts), 1) if kept else SUMMED_ROWS
-        for start in range(0, len(counts), size):
-            rows = slice(start, min(start + size, len(counts)))
-            some = counts.select(np.arange(rows.start, rows.stop))
+        for rows in row_blocks(len(counts), size):
+            some = counts.select(rows)
             halves, outside, own = in_blocks(self._terms, probabilities(some), 3)
             half_entropies[rows] = some.row_sums(own) / 2
             outside_sums[rows] = some.row_sums(outside)
@@ -82,7 +80,7 @@ class MixtureTerms:
         lacks half.
         """
         entries = [slice(*ends) for ends in zip(first.tolist(), last.tolist(), strict=True)]
-        columns = np.concatenate([self._support.columns_of(self.counts.ids[some]) for some in entries])
+        columns = np.concatenate([self._support.columns(self.counts.ids[some]) for some in entries])
         columns -= column
         shares = np.concatenate([self.counts.counts[some] for some in entries])
         smoothed, terms = in_blocks(self._mixed, shares / np.repeat(self._totals, last - first), 2)
@@ -98,11 +96,11 @@ def distances_by_loops(kernels: ModuleType, support: Support, p: MixtureTerms, q
     A panel of ids at a time, so that what the loops read is made for few entries at once. For an id of one of
     them alone the mixture is half of it: what its outside terms say.
     """
-    alone, ids = p is q, len(support.ids)
+    alone = p is q
     distances: FloatArray = p.source_terms[:, None] + q.source_terms
-    share = LOOP_ENTRIES / (len(p.counts.ids) + len(q.counts.ids))
+    width = len(support.ids) * LOOP_ENTRIES // (len(p.counts.ids) + len(q.counts.ids))
     # Whole steps of the loop, which adds up in them: the panels do not change a digit.
-    panels = list(support.panels(max(1, math.ceil(ids * share) // kernels.WIDTH) * kernels.WIDTH))
+    panels = list(support.panels(max(1, width // kernels.WIDTH) * kernels.WIDTH))
     target_cuts = p.cuts(panels)
     source_cuts = target_cuts if alone else q.cuts(panels)
     for n, (start, stop) in enumerate(panels):

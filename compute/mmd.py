@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from compute.blocks import Metric, recompute_cancelled, support_bytes
-from compute.distributions import CountsRow, TokenCounts, dense, probabilities
+from compute.distributions import CountsRow, TokenCounts, dense, probabilities, row_blocks
 from compute.pairs import FloatArray, Pair, align
 
 MULTISCALE_BANDWIDTHS = (0.2, 0.5, 0.9, 1.3)
@@ -121,7 +121,7 @@ class _Toeplitz:
         """
         weights = np.repeat(self.weights, 2)
         self_terms = np.empty(len(counts))
-        for rows in _row_blocks(len(counts), max(1, TRANSFORMED_BYTES // (8 * self.width))):
+        for rows in row_blocks(len(counts), max(1, TRANSFORMED_BYTES // (8 * self.width))):
             some = self.transform(dense(counts.select(rows), self.length)).view(np.float64)
             np.multiply(some, weights, out=weighted[rows[0] : rows[-1] + 1])
             self_terms[rows] = np.einsum("ij,ij->i", some, weighted[rows[0] : rows[-1] + 1])
@@ -228,10 +228,6 @@ def _batch(width: int) -> int:
     return max(1, min(ROWS_AT_ONCE, BATCH_BYTES // (8 * width)))
 
 
-def _row_blocks(rows: int, size: int) -> list[NDArray[np.int64]]:
-    return [np.arange(start, min(start + size, rows), dtype=np.int64) for start in range(0, rows, size)]
-
-
 def _products(
     matrix: _Toeplitz, targets: TokenCounts, sources: TokenCounts
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -245,14 +241,14 @@ def _products(
     spectra = np.empty((len(targets), matrix.width))
     batch = _batch(matrix.width)
     weighted = np.empty((min(batch, max(len(targets), len(sources))), matrix.width))
-    for rows in _row_blocks(len(targets), batch):
+    for rows in row_blocks(len(targets), batch):
         start, stop = rows[0], rows[-1] + 1
         target_self[rows] = matrix.spectra(targets.select(rows), weighted, spectra[start:stop])
         if alone:
             cross[:stop, rows] = spectra[:stop] @ weighted[: len(rows)].T
     if alone:
         return cross, target_self, target_self
-    for rows in _row_blocks(len(sources), batch):
+    for rows in row_blocks(len(sources), batch):
         source_self[rows] = matrix.spectra(sources.select(rows), weighted)
         cross[:, rows] = spectra @ weighted[: len(rows)].T
     return cross, target_self, source_self

@@ -78,7 +78,7 @@ class Wasserstein(Metric):
 def _rows(
     support: Support, counts: TokenCounts
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.uint32] | NDArray[np.uint64], FloatArray]:
-    return counts.indptr, support.columns(counts), counts.counts, counts.totals
+    return counts.indptr, support.columns(counts.ids), counts.counts, counts.totals
 
 
 def _summed_panels(
