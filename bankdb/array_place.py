@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bankdb.arrays import ensure_group, group_attributes, is_empty
+from bankdb.arrays.remote import Location, located
+from bankdb.arrays.zarr_arrays import ensure_group, group_attributes, is_empty
 from bankdb.errors import ConflictError, ParameterError
 from bankdb.location import BankLocation
-from bankdb.remote import Location, located
 
 
 def parse_arrays(text: str) -> str:

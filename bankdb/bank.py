@@ -9,25 +9,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bankdb.adapter_store import AdapterStore, Vector
 from bankdb.array_place import claim_arrays
-from bankdb.arrays import fsync_path
-from bankdb.catalog import Catalog
-from bankdb.database import Database
+from bankdb.arrays.adapter_store import AdapterStore, Vector
+from bankdb.arrays.remote import Location, located
+from bankdb.arrays.zarr_arrays import fsync_path
+from bankdb.catalog.catalog import Catalog
+from bankdb.catalog.database import Database
+from bankdb.catalog.generations import GenerationStore
+from bankdb.catalog.locks import exclusive_lock
+from bankdb.catalog.runs import RunBook
 from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, TokenizerError
-from bankdb.generations import GenerationStore
 from bankdb.location import LOCATION_FILE, BankLocation
-from bankdb.locks import exclusive_lock
 from bankdb.new_bank import check_free, check_places_free, new_location, record_bank, save_tokenizer
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, BankRecord, RunRecord
-from bankdb.remote import Location, located
-from bankdb.runs import RunBook
 
 if TYPE_CHECKING:
-    from bankdb.layout import AdapterLayout
-    from bankdb.peft_format import SourceAdapter
-    from bankdb.tokens import BankTokenizer
+    from bankdb.datasets.tokenizer import BankTokenizer
+    from bankdb.peft.layout import AdapterLayout
+    from bankdb.peft.weights import SourceAdapter
 
 
 class AdapterBank:
@@ -104,7 +104,7 @@ class AdapterBank:
         TokenizerError
             The tokenizer cannot be loaded, or not saved so that it stays what it is.
         """
-        from bankdb.tokens import BankTokenizer
+        from bankdb.datasets.tokenizer import BankTokenizer
 
         location = new_location(Path(path), database, arrays)
         folder = location.folder
@@ -214,7 +214,7 @@ class AdapterBank:
     @property
     def layout(self) -> AdapterLayout:
         """How a row of the array maps to named tensors. Raises BankNotFoundError on an empty bank."""
-        from bankdb.layout import AdapterLayout
+        from bankdb.peft.layout import AdapterLayout
 
         text = self.record.layout
         if text is None:
@@ -230,7 +230,7 @@ class AdapterBank:
         TokenizerError
             It cannot be loaded, or is not the one that the bank was made with.
         """
-        from bankdb.tokens import BankTokenizer
+        from bankdb.datasets.tokenizer import BankTokenizer
 
         record = self.record
         folder = self.path / "tokenizer"
@@ -321,8 +321,8 @@ class AdapterBank:
         BankFormatError
             The stored row is damaged.
         """
-        from bankdb.adapter_store import row_sha256
-        from bankdb.peft_format import source_file, write_adapter_folder
+        from bankdb.arrays.adapter_store import row_sha256
+        from bankdb.peft.weights import source_file, write_adapter_folder
 
         record = self.catalog.adapter(name)
         vector = self.store.read(record.row)
@@ -368,7 +368,7 @@ class AdapterBank:
 
 
 def _check_fits(record: BankRecord, layout: str, name: str, adapter: SourceAdapter) -> None:
-    from bankdb.layout import AdapterLayout
+    from bankdb.peft.layout import AdapterLayout
 
     found = AdapterLayout.from_json(layout).differences(adapter.layout)
     if found:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bankdb.arrays import partial_files
+from bankdb.arrays.zarr_arrays import partial_files
 from bankdb.bank import AdapterBank, other_revision
-from bankdb.catalog import changed_pair
-from bankdb.datasets import Dataset, read_dataset
+from bankdb.catalog.catalog import changed_pair
+from bankdb.datasets.read import Dataset, read_dataset
 from bankdb.errors import (
     AdapterError,
     ArrayStoreUnavailableError,
@@ -31,9 +31,9 @@ from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
 
 if TYPE_CHECKING:
-    from bankdb.layout import AdapterLayout
-    from bankdb.peft_format import SourceAdapter
-    from bankdb.tokens import TokenHistogram
+    from bankdb.datasets.tokenizer import TokenHistogram
+    from bankdb.peft.layout import AdapterLayout
+    from bankdb.peft.weights import SourceAdapter
 
 # Pairs prepared ahead of the one being written: reading and tokenizing overlap with writing.
 _AHEAD = 2
@@ -180,9 +180,9 @@ def _resolved(
 
 def _expected(bank: AdapterBank, pairs: Sequence[Pair]) -> _Expected:
     """Return what the bank's adapters are; for an empty bank, what most of the adapters to come are."""
-    from bankdb.layout import AdapterLayout
-    from bankdb.peft_config import CONFIG_NAME, read_config
-    from bankdb.peft_format import read_layout
+    from bankdb.peft.config import CONFIG_NAME, read_config
+    from bankdb.peft.layout import AdapterLayout
+    from bankdb.peft.weights import read_layout
 
     record = bank.record
     base_models = (record.base_model, *record.base_model_aliases)
@@ -207,7 +207,7 @@ def _prepare(
     options: IngestOptions,
 ) -> _Prepared | None:
     """Read, check and tokenize a pair; None if the bank has the very same already."""
-    from bankdb.peft_format import load_adapter
+    from bankdb.peft.weights import load_adapter
 
     _check_text(pair)
     present = bank.catalog.find(pair.name)

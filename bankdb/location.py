@@ -15,7 +15,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from bankdb.arrays import fsync_path
+from bankdb.arrays.zarr_arrays import fsync_path
 from bankdb.errors import BankFormatError, ParameterError
 from bankdb.strict_json import json_type, parse_object
 

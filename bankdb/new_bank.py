@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bankdb.array_place import check_arrays_free, parse_arrays
-from bankdb.arrays import fsync_path
-from bankdb.catalog import Catalog
-from bankdb.database import Database
-from bankdb.datasets import TEXT_RULE
+from bankdb.arrays.zarr_arrays import fsync_path
+from bankdb.catalog.catalog import Catalog
+from bankdb.catalog.database import Database
+from bankdb.datasets.read import TEXT_RULE
 from bankdb.errors import BankNotFoundError, ConflictError, TokenizerError
 from bankdb.location import (
     LOCATION_FILE,
@@ -24,7 +24,7 @@ from bankdb.location import (
 )
 
 if TYPE_CHECKING:
-    from bankdb.tokens import BankTokenizer
+    from bankdb.datasets.tokenizer import BankTokenizer
 
 # What an interrupted `create` may have left.
 _OWN_FILES = {
@@ -111,7 +111,7 @@ def record_bank(
 
 def save_tokenizer(tokenizer: BankTokenizer, folder: Path) -> None:
     """Copy a tokenizer's files into the bank, and load them again to see that they are the same tokenizer."""
-    from bankdb.tokens import BankTokenizer
+    from bankdb.datasets.tokenizer import BankTokenizer
 
     if folder.is_dir():
         shutil.rmtree(folder)  # left by an interrupted `create`, maybe of another tokenizer

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bankdb.adapter_store import row_sha256
-from bankdb.arrays import move, partial_files
+from bankdb.arrays.adapter_store import row_sha256
+from bankdb.arrays.remote import Location, RemotePath
+from bankdb.arrays.zarr_arrays import move, partial_files
 from bankdb.bank import AdapterBank
 from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError, DatabaseUnavailableError
 from bankdb.ingest import clear_leftovers_alone
-from bankdb.peft_config import scaling
+from bankdb.peft.config import scaling
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
-from bankdb.remote import Location, RemotePath
 
 _DERIVED = ("distributions", "distances", "gram", "predictions", "neural")
 
@@ -160,7 +160,7 @@ def _check_scaling(record: AdapterRecord, config: bytes) -> None:
 
 def _restore(bank: AdapterBank, record: AdapterRecord) -> str | None:
     """Write a row again from its source; return why that could not be done, or None."""
-    from bankdb.peft_format import load_adapter
+    from bankdb.peft.weights import load_adapter
 
     folder = Path(record.source)
     if not (folder.is_absolute() and folder.is_dir()):

@@ -17,7 +17,7 @@ from synthetic import Shape, make_bank
 
 from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
-from compute.cluster import ClusterOptions, open_cluster
+from compute.cluster.client import ClusterOptions, open_cluster
 
 SIZES = {
     "tiny": Shape(adapters=48, layers=2, hidden=512),
@@ -81,10 +81,10 @@ def _warm() -> None:
     """Import in a worker what its first task would import: a step is timed, not the start of a process."""
     import numpy as np
 
-    import compute.combine
-    import compute.distances  # noqa: F401
-    from compute.distributions import TokenCounts
-    from compute.metrics import METRIC_NAMES, get_metric
+    import compute.combination.combine
+    import compute.pairwise.matrix  # noqa: F401
+    from compute.metrics.distributions import TokenCounts
+    from compute.metrics.registry import METRIC_NAMES, get_metric
 
     counts = TokenCounts.stack([(np.arange(2), np.array([1, 2]))] * 8, 4)
     for name in METRIC_NAMES:

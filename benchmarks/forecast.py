@@ -15,19 +15,19 @@ from pathlib import Path
 import machine
 from synthetic import Shape, make_bank
 
-from bankdb.arrays import delete_tree
+from bankdb.arrays.remote import located
+from bankdb.arrays.zarr_arrays import delete_tree
 from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
-from bankdb.remote import located
-from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.export import export_all
-from compute.forecast import BankShape, forecast
-from compute.gram import gram_matrix
-from compute.measure import measure_rates, warm
-from compute.metrics import METRIC_NAMES
-from compute.options import PredictionOptions
-from compute.predict import coefficients, distances, predict_all, sources_of
-from compute.rates import Rates, expected_seconds
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.forecasting.measure import measure_rates, warm
+from compute.forecasting.rates import Rates, expected_seconds
+from compute.forecasting.steps import BankShape, forecast
+from compute.gram.matrix import gram_matrix
+from compute.metrics.registry import METRIC_NAMES
+from compute.prediction.export import export_all
+from compute.prediction.predict_all import coefficients, distances, predict_all, sources_of
 
 DENSE = PredictionOptions(metric="js", approach="normalized")
 NEURAL = PredictionOptions(metric="js", approach="neural")
@@ -158,9 +158,6 @@ def compare(bank: AdapterBank, cluster: Cluster, folder: Path) -> str:
 
 def _imports() -> None:
     """Import in a worker what its first task would import: a step is timed, not the start of a process."""
-    import compute.combine
-    import compute.distance_tiles
-    import compute.gram  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.adapter_store import AdapterStore
-from compute.coefficients import softmin
-from compute.mlp import BATCH, ScalarMLP, backward, forward, initial_mlp
+from bankdb.arrays.adapter_store import AdapterStore
+from compute.approaches.by_distance import softmin
+from compute.approaches.neural.network import BATCH, ScalarMLP, backward, forward, initial_mlp
 
 Float32 = NDArray[np.float32]
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cli.plan_command import size_text, time_text
-from compute.forecast import BankShape, StepForecast, forecast
-from compute.options import PredictionOptions
-from compute.rates import Rates, expected_seconds, read_rates
+from cli.commands.plan import size_text, time_text
+from compute.approaches.options import PredictionOptions
+from compute.forecasting.rates import Rates, expected_seconds, read_rates
+from compute.forecasting.steps import BankShape, StepForecast, forecast
 
 ADAPTERS = (502, 10_000, 100_000)
 PARAMETERS = (9_437_184, 40_000_000)

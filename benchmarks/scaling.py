@@ -21,12 +21,12 @@ from synthetic import Shape, make_bank
 
 from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
-from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.gram import gram_matrix
-from compute.metrics import METRIC_NAMES
-from compute.new_dataset import predict
-from compute.options import PredictionOptions
-from compute.predict import coefficients, distances, predict_all, sources_of
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.gram.matrix import gram_matrix
+from compute.metrics.registry import METRIC_NAMES
+from compute.prediction.predict import predict
+from compute.prediction.predict_all import coefficients, distances, predict_all, sources_of
 
 ADAPTERS = (32, 64, 128, 256, 512)
 HIDDEN = (256, 512, 1024, 2048)

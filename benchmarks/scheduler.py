@@ -1,4 +1,4 @@
-"""The scheduler's own cost: tasks that do nothing, as many as are planned, through `compute.tasks.run_tasks`.
+"""The scheduler's own cost: tasks that do nothing, as many as are planned, through `compute.cluster.tasks.run_tasks`.
 
 python benchmarks/scheduler.py --tasks 1000 10000 100000
 """
@@ -10,8 +10,8 @@ import argparse
 import machine
 
 from bankdb.progress import SilentProgress
-from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.tasks import run_tasks
+from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.cluster.tasks import run_tasks
 
 
 def nothing() -> None:

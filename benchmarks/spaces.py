@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 
 from bankdb.bank import AdapterBank
 from bankdb.ingest import ingest
-from bankdb.layout import AdapterLayout
-from bankdb.pairs import find_references, resolve
-from compute.combine import combine_one
-from compute.delta_space import DeltaAdapter, DeltaForm, delta_adapter
-from compute.options import PredictionOptions
-from compute.predict import Coefficients, leave_one_out, sources_of
+from bankdb.peft.layout import AdapterLayout
+from bankdb.sources.pairs import find_references, resolve
+from compute.approaches.options import PredictionOptions
+from compute.combination.combine import combine_one
+from compute.combination.delta import DeltaAdapter, DeltaForm, delta_adapter
+from compute.prediction.predict_all import Coefficients, leave_one_out, sources_of
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "examples" / "tiny_bank" / "base"
@@ -102,8 +102,8 @@ def measure(bank: AdapterBank, options: PredictionOptions, score: Score | None) 
 
 
 def scored(bank: AdapterBank, made: DeltaAdapter, name: str, score: Score) -> float:
-    from bankdb.peft_config import render_config
-    from bankdb.peft_format import write_safetensors
+    from bankdb.peft.config import render_config
+    from bankdb.peft.weights import write_safetensors
 
     form = made.form
     with tempfile.TemporaryDirectory() as folder:

@@ -20,14 +20,14 @@ from synthetic import Shape
 
 from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
-from compute.cluster import Cluster
-from compute.gram import gram_matrix
-from compute.metrics import METRIC_NAMES
-from compute.neural import NeuralOptions, apply
-from compute.neural_models import stored_model
-from compute.new_dataset import predict
-from compute.options import PredictionOptions
-from compute.predict import (
+from compute.approaches.neural.leave_one_out import NeuralOptions, apply
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import Cluster
+from compute.gram.matrix import gram_matrix
+from compute.metrics.registry import METRIC_NAMES
+from compute.prediction.neural_models import stored_model
+from compute.prediction.predict import predict
+from compute.prediction.predict_all import (
     coefficients,
     coefficients_by,
     distances,

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.bank import AdapterBank
-from bankdb.layout import AdapterLayout
-from bankdb.peft_config import AdapterConfig, read_config, render_config
-from bankdb.peft_format import SourceAdapter
+from bankdb.peft.config import AdapterConfig, read_config, render_config
+from bankdb.peft.layout import AdapterLayout
+from bankdb.peft.weights import SourceAdapter
 from bankdb.records import NewAdapter
 
 BASE_MODEL = "synthetic/base"

@@ -81,22 +81,15 @@ def cli(debug: bool) -> None:
 
 
 def _register() -> None:
-    from cli import (
-        bank_commands,
-        compute_commands,
-        evaluate_command,
-        plan_command,
-        predict_command,
-        report_command,
-    )
+    from cli.commands import bank, evaluate, matrices, plan, predict, report
 
     for command in (
-        *bank_commands.COMMANDS,
-        *compute_commands.COMMANDS,
-        *predict_command.COMMANDS,
-        *evaluate_command.COMMANDS,
-        *report_command.COMMANDS,
-        *plan_command.COMMANDS,
+        *bank.COMMANDS,
+        *matrices.COMMANDS,
+        *predict.COMMANDS,
+        *evaluate.COMMANDS,
+        *report.COMMANDS,
+        *plan.COMMANDS,
     ):
         cli.add_command(command)
 

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
-    from compute.cluster import ClusterOptions
+    from compute.cluster.client import ClusterOptions
 
 METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd", "tf-idf", "wd", "kl", "js")
 APPROACHES = (
@@ -224,7 +224,7 @@ def approach_option(
 
 def chosen_metrics(metrics: tuple[str, ...]) -> list[str]:
     """Return the full names of the metrics asked for, each once."""
-    from compute.metrics import FURTHER_METRIC_NAMES, METRIC_NAMES, canonical_metric_name
+    from compute.metrics.registry import FURTHER_METRIC_NAMES, METRIC_NAMES, canonical_metric_name
 
     if "all" in metrics:
         return [*METRIC_NAMES, *(name for name in dict.fromkeys(metrics) if name in FURTHER_METRIC_NAMES)]
@@ -233,7 +233,7 @@ def chosen_metrics(metrics: tuple[str, ...]) -> list[str]:
 
 def chosen_approaches(approaches: tuple[str, ...]) -> list[str]:
     """Return the approaches asked for, each once; `all` leaves out what must be trained or knows the answer."""
-    from compute.coefficients import APPROACHES as known
+    from compute.approaches.by_distance import APPROACHES as known
 
     if "all" in approaches:
         return [*known, *(name for name in dict.fromkeys(approaches) if name not in known and name != "all")]
@@ -249,7 +249,7 @@ def opened(path: Path) -> AdapterBank:
 
 def cluster_of(settings: Mapping[str, Any]) -> ClusterOptions:
     """Return where tasks run, from what `cluster_options` gave a command; what else is among it is left alone."""
-    from compute.cluster import ClusterOptions, parse_memory
+    from compute.cluster.client import ClusterOptions, parse_memory
 
     memory = settings["memory"]
     return ClusterOptions(

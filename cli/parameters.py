@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cli.options import chosen_approaches, chosen_metrics
 
 if TYPE_CHECKING:
-    from compute.options import PredictionOptions
+    from compute.approaches.options import PredictionOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Parameters:
 
     def combination(self, metric: str, approach: str) -> PredictionOptions:
         """Return the options of one prediction, with the parameters that it reads."""
-        from compute.options import PredictionOptions
+        from compute.approaches.options import PredictionOptions
 
         names = ["compatible", "leave_out"]
         names += ["kernel", "sigma"] if metric == "mmd" or approach == "matching" else []
@@ -36,7 +36,7 @@ class Parameters:
 
     def combinations(self, metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[PredictionOptions]:
         """Return every metric with every approach; an approach of no metric, or of its own, once."""
-        from compute.options import NO_DISTANCES
+        from compute.approaches.options import NO_DISTANCES
 
         names = chosen_metrics(metrics)
         return [

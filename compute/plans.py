@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compute.tiles import (
+from compute.combination.plan import (
     Panel,
     PanelPart,
     padded,

@@ -18,9 +18,9 @@ from typing import Any
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from report_browser import chromium, open_report
+from tests.support.servers.report_browser import chromium, open_report
 
 WIDTH = 1400
 COLOURS = 256

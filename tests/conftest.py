@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from backends import move_database, parametrize_backend
 from hypothesis import settings
-from object_store import reached_at, served
-from postgres_server import PostgresServer, running_server
-from small_bank import create_bank, ingest_folder, write_pairs, write_tokenizer
 
 from bankdb.bank import AdapterBank
+from tests.support.banks.small_bank import create_bank, ingest_folder, write_pairs, write_tokenizer
+from tests.support.servers.backends import move_database, parametrize_backend
+from tests.support.servers.object_store import reached_at, served
+from tests.support.servers.postgres_server import PostgresServer, running_server
 
 # How long an example takes is no property of what is tested: other processes may run beside it.
 settings.register_profile("lora-bank", deadline=None)

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import (
+from bankdb.arrays.remote import Location, RemotePath, delete, objects_below
+from bankdb.arrays.remote_shards import RemoteShards, forget
+from bankdb.arrays.shards import Shards, shards_of
+from bankdb.arrays.zarr_arrays import (
     chunk_file,
     column_chunk,
     create_array,
@@ -29,14 +32,11 @@ from bankdb.arrays import (
     read_region,
 )
 from bankdb.errors import AdapterError, BankFormatError
-from bankdb.remote import Location, RemotePath, delete, objects_below
-from bankdb.remote_shards import RemoteShards, forget
-from bankdb.shards import Shards, shards_of
 
 if TYPE_CHECKING:
     import zarr
 
-    from bankdb.uncached import UncachedReader
+    from bankdb.arrays.uncached import UncachedReader
 
 Vector = NDArray[np.float32]
 

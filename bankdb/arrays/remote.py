@@ -152,7 +152,7 @@ def _close(made: Any) -> None:
 
 def zarr_store(location: RemotePath, *, read_only: bool) -> Any:
     """Return zarr's store of what is below a URL; its errors are those of `reaching`."""
-    from bankdb.remote_zarr import RemoteStore
+    from bankdb.arrays.remote_zarr import RemoteStore
 
     scheme = location.url.partition("://")[0]
     made = _filesystem(scheme, *_surroundings(), asynchronous=True)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.arrays.remote import RemotePath, put, read_ranges
+from bankdb.arrays.shard_format import ABSENT, Float32, ShardFormat
 from bankdb.errors import BankFormatError
-from bankdb.remote import RemotePath, put, read_ranges
-from bankdb.shard_format import ABSENT, Float32, ShardFormat
 
 if TYPE_CHECKING:
-    from bankdb.uncached import UncachedReader
+    from bankdb.arrays.uncached import UncachedReader
 
 # Encoded bytes that are asked for, or sent, at once, beside the rows themselves: enough to keep many requests in
 # flight, little to what a task may use. A single chunk or shard may be larger.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from zarr.storage import FsspecStore
 
-from bankdb.remote import reaching
+from bankdb.arrays.remote import reaching
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest

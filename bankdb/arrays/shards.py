@@ -1,8 +1,8 @@
 """Rows straight from and into the shards of the arrays that hold adapters: ten times quicker than zarr.
 
 zarr reads and writes any array by an asynchronous pipeline that costs milliseconds a chunk; combining
-adapters takes tens of thousands of chunks. This knows the one layout that `bankdb.arrays.create_array`
-makes, `bankdb.shard_format`, and nothing else; any other array is left to zarr.
+adapters takes tens of thousands of chunks. This knows the one layout that `bankdb.arrays.zarr_arrays.create_array`
+makes, `bankdb.arrays.shard_format`, and nothing else; any other array is left to zarr.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import fsync_path, naming, partial_of
-from bankdb.errors import BankFormatError
-from bankdb.remote import Location, RemotePath
-from bankdb.remote_shards import RemoteShards
-from bankdb.shard_format import (
+from bankdb.arrays.remote import Location, RemotePath
+from bankdb.arrays.remote_shards import RemoteShards
+from bankdb.arrays.shard_format import (
     ABSENT,
     BLOSC_HEADER_BYTES,
     CHECKSUM_BYTES,
@@ -30,11 +28,13 @@ from bankdb.shard_format import (
     ShardFormat,
     checksum,
 )
+from bankdb.arrays.zarr_arrays import fsync_path, naming, partial_of
+from bankdb.errors import BankFormatError
 
 if TYPE_CHECKING:
     import zarr
 
-    from bankdb.uncached import UncachedReader
+    from bankdb.arrays.uncached import UncachedReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ class Shards:
     def write(self, row: int, column: int, blocks: Sequence[Float32]) -> None:
         """Write whole shards, one below the other, flush them together, and let them appear under their names.
 
-        Their folders are left to flush: `bankdb.arrays.fsync_folders`.
+        Their folders are left to flush: `bankdb.arrays.zarr_arrays.fsync_folders`.
 
         Parameters
         ----------

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb import remote
+from bankdb.arrays import remote
+from bankdb.arrays.remote import Location, RemotePath, located
 from bankdb.errors import BankFormatError, BankNotFoundError
-from bankdb.remote import Location, RemotePath, located
 
 if TYPE_CHECKING:
     import zarr
@@ -47,7 +47,7 @@ def create_array(
 ) -> zarr.Array[Any]:
     """Create an array filled with NaN, in place of any that was there, and make it durable.
 
-    Compression is blosc with lz4 and bit shuffling; `bankdb.shards` leaves chunks plain, in blosc's container,
+    Compression is blosc with lz4 and bit shuffling; `bankdb.arrays.shards` leaves chunks plain, in blosc's container,
     that it would hardly make smaller. Each chunk ends with its CRC32C: a flipped bit is an
     error when it is read, where blosc alone would give other numbers.
     """

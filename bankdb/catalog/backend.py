@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from bankdb.catalog.locks import BankLocks
 from bankdb.errors import BankError
-from bankdb.locks import BankLocks
 
 
 class Backend(Protocol):

@@ -13,10 +13,17 @@ from numpy.typing import NDArray
 from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from bankdb.database import Database, now
+from bankdb.catalog.database import Database, now
+from bankdb.catalog.schema import (
+    FORMAT_VERSION,
+    AdapterRow,
+    BankRow,
+    BlobRow,
+    DatasetRow,
+    TokenDistributionRow,
+)
 from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError
 from bankdb.records import AdapterRecord, BankRecord, NewAdapter, ReservedRow
-from bankdb.schema import FORMAT_VERSION, AdapterRow, BankRow, BlobRow, DatasetRow, TokenDistributionRow
 
 # SQLite takes 32,766 bound values in one statement; PostgreSQL 65,535.
 _BATCH = 10_000

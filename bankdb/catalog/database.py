@@ -12,11 +12,11 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from bankdb.backend import Backend
+from bankdb.catalog.backend import Backend
+from bankdb.catalog.locks import BankLocks
+from bankdb.catalog.migrations.apply import HEAD, current_revision, upgrade
 from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError
-from bankdb.locks import BankLocks
 from bankdb.messages import listed
-from bankdb.migrations.apply import HEAD, current_revision, upgrade
 
 
 def now() -> str:
@@ -129,9 +129,9 @@ class Database:
 
 def _backend(url: URL, create: bool) -> Backend:
     if url.get_backend_name() == "sqlite":
-        from bankdb.sqlite import SqliteBackend
+        from bankdb.catalog.sqlite import SqliteBackend
 
         return SqliteBackend(url, create=create)
-    from bankdb.postgresql import PostgresqlBackend
+    from bankdb.catalog.postgresql import PostgresqlBackend
 
     return PostgresqlBackend(url)

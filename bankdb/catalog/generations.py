@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from bankdb.database import Database, now
+from bankdb.catalog.database import Database, now
+from bankdb.catalog.schema import GenerationRow
 from bankdb.errors import BankFormatError
-from bankdb.schema import GenerationRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from bankdb.catalog.locks import LockName
 from bankdb.errors import BankError, BankFormatError, ConflictError, DatabaseUnavailableError
 from bankdb.location import shown_database
-from bankdb.locks import LockName
 from bankdb.messages import one_line
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ _ADVICE = {
 
 
 class PostgresqlBackend:
-    """A database on a server. See `bankdb.backend.Backend`.
+    """A database on a server. See `bankdb.catalog.backend.Backend`.
 
     Raises
     ------

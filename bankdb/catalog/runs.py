@@ -12,10 +12,10 @@ import numpy as np
 from sqlalchemy import Delete, delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from bankdb.database import Database, now
+from bankdb.catalog.database import Database, now
+from bankdb.catalog.schema import PieceRow, PredictionRow, RunRow
 from bankdb.errors import BankNotFoundError
 from bankdb.records import PredictionRecord, RunRecord
-from bankdb.schema import PieceRow, PredictionRow, RunRow
 
 _NAMES_AT_ONCE = 500
 

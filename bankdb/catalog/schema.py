@@ -1,7 +1,7 @@
 """The database of a bank, as SQLAlchemy 2 typed models.
 
 Types are chosen to compile on SQLite and on PostgreSQL alike; times are ISO 8601 text in UTC.
-The tables are made by the migrations in `bankdb.migrations`; a test holds that both agree.
+The tables are made by the migrations in `bankdb.catalog.migrations`; a test holds that both agree.
 """
 
 from __future__ import annotations

@@ -8,15 +8,15 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from bankdb.catalog.locks import FileLocks
 from bankdb.errors import BankError, BankFormatError, BankNotFoundError
-from bankdb.locks import FileLocks
 from bankdb.messages import one_line
 
 BUSY_SECONDS = 120.0
 
 
 class SqliteBackend:
-    """A file. See `bankdb.backend.Backend`.
+    """A file. See `bankdb.catalog.backend.Backend`.
 
     Raises
     ------

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bankdb.datasets import _example, _values
+from bankdb.datasets.read import _example, _values
+from bankdb.datasets.splits import EXTENSIONS
 from bankdb.errors import DatasetError
-from bankdb.manifest import is_hub_reference
 from bankdb.messages import listed
 from bankdb.records import AdapterRecord
-from bankdb.splits import EXTENSIONS
+from bankdb.sources.manifest import is_hub_reference
 
 _TEST = re.compile(r"test([-_.].*)?", re.IGNORECASE | re.DOTALL)
 _TRAINING = re.compile(r"train([-_.].*)?", re.IGNORECASE | re.DOTALL)

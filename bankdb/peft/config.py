@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bankdb.errors import AdapterError
-from bankdb.layout import AdapterLayout
 from bankdb.messages import listed
+from bankdb.peft.layout import AdapterLayout
 from bankdb.strict_json import json_type, parse_object
 
 CONFIG_NAME = "adapter_config.json"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bankdb.errors import AdapterError, ConflictError
-from bankdb.peft_config import CONFIG_NAME
+from bankdb.peft.config import CONFIG_NAME
 
 Content = bytes | Callable[[Path], None]
 

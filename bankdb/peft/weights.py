@@ -20,13 +20,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.adapter_folder import write_adapter_folder
 from bankdb.errors import AdapterError, BankFormatError
-from bankdb.layout import AdapterLayout, TensorSpec
 from bankdb.messages import listed
-from bankdb.model_card import model_card
-from bankdb.peft_config import CONFIG_NAME, AdapterConfig, read_config
-from bankdb.safetensors_header import TensorEntry, check_data_bytes, parse_header, read_header
+from bankdb.peft.config import CONFIG_NAME, AdapterConfig, read_config
+from bankdb.peft.folder import write_adapter_folder
+from bankdb.peft.header import TensorEntry, check_data_bytes, parse_header, read_header
+from bankdb.peft.layout import AdapterLayout, TensorSpec
+from bankdb.peft.model_card import model_card
 
 __all__ = [
     "DTYPES",

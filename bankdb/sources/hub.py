@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bankdb.datasets.splits import choose_training_files
 from bankdb.errors import SourceError
-from bankdb.hub_client import (
+from bankdb.messages import listed
+from bankdb.records import Pair, PairReference
+from bankdb.sources.hub_client import (
     CARD_FILE,
     HubReference,
     Information,
@@ -22,9 +25,8 @@ from bankdb.hub_client import (
     downloaded,
     repository_information,
 )
-from bankdb.manifest import HUB_PREFIX, is_hub_reference
-from bankdb.messages import listed
-from bankdb.pairs import (
+from bankdb.sources.manifest import HUB_PREFIX, is_hub_reference
+from bankdb.sources.pairs import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     check_adapter_files,
@@ -33,8 +35,6 @@ from bankdb.pairs import (
     local_dataset,
     name_key,
 )
-from bankdb.records import Pair, PairReference
-from bankdb.splits import choose_training_files
 
 __all__ = [
     "HubReference",

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 from bankdb.errors import SourceError
-from bankdb.manifest import HUB_PREFIX
 from bankdb.messages import one_line
+from bankdb.sources.manifest import HUB_PREFIX
 
 Kind = Literal["model", "dataset"]
 

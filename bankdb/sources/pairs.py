@@ -11,11 +11,11 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from bankdb.datasets.splits import EXTENSIONS, training_files
 from bankdb.errors import AdapterError, DatasetError, ParameterError, SourceError
-from bankdb.manifest import LAYOUT, in_manifest, is_hub_reference
 from bankdb.messages import printable
 from bankdb.records import Pair, PairReference, RefusedPair
-from bankdb.splits import EXTENSIONS, training_files
+from bankdb.sources.manifest import LAYOUT, in_manifest, is_hub_reference
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -134,7 +134,7 @@ def resolve(reference: PairReference) -> Pair:
     Raises
     ------
     SourceError
-        When a side is on the hub: those are for `bankdb.hub`.
+        When a side is on the hub: those are for `bankdb.sources.hub`.
     AdapterError, DatasetError
         When a side is missing or not of the expected layout.
     """

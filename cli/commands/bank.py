@@ -135,8 +135,8 @@ def ingest(
 def _references(
     sources: tuple[str, ...], hub: bool, group_pattern: str | None
 ) -> tuple[list[PairReference], list[RefusedPair]]:
-    from bankdb.hub import references_from_arguments
-    from bankdb.pairs import find_references, screen_references
+    from bankdb.sources.hub import references_from_arguments
+    from bankdb.sources.pairs import find_references, screen_references
 
     if hub:
         return screen_references(references_from_arguments(sources), group_pattern=group_pattern)
@@ -151,8 +151,8 @@ def _references(
 
 
 def _resolver(bank: AdapterBank) -> Callable[[PairReference], Pair | None]:
-    from bankdb.hub import fetch, pin
-    from bankdb.pairs import resolve, uses_hub
+    from bankdb.sources.hub import fetch, pin
+    from bankdb.sources.pairs import resolve, uses_hub
 
     def locate(reference: PairReference) -> Pair | None:
         if not uses_hub(reference):

@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.commands.weights import (
+    WeightsOnly,
+    print_sizes,
+    size_curves,
+    sizes_option,
+    sizes_record,
+    tell_weights,
+    write_sizes,
+)
 from cli.display import print_json, print_table, shown_progress
 from cli.options import (
     APPROACHES,
@@ -24,26 +33,17 @@ from cli.options import (
 )
 from cli.parameters import Parameters
 from cli.tables import write_text
-from cli.weights_output import (
-    WeightsOnly,
-    print_sizes,
-    size_curves,
-    sizes_option,
-    sizes_record,
-    tell_weights,
-    write_sizes,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from bankdb.bank import AdapterBank
     from bankdb.progress import Progress
-    from compute.bank_sizes import SizeCurve
-    from compute.evaluation import EvaluationOptions
-    from compute.evaluation_records import Evaluation
-    from compute.evaluation_tables import Summary
-    from compute.options import PredictionOptions
+    from compute.approaches.options import PredictionOptions
+    from compute.evaluation.bank_sizes import SizeCurve
+    from compute.evaluation.evaluate import EvaluationOptions
+    from compute.evaluation.records import Evaluation
+    from compute.evaluation.tables import Summary
 
 PAPER_METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd")
 PAPER_APPROACHES = ("attentional", "normalized", "neural")
@@ -191,8 +191,8 @@ def _evaluated(
     other: dict[str, Any],
     progress: Progress,
 ) -> Evaluation:
-    from compute.evaluated_adapters import default_ways
-    from compute.evaluation import evaluate as run_evaluate
+    from compute.evaluation.evaluate import evaluate as run_evaluate
+    from compute.evaluation.systems import default_ways
 
     ways = default_ways(combinations, left_out)
     # Delta space comes beside factors; the same ways again are left out by their names.
@@ -202,8 +202,8 @@ def _evaluated(
 
 
 def _options(other: dict[str, Any]) -> EvaluationOptions:
-    from compute.evaluation import EvaluationOptions
-    from compute.evaluation_jobs import Machine
+    from compute.evaluation.evaluate import EvaluationOptions
+    from compute.evaluation.jobs import Machine
 
     most = other["max_examples"]
     if most != "all" and not (most.isdecimal() and int(most) > 0):
@@ -222,8 +222,8 @@ def _options(other: dict[str, Any]) -> EvaluationOptions:
 def _tell(
     evaluation: Evaluation, curves: list[SizeCurve], csv: Path | None, out: Path | None, as_json: bool
 ) -> None:
-    from compute.evaluation_tables import summaries, summary_csv, target_csv
-    from compute.weight_correlation import weight_correlations
+    from compute.evaluation.correlation import weight_correlations
+    from compute.evaluation.tables import summaries, summary_csv, target_csv
 
     found = summaries(evaluation)
     if csv is not None and str(csv) == "-":
@@ -258,7 +258,7 @@ def _tell(
 
 
 def _print(evaluation: Evaluation, found: list[Summary]) -> None:
-    from compute.evaluation_tables import PAPER_SHARE, best_predictions, table1, table3
+    from compute.evaluation.tables import PAPER_SHARE, best_predictions, table1, table3
 
     examples = sum(target.examples for target in evaluation.targets)
     headings, rows = table1(found)
@@ -285,7 +285,7 @@ def _print(evaluation: Evaluation, found: list[Summary]) -> None:
 
 def _correlations(evaluation: Evaluation) -> Iterator[str]:
     """Say whether nearness in weights went with Rouge-L; -1 where the nearest answers best."""
-    from compute.weight_correlation import weight_correlations
+    from compute.evaluation.correlation import weight_correlations
 
     for found in weight_correlations(evaluation):
         across = "none" if found.across is None else f"{found.across:+.2f}"

@@ -56,9 +56,9 @@ def distances(
 
     Entry (target, source) is the distance from the target's token distribution to the source's.
     """
-    from compute.cluster import open_cluster
-    from compute.options import PredictionOptions
-    from compute.predict import distances_by
+    from compute.approaches.options import PredictionOptions
+    from compute.cluster.client import open_cluster
+    from compute.prediction.predict_all import distances_by
 
     progress = shown_progress()
     ways = [
@@ -109,8 +109,8 @@ def coefficients(
     **other: Any,
 ) -> None:
     """Compute the leave-one-out coefficients: how much of each source goes into each target."""
-    from compute.cluster import open_cluster
-    from compute.predict import coefficients_by
+    from compute.cluster.client import open_cluster
+    from compute.prediction.predict_all import coefficients_by
 
     progress = shown_progress()
     with opened(bank_path) as bank:

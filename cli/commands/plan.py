@@ -13,9 +13,9 @@ from cli.display import print_json, print_table, shown_progress
 from cli.options import approach_option, bank_option, json_option, memory_option, metric_option, opened
 
 if TYPE_CHECKING:
-    from compute.forecast import BankShape, StepForecast
-    from compute.options import PredictionOptions
-    from compute.rates import Rates
+    from compute.approaches.options import PredictionOptions
+    from compute.forecasting.rates import Rates
+    from compute.forecasting.steps import BankShape, StepForecast
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -85,8 +85,8 @@ def plan(
     stored already is not computed again. Nothing of the bank is changed. Exit status 1 says that a step does
     not fit the memory.
     """
-    from compute.cluster import core_count, memory_budget, parse_memory
-    from compute.forecast import forecast
+    from compute.cluster.client import core_count, memory_budget, parse_memory
+    from compute.forecasting.steps import forecast
 
     if (adapters is None) != (parameters is None):
         raise click.UsageError("--adapters and --parameters go together")
@@ -105,7 +105,7 @@ def plan(
     if measure:
         rates = _measured(bank_path if adapters is None else None, shape, steps, save_rates)
     elif rates_file is not None:
-        from compute.rates import read_rates
+        from compute.forecasting.rates import read_rates
 
         rates = read_rates(rates_file)
     _show(shape, steps, slots, budget, rates, as_json)
@@ -120,7 +120,7 @@ def _ways(metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[Predict
 
 
 def _shape(bank_path: Path, adapters: int | None, parameters: int | None, **numbers: Any) -> BankShape:
-    from compute.forecast import BankShape
+    from compute.forecasting.steps import BankShape
 
     if adapters is not None and parameters is not None:
         return BankShape.of_numbers(adapters, parameters, **numbers)
@@ -132,10 +132,10 @@ def _measured(
     bank_path: Path | None, shape: BankShape, steps: Sequence[StepForecast], save: Path | None
 ) -> Rates:
     """Measure beside the bank's arrays, reading its own rows, or in this folder where there is none."""
-    from bankdb.remote import Location
-    from compute.cluster import ClusterOptions, open_cluster
-    from compute.measure import measure_rates
-    from compute.rates import write_rates
+    from bankdb.arrays.remote import Location
+    from compute.cluster.client import ClusterOptions, open_cluster
+    from compute.forecasting.measure import measure_rates
+    from compute.forecasting.rates import write_rates
 
     place: Location = Path.cwd()
     stored: list[Location] = []
@@ -220,7 +220,7 @@ def _seconds(
 ) -> list[float | None]:
     if rates is None:
         return [None] * len(steps)
-    from compute.rates import expected_seconds
+    from compute.forecasting.rates import expected_seconds
 
     return [expected_seconds(step, rates, slots, shape.vocabulary, shape.mean_distinct) for step in steps]
 

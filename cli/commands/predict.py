@@ -30,10 +30,10 @@ from cli.options import (
 from cli.parameters import Parameters
 
 if TYPE_CHECKING:
-    from compute.export import DeltaExport
-    from compute.new_dataset import Prediction
-    from compute.options import PredictionOptions
-    from compute.predict import Coefficients, PredictedBank
+    from compute.approaches.options import PredictionOptions
+    from compute.prediction.export import DeltaExport
+    from compute.prediction.predict import Prediction
+    from compute.prediction.predict_all import Coefficients, PredictedBank
 
 _LISTED = 10
 
@@ -99,11 +99,11 @@ def predict(
 
 
 def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, other: dict[str, Any]) -> None:
-    from bankdb.pairs import check_name
-    from compute.cluster import parse_memory
-    from compute.export import export_prediction
-    from compute.new_dataset import dataset_name
-    from compute.new_dataset import predict as run_predict
+    from bankdb.sources.pairs import check_name
+    from compute.cluster.client import parse_memory
+    from compute.prediction.export import export_prediction
+    from compute.prediction.predict import dataset_name
+    from compute.prediction.predict import predict as run_predict
 
     if other["out"] is None:
         raise click.UsageError("NEWDATA needs --out FOLDER, where the adapter is written")
@@ -177,9 +177,9 @@ def _tell_retained(rank: int, retained: Sequence[Mapping[str, float]]) -> None:
 
 
 def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[str, Any]) -> None:
-    from compute.cluster import open_cluster
-    from compute.export import export_all
-    from compute.predict import predict_all_ways
+    from compute.cluster.client import open_cluster
+    from compute.prediction.export import export_all
+    from compute.prediction.predict_all import predict_all_ways
 
     if other["out"] is not None or other["name"] is not None or other["include_same"]:
         raise click.UsageError(
@@ -211,9 +211,9 @@ def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[s
 
 def _predict_all_delta(bank_path: Path, options: PredictionOptions, other: dict[str, Any]) -> None:
     from bankdb.errors import ParameterError
-    from compute.cluster import open_cluster, parse_memory
-    from compute.export import export_delta
-    from compute.predict import leave_one_out
+    from compute.cluster.client import open_cluster, parse_memory
+    from compute.prediction.export import export_delta
+    from compute.prediction.predict_all import leave_one_out
 
     if other["export"] is None:
         raise ParameterError(

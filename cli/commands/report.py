@@ -58,8 +58,8 @@ def report(
     """
     from bankdb.errors import ConflictError
     from cli.report.page import render
-    from compute.report_data import gather
-    from compute.report_evaluations import reported_evaluations
+    from compute.reporting.evaluations import reported_evaluations
+    from compute.reporting.gather import gather
 
     if out.exists() and not overwrite:
         raise ConflictError(f"{out}: already there; choose another --out, or give --overwrite")

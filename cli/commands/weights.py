@@ -17,10 +17,10 @@ from cli.tables import write_text
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
     from bankdb.progress import Progress
-    from compute.bank_sizes import SizeCurve
-    from compute.cluster import ClusterOptions
-    from compute.options import PredictionOptions
-    from compute.weight_space import WeightSpaceTable
+    from compute.approaches.options import PredictionOptions
+    from compute.cluster.client import ClusterOptions
+    from compute.evaluation.bank_sizes import SizeCurve
+    from compute.evaluation.weight_space import WeightSpaceTable
 
 _SIZE_HEADINGS = ("metric", "approach", "leave_out", "adapters", "draws", "targets", "relative_error", "sd")
 
@@ -49,7 +49,7 @@ class WeightsOnly:
 
 def compared_ways(combinations: Sequence[PredictionOptions]) -> list[PredictionOptions]:
     """Return the combinations between the baselines and the bound."""
-    from compute.options import PredictionOptions
+    from compute.approaches.options import PredictionOptions
 
     baselines = [PredictionOptions(approach=name) for name in ("uniform", "nearest")]
     return list(dict.fromkeys([*baselines, *combinations, PredictionOptions(approach="oracle")]))
@@ -64,8 +64,8 @@ def tell_weights(
     progress: Progress,
 ) -> None:
     """Compute the errors and print or write them."""
-    from compute.cluster import open_cluster
-    from compute.weight_space import weight_space_table
+    from compute.cluster.client import open_cluster
+    from compute.evaluation.weight_space import weight_space_table
 
     ways = compared_ways(combinations)
     with open_cluster(cluster, progress) as workers:
@@ -82,7 +82,7 @@ def size_curves(
     progress: Progress,
 ) -> list[SizeCurve]:
     """Compute the curves over bank sizes of all but `neural`; none where no sizes were asked for."""
-    from compute.weight_space import bank_size_curves
+    from compute.evaluation.weight_space import bank_size_curves
 
     if not asked.sizes:
         return []
@@ -92,7 +92,7 @@ def size_curves(
 
 
 def _tell(table: WeightSpaceTable, curves: Sequence[SizeCurve], asked: WeightsOnly) -> None:
-    from compute.weight_space import as_csv, as_record
+    from compute.evaluation.weight_space import as_csv, as_record
 
     to_screen = asked.csv is not None and str(asked.csv) == "-"
     if asked.csv is not None:
@@ -110,7 +110,7 @@ def _tell(table: WeightSpaceTable, curves: Sequence[SizeCurve], asked: WeightsOn
 
 
 def _print_table(table: WeightSpaceTable) -> None:
-    from compute.weight_space import as_rows
+    from compute.evaluation.weight_space import as_rows
 
     headings = [
         "metric",
@@ -157,7 +157,7 @@ def print_sizes(curves: Sequence[SizeCurve]) -> None:
 
 def sizes_record(curves: Sequence[SizeCurve]) -> list[dict[str, Any]]:
     """Return the curves for JSON; None where there is no number."""
-    from compute.weight_space import size_rows
+    from compute.evaluation.weight_space import size_rows
 
     rows = [dict(zip(_SIZE_HEADINGS, row, strict=True)) for row in size_rows(curves)]
     return [{key: None if value != value else value for key, value in row.items()} for row in rows]
@@ -207,7 +207,7 @@ def _drawn(curves: Sequence[SizeCurve]) -> str:
 
 
 def _named(curve: SizeCurve) -> tuple[str, str]:
-    from compute.options import NO_DISTANCES
+    from compute.approaches.options import NO_DISTANCES
 
     way = curve.options
     name = way.approach if way.approach in NO_DISTANCES else f"{way.metric} {way.approach}"

@@ -17,8 +17,8 @@ from cli.report.words import (
     share,
     way_words,
 )
-from compute.report_data import best_scores, nearest_row
-from compute.report_records import (
+from compute.reporting.gather import best_scores, nearest_row
+from compute.reporting.records import (
     ADAPTER,
     GROUP,
     Estimate,

@@ -20,9 +20,9 @@ from cli.report.images import EncodedMatrix, encode_coefficients, encode_distanc
 from cli.report.payload import json_in_html, left_out_of, payload
 from cli.report.plots import Curve, MatrixFigures, bar_plot, curve_plot
 from cli.report.tables import HtmlTable, Plot
-from compute.coefficients import effective_sources
-from compute.ordering import runs_of_equal
-from compute.report_records import Matrix, Report, SizeCurve, Way
+from compute.approaches.by_distance import effective_sources
+from compute.reporting.ordering import runs_of_equal
+from compute.reporting.records import Matrix, Report, SizeCurve, Way
 
 CONTENTS = (
     ("bank", "What the bank holds"),

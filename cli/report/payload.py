@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from cli.report.images import EncodedMatrix
 from cli.report.plots import PALETTE, short
 from cli.report.words import LEFT_OUT, way_words
-from compute.coefficients import effective_sources
-from compute.report_records import Matrix, Report, ReportedEvaluation, Sample, Way
+from compute.approaches.by_distance import effective_sources
+from compute.reporting.records import Matrix, Report, ReportedEvaluation, Sample, Way
 
 TOP_SOURCES = 12
 _LONGEST_PROMPT = 1500

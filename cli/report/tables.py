@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cli.report.words import duration
-from compute.report_records import Report
+from compute.reporting.records import Report
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from compute.report_data import best_scores, nearest_row
-from compute.report_records import (
+from compute.reporting.gather import best_scores, nearest_row
+from compute.reporting.records import (
     ADAPTER,
     GROUP,
     Estimate,

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
-from compute.coefficients import check_distances
-from compute.oracle import oracle, simplex_least_squares
+from compute.approaches.by_distance import check_distances
+from compute.approaches.oracle import oracle, simplex_least_squares
 
 FloatArray = NDArray[np.float64]
 

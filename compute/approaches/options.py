@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from bankdb.errors import ParameterError
-from compute.blocks import Metric
-from compute.coefficients import APPROACHES, coefficients
-from compute.delta import check_rank
-from compute.distributions import TokenCounts, median_sigma
-from compute.groups import LEAVE_OUT
-from compute.metrics import canonical_metric_name, get_metric
-from compute.neural_options import NeuralOptions
-from compute.tfidf import inverse_document_frequencies
+from compute.approaches.by_distance import APPROACHES, coefficients
+from compute.approaches.groups import LEAVE_OUT
+from compute.approaches.neural.options import NeuralOptions
+from compute.combination.low_rank import check_rank
+from compute.metrics.base import Metric
+from compute.metrics.distributions import TokenCounts, median_sigma
+from compute.metrics.registry import canonical_metric_name, get_metric
+from compute.metrics.tfidf import inverse_document_frequencies
 
 ALL_APPROACHES = (*APPROACHES, "neural", "matching", "tuned", "ridge", "oracle")
 NO_DISTANCES = ("uniform", "oracle")

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
-from compute import kernel_ridge, tuning
-from compute.coefficients import coefficients
-from compute.groups import same_unit
-from compute.matching import matching, matching_new
-from compute.options import NEEDS_GRAM, NO_DISTANCES, PredictionOptions
-from compute.oracle import oracle
+from compute.approaches import ridge as kernel_ridge
+from compute.approaches import tuned as tuning
+from compute.approaches.by_distance import coefficients
+from compute.approaches.groups import same_unit
+from compute.approaches.matching import matching, matching_new
+from compute.approaches.options import NEEDS_GRAM, NO_DISTANCES, PredictionOptions
+from compute.approaches.oracle import oracle
 
 FloatArray = NDArray[np.float64]
 Fitted = dict[str, Any]

@@ -39,9 +39,9 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from bankdb.errors import ComputeError, ParameterError
-from compute.coefficients import check_distances
-from compute.oracle import checked_gram, project_to_simplex
-from compute.tuning import first_of_the_least
+from compute.approaches.by_distance import check_distances
+from compute.approaches.oracle import checked_gram, project_to_simplex
+from compute.approaches.tuned import first_of_the_least
 
 FloatArray = NDArray[np.float64]
 

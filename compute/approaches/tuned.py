@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
-from compute.coefficients import check_distances, coefficients, softmin, z_scores
-from compute.groups import same_unit
-from compute.oracle import checked_gram
+from compute.approaches.by_distance import check_distances, coefficients, softmin, z_scores
+from compute.approaches.groups import same_unit
+from compute.approaches.oracle import checked_gram
 
 FloatArray = NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""A Dask client, local or remote, and what tasks may use; what runs on it is `compute.tasks`."""
+"""A Dask client, local or remote, and what tasks may use; what runs on it is `compute.cluster.tasks`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bankdb.arrays.remote import Location
 from bankdb.errors import ComputeError, ParameterError
 from bankdb.progress import Progress
 from bankdb.quiet import quiet_loggers
-from bankdb.remote import Location
-from compute.connection import check_remote, remote_client
-from compute.workers import check_workers
+from compute.cluster.scheduler import check_remote, remote_client
+from compute.cluster.workers import check_workers
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -203,7 +203,7 @@ def _allocator(budget: int) -> Iterator[None]:
         "MALLOC_TRIM_THRESHOLD_": str(kept),
         # glibc takes no more than 32 MiB.
         "MALLOC_MMAP_THRESHOLD_": str(min(kept, 32 * 2**20)),
-        # For `compute.memory.keep_freed`.
+        # For `compute.cluster.memory.keep_freed`.
         "MALLOC_ARENA_MAX": "1",
     }
     with dask.config.set({key: dict(dask.config.get(key)) | wanted}):

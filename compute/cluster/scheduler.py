@@ -19,7 +19,7 @@ from bankdb.quiet import quiet_loggers
 if TYPE_CHECKING:
     from distributed import Client, Security
 
-    from compute.cluster import ClusterOptions
+    from compute.cluster.client import ClusterOptions
 
 _CONNECT_SECONDS = 20.0
 

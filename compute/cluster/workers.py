@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bankdb.arrays.remote import Location, RemotePath, located, read_ranges
 from bankdb.errors import BankError, ComputeError
-from bankdb.remote import Location, RemotePath, located, read_ranges
-from compute.blas import threads_by_host
+from compute.cluster.blas import threads_by_host
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -170,9 +170,9 @@ def worker_facts(folder: str | None) -> WorkerFacts:
 @functools.cache
 def code_digest() -> str:
     """Return a hash of the source that tasks run: equal versions may come from different checkouts."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
-    for path in sorted([*root.glob("bankdb/*.py"), *root.glob("compute/*.py")]):
+    for path in sorted([*root.glob("bankdb/**/*.py"), *root.glob("compute/**/*.py")]):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.adapter_store import AdapterStore
+from bankdb.arrays.adapter_store import AdapterStore
+from bankdb.arrays.uncached import UncachedReader
 from bankdb.errors import BankFormatError, ComputeError
-from bankdb.uncached import UncachedReader
-from compute.cluster import core_count
-from compute.products import accumulate, one_hot, product
+from compute.cluster.client import core_count
+from compute.combination.products import accumulate, one_hot, product
 
 Float32 = NDArray[np.float32]
 

@@ -14,16 +14,16 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.adapter_store import AdapterStore
+from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, BankFormatError, ParameterError, PlanError
-from bankdb.layout import B_SUFFIX, AdapterLayout, TensorSpec
-from bankdb.peft_config import scaling as scaling_of
+from bankdb.peft.config import scaling as scaling_of
+from bankdb.peft.layout import B_SUFFIX, AdapterLayout, TensorSpec
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
-from compute.blas import bounded_blas
-from compute.cluster import core_count, memory_budget
-from compute.delta import (
+from compute.cluster.blas import bounded_blas
+from compute.cluster.client import core_count, memory_budget
+from compute.combination.low_rank import (
     LowRank,
     chosen_rank,
     is_stacked,

@@ -9,15 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.adapter_store import AdapterStore
-from bankdb.arrays import chunk_file, fsync_folders, open_array, read_region
+from bankdb.arrays.adapter_store import AdapterStore
+from bankdb.arrays.remote import Location, located
+from bankdb.arrays.shards import shards_of
+from bankdb.arrays.zarr_arrays import chunk_file, fsync_folders, open_array, read_region
 from bankdb.errors import BankFormatError, ComputeError
-from bankdb.remote import Location, located
-from bankdb.shards import shards_of
-from compute.combine import Sources, check_finite, combine_columns, combine_held, read_scaled_into
-from compute.memory import give_back
-from compute.products import spread_rows
-from compute.tiles import SHARD_ROWS, Panel, PanelPart, split_panel
+from compute.cluster.memory import give_back
+from compute.combination.combine import Sources, check_finite, combine_columns, combine_held, read_scaled_into
+from compute.combination.plan import SHARD_ROWS, Panel, PanelPart, split_panel
+from compute.combination.products import spread_rows
 
 Float32 = NDArray[np.float32]
 

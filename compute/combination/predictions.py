@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import (
+from bankdb.arrays.remote import Location
+from bankdb.arrays.zarr_arrays import (
     column_chunk,
     create_array,
     delete_tree,
@@ -24,14 +25,13 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import PlanError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
-from bankdb.remote import Location
-from compute.cluster import Cluster
-from compute.combine import Sources
-from compute.combine_panels import combine_panel
-from compute.options import PredictionOptions
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import Cluster
+from compute.cluster.tasks import run_tasks
+from compute.combination.combine import Sources
+from compute.combination.panel import combine_panel
+from compute.combination.plan import COEFFICIENT_ROWS, SHARD_ROWS, PanelPart, following
 from compute.plans import plan_combination
-from compute.tasks import run_tasks
-from compute.tiles import COEFFICIENT_ROWS, SHARD_ROWS, PanelPart, following
 
 Opened = tuple[RunRecord, Location]
 

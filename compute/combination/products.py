@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import sgemm
 
-from compute.tiles import ROW_GAP, SPARSE_STRIP
+from compute.combination.plan import ROW_GAP, SPARSE_STRIP
 
 Float32 = NDArray[np.float32]
 

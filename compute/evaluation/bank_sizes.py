@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
-from compute.approaches import leave_one_out_coefficients, needs_matrices, new_coefficients
-from compute.groups import same_unit
-from compute.options import NO_DISTANCES, PredictionOptions
-from compute.oracle import oracle, weight_space_errors
+from compute.approaches.groups import same_unit
+from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.oracle import oracle, weight_space_errors
+from compute.approaches.registry import leave_one_out_coefficients, needs_matrices, new_coefficients
 
 FloatArray = NDArray[np.float64]
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from compute.bootstrap import Interval, mean_difference, task_weights
-from compute.evaluation_records import Evaluation
-from compute.groups import units_of
+from compute.approaches.groups import units_of
+from compute.evaluation.bootstrap import Interval, mean_difference, task_weights
+from compute.evaluation.records import Evaluation
 
 FloatArray = NDArray[np.float64]
 FEWEST = 3

@@ -12,19 +12,18 @@ from typing import Any
 import numpy as np
 
 from bankdb.bank import AdapterBank
-from bankdb.database import now
+from bankdb.catalog.database import now
+from bankdb.catalog.generations import GenerationKey, GenerationRecord
+from bankdb.datasets.held_out import HeldOut, held_out_files, read_held_out
 from bankdb.errors import BankError, DatasetError, ParameterError
-from bankdb.generations import GenerationKey, GenerationRecord
-from bankdb.held_out import HeldOut, held_out_files, read_held_out
 from bankdb.messages import listed
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
-from compute.base_model import model_fingerprint, model_folder
-from compute.bootstrap import RESAMPLES
-from compute.cluster import ClusterOptions, open_cluster
-from compute.evaluated_adapters import BASE_SHA256, EvaluatedAdapter, evaluated_adapters
-from compute.evaluation_jobs import Job, Machine, generate_missing
-from compute.evaluation_records import (
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import ClusterOptions, open_cluster
+from compute.evaluation.bootstrap import RESAMPLES
+from compute.evaluation.jobs import Job, Machine, generate_missing
+from compute.evaluation.records import (
     Evaluation,
     Failure,
     Outcome,
@@ -33,10 +32,11 @@ from compute.evaluation_records import (
     Target,
     store_evaluation,
 )
-from compute.generation import check_extra
-from compute.options import PredictionOptions
-from compute.prompts import MARGIN
-from compute.scores import exact_match, rouge_l
+from compute.evaluation.scores import exact_match, rouge_l
+from compute.evaluation.systems import BASE_SHA256, EvaluatedAdapter, evaluated_adapters
+from compute.generation.base_model import model_fingerprint, model_folder
+from compute.generation.generate import check_extra
+from compute.generation.prompts import MARGIN
 
 MAX_EXAMPLES = 30
 _SAMPLES = 3

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bankdb.bank import AdapterBank
+from bankdb.catalog.generations import GenerationKey, GenerationRecord
+from bankdb.datasets.held_out import HeldOut
 from bankdb.errors import DatasetError
-from bankdb.generations import GenerationKey, GenerationRecord
-from bankdb.held_out import HeldOut
 from bankdb.progress import Progress
-from compute.cluster import core_count
-from compute.evaluated_adapters import EvaluatedAdapter, adapter_tensors
-from compute.generation import Answers, Generator, load_generator, threads_of_torch
-from compute.prompts import Prompts, encode_prompts
+from compute.cluster.client import core_count
+from compute.evaluation.systems import EvaluatedAdapter, adapter_tensors
+from compute.generation.generate import Answers, Generator, load_generator, threads_of_torch
+from compute.generation.prompts import Prompts, encode_prompts
 
 _REPLICA_BYTES = 2**30
 """Most bytes that the adapted weights of all threads may take together."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bankdb.arrays import fsync_path
+from bankdb.arrays.zarr_arrays import fsync_path
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, BankNotFoundError
 from bankdb.messages import listed

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import column_chunk
+from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.bank import AdapterBank
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
-from compute.cluster import Cluster
-from compute.combine import combine_one
-from compute.delta_space import check_rank_fits, delta_adapter
-from compute.evaluation_records import BASE, OWN, System
-from compute.matrices import sources_of
-from compute.options import NO_DISTANCES, PredictionOptions
-from compute.oracle import weight_space_errors
-from compute.predict import Coefficients, all_coefficients
+from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.oracle import weight_space_errors
+from compute.cluster.client import Cluster
+from compute.combination.combine import combine_one
+from compute.combination.delta import check_rank_fits, delta_adapter
+from compute.evaluation.records import BASE, OWN, System
+from compute.prediction.matrices import sources_of
+from compute.prediction.predict_all import Coefficients, all_coefficients
 
 BASE_SHA256 = hashlib.sha256(b"no adapter").hexdigest()
 LISTED_SOURCES = 8

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
-from compute.bootstrap import Interval, gap_share, mean_difference, task_weights
-from compute.evaluation_records import BASE, OWN, UNIFORM, Evaluation, System
-from compute.groups import LEAVE_OUT, units_of
+from compute.approaches.groups import LEAVE_OUT, units_of
+from compute.evaluation.bootstrap import Interval, gap_share, mean_difference, task_weights
+from compute.evaluation.records import BASE, OWN, UNIFORM, Evaluation, System
 
 PAPER_SHARE = 0.59
 """Share of the Rouge-L gap that the paper's best, Jensen-Shannon with normalized, closes on its 502 tasks."""

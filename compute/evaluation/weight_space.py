@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
-from compute.bank_sizes import SizeCurve, bank_size_curve
-from compute.cluster import Cluster
-from compute.groups import LEAVE_OUT, units_of
-from compute.options import NO_DISTANCES, PredictionOptions
-from compute.oracle import WeightSpaceErrors, weight_space_errors
-from compute.predict import Coefficients, all_coefficients, bank_matrices
+from compute.approaches.groups import LEAVE_OUT, units_of
+from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.oracle import WeightSpaceErrors, weight_space_errors
+from compute.cluster.client import Cluster
+from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
+from compute.prediction.predict_all import Coefficients, all_coefficients, bank_matrices
 
 FloatArray = NDArray[np.float64]
 REFERENCE = ("jensen-shannon", "normalized")

@@ -12,21 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from bankdb.arrays import create_array, delete_tree, open_array
+from bankdb.arrays.remote import Location
+from bankdb.arrays.zarr_arrays import create_array, delete_tree, open_array
 from bankdb.progress import Progress
-from bankdb.remote import Location
-from compute.blocks import Metric
-from compute.cluster import Cluster, core_count
-from compute.coefficients import coefficients
-from compute.distributions import TokenCounts
-from compute.gram import partial_gram
-from compute.metrics import FURTHER_METRIC_NAMES, METRIC_NAMES, get_metric
-from compute.neural import train
-from compute.neural_options import NeuralOptions
-from compute.rates import MetricRate, Rates
-from compute.storage_rates import best_seconds, storage_rates
-from compute.tasks import run_tasks
-from compute.tiles import CHUNK_ROWS
+from compute.approaches.by_distance import coefficients
+from compute.approaches.neural.leave_one_out import train
+from compute.approaches.neural.options import NeuralOptions
+from compute.cluster.client import Cluster, core_count
+from compute.cluster.tasks import run_tasks
+from compute.combination.plan import CHUNK_ROWS
+from compute.forecasting.rates import MetricRate, Rates
+from compute.forecasting.storage import best_seconds, storage_rates
+from compute.gram.matrix import partial_gram
+from compute.metrics.base import Metric
+from compute.metrics.distributions import TokenCounts
+from compute.metrics.registry import FURTHER_METRIC_NAMES, METRIC_NAMES, get_metric
 
 # Of the products: sources, targets and columns; as of a panel, but narrower.
 _SOURCES, _TARGETS, _COLUMNS = 256, 128, 32_768

@@ -1,4 +1,4 @@
-"""Rates of a machine, and the time that a forecast takes at them. `compute.measure` measures them."""
+"""Rates of a machine, and the time that a forecast takes at them. `compute.forecasting.measure` measures them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from bankdb.errors import ParameterError
 from bankdb.strict_json import parse_object
-from compute.forecast import StepForecast
-from compute.tile_plans import busiest
+from compute.forecasting.steps import StepForecast
+from compute.pairwise.plan import busiest
 
 _AGAIN = "write the file again with `bank plan --measure --save-rates FILE`"
 # Approaches that fit parameters on the bank, whose time no rate tells.

@@ -14,19 +14,19 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
-from bankdb.arrays import column_chunk
+from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError, PlanError
-from compute.approaches import needs_gram
-from compute.blocks import Metric
-from compute.distances import ready_adapters
-from compute.metrics import get_metric
-from compute.mlp import BATCH
-from compute.neural_options import NeuralOptions
-from compute.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.neural.network import BATCH
+from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.registry import needs_gram
+from compute.combination.plan import CHUNK_ROWS, SHARD_ROWS, chunk_count
+from compute.metrics.base import Metric
+from compute.metrics.registry import get_metric
+from compute.pairwise.matrix import ready_adapters
+from compute.pairwise.plan import PlannedTile, plan_distances, tile_bytes
 from compute.plans import plan_combination, plan_gram
-from compute.tile_plans import PlannedTile, plan_distances, tile_bytes
-from compute.tiles import CHUNK_ROWS, SHARD_ROWS, chunk_count
 
 # Bytes of a stored token id with its count.
 _COUNT_BYTES = 8
@@ -344,7 +344,7 @@ def _coefficients(shape: BankShape, way: PredictionOptions) -> StepForecast:
 
 
 def _neural(step: StepForecast, n: int, options: NeuralOptions) -> StepForecast:
-    """Return the step with what training costs: see `compute.neural_training`."""
+    """Return the step with what training costs: see `compute.approaches.neural.training`."""
     trainings = options.trainings + (options.protocol != "published")
     points = options.knots or n * n
     # Forward, and backward twice that; the loss is one product of N x N matrices.

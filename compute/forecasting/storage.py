@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import CHUNK_COLUMNS, create_array, fsync_path, open_array
-from bankdb.remote import Location, RemotePath, located, object_size, read_ranges
-from bankdb.shards import shards_of
-from compute.tiles import CHUNK_ROWS, SHARD_ROWS
+from bankdb.arrays.remote import Location, RemotePath, located, object_size, read_ranges
+from bankdb.arrays.shards import shards_of
+from bankdb.arrays.zarr_arrays import CHUNK_COLUMNS, create_array, fsync_path, open_array
+from compute.combination.plan import CHUNK_ROWS, SHARD_ROWS
 
 if TYPE_CHECKING:
     import zarr
 
-    from bankdb.remote_shards import RemoteShards
-    from bankdb.shards import Shards
+    from bankdb.arrays.remote_shards import RemoteShards
+    from bankdb.arrays.shards import Shards
 
 # Shards that each worker writes and reads: 16 of 8 MiB; and small files that it flushes, or objects that it puts.
 _SHARDS, _FILES = 16, 24

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import AdapterError
-from bankdb.layout import B_SUFFIX, AdapterLayout
 from bankdb.messages import listed
+from bankdb.peft.layout import B_SUFFIX, AdapterLayout
 
 if TYPE_CHECKING:
     import torch

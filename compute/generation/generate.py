@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from bankdb.datasets.tokenizer import BankTokenizer
 from bankdb.errors import BankError, DatasetError, ParameterError
-from bankdb.layout import AdapterLayout
 from bankdb.messages import listed, one_line
+from bankdb.peft.layout import AdapterLayout
 from bankdb.quiet import quiet_loggers
-from bankdb.tokens import BankTokenizer
-from compute.adapted_model import AdaptedModel
-from compute.prompts import Prompts, plan_batches
+from compute.generation.adapted_model import AdaptedModel
+from compute.generation.prompts import Prompts, plan_batches
 
 if TYPE_CHECKING:
     import torch

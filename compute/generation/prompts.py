@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bankdb.datasets.held_out import HeldOut
+from bankdb.datasets.tokenizer import BankTokenizer
 from bankdb.errors import DatasetError
-from bankdb.held_out import HeldOut
-from bankdb.tokens import BankTokenizer
 
 MARGIN = 8
 """Tokens that an answer may have beyond those of the longest reference of its task."""

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.adapter_store import AdapterStore
-from bankdb.arrays import (
+from bankdb.arrays.adapter_store import AdapterStore
+from bankdb.arrays.remote import Location, located
+from bankdb.arrays.uncached import UncachedReader
+from bankdb.arrays.zarr_arrays import (
     chunk_file,
     column_chunk,
     create_array,
@@ -29,13 +31,11 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
-from bankdb.remote import Location, located
-from bankdb.uncached import UncachedReader
-from compute.cluster import Cluster, machine_memory
-from compute.combine import Sources, read_scaled_into
-from compute.memory import give_back
+from compute.cluster.client import Cluster, machine_memory
+from compute.cluster.memory import give_back
+from compute.cluster.tasks import run_tasks
+from compute.combination.combine import Sources, read_scaled_into
 from compute.plans import GramPlan, plan_gram
-from compute.tasks import run_tasks
 
 # Columns multiplied at once in single precision before they are added in double: bounds both the
 # rounding of a product and what has to stay in cache.

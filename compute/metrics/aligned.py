@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compute.distributions import CountsRow
+from compute.metrics.distributions import CountsRow
 
 FloatArray = NDArray[np.float64]
 LARGEST_PRODUCT = 2**62

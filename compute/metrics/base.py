@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from compute.distributions import CountsRow, TokenCounts
-from compute.pairs import FloatArray, Pair, align
+from compute.metrics.aligned import FloatArray, Pair, align
+from compute.metrics.distributions import CountsRow, TokenCounts
 
 PANEL_BYTES = 2**25
 """Dense panels of one block together stay near this size (32 MB), within a shared cache."""
@@ -147,7 +147,7 @@ def worth_compiling(operations: int, saved: float) -> bool:
 
 
 def compiled_kernels(operations: int, saved: float) -> ModuleType | None:
-    """Return `compute.compiled` for a block that is worth it, or None: where it is not, or numba is missing."""
+    """Return `compute.metrics.compiled` for a block that is worth it, or None: where it is not, or numba is missing."""
     return _compiled() if _ALLOWED.get() and worth_compiling(operations, saved) else None
 
 
@@ -164,7 +164,7 @@ def allow_compiled(allowed: bool) -> Iterator[None]:
 @functools.cache
 def _compiled() -> ModuleType | None:
     try:
-        import compute.compiled as kernels
+        import compute.metrics.compiled as kernels
     except ImportError:
         # Not installed, or not for this version of NumPy: the NumPy path is complete.
         return None

@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 from scipy import sparse, special
 
-from compute.blocks import (
+from compute.metrics.aligned import FloatArray, Pair, align
+from compute.metrics.base import (
     Metric,
     Support,
     compiled_kernels,
@@ -24,9 +25,8 @@ from compute.blocks import (
     support_bytes,
     wide_panel,
 )
-from compute.distributions import CountsRow, TokenCounts, in_blocks, merge_last_two, probabilities
-from compute.mixtures import MixtureTerms, distances_by_loops
-from compute.pairs import FloatArray, Pair, align
+from compute.metrics.distributions import CountsRow, TokenCounts, in_blocks, merge_last_two, probabilities
+from compute.metrics.mixtures import MixtureTerms, distances_by_loops
 
 Compatible = Literal["correct", "published"]
 EPSILON = 1e-10

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from compute.blocks import Metric, recompute_cancelled, support_bytes
-from compute.distributions import CountsRow, TokenCounts, dense, probabilities, row_blocks
-from compute.pairs import FloatArray, Pair, align
+from compute.metrics.aligned import FloatArray, Pair, align
+from compute.metrics.base import Metric, recompute_cancelled, support_bytes
+from compute.metrics.distributions import CountsRow, TokenCounts, dense, probabilities, row_blocks
 
 MULTISCALE_BANDWIDTHS = (0.2, 0.5, 0.9, 1.3)
 ROWS_AT_ONCE = 128

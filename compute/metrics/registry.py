@@ -6,12 +6,12 @@ import math
 from typing import cast
 
 from bankdb.errors import ParameterError
-from compute.blocks import Metric
-from compute.divergences import Compatible, JensenShannon, KullbackLeibler
-from compute.mmd import KERNEL_NAMES, GaussianKernel, Kernel, MaximumMeanDiscrepancy, MultiscaleKernel
-from compute.pairs import FloatArray
-from compute.tfidf import TfIdf
-from compute.wasserstein import Wasserstein
+from compute.metrics.aligned import FloatArray
+from compute.metrics.base import Metric
+from compute.metrics.divergences import Compatible, JensenShannon, KullbackLeibler
+from compute.metrics.mmd import KERNEL_NAMES, GaussianKernel, Kernel, MaximumMeanDiscrepancy, MultiscaleKernel
+from compute.metrics.tfidf import TfIdf
+from compute.metrics.wasserstein import Wasserstein
 
 __all__ = [
     "COMPATIBLE",

@@ -19,9 +19,9 @@ from typing import ClassVar
 import numpy as np
 
 from bankdb.errors import ParameterError
-from compute.blocks import Metric, Support, panel, panel_width, recompute_cancelled, support_bytes
-from compute.distributions import CountsRow, TokenCounts, probabilities
-from compute.pairs import FloatArray, Pair, align
+from compute.metrics.aligned import FloatArray, Pair, align
+from compute.metrics.base import Metric, Support, panel, panel_width, recompute_cancelled, support_bytes
+from compute.metrics.distributions import CountsRow, TokenCounts, probabilities
 
 CANCELLED = 1e-5
 """Distances below this are computed from the difference of the vectors; above it, one minus the cosine has

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from compute.blocks import (
+from compute.metrics.aligned import FloatArray, Pair, align
+from compute.metrics.base import (
     Metric,
     Support,
     compiled_kernels,
@@ -19,8 +20,7 @@ from compute.blocks import (
     recompute_cancelled,
     support_bytes,
 )
-from compute.distributions import CountsRow, TokenCounts
-from compute.pairs import FloatArray, Pair, align
+from compute.metrics.distributions import CountsRow, TokenCounts
 
 ROUNDING = 4 * np.finfo(np.float64).eps
 """Rounding of one difference of two cumulative sums, with a margin."""

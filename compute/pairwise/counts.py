@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import (
+from bankdb.arrays.remote import Location
+from bankdb.arrays.zarr_arrays import (
     appearing_group,
     array_store,
     delete_tree,
@@ -20,9 +21,8 @@ from bankdb.arrays import (
     read_region,
 )
 from bankdb.records import AdapterRecord
-from bankdb.remote import Location
-from compute.distributions import TokenCounts
-from compute.tiles import contiguous
+from compute.combination.plan import contiguous
+from compute.metrics.distributions import TokenCounts
 
 if TYPE_CHECKING:
     # Workers need no database, whose import takes as long as a tile.

@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import create_array, ensure_group, fsync_path, grow_array, open_array
+from bankdb.arrays.remote import Location
+from bankdb.arrays.zarr_arrays import create_array, ensure_group, fsync_path, grow_array, open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError, ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
-from bankdb.remote import Location
-from compute.blocks import Metric
-from compute.cluster import Cluster
-from compute.distance_tiles import compute_tile, read_entries
-from compute.stored_counts import write_distributions
-from compute.tasks import run_tasks
-from compute.tile_plans import plan_distances, tile_bytes
-from compute.tiles import CHUNK_ROWS, Tile
+from compute.cluster.client import Cluster
+from compute.cluster.tasks import run_tasks
+from compute.combination.plan import CHUNK_ROWS, Tile
+from compute.metrics.base import Metric
+from compute.pairwise.counts import write_distributions
+from compute.pairwise.plan import plan_distances, tile_bytes
+from compute.pairwise.tile import compute_tile, read_entries
 
 # Where a task may use less, the memory that compiled loops take a worker would be missed.
 _COMPILED_BUDGET = 2**30

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from compute.blocks import Metric
-from compute.tiles import CHUNK_ROWS, Tile, chunk_count, cover, largest_side, roomy
+from compute.combination.plan import CHUNK_ROWS, Tile, chunk_count, cover, largest_side, roomy
+from compute.metrics.base import Metric
 
 # A tile on the diagonal costs this share of one above it, in hundredths: half of it is a mirror.
 DIAGONAL_HUNDREDTHS = 55

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import chunk_file, fsync_written, open_array, read_region, stored_chunks
-from bankdb.chunks import known_chunks, read_chunks, write_chunks
+from bankdb.arrays.chunks import known_chunks, read_chunks, write_chunks
+from bankdb.arrays.remote import Location, located
+from bankdb.arrays.zarr_arrays import chunk_file, fsync_written, open_array, read_region, stored_chunks
 from bankdb.errors import BankFormatError, ComputeError
-from bankdb.remote import Location, located
-from compute.blocks import Metric, allow_compiled
-from compute.distributions import TokenCounts
-from compute.stored_counts import AGAIN, read_counts
-from compute.tiles import CHUNK_ROWS, Tile
+from compute.combination.plan import CHUNK_ROWS, Tile
+from compute.metrics.base import Metric, allow_compiled
+from compute.metrics.distributions import TokenCounts
+from compute.pairwise.counts import AGAIN, read_counts
 
 
 def compute_tile(

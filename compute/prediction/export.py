@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.adapter_folder import clear_unfinished, write_adapter_folder
-from bankdb.arrays import open_array, read_region
+from bankdb.arrays.zarr_arrays import open_array, read_region
 from bankdb.bank import AdapterBank
+from bankdb.catalog.runs import library_versions
 from bankdb.errors import BankError, BankFormatError, ConflictError, ParameterError
-from bankdb.model_card import model_card
-from bankdb.peft_config import render_config
-from bankdb.peft_format import write_safetensors
+from bankdb.peft.config import render_config
+from bankdb.peft.folder import clear_unfinished, write_adapter_folder
+from bankdb.peft.model_card import model_card
+from bankdb.peft.weights import write_safetensors
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, BankRecord
-from bankdb.runs import library_versions
 from bankdb.strict_json import parse_object
-from compute.cluster import core_count
-from compute.delta_space import DeltaForm, delta_adapter, delta_form
-from compute.new_dataset import Prediction
-from compute.options import PredictionOptions
-from compute.predict import Coefficients, PredictedBank
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import core_count
+from compute.combination.delta import DeltaForm, delta_adapter, delta_form
+from compute.prediction.predict import Prediction
+from compute.prediction.predict_all import Coefficients, PredictedBank
 
 DTYPES = ("source", "float32", "float16", "bfloat16")
 PROVENANCE = "provenance.json"
@@ -163,7 +163,7 @@ def export_delta(
     ConflictError
         A folder is there that holds something else, and is not to be replaced.
     ParameterError, PlanError, BankFormatError
-        See `compute.delta_space.delta_adapter`.
+        See `compute.combination.delta.delta_adapter`.
     """
     if found.options.space != "delta":
         raise ParameterError(f"space: delta expected, {found.options.space} found; use export_all")

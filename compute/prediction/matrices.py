@@ -12,14 +12,14 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
-from compute.approaches import needs_gram
-from compute.cluster import Cluster
-from compute.combine import Sources
-from compute.distances import DistanceMatrix, distance_matrices, ready_adapters
-from compute.gram import gram_matrix
-from compute.groups import excluded_sources
-from compute.options import NO_DISTANCES, PredictionOptions
-from compute.stored_counts import token_counts
+from compute.approaches.groups import excluded_sources
+from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.registry import needs_gram
+from compute.cluster.client import Cluster
+from compute.combination.combine import Sources
+from compute.gram.matrix import gram_matrix
+from compute.pairwise.counts import token_counts
+from compute.pairwise.matrix import DistanceMatrix, distance_matrices, ready_adapters
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import (
+from bankdb.arrays.remote import Location
+from bankdb.arrays.zarr_arrays import (
     appearing_group,
     array_store,
     ensure_group,
@@ -29,9 +30,8 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
-from bankdb.remote import Location
-from compute.groups import same_unit
-from compute.neural import NeuralOptions, ScalarMLP, neural_leave_one_out, train
+from compute.approaches.groups import same_unit
+from compute.approaches.neural.leave_one_out import NeuralOptions, ScalarMLP, neural_leave_one_out, train
 
 _DAMAGED = "delete neural.zarr and run the same command again"
 _COEFFICIENTS = "coefficients"

@@ -9,26 +9,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import column_chunk
+from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.bank import AdapterBank
-from bankdb.datasets import Dataset, read_dataset, training_files
+from bankdb.datasets.read import Dataset, read_dataset, training_files
 from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
-from compute.approaches import Fitted, needs_matrices, new_coefficients
-from compute.blocks import Metric
-from compute.cluster import memory_budget
-from compute.coefficients import effective_sources
-from compute.combine import combine_one
-from compute.delta_space import DeltaAdapter, check_rank_fits, delta_adapter
-from compute.distances import ready_adapters
-from compute.distributions import TokenCounts
-from compute.matrices import sources_of
-from compute.neural import apply
-from compute.neural_models import stored_model
-from compute.options import NO_DISTANCES, PredictionOptions
-from compute.predict import bank_matrices
-from compute.stored_counts import token_counts
+from compute.approaches.by_distance import effective_sources
+from compute.approaches.neural.leave_one_out import apply
+from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.registry import Fitted, needs_matrices, new_coefficients
+from compute.cluster.client import memory_budget
+from compute.combination.combine import combine_one
+from compute.combination.delta import DeltaAdapter, check_rank_fits, delta_adapter
+from compute.metrics.base import Metric
+from compute.metrics.distributions import TokenCounts
+from compute.pairwise.counts import token_counts
+from compute.pairwise.matrix import ready_adapters
+from compute.prediction.matrices import sources_of
+from compute.prediction.neural_models import stored_model
+from compute.prediction.predict_all import bank_matrices
 
 _BLOCK = 512
 

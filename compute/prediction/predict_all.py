@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays import partial_files
+from bankdb.arrays.remote import Location
+from bankdb.arrays.zarr_arrays import partial_files
 from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, PredictionRecord, RunRecord
-from bankdb.remote import Location
-from compute.approaches import Fitted, leave_one_out_coefficients
-from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.coefficients import effective_sources
-from compute.delta_space import check_rank_fits
-from compute.distances import ready_adapters
-from compute.gram import gram_matrix
-from compute.matrices import Matrices, compute_distances, compute_matrices, sources_of
-from compute.neural_models import neural_coefficients
-from compute.options import PredictionOptions
-from compute.oracle import weight_space_errors
-from compute.predictions import combine_missing, open_predictions
+from compute.approaches.by_distance import effective_sources
+from compute.approaches.options import PredictionOptions
+from compute.approaches.oracle import weight_space_errors
+from compute.approaches.registry import Fitted, leave_one_out_coefficients
+from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.combination.delta import check_rank_fits
+from compute.combination.predictions import combine_missing, open_predictions
+from compute.gram.matrix import gram_matrix
+from compute.pairwise.matrix import ready_adapters
+from compute.prediction.matrices import Matrices, compute_distances, compute_matrices, sources_of
+from compute.prediction.neural_models import neural_coefficients
 
 if TYPE_CHECKING:
     import xarray

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError, ParameterError
-from compute.bootstrap import Interval, gap_share, mean_difference
-from compute.evaluation_records import (
+from compute.evaluation.bootstrap import Interval, gap_share, mean_difference
+from compute.evaluation.records import (
     BASE,
     OWN,
     Evaluation,
@@ -19,8 +19,8 @@ from compute.evaluation_records import (
     stored_evaluation,
     stored_evaluations,
 )
-from compute.evaluation_tables import drawn_weights, is_papers_best, is_uniform, peer
-from compute.report_records import ADAPTER, Estimate, ReportedEvaluation, Sample, Scores, TargetScore, Way
+from compute.evaluation.tables import drawn_weights, is_papers_best, is_uniform, peer
+from compute.reporting.records import ADAPTER, Estimate, ReportedEvaluation, Sample, Scores, TargetScore, Way
 
 FloatArray = NDArray[np.float64]
 

@@ -11,20 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.bank import AdapterBank
+from bankdb.catalog.runs import library_versions
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import RunRecord
-from bankdb.runs import library_versions
-from compute.bank_sizes import bank_size_curve
-from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.coefficients import APPROACHES
-from compute.coefficients import coefficients as row_coefficients
-from compute.groups import same_unit, units_of
-from compute.options import NO_DISTANCES, PredictionOptions
-from compute.oracle import weight_space_errors
-from compute.ordering import clustered_order
-from compute.predict import Coefficients, all_coefficients, bank_matrices
-from compute.report_records import (
+from compute.approaches.by_distance import APPROACHES
+from compute.approaches.by_distance import coefficients as row_coefficients
+from compute.approaches.groups import same_unit, units_of
+from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.oracle import weight_space_errors
+from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.evaluation.bank_sizes import bank_size_curve
+from compute.evaluation.weight_space import difference_interval
+from compute.prediction.predict_all import Coefficients, all_coefficients, bank_matrices
+from compute.reporting.ordering import clustered_order
+from compute.reporting.records import (
     ADAPTER,
     GROUP,
     NO_PREDICTION,
@@ -39,7 +40,6 @@ from compute.report_records import (
     Way,
     WeightSpaceRow,
 )
-from compute.weight_space import difference_interval
 
 FloatArray = NDArray[np.float64]
 SIZE_DRAWS = 10
@@ -67,7 +67,7 @@ def gather(
     ParameterError
         No way is given, or the bank has fewer than two adapters.
     BankNotFoundError, PlanError, ComputeError, BankFormatError
-        As `compute.predict` has them.
+        As `compute.prediction.predict_all` has them.
     """
     if not ways:
         raise ParameterError("report: expected at least one metric and approach, found none; give --approach")

@@ -14,13 +14,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from bank_content import assert_nothing_else
-from malformed_adapters import BASE_MODEL, CONFIG, WEIGHTS, write_good_adapter
-from small_bank import create_bank, ingest_folder, write_pairs
 from sqlalchemy import Engine, event
 
 from bankdb.bank import AdapterBank
-from bankdb.database import Database
+from bankdb.catalog.database import Database
 from bankdb.errors import (
     AdapterError,
     BankError,
@@ -30,6 +27,9 @@ from bankdb.errors import (
     TokenizerError,
 )
 from bankdb.verify import verify
+from tests.support.banks.bank_content import assert_nothing_else
+from tests.support.banks.malformed_adapters import BASE_MODEL, CONFIG, WEIGHTS, write_good_adapter
+from tests.support.banks.small_bank import create_bank, ingest_folder, write_pairs
 
 EVERY_BACKEND = True
 
@@ -146,15 +146,19 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     "point",
-    ["bankdb.tokens.BankTokenizer.save", "bankdb.bank.Database", "bankdb.catalog.Catalog.create_bank"],
+    [
+        "bankdb.datasets.tokenizer.BankTokenizer.save",
+        "bankdb.bank.Database",
+        "bankdb.catalog.catalog.Catalog.create_bank",
+    ],
 )
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_interrupted_init_is_finished_by_running_it_again(
     tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch, point: str, when: str
 ) -> None:
     import bankdb.bank
-    import bankdb.catalog
-    import bankdb.tokens
+    import bankdb.catalog.catalog
+    import bankdb.datasets.tokenizer
 
     owner = {
         "save": bankdb.tokens.BankTokenizer,
@@ -299,8 +303,8 @@ def test_rows_that_may_not_be_read(bank: AdapterBank) -> None:
 
 
 def test_a_lock_that_is_held_too_long_is_an_error(bank: AdapterBank, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bankdb.sqlite.BUSY_SECONDS", 0.1)
-    monkeypatch.setattr("bankdb.postgresql.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("bankdb.catalog.sqlite.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("bankdb.catalog.postgresql.LOCK_SECONDS", 0.1)
     with AdapterBank.open(bank.path) as impatient, closing(Database(bank.location.database_url)) as other:
         with other.write():
             with pytest.raises(BankError, match=r"another (process|client) held the lock"):
@@ -358,7 +362,7 @@ def test_two_banks_at_once(bank: AdapterBank) -> None:
 
 
 def test_what_does_not_fit_takes_no_row(bank: AdapterBank, tmp_path: Path) -> None:
-    from bankdb.peft_format import load_adapter
+    from bankdb.peft.weights import load_adapter
 
     write_good_adapter(tmp_path / "rank", r=8)
     write_good_adapter(tmp_path / "revision", revision="0a1b")
@@ -387,7 +391,7 @@ def test_export_is_bit_for_bit(bank: AdapterBank, pairs_folder: Path, tmp_path: 
 
 def test_export_keeps_odd_files_as_they_are(empty_bank: AdapterBank, tmp_path: Path) -> None:
     """Order of tensors, metadata, padding and spacing are the source's."""
-    from malformed_adapters import read_weights, write_weights
+    from tests.support.banks.malformed_adapters import read_weights, write_weights
 
     write_pairs(tmp_path / "pairs", 1)
     folder = tmp_path / "pairs" / "adapters" / "task000"

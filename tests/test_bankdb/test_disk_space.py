@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from bankdb.bank import AdapterBank
 from bankdb.errors import PlanError
 from cli.main import cli
-from compute.options import PredictionOptions
-from compute.predict import predict_all, predict_all_ways
+from compute.approaches.options import PredictionOptions
+from compute.prediction.predict_all import predict_all, predict_all_ways
 
 Usage = namedtuple("Usage", "total used free")
 WAYS = [PredictionOptions(approach=approach) for approach in ("uniform", "normalized", "nearest")]

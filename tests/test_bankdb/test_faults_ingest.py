@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import move_database
-from bank_content import assert_nothing_else, content
-from fault_driver import ROOT, FaultServer
-from malformed_adapters import BASE_MODEL, write_good_adapter
-from postgres_server import PostgresServer
-from small_bank import create_bank, ingest_folder, write_pairs
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError
 from bankdb.verify import verify
+from tests.support.banks.bank_content import assert_nothing_else, content
+from tests.support.banks.malformed_adapters import BASE_MODEL, write_good_adapter
+from tests.support.banks.small_bank import create_bank, ingest_folder, write_pairs
+from tests.support.faults.fault_driver import ROOT, FaultServer
+from tests.support.servers.backends import move_database
+from tests.support.servers.postgres_server import PostgresServer
 
 pytestmark = pytest.mark.faults
 

@@ -13,20 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bank_content import assert_nothing_else, content
 from click.testing import CliRunner, Result
-from recorded_progress import RecordedProgress
-from small_bank import create_bank, write_pairs
-from stored_files import digests
-from synthetic_bank import create_synthetic, layout_of
 
 from bankdb.bank import AdapterBank
 from bankdb.progress import Progress, SilentProgress
 from bankdb.verify import verify
 from cli.main import cli
-from compute.cluster import ClusterOptions, open_cluster
-from compute.options import PredictionOptions
-from compute.predict import predict_all_ways
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import ClusterOptions, open_cluster
+from compute.prediction.predict_all import predict_all_ways
+from tests.support.banks.bank_content import assert_nothing_else, content
+from tests.support.banks.recorded_progress import RecordedProgress
+from tests.support.banks.small_bank import create_bank, write_pairs
+from tests.support.banks.stored_files import digests
+from tests.support.banks.synthetic_bank import create_synthetic, layout_of
 
 pytestmark = pytest.mark.netns
 

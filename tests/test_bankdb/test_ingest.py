@@ -12,8 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bank_content import assert_nothing_else, content
-from malformed_adapters import (
+
+from bankdb.bank import AdapterBank
+from bankdb.datasets.read import read_dataset
+from bankdb.errors import BankNotFoundError, TokenizerError
+from bankdb.ingest import IngestOptions, IngestReport, clear_leftovers, ingest
+from bankdb.records import AdapterRecord, Pair, PairReference
+from bankdb.sources.pairs import find_references, resolve
+from tests.support.banks.bank_content import assert_nothing_else, content
+from tests.support.banks.malformed_adapters import (
     BASE_MODEL,
     CONFIG,
     MALFORMED,
@@ -23,14 +30,7 @@ from malformed_adapters import (
     write_good_adapter,
     write_weights,
 )
-from small_bank import create_bank, ingest_folder, write_dataset, write_pairs
-
-from bankdb.bank import AdapterBank
-from bankdb.datasets import read_dataset
-from bankdb.errors import BankNotFoundError, TokenizerError
-from bankdb.ingest import IngestOptions, IngestReport, clear_leftovers, ingest
-from bankdb.pairs import find_references, resolve
-from bankdb.records import AdapterRecord, Pair, PairReference
+from tests.support.banks.small_bank import create_bank, ingest_folder, write_dataset, write_pairs
 
 EVERY_BACKEND = True
 
@@ -593,7 +593,7 @@ def test_an_interrupt_around_the_commit_loses_nothing(
 
 def leave_reserved(bank: AdapterBank, pairs_folder: Path) -> AdapterRecord:
     """What an ingest leaves that was killed after it wrote a row; the record of a ready one."""
-    from bankdb.peft_format import load_adapter
+    from bankdb.peft.weights import load_adapter
 
     adapter = load_adapter(pairs_folder / "adapters" / "task000")
     row = bank.reserve("killed", adapter)

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from backends import execute
-from malformed_adapters import WEIGHTS, write_good_adapter
-from small_bank import create_bank, ingest_folder, write_pairs
 
-from bankdb.arrays import create_array
+from bankdb.arrays.zarr_arrays import create_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, BankFormatError, BankNotFoundError
-from bankdb.peft_format import load_adapter
+from bankdb.peft.weights import load_adapter
 from bankdb.verify import VerifyReport, verify
+from tests.support.banks.malformed_adapters import WEIGHTS, write_good_adapter
+from tests.support.banks.small_bank import create_bank, ingest_folder, write_pairs
+from tests.support.servers.backends import execute
 
 EVERY_BACKEND = True
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from malformed_adapters import BASE_MODEL, write_good_adapter
 from scipy.stats import wasserstein_distance
-from small_bank import write_dataset, write_pairs
 
 from bankdb.bank import AdapterBank
 from cli.main import cli
+from tests.support.banks.malformed_adapters import BASE_MODEL, write_good_adapter
+from tests.support.banks.small_bank import write_dataset, write_pairs
 
 LOCAL = ["--workers", "1"]
 

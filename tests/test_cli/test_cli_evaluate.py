@@ -13,12 +13,12 @@ from pathlib import Path
 import click.testing
 import numpy as np
 import pytest
-from fault_driver import FaultServer
-from tiny_bank import BASE, NAMES, copy_pairs, make_bank
 
 from bankdb.bank import AdapterBank
 from cli.main import cli
-from compute.evaluation_records import Evaluation
+from compute.evaluation.records import Evaluation
+from tests.support.banks.tiny_bank import BASE, NAMES, copy_pairs, make_bank
+from tests.support.faults.fault_driver import FaultServer
 
 WAYS = ("--metric", "js", "--approach", "normalized", "--max-examples", "3", "--resamples", "50")
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
-from malformed_adapters import CONFIG, WEIGHTS
-from small_bank import create_bank
+
+from tests.support.banks.malformed_adapters import CONFIG, WEIGHTS
+from tests.support.banks.small_bank import create_bank
+from tests.support.servers.hub_server import HubServer
 
 ADAPTER, DATASET = "bank-of-loras/tiny-r4-task000", "bank-of-loras/task000_words"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from malformed_adapters import MALFORMED, write_good_adapter
-from small_bank import create_bank, write_dataset
 
 from bankdb.bank import AdapterBank
 from cli.main import cli
+from tests.support.banks.malformed_adapters import MALFORMED, write_good_adapter
+from tests.support.banks.small_bank import create_bank, write_dataset
 
 GOOD = ("aaa-good", "zzz-good")
 

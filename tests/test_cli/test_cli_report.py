@@ -13,14 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from report_browser import chromium, complaints, open_report, program, requests, wait_until
-from small_report import NAMES, larger, small_report
 
 from bankdb.bank import AdapterBank
 from cli.main import cli
 from cli.report.page import render
-from compute.evaluation_records import Evaluation, Outcome, Sample, System, Target, store_evaluation
-from compute.report_evaluations import reported
+from compute.evaluation.records import Evaluation, Outcome, Sample, System, Target, store_evaluation
+from compute.reporting.evaluations import reported
+from tests.support.banks.small_report import NAMES, larger, small_report
+from tests.support.servers.report_browser import (
+    chromium,
+    complaints,
+    open_report,
+    program,
+    requests,
+    wait_until,
+)
 
 # -- the command ---------------------------------------------------------------------------------------
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from malformed_adapters import HIDDEN
-from small_bank import write_dataset
 
-from bankdb.peft_format import load_adapter
+from bankdb.peft.weights import load_adapter
 from cli.main import cli
+from tests.support.banks.malformed_adapters import HIDDEN
+from tests.support.banks.small_bank import write_dataset
 
 LOCAL = ["--workers", "1"]
 

@@ -16,20 +16,24 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_bank import create_synthetic, draw_vector, layout_of
 
-from bankdb.adapter_store import AdapterStore
+from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import SilentProgress
 from cli.main import cli
-from compute import combine_panels, distance_tiles, distances, gram, predictions
-from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.export import export_all
-from compute.forecast import BankShape, StepForecast, forecast, zipf_support
-from compute.options import PredictionOptions
-from compute.predict import predict_all_ways
-from compute.rates import MetricRate, Rates, expected_seconds, read_rates, write_rates
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.combination import panel as combine_panels
+from compute.combination import predictions
+from compute.forecasting.rates import MetricRate, Rates, expected_seconds, read_rates, write_rates
+from compute.forecasting.steps import BankShape, StepForecast, forecast, zipf_support
+from compute.gram import matrix as gram
+from compute.pairwise import matrix as distances
+from compute.pairwise import tile as distance_tiles
+from compute.prediction.export import export_all
+from compute.prediction.predict_all import predict_all_ways
+from tests.support.banks.synthetic_bank import create_synthetic, draw_vector, layout_of
 
 # Two blocks of distances, two chunks of columns, five shards of targets.
 LAYOUT = layout_of(hidden=20_000, rank=2, layers=2)

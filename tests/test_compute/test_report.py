@@ -15,8 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from small_report import HOSTILE, NAMES, larger, small_report
-from synthetic_bank import SyntheticBank, create_synthetic
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import ComputeError, ParameterError
@@ -25,12 +23,14 @@ from cli.report.images import FLOOR, encode_coefficients, encode_distances
 from cli.report.page import render
 from cli.report.payload import cut, json_in_html, payload
 from cli.report.words import duration, headline, interval, way_words
-from compute.coefficients import coefficients
-from compute.options import PredictionOptions
-from compute.ordering import clustered_order, runs_of_equal
-from compute.predict import coefficients as bank_coefficients
-from compute.report_data import bank_sizes, gather, recommended, stage_times, way_of
-from compute.report_records import ADAPTER, GROUP, Estimate, Report, Way
+from compute.approaches.by_distance import coefficients
+from compute.approaches.options import PredictionOptions
+from compute.prediction.predict_all import coefficients as bank_coefficients
+from compute.reporting.gather import bank_sizes, gather, recommended, stage_times, way_of
+from compute.reporting.ordering import clustered_order, runs_of_equal
+from compute.reporting.records import ADAPTER, GROUP, Estimate, Report, Way
+from tests.support.banks.small_report import HOSTILE, NAMES, larger, small_report
+from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic
 
 WAYS = [
     PredictionOptions(metric=metric, approach=approach)

@@ -25,13 +25,13 @@ import numpy as np
 import pytest
 import yaml
 from numpy.typing import NDArray
-from tiny_bank import copy_pairs, make_bank
 
-from bankdb.arrays import open_array
+from bankdb.arrays.zarr_arrays import open_array
 from bankdb.bank import AdapterBank
-from compute.predict import predict_all
+from compute.prediction.predict_all import predict_all
+from tests.support.banks.tiny_bank import copy_pairs, make_bank
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 KUBERNETES = {path.stem: yaml.safe_load(path.read_text()) for path in (DEPLOY / "kubernetes").glob("*.yaml")}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 import pytest
-from small_bank import write_dataset
 
 from cli.document import reference
 from cli.main import cli
+from tests.support.banks.small_bank import write_dataset
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -26,7 +26,7 @@ def upgrade(connection: Connection) -> None:
     from alembic.util import CommandError
 
     config = Config()
-    config.set_main_option("script_location", "bankdb:migrations")
+    config.set_main_option("script_location", "bankdb:catalog/migrations")
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compute.coefficients import softmin, used_entries
-from compute.knots import points_for
-from compute.mlp import ScalarMLP
-from compute.neural_options import NeuralOptions
-from compute.neural_splits import fold_of_rows
-from compute.neural_training import Report, Trained, check_values, standardised, train
+from compute.approaches.by_distance import softmin, used_entries
+from compute.approaches.neural.knots import points_for
+from compute.approaches.neural.network import ScalarMLP
+from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.splits import fold_of_rows
+from compute.approaches.neural.training import Report, Trained, check_values, standardised, train
 
 __all__ = [
     "NeuralOptions",

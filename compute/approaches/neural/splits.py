@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
-from compute.neural_options import NeuralOptions
+from compute.approaches.neural.options import NeuralOptions
 
 FEWEST_ROWS = 3
 """With two adapters each has one source, and nothing to learn."""

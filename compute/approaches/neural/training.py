@@ -25,12 +25,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ComputeError, ParameterError
-from compute.coefficients import check_distances, softmin, z_scores
-from compute.knots import Points, points_for
-from compute.mlp import BATCH, Activations, Adam, Array, Parameters, ScalarMLP, backward, forward, initial_mlp
-from compute.neural_options import NeuralOptions
-from compute.neural_splits import FEWEST_ROWS, hold_out
-from compute.oracle import checked_gram
+from compute.approaches.by_distance import check_distances, softmin, z_scores
+from compute.approaches.neural.knots import Points, points_for
+from compute.approaches.neural.network import (
+    BATCH,
+    Activations,
+    Adam,
+    Array,
+    Parameters,
+    ScalarMLP,
+    backward,
+    forward,
+    initial_mlp,
+)
+from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.splits import FEWEST_ROWS, hold_out
+from compute.approaches.oracle import checked_gram
 
 FloatArray = NDArray[np.float64]
 Report = Callable[[int, float], None]

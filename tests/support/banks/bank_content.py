@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from bankdb.adapter_store import row_sha256
+from bankdb.arrays.adapter_store import row_sha256
 from bankdb.bank import AdapterBank
 from bankdb.verify import verify
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compute.groups import units_of
+from compute.approaches.groups import units_of
 
 Banked = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -7,11 +7,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from malformed_adapters import BASE_MODEL, write_good_adapter
-
 from bankdb.bank import AdapterBank
 from bankdb.ingest import IngestReport, ingest
-from bankdb.pairs import find_references, resolve
+from bankdb.sources.pairs import find_references, resolve
+from tests.support.banks.malformed_adapters import BASE_MODEL, write_good_adapter
 
 WORDS = [f"w{index}" for index in range(200)]
 

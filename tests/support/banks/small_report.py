@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from bankdb.records import AdapterRecord, BankRecord
-from compute.coefficients import coefficients
-from compute.ordering import clustered_order
-from compute.report_records import (
+from compute.approaches.by_distance import coefficients
+from compute.reporting.ordering import clustered_order
+from compute.reporting.records import (
     ADAPTER,
     GROUP,
     Estimate,

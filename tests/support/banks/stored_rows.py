@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.adapter_store import AdapterStore
+from bankdb.arrays.adapter_store import AdapterStore
 
 
 def write_rows(path: Path, theta: NDArray[np.float32]) -> AdapterStore:

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from malformed_adapters import good_config
 from numpy.typing import NDArray
-from small_bank import WORDS, create_bank, write_tokenizer
 
 from bankdb.bank import AdapterBank
-from bankdb.layout import AdapterLayout
-from bankdb.peft_config import read_config
-from bankdb.peft_format import SourceAdapter
+from bankdb.peft.config import read_config
+from bankdb.peft.layout import AdapterLayout
+from bankdb.peft.weights import SourceAdapter
 from bankdb.records import AdapterRecord, NewAdapter
+from tests.support.banks.malformed_adapters import good_config
+from tests.support.banks.small_bank import WORDS, create_bank, write_tokenizer
 
 Tokens = NDArray[np.int64]
 Vector = NDArray[np.float32]

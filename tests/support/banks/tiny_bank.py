@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bankdb.bank import AdapterBank
 from bankdb.ingest import ingest
-from bankdb.pairs import find_references, resolve
+from bankdb.sources.pairs import find_references, resolve
 
-TINY = Path(__file__).resolve().parent.parent / "examples" / "tiny_bank"
+TINY = Path(__file__).resolve().parents[3] / "examples" / "tiny_bank"
 BASE = TINY / "base"
 NAMES = ("forms_gerund", "forms_plural", "records_city", "records_surname", "reviews_mood")
 

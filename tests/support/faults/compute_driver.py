@@ -16,11 +16,11 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 PRELOADED = (
     "alembic.command",
-    "compute.export",
-    "compute.predict",
+    "compute.prediction.export",
+    "compute.prediction.predict_all",
     "distributed",
     "distributed.worker",
     "numcodecs.blosc",
@@ -41,7 +41,7 @@ class ComputeServer:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])},
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
 
     def start(self, bank: Path, log: Path, scheduler_file: Path | None) -> int:
@@ -109,9 +109,9 @@ def _run(bank: Path, log: Path, scheduler_file: str | None) -> None:
 def _predict(path: Path, scheduler_file: str | None) -> None:
     from bankdb.bank import AdapterBank
     from cli.display import LineProgress
-    from compute.cluster import ClusterOptions, open_cluster
-    from compute.options import PredictionOptions
-    from compute.predict import predict_all_ways
+    from compute.approaches.options import PredictionOptions
+    from compute.cluster.client import ClusterOptions, open_cluster
+    from compute.prediction.predict_all import predict_all_ways
 
     ways = [PredictionOptions(metric="js", approach=name) for name in ("normalized", "oracle")]
     options = ClusterOptions(workers=SLOTS, processes=False, memory=MEMORY)

@@ -19,16 +19,16 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 # What is imported before the fork; nothing of it may have started threads by then.
 PRELOADED = (
     "alembic.command",
-    "bankdb.hub",
+    "bankdb.sources.hub",
     "bankdb.ingest",
-    "bankdb.peft_format",
-    "bankdb.postgresql",
-    "bankdb.tokens",
+    "bankdb.peft.weights",
+    "bankdb.catalog.postgresql",
+    "bankdb.datasets.tokenizer",
     "bankdb.verify",
     "cli.main",
     "numcodecs.blosc",
@@ -40,23 +40,23 @@ PRELOADED = (
 
 # Where a command can be killed: module, class if any, function.
 POINTS = {
-    "abandon": "bankdb.catalog Catalog.abandon",
+    "abandon": "bankdb.catalog.catalog Catalog.abandon",
     "commit": "sqlalchemy.orm Session.commit",
-    "create_array": "bankdb.adapter_store create_array",
-    "create_bank": "bankdb.catalog Catalog.create_bank",
-    "delete": "bankdb.adapter_store AdapterStore.delete",
-    "fsync": "bankdb.arrays fsync_path",
+    "create_array": "bankdb.arrays.adapter_store create_array",
+    "create_bank": "bankdb.catalog.catalog Catalog.create_bank",
+    "delete": "bankdb.arrays.adapter_store AdapterStore.delete",
+    "fsync": "bankdb.arrays.zarr_arrays fsync_path",
     "fsync_bank": "bankdb.new_bank fsync_path",
-    "fsync_written": "bankdb.adapter_store fsync_written",
-    "grow": "bankdb.adapter_store AdapterStore.grow",
-    "keep_answers": "bankdb.generations GenerationStore.keep",
-    "make_ready": "bankdb.catalog Catalog.make_ready",
-    "remove": "bankdb.catalog Catalog.remove",
+    "fsync_written": "bankdb.arrays.adapter_store fsync_written",
+    "grow": "bankdb.arrays.adapter_store AdapterStore.grow",
+    "keep_answers": "bankdb.catalog.generations GenerationStore.keep",
+    "make_ready": "bankdb.catalog.catalog Catalog.make_ready",
+    "remove": "bankdb.catalog.catalog Catalog.remove",
     "rename": "pathlib Path.replace",
     "reserve": "bankdb.bank AdapterBank.reserve",
-    "save": "bankdb.tokens BankTokenizer.save",
-    "upgrade": "bankdb.database upgrade",
-    "write": "bankdb.adapter_store AdapterStore.write",
+    "save": "bankdb.datasets.tokenizer BankTokenizer.save",
+    "upgrade": "bankdb.catalog.database upgrade",
+    "write": "bankdb.arrays.adapter_store AdapterStore.write",
 }
 
 

@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 
 # Stage: module, the task's function, what it flushes by.
 STAGES = {
-    "distances": ("compute.distance_tiles", "compute_tile", "fsync_written"),
-    "gram": ("compute.gram", "gram_slice", "fsync_written"),
-    "combine": ("compute.combine_panels", "combine_panel", "fsync_folders"),
+    "distances": ("compute.pairwise.tile", "compute_tile", "fsync_written"),
+    "gram": ("compute.gram.matrix", "gram_slice", "fsync_written"),
+    "combine": ("compute.combination.panel", "combine_panel", "fsync_folders"),
 }
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from postgres_server import PostgresServer
 
 from bankdb.bank import AdapterBank
 from bankdb.location import BankLocation, parse_database
+from tests.support.servers.postgres_server import PostgresServer
 
 BACKENDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgres))
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-ROOT = Path(__file__).resolve().parents[1]
-FAULTS = Path(__file__).with_name("worker_faults.py")
+ROOT = Path(__file__).resolve().parents[3]
+FAULTS = ROOT / "tests/support/faults/worker_faults.py"
 START_SECONDS = 120
 
 
@@ -170,7 +170,7 @@ class DaskProcesses:
         name: str | None = None,
     ) -> subprocess.Popen[bytes]:
         name = name or what
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        path = str(ROOT)
         variables = (
             os.environ | {"PYTHONPATH": path, "FAULTS": str(self.faults)} | self.environment | environment
         )

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from unittest import mock
 from urllib.parse import SplitResult, urlsplit
 
@@ -25,13 +26,15 @@ ENVIRONMENT = {
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 @contextlib.contextmanager
 def served() -> Iterator[str]:
     """A server with the bucket `banks`, for as long as the context lasts; yields its address."""
     from moto.server import ThreadedMotoServer
 
-    from bankdb.remote import filesystem
+    from bankdb.arrays.remote import filesystem
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -184,8 +187,8 @@ class MortalServer:
     def start(self, method: str = "-", pattern: str = "-", count: int = 0, moment: str = "before") -> None:
         """Start; it dies `before` or `after` the `count`-th request whose path has the pattern is done."""
         port = self.address.rpartition(":")[2] or "0"
-        command = [sys.executable, __file__, self.target, port, method, pattern, str(count), moment]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        command = [sys.executable, "-m", __name__, self.target, port, method, pattern, str(count), moment]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
         assert self._process.stdout is not None
         self.address = self._process.stdout.readline().decode().strip()
 

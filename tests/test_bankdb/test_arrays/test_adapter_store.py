@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bankdb.adapter_store import AdapterStore, row_sha256
-from bankdb.arrays import CHUNK_COLUMNS, chunk_file, column_chunk, open_array
+from bankdb.arrays.adapter_store import AdapterStore, row_sha256
+from bankdb.arrays.zarr_arrays import CHUNK_COLUMNS, chunk_file, column_chunk, open_array
 from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError
 
 SIZES = (1, 2, 1000, CHUNK_COLUMNS - 1, CHUNK_COLUMNS, CHUNK_COLUMNS + 1, 2 * CHUNK_COLUMNS, 300_000)
@@ -260,7 +260,7 @@ def test_any_flipped_bit_is_an_error(tmp_path: Path) -> None:
 
 def make_small_chunks(path: Path, vector: np.ndarray) -> AdapterStore:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bankdb.arrays.CHUNK_COLUMNS", 64)
+        patch.setattr("bankdb.arrays.zarr_arrays.CHUNK_COLUMNS", 64)
         store = make_store(path, len(vector), 1)
         store.write(0, vector)
     assert store.array.chunks == (1, 64)

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from bankdb.arrays import chunk_file, create_array, open_array
-from bankdb.chunks import known_chunks, read_chunks, write_chunks
+from bankdb.arrays.chunks import known_chunks, read_chunks, write_chunks
+from bankdb.arrays.remote import RemotePath
+from bankdb.arrays.zarr_arrays import chunk_file, create_array, open_array
 from bankdb.errors import BankFormatError
-from bankdb.remote import RemotePath
 
 CHUNK = 4
 ADVICE = "compute it again"
@@ -98,7 +98,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path, damage: str) -> None:
         raw[30] ^= 1
     else:
         # A valid checksum around what is no chunk of this array.
-        from bankdb.shard_format import checksum
+        from bankdb.arrays.shard_format import checksum
 
         body = raw[:-4]
         body[4:8] = (7).to_bytes(4, "little") if damage == "another size" else body[4:8]

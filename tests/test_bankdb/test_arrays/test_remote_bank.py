@@ -15,24 +15,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from malformed_adapters import BASE_MODEL
-from object_store import Proxy, reached_at
-from small_bank import create_bank, ingest_folder, write_dataset, write_pairs
 
-from bankdb.arrays import open_array
+from bankdb.arrays.remote import RemotePath, delete, filesystem, located, objects_below, put
+from bankdb.arrays.zarr_arrays import open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, BankFormatError, ConflictError, ParameterError
 from bankdb.location import BankLocation
-from bankdb.peft_format import load_adapter
-from bankdb.remote import RemotePath, delete, filesystem, located, objects_below, put
+from bankdb.peft.weights import load_adapter
 from bankdb.verify import verify
 from cli.main import cli
-from compute.export import export_all, export_delta, export_prediction
-from compute.new_dataset import predict
-from compute.options import PredictionOptions
-from compute.predict import all_coefficients, distances, leave_one_out, predict_all, predict_all_ways
+from compute.approaches.options import PredictionOptions
+from compute.prediction.export import export_all, export_delta, export_prediction
+from compute.prediction.predict import predict
+from compute.prediction.predict_all import (
+    all_coefficients,
+    distances,
+    leave_one_out,
+    predict_all,
+    predict_all_ways,
+)
+from tests.support.banks.malformed_adapters import BASE_MODEL
+from tests.support.banks.small_bank import create_bank, ingest_folder, write_dataset, write_pairs
+from tests.support.servers.object_store import Proxy, reached_at
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(*arguments: object) -> Result:

@@ -11,22 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from dask_processes import DaskProcesses
-from malformed_adapters import BASE_MODEL
-from object_store import MortalServer, Proxy, reached_at
-from small_bank import ingest_folder
 
-from bankdb.arrays import open_array
+from bankdb.arrays.remote import filesystem
+from bankdb.arrays.zarr_arrays import open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import ArrayStoreUnavailableError, ComputeError
 from bankdb.progress import SilentProgress
-from bankdb.remote import filesystem
 from bankdb.verify import verify
 from cli.main import cli
-from compute.cluster import ClusterOptions, open_cluster
-from compute.export import export_all
-from compute.options import PredictionOptions
-from compute.predict import PredictedBank, distances, predict_all
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import ClusterOptions, open_cluster
+from compute.prediction.export import export_all
+from compute.prediction.predict_all import PredictedBank, distances, predict_all
+from tests.support.banks.malformed_adapters import BASE_MODEL
+from tests.support.banks.small_bank import ingest_folder
+from tests.support.servers.dask_processes import DaskProcesses
+from tests.support.servers.object_store import MortalServer, Proxy, reached_at
 
 pytestmark = pytest.mark.faults
 
@@ -81,8 +81,8 @@ def test_every_twentieth_request_fails(
 @pytest.fixture
 def mortal(object_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[MortalServer]:
     """Asked in this process, which gives up sooner than it would."""
-    monkeypatch.setattr("bankdb.remote._ATTEMPTS", 2)
-    monkeypatch.setattr("bankdb.remote._BODY_ATTEMPTS", 1)
+    monkeypatch.setattr("bankdb.arrays.remote._ATTEMPTS", 2)
+    monkeypatch.setattr("bankdb.arrays.remote._BODY_ATTEMPTS", 1)
     server = MortalServer(object_server)
     server.start()
     with reached_at(server.address):
@@ -216,7 +216,7 @@ def test_the_store_dies_in_a_prediction(
 def test_what_was_done_before_the_death_is_not_done_again(
     there: Path, object_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bankdb.remote._ATTEMPTS", 1)
+    monkeypatch.setattr("bankdb.arrays.remote._ATTEMPTS", 1)
     proxy = Proxy(object_server, lambda number, method, path: 503 if "/gram/c/" in path else 0)
     with reached_at(proxy.address), AdapterBank.open(there) as opened:
         with pytest.raises(ArrayStoreUnavailableError):

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from object_store import Proxy, reached_at
 
-from bankdb.adapter_store import AdapterStore, row_sha256
-from bankdb.arrays import (
+from bankdb.arrays.adapter_store import AdapterStore, row_sha256
+from bankdb.arrays.remote import Location, RemotePath, delete, filesystem, located, put
+from bankdb.arrays.shards import shards_of
+from bankdb.arrays.zarr_arrays import (
     appearing_group,
     chunk_file,
     create_array,
@@ -34,8 +35,7 @@ from bankdb.errors import (
     BankNotFoundError,
     ParameterError,
 )
-from bankdb.remote import Location, RemotePath, delete, filesystem, located, put
-from bankdb.shards import shards_of
+from tests.support.servers.object_store import Proxy, reached_at
 
 KINDS = ("local", "memory", "s3")
 
@@ -83,7 +83,7 @@ WIDTH = 4 * CHUNK + 7
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bankdb.arrays.CHUNK_COLUMNS", CHUNK)
+    monkeypatch.setattr("bankdb.arrays.zarr_arrays.CHUNK_COLUMNS", CHUNK)
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_any_flipped_bit_is_an_error(place: Location) -> None:
     vector = np.zeros(150, np.float32)  # compresses well: blosc alone takes most flips for other numbers
     vector[::7] = 1.5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bankdb.arrays.CHUNK_COLUMNS", 64)
+        patch.setattr("bankdb.arrays.zarr_arrays.CHUNK_COLUMNS", 64)
         store = make_store(place, len(vector), 1)
         store.write(0, vector)
     raw = read_raw(store.file(0))
@@ -306,7 +306,7 @@ def test_what_a_text_names() -> None:
 @pytest.fixture
 def proxy(s3: str, object_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """In front of the server; this process goes through it, and gives up sooner than it would."""
-    monkeypatch.setattr("bankdb.remote._ATTEMPTS", 3)
+    monkeypatch.setattr("bankdb.arrays.remote._ATTEMPTS", 3)
     made = Proxy(object_server, lambda number, method, path: 0)
     with reached_at(made.address):
         yield made
@@ -348,10 +348,12 @@ def test_blocks_of_predictions_are_written_and_read(place: Location) -> None:
 def test_any_columns_in_small_requests(data: st.DataObject) -> None:
     """With bounds so small that requests are split and batched everywhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bankdb.arrays.CHUNK_COLUMNS", 16)
-        patch.setattr("bankdb.remote_shards._RANGE", data.draw(st.sampled_from([1, 100, 250, 10_000])))
-        patch.setattr("bankdb.remote_shards._IN_FLIGHT", data.draw(st.sampled_from([1, 200, 700, 10_000])))
-        patch.setattr("bankdb.remote_shards._INDEXES_KEPT", data.draw(st.sampled_from([0, 1, 100])))
+        patch.setattr("bankdb.arrays.zarr_arrays.CHUNK_COLUMNS", 16)
+        patch.setattr("bankdb.arrays.remote_shards._RANGE", data.draw(st.sampled_from([1, 100, 250, 10_000])))
+        patch.setattr(
+            "bankdb.arrays.remote_shards._IN_FLIGHT", data.draw(st.sampled_from([1, 200, 700, 10_000]))
+        )
+        patch.setattr("bankdb.arrays.remote_shards._INDEXES_KEPT", data.draw(st.sampled_from([0, 1, 100])))
         store = make_store(located(f"memory://{uuid.uuid4().hex}"), 150, 4)
         rows = [noise(150, row, ("float16", "float32")[row % 2]) for row in range(4)]
         for row, vector in enumerate(rows):

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc
 
-from bankdb.arrays import create_array, open_array
+from bankdb.arrays.shards import Shards
+from bankdb.arrays.zarr_arrays import create_array, open_array
 from bankdb.errors import BankFormatError
-from bankdb.shards import Shards
 
 SOME = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -186,7 +186,7 @@ def test_shards_appear_when_they_are_flushed(tmp_path: Path, monkeypatch: pytest
     blocks = [values(4, 64), values(4, 64)]
     expected = np.concatenate(blocks)
     flushed: list[Path] = []
-    monkeypatch.setattr("bankdb.shards.fsync_path", flushed.append)
+    monkeypatch.setattr("bankdb.arrays.shards.fsync_path", flushed.append)
     end = shards.begin(0, 0, blocks)
     assert not shards.file(0, 0).exists()
     assert flushed == []
@@ -212,7 +212,7 @@ def test_a_full_disk_names_the_file_and_leaves_nothing(
     def full(path: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"bankdb.shards.{when}", full)
+    monkeypatch.setattr(f"bankdb.arrays.shards.{when}", full)
     with pytest.raises(OSError, match="No space left") as raised:
         shards.write(0, 0, [values(4, 64), values(4, 64)])
     assert raised.value.filename == str(shards.file(0, 0))

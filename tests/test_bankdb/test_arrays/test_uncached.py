@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored_rows import write_rows
 
+from bankdb.arrays.uncached import UncachedReader
 from bankdb.errors import BankFormatError
-from bankdb.uncached import UncachedReader
+from tests.support.banks.stored_rows import write_rows
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete, func, select, text, update
 
-from bankdb.catalog import Catalog
-from bankdb.database import Database
-from bankdb.errors import BankError, BankFormatError, BankNotFoundError, ConflictError
-from bankdb.records import AdapterRecord, BankRecord, NewAdapter, PredictionRecord
-from bankdb.runs import RunBook, inputs_hash
-from bankdb.schema import (
+from bankdb.catalog.catalog import Catalog
+from bankdb.catalog.database import Database
+from bankdb.catalog.runs import RunBook, inputs_hash
+from bankdb.catalog.schema import (
     AdapterRow,
     BankRow,
     BlobRow,
@@ -28,6 +26,8 @@ from bankdb.schema import (
     PredictionRow,
     TokenDistributionRow,
 )
+from bankdb.errors import BankError, BankFormatError, BankNotFoundError, ConflictError
+from bankdb.records import AdapterRecord, BankRecord, NewAdapter, PredictionRecord
 
 EVERY_BACKEND = True
 
@@ -369,7 +369,7 @@ def test_more_rows_than_one_statement_takes(
     database: Database, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [add(database, catalog, f"n{index}") for index in range(7)]
-    monkeypatch.setattr("bankdb.catalog._BATCH", 3)
+    monkeypatch.setattr("bankdb.catalog.catalog._BATCH", 3)
     assert len(catalog.token_counts(rows)) == 7
 
 

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import inspect, text
 
 from bankdb.bank import AdapterBank
-from bankdb.database import Database
+from bankdb.catalog.database import Database
+from bankdb.catalog.generations import GenerationKey, GenerationRecord, GenerationStore
+from bankdb.catalog.migrations.apply import HEAD, current_revision
+from bankdb.datasets.held_out import HeldOut, held_out_files, read_held_out
 from bankdb.errors import BankFormatError, DatasetError
-from bankdb.generations import GenerationKey, GenerationRecord, GenerationStore
-from bankdb.held_out import HeldOut, held_out_files, read_held_out
-from bankdb.migrations.apply import HEAD, current_revision
 
 KEY = GenerationKey("a" * 64, "b" * 64, "c" * 64)
 
@@ -90,7 +90,7 @@ def test_the_table_can_be_taken_back(database: Database) -> None:
     from alembic.migration import MigrationContext
     from alembic.operations import Operations
 
-    from bankdb.migrations.versions import r0002_generations
+    from bankdb.catalog.migrations.versions import r0002_generations
 
     with database.write() as session:
         connection = session.connection()

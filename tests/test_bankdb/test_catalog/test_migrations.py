@@ -15,12 +15,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, inspect, text
 
-from bankdb.database import Database
+from bankdb.catalog.database import Database
+from bankdb.catalog.migrations.apply import HEAD, current_revision
+from bankdb.catalog.schema import Base
 from bankdb.errors import BankFormatError, BankNotFoundError
-from bankdb.migrations.apply import HEAD, current_revision
-from bankdb.schema import Base
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 EVERY_BACKEND = True
 
 
@@ -128,13 +128,13 @@ def test_a_revision_that_never_was_is_refused(migrated: Database, database_url: 
 
 
 def test_an_interrupted_migration_leaves_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bankdb.migrations import apply
+    from bankdb.catalog.migrations import apply
 
     def upgrade_and_fail(connection: object) -> None:
         apply.upgrade(connection)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bankdb.database.upgrade", upgrade_and_fail)
+    monkeypatch.setattr("bankdb.catalog.database.upgrade", upgrade_and_fail)
     with pytest.raises(KeyboardInterrupt):
         Database(database_url, create=True)
     engine = create_engine(database_url)
@@ -147,17 +147,17 @@ def test_an_interrupted_migration_leaves_nothing(database_url: str, monkeypatch:
 
 
 def test_the_first_schema_is_not_taken_back(migrated: Database) -> None:
-    from bankdb.migrations.versions import r0001_first
+    from bankdb.catalog.migrations.versions import r0001_first
 
     with pytest.raises(NotImplementedError, match="delete the bank's folder"):
         r0001_first.downgrade()
 
 
 def test_migrations_are_resources_of_the_package() -> None:
-    folder = importlib.resources.files("bankdb.migrations")
+    folder = importlib.resources.files("bankdb.catalog.migrations")
     for name in ("env.py", "script.py.mako"):
         assert (folder / name).is_file()
-    versions = importlib.resources.files("bankdb.migrations.versions")
+    versions = importlib.resources.files("bankdb.catalog.migrations.versions")
     assert [item.name for item in versions.iterdir() if item.name.startswith("r0001")] == ["r0001_first.py"]
 
 

@@ -14,26 +14,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from backends import execute
-from bank_content import assert_nothing_else, content
 from click.testing import CliRunner, Result
-from fault_driver import ROOT, FaultServer
-from malformed_adapters import BASE_MODEL
-from postgres_server import PASSWORD, PostgresServer, running_server
-from small_bank import create_bank, ingest_folder, write_pairs
 from sqlalchemy.engine import make_url
 
-from bankdb.arrays import open_array
+from bankdb.arrays.zarr_arrays import open_array
 from bankdb.bank import AdapterBank
-from bankdb.database import Database
+from bankdb.catalog.database import Database
+from bankdb.catalog.postgresql import AdvisoryLocks
 from bankdb.errors import BankNotFoundError, ConflictError, DatabaseUnavailableError
-from bankdb.postgresql import AdvisoryLocks
 from bankdb.progress import SilentProgress
 from bankdb.records import NewAdapter
 from bankdb.verify import verify
 from cli.main import cli
-from compute.cluster import ClusterOptions, open_cluster
-from compute.predict import predict_all
+from compute.cluster.client import ClusterOptions, open_cluster
+from compute.prediction.predict_all import predict_all
+from tests.support.banks.bank_content import assert_nothing_else, content
+from tests.support.banks.malformed_adapters import BASE_MODEL
+from tests.support.banks.small_bank import create_bank, ingest_folder, write_pairs
+from tests.support.faults.fault_driver import ROOT, FaultServer
+from tests.support.servers.backends import execute
+from tests.support.servers.postgres_server import PASSWORD, PostgresServer, running_server
 
 needs_server = pytest.mark.postgres
 
@@ -225,7 +225,7 @@ def test_locks_hold_between_folders(stored: AdapterBank, elsewhere: AdapterBank)
 HOLD = """
 import sys
 from bankdb.bank import AdapterBank
-from bankdb.postgresql import AdvisoryLocks
+from bankdb.catalog.postgresql import AdvisoryLocks
 from bankdb.progress import SilentProgress
 with AdapterBank.open(sys.argv[1]) as bank, bank.computing(SilentProgress()), bank.ingesting():
     print("holding", flush=True)

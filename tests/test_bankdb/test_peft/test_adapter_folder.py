@@ -4,10 +4,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from malformed_adapters import CONFIG
 
-from bankdb.adapter_folder import clear_unfinished, write_adapter_folder
 from bankdb.errors import AdapterError, ConflictError
+from bankdb.peft.folder import clear_unfinished, write_adapter_folder
+from tests.support.banks.malformed_adapters import CONFIG
 
 
 def test_a_folder_is_written_whole(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from malformed_adapters import tensor_names
 
 from bankdb.errors import AdapterError, BankFormatError
-from bankdb.layout import AdapterLayout, TensorSpec
+from bankdb.peft.layout import AdapterLayout, TensorSpec
+from tests.support.banks.malformed_adapters import tensor_names
 
 SHAPES = {name: (4, 6) if ".lora_A." in name else (10, 4) for name in tensor_names()}
 LAYOUT = AdapterLayout.from_shapes(SHAPES, 4, ["v_proj", "q_proj"])

@@ -4,9 +4,9 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from malformed_adapters import BASE_MODEL, RANK
 
-from bankdb.peft_format import model_card
+from bankdb.peft.weights import model_card
+from tests.support.banks.malformed_adapters import BASE_MODEL, RANK
 
 
 def provenance(**changes: Any) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from malformed_adapters import BASE_MODEL, CONFIG, good_config, tensor_names
 
 from bankdb.errors import AdapterError
-from bankdb.layout import AdapterLayout
-from bankdb.peft_config import read_config, render_config, scaling
+from bankdb.peft.config import read_config, render_config, scaling
+from bankdb.peft.layout import AdapterLayout
 from bankdb.strict_json import parse_object
+from tests.support.banks.malformed_adapters import BASE_MODEL, CONFIG, good_config, tensor_names
 
 LAYOUT = AdapterLayout.from_shapes(dict.fromkeys(tensor_names(), (4, 4)), 4, ["v_proj", "q_proj"])
 

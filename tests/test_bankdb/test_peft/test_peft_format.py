@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from malformed_adapters import (
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
+
+from bankdb.errors import AdapterError, BankFormatError
+from bankdb.peft.weights import (
+    DTYPES,
+    load_adapter,
+    read_layout,
+    source_file,
+    write_safetensors,
+    write_source_file,
+)
+from tests.support.banks.malformed_adapters import (
     BASE_MODEL,
     CONFIG,
     FIRST,
@@ -25,18 +37,6 @@ from malformed_adapters import (
     tensor_names,
     write_good_adapter,
     write_weights,
-)
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
-
-from bankdb.errors import AdapterError, BankFormatError
-from bankdb.peft_format import (
-    DTYPES,
-    load_adapter,
-    read_layout,
-    source_file,
-    write_safetensors,
-    write_source_file,
 )
 
 DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

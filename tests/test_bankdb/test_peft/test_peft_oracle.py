@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from malformed_adapters import BASE_MODEL, CONFIG, WEIGHTS
 
 from bankdb.errors import AdapterError
-from bankdb.layout import AdapterLayout
-from bankdb.peft_config import render_config
-from bankdb.peft_format import DTYPES, load_adapter, source_file, write_adapter_folder, write_safetensors
+from bankdb.peft.config import render_config
+from bankdb.peft.layout import AdapterLayout
+from bankdb.peft.weights import DTYPES, load_adapter, source_file, write_adapter_folder, write_safetensors
+from tests.support.banks.malformed_adapters import BASE_MODEL, CONFIG, WEIGHTS
 
 
 @pytest.fixture(scope="module")

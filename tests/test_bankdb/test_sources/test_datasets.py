@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bankdb.datasets import TEXT_RULE, read_dataset, training_files
+from bankdb.datasets.read import TEXT_RULE, read_dataset, training_files
 from bankdb.errors import DatasetError
 
 ROWS = [

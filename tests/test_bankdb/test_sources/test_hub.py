@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
 
 from bankdb.errors import AdapterError, DatasetError, SourceError
-from bankdb.hub import (
+from bankdb.records import PairReference
+from bankdb.sources.hub import (
     HubReference,
     PinnedRepository,
     fetch,
@@ -16,7 +16,7 @@ from bankdb.hub import (
     pin,
     references_from_arguments,
 )
-from bankdb.records import PairReference
+from tests.support.servers.hub_server import HubServer
 
 ADAPTER = "owner/Tiny-7B-4b-r16-task039"
 DATASET = "owner/task039_find_overlapping_words"
@@ -378,7 +378,7 @@ def test_arguments_name_pairs():
 FETCH = """
 import sys
 from bankdb.errors import BankError
-from bankdb.hub import fetch, pin, references_from_arguments
+from bankdb.sources.hub import fetch, pin, references_from_arguments
 try:
     pair = fetch(pin(references_from_arguments(sys.argv[1:])[0]))
 except BankError as error:
@@ -391,7 +391,7 @@ def run(hub, home, *arguments, **environment):
     return subprocess.run(
         [sys.executable, "-c", FETCH, *arguments],
         env=os.environ | hub.environment(home) | environment,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         timeout=60,
@@ -432,7 +432,7 @@ def test_offline_finds_what_the_client_downloaded_by_branch(hub, tmp_path):
 
 def test_nothing_heavy_is_imported_with_the_module():
     code = "import sys, bankdb.hub, bankdb.datasets; print({'huggingface_hub', 'pyarrow', 'yaml'} & set(sys.modules))"
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bankdb.errors import AdapterError, DatasetError, ParameterError, SourceError
-from bankdb.pairs import check_name, find_references, resolve, uses_hub
 from bankdb.records import PairReference, RefusedPair
+from bankdb.sources.pairs import check_name, find_references, resolve, uses_hub
 
 EXAMPLE = '{"input": "a", "output": "b"}\n'
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_bank import WORDS
 
+from bankdb.datasets.tokenizer import BankTokenizer, TokenHistogram
 from bankdb.errors import DatasetError, TokenizerError
-from bankdb.tokens import BankTokenizer, TokenHistogram
+from tests.support.banks.small_bank import WORDS
 
 TEXT = "The quick brown fox jumps over the lazy dog. It's 3.14159 o'clock, ÀÉÎ ﬁ ½ 汉字 🙂 <s> and\n\ttabs."
 

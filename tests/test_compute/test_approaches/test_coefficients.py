@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import special, stats
 
 from bankdb.errors import ComputeError, ParameterError
-from compute.coefficients import APPROACHES, coefficients, effective_sources
+from compute.approaches.by_distance import APPROACHES, coefficients, effective_sources
 
 every_approach = pytest.mark.parametrize("approach", APPROACHES)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from bankdb.errors import ParameterError
-from compute.groups import excluded_sources, same_unit, units_of
+from compute.approaches.groups import excluded_sources, same_unit, units_of
 
 some_groups = st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=9)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from drawn_bank import draw_bank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.optimize import minimize
 
 from bankdb.errors import ComputeError, ParameterError
-from compute.groups import same_unit
-from compute.kernel_ridge import (
+from compute.approaches.groups import same_unit
+from compute.approaches.oracle import project_to_simplex
+from compute.approaches.ridge import (
     Ridge,
     affine_weights,
     fit,
@@ -21,7 +21,7 @@ from compute.kernel_ridge import (
     nested_losses,
     new_target,
 )
-from compute.oracle import project_to_simplex
+from tests.support.banks.drawn_bank import draw_bank
 
 GRID = [Ridge(s, penalty) for s in (3.0, 0.3) for penalty in (10.0, 0.5, 0.01)]
 

@@ -10,18 +10,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
-from synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector
 
 from bankdb.errors import BankNotFoundError, ParameterError
 from bankdb.progress import SilentProgress
 from cli.main import cli
-from compute.approaches import new_coefficients
-from compute.groups import same_unit, units_of
-from compute.neural import NeuralOptions, fold_of_rows, neural_leave_one_out
-from compute.neural_models import stored_model
-from compute.options import ALL_APPROACHES, PredictionOptions
-from compute.predict import bank_matrices, leave_one_out, predict_all
-from compute.weight_space import (
+from compute.approaches.groups import same_unit, units_of
+from compute.approaches.neural.leave_one_out import NeuralOptions, fold_of_rows, neural_leave_one_out
+from compute.approaches.options import ALL_APPROACHES, PredictionOptions
+from compute.approaches.registry import new_coefficients
+from compute.evaluation.weight_space import (
     HEADINGS,
     as_csv,
     as_markdown,
@@ -30,6 +27,9 @@ from compute.weight_space import (
     difference_interval,
     weight_space_table,
 )
+from compute.prediction.neural_models import stored_model
+from compute.prediction.predict_all import bank_matrices, leave_one_out, predict_all
+from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector
 
 GROUPS = ["a", "b", "a", None, "c", "b", "c", None, "a"]
 NEURAL = {"width": 4, "epochs": 3}
@@ -158,11 +158,10 @@ def test_a_new_dataset_is_predicted_by_what_the_whole_bank_fits(
 ) -> None:
     import shutil
 
-    from small_bank import write_dataset
-
     from bankdb.bank import AdapterBank
-    from compute.export import export_prediction
-    from compute.new_dataset import predict
+    from compute.prediction.export import export_prediction
+    from compute.prediction.predict import predict
+    from tests.support.banks.small_bank import write_dataset
 
     shutil.copytree(bank_template, tmp_path / "bank")
     options = PredictionOptions(metric=metric, approach=approach)

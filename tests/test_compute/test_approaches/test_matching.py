@@ -10,9 +10,9 @@ from numpy.testing import assert_allclose
 from scipy.optimize import minimize
 
 from bankdb.errors import ComputeError, ParameterError
-from compute.distributions import TokenCounts, dense
-from compute.matching import matching, matching_new, objective
-from compute.mmd import MaximumMeanDiscrepancy, MultiscaleKernel
+from compute.approaches.matching import matching, matching_new, objective
+from compute.metrics.distributions import TokenCounts, dense
+from compute.metrics.mmd import MaximumMeanDiscrepancy, MultiscaleKernel
 
 VOCABULARY = 40
 

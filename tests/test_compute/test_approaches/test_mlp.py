@@ -12,8 +12,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 from bankdb.errors import ComputeError, ParameterError
-from compute import mlp
-from compute.mlp import Adam, ScalarMLP, backward, forward, initial_mlp, parameter_shapes
+from compute.approaches.neural import network as mlp
+from compute.approaches.neural.network import (
+    Adam,
+    ScalarMLP,
+    backward,
+    forward,
+    initial_mlp,
+    parameter_shapes,
+)
 
 WIDTH = 7
 

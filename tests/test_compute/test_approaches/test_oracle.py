@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import optimize
 
 from bankdb.errors import ComputeError, ParameterError
-from compute.oracle import oracle, simplex_least_squares, weight_space_errors
+from compute.approaches.oracle import oracle, simplex_least_squares, weight_space_errors
 
 
 def assert_optimal(

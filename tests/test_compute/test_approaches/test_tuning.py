@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from drawn_bank import draw_bank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from bankdb.errors import ComputeError, ParameterError
-from compute import tuning
-from compute.groups import same_unit
-from compute.tuning import Setting, apply, default_grid, fit, leave_one_out, nested_losses
+from compute.approaches import tuned as tuning
+from compute.approaches.groups import same_unit
+from compute.approaches.tuned import Setting, apply, default_grid, fit, leave_one_out, nested_losses
+from tests.support.banks.drawn_bank import draw_bank
 
 
 def weights_without(

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
-from recorded_progress import RecordedProgress
 from threadpoolctl import threadpool_info
 
 from bankdb.errors import BankFormatError, ComputeError, ParameterError
 from bankdb.progress import SilentProgress
-from compute import blas, connection
-from compute.cluster import (
+from compute.cluster import blas
+from compute.cluster import scheduler as connection
+from compute.cluster.client import (
     Cluster,
     ClusterOptions,
     core_count,
@@ -31,7 +31,8 @@ from compute.cluster import (
     open_cluster,
     parse_memory,
 )
-from compute.tasks import run_tasks
+from compute.cluster.tasks import run_tasks
+from tests.support.banks.recorded_progress import RecordedProgress
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +336,7 @@ def test_long_pieces_wait_until_a_worker_is_free(
 
 
 def test_workers_that_come_later_have_pieces_too(alone: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compute.tasks._LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("compute.cluster.tasks._LOOK_SECONDS", 0.2)
     tasks = {f"{number}": (number, 0.6) for number in range(12)}
     found = set()
     for done, (_, worker) in enumerate(run_tasks(alone, "many", begin, tasks, SilentProgress())):
@@ -413,9 +414,9 @@ def print_allocator() -> None:
 
 
 def test_workers_keep_no_more_freed_memory_than_an_eighth_of_their_share() -> None:
-    program = "import test_cluster\nif __name__ == '__main__':\n    test_cluster.print_allocator()"
+    program = f"from {__name__} import print_allocator\nif __name__ == '__main__':\n    print_allocator()"
     here = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    here["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    here["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(
         [sys.executable, "-c", program], env=here, capture_output=True, text=True, check=True
     )

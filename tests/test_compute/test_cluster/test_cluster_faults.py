@@ -13,21 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from dask_processes import ROOT, DaskProcesses, wait_until
 from distributed import Client
-from recorded_progress import RecordedProgress
-from stored_files import copy_bank, digests
-from synthetic_bank import SyntheticBank, layout_of, zipf_bank
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import ComputeError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.verify import verify
-from compute import tasks as tasks_module
-from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.export import export_all
-from compute.options import PredictionOptions
-from compute.predict import predict_all_ways
+from compute.approaches.options import PredictionOptions
+from compute.cluster import tasks as tasks_module
+from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.prediction.export import export_all
+from compute.prediction.predict_all import predict_all_ways
+from tests.support.banks.recorded_progress import RecordedProgress
+from tests.support.banks.stored_files import copy_bank, digests
+from tests.support.banks.synthetic_bank import SyntheticBank, layout_of, zipf_bank
+from tests.support.servers.dask_processes import ROOT, DaskProcesses, wait_until
 
 pytestmark = pytest.mark.faults
 

@@ -15,10 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dask_processes import ROOT, Certificates, DaskProcesses, make_certificates, wait_until
 
 from bankdb.bank import AdapterBank
-from compute.predict import distances, predict_all
+from compute.prediction.predict_all import distances, predict_all
+from tests.support.servers.dask_processes import (
+    ROOT,
+    Certificates,
+    DaskProcesses,
+    make_certificates,
+    wait_until,
+)
 
 pytestmark = pytest.mark.netns
 

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from compute.memory import give_back, keep_freed
+from compute.cluster.memory import give_back, keep_freed
 
 ONE, NUMBER = 100_000, 2000
 
@@ -71,10 +71,10 @@ def test_freed_memory_is_kept_where_the_process_was_started_for_it(started: bool
     if platform.libc_ver()[0] != "glibc":
         started = False
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    environment["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     if started:
         environment["MALLOC_ARENA_MAX"] = "1"
-    program = "import test_memory; test_memory.use_large_arrays()"
+    program = f"from {__name__} import use_large_arrays; use_large_arrays()"
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )

@@ -11,21 +11,22 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from dask.system import CPU_COUNT
-from dask_processes import ROOT, Certificates, DaskProcesses, make_certificates
 from distributed import Client
-from recorded_progress import RecordedProgress
 from threadpoolctl import threadpool_info
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import ComputeError, ParameterError
 from bankdb.progress import SilentProgress
 from cli.main import cli
-from compute import connection, workers
-from compute.blas import threads_by_host
-from compute.cluster import ClusterOptions, open_cluster
-from compute.distances import distance_matrices
-from compute.metrics import get_metric
-from compute.tasks import run_tasks
+from compute.cluster import scheduler as connection
+from compute.cluster import workers
+from compute.cluster.blas import threads_by_host
+from compute.cluster.client import ClusterOptions, open_cluster
+from compute.cluster.tasks import run_tasks
+from compute.metrics.registry import get_metric
+from compute.pairwise.matrix import distance_matrices
+from tests.support.banks.recorded_progress import RecordedProgress
+from tests.support.servers.dask_processes import ROOT, Certificates, DaskProcesses, make_certificates
 
 
 @pytest.fixture(scope="module")

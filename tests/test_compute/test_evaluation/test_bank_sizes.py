@@ -6,16 +6,16 @@ import itertools
 
 import numpy as np
 import pytest
-from drawn_bank import draw_bank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from bankdb.errors import ParameterError
-from compute.approaches import leave_one_out_coefficients, new_coefficients
-from compute.bank_sizes import bank_size_curve, nested_subsets, subset_coefficients
-from compute.options import PredictionOptions
-from compute.oracle import simplex_least_squares
+from compute.approaches.options import PredictionOptions
+from compute.approaches.oracle import simplex_least_squares
+from compute.approaches.registry import leave_one_out_coefficients, new_coefficients
+from compute.evaluation.bank_sizes import bank_size_curve, nested_subsets, subset_coefficients
+from tests.support.banks.drawn_bank import draw_bank
 
 APPROACHES = ("attentional", "normalized", "uniform", "nearest", "matching", "tuned", "ridge", "oracle")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bankdb.errors import ParameterError
-from compute.bootstrap import RESAMPLES, gap_share, mean_difference, task_weights
+from compute.evaluation.bootstrap import RESAMPLES, gap_share, mean_difference, task_weights
 
 SYSTEM = np.array([0.9, 0.2, 0.5, 0.7, 0.4, 0.8])
 OTHER = np.array([0.5, 0.3, 0.5, 0.6, 0.1, 0.9])

@@ -13,19 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_bank import BASE, NAMES, copy_pairs, make_bank
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, BankFormatError, BankNotFoundError, ParameterError
-from compute.evaluated_adapters import (
-    EvaluatedAdapter,
-    adapter_tensors,
-    default_ways,
-    system_of,
-)
-from compute.evaluation import EvaluationOptions, evaluate
-from compute.evaluation_jobs import Machine
-from compute.evaluation_records import (
+from compute.approaches.options import PredictionOptions
+from compute.evaluation.correlation import weight_correlations
+from compute.evaluation.evaluate import EvaluationOptions, evaluate
+from compute.evaluation.jobs import Machine
+from compute.evaluation.records import (
     Evaluation,
     Failure,
     Outcome,
@@ -35,7 +30,13 @@ from compute.evaluation_records import (
     stored_evaluation,
     stored_evaluations,
 )
-from compute.evaluation_tables import (
+from compute.evaluation.systems import (
+    EvaluatedAdapter,
+    adapter_tensors,
+    default_ways,
+    system_of,
+)
+from compute.evaluation.tables import (
     best_predictions,
     summaries,
     summary_csv,
@@ -43,8 +44,7 @@ from compute.evaluation_tables import (
     table3,
     target_csv,
 )
-from compute.options import PredictionOptions
-from compute.weight_correlation import weight_correlations
+from tests.support.banks.tiny_bank import BASE, NAMES, copy_pairs, make_bank
 
 OPTIONS = EvaluationOptions(model=str(BASE), max_examples=4, resamples=50)
 NORMALIZED = PredictionOptions(metric="js", approach="normalized")
@@ -68,7 +68,7 @@ def tiny(template: Path, tmp_path: Path) -> Iterator[AdapterBank]:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """One entry for each time that a model answers: whether it had an adapter."""
-    from compute.generation import Generator
+    from compute.generation.generate import Generator
 
     found: list[bool] = []
     answer = Generator.answer
@@ -163,7 +163,7 @@ def test_delta_space_is_the_sum_of_products(tiny: AdapterBank) -> None:
 
 @pytest.mark.torch
 def test_answers_are_scored_and_kept(tiny: AdapterBank, calls: list[bool]) -> None:
-    from compute.scores import exact_match, rouge_l
+    from compute.evaluation.scores import exact_match, rouge_l
 
     ways = default_ways([NORMALIZED], ["adapter", "group"])
     first = evaluate(tiny, ways, OPTIONS)
@@ -263,14 +263,14 @@ def test_a_second_report_loads_neither_torch_nor_the_model(tiny: AdapterBank, te
         check=True,
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[3],
     )
     assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.torch
 def test_a_run_that_failed_goes_on_where_it_was(tiny: AdapterBank, monkeypatch: pytest.MonkeyPatch) -> None:
-    from compute.generation import Generator
+    from compute.generation.generate import Generator
 
     answer = Generator.answer
     done: list[int] = []

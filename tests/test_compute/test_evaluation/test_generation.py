@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bankdb.datasets.held_out import HeldOut
+from bankdb.datasets.tokenizer import BankTokenizer
 from bankdb.errors import AdapterError, BankError, DatasetError, ParameterError
-from bankdb.held_out import HeldOut
-from bankdb.layout import AdapterLayout
-from bankdb.peft_format import load_adapter
-from bankdb.tokens import BankTokenizer
-from compute.base_model import model_fingerprint, model_folder
-from compute.prompts import MARGIN, encode_prompts, plan_batches, shared_tokens
+from bankdb.peft.layout import AdapterLayout
+from bankdb.peft.weights import load_adapter
+from compute.generation.base_model import model_fingerprint, model_folder
+from compute.generation.prompts import MARGIN, encode_prompts, plan_batches, shared_tokens
 
-TINY = Path(__file__).resolve().parent.parent / "examples" / "tiny_bank"
+TINY = Path(__file__).resolve().parents[3] / "examples" / "tiny_bank"
 NAMES = ("records_city", "lists_first", "numbers_larger")
 SCALING = 2.0
 
@@ -38,7 +38,7 @@ def layout() -> AdapterLayout:
 
 @pytest.fixture(scope="module")
 def loaded(layout: AdapterLayout, tokenizer: BankTokenizer) -> Any:
-    from compute.generation import load_generator
+    from compute.generation.generate import load_generator
 
     return load_generator(TINY / "base", layout, tokenizer, device="cpu")
 
@@ -311,7 +311,7 @@ def changed_layout(layout: AdapterLayout, old: str, new: str) -> AdapterLayout:
 def test_a_base_model_that_does_not_fit_is_refused(
     layout: AdapterLayout, tokenizer: BankTokenizer, tmp_path: Path
 ) -> None:
-    from compute.generation import load_generator
+    from compute.generation.generate import load_generator
 
     for old, new, message in (
         ("q_proj", "query", "has no such module"),
@@ -333,7 +333,7 @@ def test_a_damaged_base_model_is_refused(
 ) -> None:
     from safetensors.numpy import load_file, save_file
 
-    from compute.generation import load_generator
+    from compute.generation.generate import load_generator
 
     (tmp_path / "config.json").write_bytes((TINY / "base" / "config.json").read_bytes())
     weights = load_file(TINY / "base" / "model.safetensors")
@@ -350,7 +350,7 @@ def test_a_damaged_base_model_is_refused(
 def test_unknown_device_and_dtype(layout: AdapterLayout, tokenizer: BankTokenizer) -> None:
     import torch
 
-    from compute.generation import load_generator
+    from compute.generation.generate import load_generator
 
     with pytest.raises(ParameterError, match="device: expected one of"):
         load_generator(TINY / "base", layout, tokenizer, device="tpu")
@@ -366,7 +366,7 @@ def test_a_weight_stored_as_in_by_out_is_merged_transposed() -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from compute.adapted_model import AdaptedModel
+    from compute.generation.adapted_model import AdaptedModel
 
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2))
@@ -385,7 +385,7 @@ def test_a_weight_stored_as_in_by_out_is_merged_transposed() -> None:
 def test_an_adapter_of_a_tied_output_layer_leaves_the_embedding(tokenizer: BankTokenizer) -> None:
     import torch
 
-    from compute.adapted_model import AdaptedModel
+    from compute.generation.adapted_model import AdaptedModel
 
     model = base_model()
     rows, hidden = model.lm_head.weight.shape
@@ -410,7 +410,7 @@ def test_answers_are_those_of_generate_one_by_one(
 ) -> None:
     from peft import PeftModel
 
-    from compute.generation import Generator
+    from compute.generation.generate import Generator
 
     found = split(name)
     prompts = encode_prompts(tokenizer, found, name)
@@ -474,7 +474,7 @@ def test_too_long_for_the_model_is_refused(generator: Any, tokenizer: BankTokeni
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    from compute.generation import check_extra
+    from compute.generation.generate import check_extra
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ParameterError, match=r"expected the extra torch: pip install 'lora-bank\[torch\]'"):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bankdb.errors import ParameterError
-from compute import scores
-from compute.scores import exact_match, rouge_l
+from compute.evaluation import scores
+from compute.evaluation.scores import exact_match, rouge_l
 
 WORDS = ["run", "running", "runs", "Cat", "cats", "no", "yes", "(A)", "3.5", "naïve", "\n", ""]
 texts = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)

@@ -18,11 +18,12 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 from test_metrics import NEARLY_EQUAL, Row, awkward_block, block_of, exact, zipf_block
 
-from compute import blocks, divergences, mixtures, wasserstein
-from compute.blocks import allow_compiled, compiled_kernels, worth_compiling
-from compute.distributions import TokenCounts, dense
-from compute.divergences import Compatible
-from compute.metrics import Metric, get_metric
+from compute.metrics import base as blocks
+from compute.metrics import divergences, mixtures, wasserstein
+from compute.metrics.base import allow_compiled, compiled_kernels, worth_compiling
+from compute.metrics.distributions import TokenCounts, dense
+from compute.metrics.divergences import Compatible
+from compute.metrics.registry import Metric, get_metric
 
 METRICS = {
     metric.key: metric
@@ -51,7 +52,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def compiled_logarithms(values: np.ndarray) -> np.ndarray:
-    from compute.compiled import logarithms
+    from compute.metrics.compiled import logarithms
 
     results = np.empty_like(values)
     logarithms(values, results)
@@ -293,7 +294,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
 def test_without_numba_numpy_does_it(
     fresh: Callable[[], None], monkeypatch: pytest.MonkeyPatch, metric: Metric
 ) -> None:
-    for name in ("compute.compiled", "numba"):
+    for name in ("compute.metrics.compiled", "numba"):
         monkeypatch.setitem(sys.modules, name, None)
     rows, columns = awkward_block(300, 0), awkward_block(300, 1)
     assert compiled_kernels(1, 1.0) is None
@@ -327,7 +328,7 @@ def test_numba_told_not_to_compile_leaves_it_to_numpy() -> None:
 @needs_numba
 def test_where_machine_code_cannot_be_kept_it_is_compiled_again() -> None:
     """Such as in a container whose folders are all read-only; here, code of no file."""
-    from compute.compiled import compiled
+    from compute.metrics.compiled import compiled
 
     names: dict[str, Callable[[float], float]] = {}
     exec("def half(x):\n    return x / 2", names)

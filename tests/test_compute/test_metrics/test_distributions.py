@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from bankdb.errors import DatasetError, ParameterError
-from compute.distributions import (
+from compute.metrics.distributions import (
     TokenCounts,
     cumulative,
     dense,

@@ -16,9 +16,10 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
 from bankdb.errors import ParameterError
-from compute import blocks, divergences, mmd
-from compute.distributions import TokenCounts, dense
-from compute.metrics import METRIC_NAMES, Metric, canonical_metric_name, get_metric
+from compute.metrics import base as blocks
+from compute.metrics import divergences, mmd
+from compute.metrics.distributions import TokenCounts, dense
+from compute.metrics.registry import METRIC_NAMES, Metric, canonical_metric_name, get_metric
 
 EPSILON = 1e-10
 ALL_METRICS = {

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from bankdb.errors import ParameterError
-from compute import blocks
-from compute.distributions import TokenCounts
-from compute.metrics import get_metric
-from compute.tfidf import TfIdf, inverse_document_frequencies
+from compute.metrics import base as blocks
+from compute.metrics.distributions import TokenCounts
+from compute.metrics.registry import get_metric
+from compute.metrics.tfidf import TfIdf, inverse_document_frequencies
 
 Row = dict[int, int]
 VOCABULARY = 30

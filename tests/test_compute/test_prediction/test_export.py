@@ -11,21 +11,21 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from malformed_adapters import BASE_MODEL, HIDDEN, LAYERS, RANK, TARGETS, read_weights
 from numpy.typing import NDArray
-from small_bank import create_bank, ingest_folder, write_dataset, write_pairs
-from synthetic_bank import create_synthetic, draw_tokens, draw_vector
 
-from bankdb.arrays import open_array
+from bankdb.arrays.zarr_arrays import open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import AdapterError, BankFormatError, ConflictError, ParameterError
-from bankdb.peft_format import load_adapter
+from bankdb.peft.weights import load_adapter
 from bankdb.progress import SilentProgress
-from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.export import export_all, export_prediction
-from compute.new_dataset import predict
-from compute.options import PredictionOptions
-from compute.predict import PredictedBank, predict_all
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.prediction.export import export_all, export_prediction
+from compute.prediction.predict import predict
+from compute.prediction.predict_all import PredictedBank, predict_all
+from tests.support.banks.malformed_adapters import BASE_MODEL, HIDDEN, LAYERS, RANK, TARGETS, read_weights
+from tests.support.banks.small_bank import create_bank, ingest_folder, write_dataset, write_pairs
+from tests.support.banks.synthetic_bank import create_synthetic, draw_tokens, draw_vector
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "provenance.json", "README.md"}
 DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

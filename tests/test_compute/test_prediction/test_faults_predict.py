@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from recorded_progress import RecordedProgress
-from stored_files import copy_bank, digests
-from synthetic_bank import SyntheticBank, layout_of, zipf_bank
 
 from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
 from bankdb.verify import verify
-from compute.cluster import ClusterOptions, open_cluster
-from compute.options import PredictionOptions
-from compute.predict import predict_all
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import ClusterOptions, open_cluster
+from compute.prediction.predict_all import predict_all
+from tests.support.banks.recorded_progress import RecordedProgress
+from tests.support.banks.stored_files import copy_bank, digests
+from tests.support.banks.synthetic_bank import SyntheticBank, layout_of, zipf_bank
 
 pytestmark = pytest.mark.faults
 
@@ -35,7 +35,7 @@ LAYOUT = layout_of(hidden=2**13, rank=2, layers=9)
 KILLS = int(os.environ.get("FAULT_KILLS", "10"))
 KILLS_A_CHAIN = 5
 STAGES = ("start-up", "distances", "combine", "export")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from recorded_progress import RecordedProgress
-from small_bank import ingest_folder, write_dataset, write_pairs
 
-from bankdb.arrays import open_array
+from bankdb.arrays.zarr_arrays import open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError, ParameterError
 from cli.main import cli
-from compute.new_dataset import predict
-from compute.options import PredictionOptions
-from compute.predict import coefficients, predict_all, predict_all_ways
+from compute.approaches.options import PredictionOptions
+from compute.prediction.predict import predict
+from compute.prediction.predict_all import coefficients, predict_all, predict_all_ways
+from tests.support.banks.recorded_progress import RecordedProgress
+from tests.support.banks.small_bank import ingest_folder, write_dataset, write_pairs
 
 NEURAL = PredictionOptions(metric="js", approach="neural", width=16, epochs=8)
 

@@ -12,12 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from recorded_progress import RecordedProgress
 from scipy.stats import wasserstein_distance
-from small_bank import WORDS, create_bank, ingest_folder, write_dataset, write_pairs
 
 from bankdb.bank import AdapterBank
-from bankdb.datasets import read_dataset
+from bankdb.datasets.read import read_dataset
 from bankdb.errors import (
     BankFormatError,
     BankNotFoundError,
@@ -27,10 +25,12 @@ from bankdb.errors import (
     TokenizerError,
 )
 from bankdb.progress import SilentProgress
-from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.new_dataset import dataset_name, predict
-from compute.options import PredictionOptions
-from compute.predict import coefficients, distances
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.prediction.predict import dataset_name, predict
+from compute.prediction.predict_all import coefficients, distances
+from tests.support.banks.recorded_progress import RecordedProgress
+from tests.support.banks.small_bank import WORDS, create_bank, ingest_folder, write_dataset, write_pairs
 
 METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd")
 
@@ -132,7 +132,7 @@ def test_blocks_of_sources_give_the_same(
 ) -> None:
     whole = predict(bank, newdata, PredictionOptions(metric="kl")).distances
     for block in (1, 4):
-        monkeypatch.setattr("compute.new_dataset._BLOCK", block)
+        monkeypatch.setattr("compute.prediction.predict._BLOCK", block)
         found = predict(bank, newdata, PredictionOptions(metric="kl")).distances
         np.testing.assert_allclose(found, whole, rtol=1e-12)
 

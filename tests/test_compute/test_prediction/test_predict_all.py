@@ -10,23 +10,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from malformed_adapters import read_weights
 from numpy.typing import NDArray
-from recorded_progress import RecordedProgress
-from small_bank import create_bank, ingest_folder, write_pairs
-from synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector, layout_of
 
-from bankdb.arrays import CHUNK_COLUMNS, open_array
+from bankdb.arrays.zarr_arrays import CHUNK_COLUMNS, open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, BankNotFoundError, ParameterError, PlanError
 from bankdb.progress import SilentProgress
 from bankdb.verify import verify
 from cli.main import cli
-from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.export import export_all
-from compute.options import PredictionOptions
-from compute.predict import PredictedBank, coefficients, distances, predict_all
-from compute.tiles import SHARD_ROWS, panel_bytes
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.combination.plan import SHARD_ROWS, panel_bytes
+from compute.prediction.export import export_all
+from compute.prediction.predict_all import PredictedBank, coefficients, distances, predict_all
+from tests.support.banks.malformed_adapters import read_weights
+from tests.support.banks.recorded_progress import RecordedProgress
+from tests.support.banks.small_bank import create_bank, ingest_folder, write_pairs
+from tests.support.banks.synthetic_bank import (
+    SyntheticBank,
+    create_synthetic,
+    draw_tokens,
+    draw_vector,
+    layout_of,
+)
 
 # Two chunks of columns and two shards of targets: four shards, of which three are cut off.
 LAYOUT = layout_of(hidden=20_000, rank=2, layers=2)
@@ -245,7 +251,7 @@ def test_a_run_that_was_interrupted_goes_on(
 ) -> None:
     options = PredictionOptions(metric="js")
     with monkeypatch.context() as patched:
-        patched.setattr("compute.predictions.run_tasks", _interrupted)
+        patched.setattr("compute.combination.predictions.run_tasks", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             predict_all(wide.bank, options, cluster=cluster)
     progress = RecordedProgress()
@@ -254,7 +260,7 @@ def test_a_run_that_was_interrupted_goes_on(
 
 
 def _interrupted(*arguments: object, **named: object) -> Iterator[object]:
-    from compute.tasks import run_tasks
+    from compute.cluster.tasks import run_tasks
 
     yield next(run_tasks(*arguments, **named))  # type: ignore[arg-type]
     raise KeyboardInterrupt

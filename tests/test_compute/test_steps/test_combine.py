@@ -14,28 +14,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from stored_rows import write_rows
-from synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector, layout_of
 
-from bankdb.adapter_store import AdapterStore
-from bankdb.arrays import column_chunk, create_array, open_array
+from bankdb.arrays.adapter_store import AdapterStore
+from bankdb.arrays.shards import Shards
+from bankdb.arrays.zarr_arrays import column_chunk, create_array, open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, ComputeError
 from bankdb.progress import SilentProgress
-from bankdb.shards import Shards
-from compute.cluster import ClusterOptions, open_cluster
-from compute.combine import (
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import ClusterOptions, open_cluster
+from compute.combination.combine import (
     Sources,
     combine_columns,
     combine_held,
     combine_one,
     read_scaled,
 )
-from compute.combine_panels import combine_panel
-from compute.options import PredictionOptions
-from compute.predict import predict_all, sources_of
-from compute.products import accumulate, one_hot, product, sparse_product
-from compute.tiles import SHARD_ROWS, SPARSE_STRIP, Panel, padded, panel_bytes, plan_panels
+from compute.combination.panel import combine_panel
+from compute.combination.plan import SHARD_ROWS, SPARSE_STRIP, Panel, padded, panel_bytes, plan_panels
+from compute.combination.products import accumulate, one_hot, product, sparse_product
+from compute.prediction.predict_all import predict_all, sources_of
+from tests.support.banks.stored_rows import write_rows
+from tests.support.banks.synthetic_bank import (
+    SyntheticBank,
+    create_synthetic,
+    draw_tokens,
+    draw_vector,
+    layout_of,
+)
 
 Float32 = NDArray[np.float32]
 N, PARAMETERS = 7, 150_001

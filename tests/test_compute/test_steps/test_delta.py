@@ -14,25 +14,31 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from malformed_adapters import HIDDEN, LAYERS, TARGETS, write_good_adapter
 from numpy.typing import NDArray
-from small_bank import create_bank, ingest_folder, write_dataset
-from synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector
 
-import compute.delta_space
+import compute.combination.delta
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, ConflictError, ParameterError, PlanError
-from bankdb.layout import AdapterLayout
-from bankdb.peft_config import scaling
-from bankdb.peft_format import load_adapter
+from bankdb.peft.config import scaling
+from bankdb.peft.layout import AdapterLayout
+from bankdb.peft.weights import load_adapter
 from bankdb.records import AdapterRecord
-from compute.combine import combine_one
-from compute.delta import check_rank, chosen_rank, exact_rank, truncate_matrix, truncate_product
-from compute.delta_space import DeltaAdapter, DeltaForm, delta_adapter, delta_form, delta_vector
-from compute.export import export_delta, export_prediction
-from compute.new_dataset import predict
-from compute.options import PredictionOptions
-from compute.predict import leave_one_out, predict_all, sources_of
+from compute.approaches.options import PredictionOptions
+from compute.combination.combine import combine_one
+from compute.combination.delta import DeltaAdapter, DeltaForm, delta_adapter, delta_form, delta_vector
+from compute.combination.low_rank import (
+    check_rank,
+    chosen_rank,
+    exact_rank,
+    truncate_matrix,
+    truncate_product,
+)
+from compute.prediction.export import export_delta, export_prediction
+from compute.prediction.predict import predict
+from compute.prediction.predict_all import leave_one_out, predict_all, sources_of
+from tests.support.banks.malformed_adapters import HIDDEN, LAYERS, TARGETS, write_good_adapter
+from tests.support.banks.small_bank import create_bank, ingest_folder, write_dataset
+from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector
 
 Float64 = NDArray[np.float64]
 
@@ -332,7 +338,7 @@ def test_the_same_on_any_number_of_cores(
 ) -> None:
     found = []
     for cores in (1, 2, 5):
-        monkeypatch.setattr("compute.delta_space.core_count", lambda cores=cores: cores)
+        monkeypatch.setattr("compute.combination.delta.core_count", lambda cores=cores: cores)
         found.append(delta_adapter(made.bank, by_name(made), WEIGHTS, memory=memory))
     for other in found[1:]:
         assert other.vector.tobytes() == found[0].vector.tobytes()

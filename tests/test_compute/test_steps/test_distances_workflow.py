@@ -15,11 +15,32 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from recorded_progress import RecordedProgress
 from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr
 from scipy.stats import entropy, wasserstein_distance
-from synthetic_bank import (
+
+from bankdb.arrays.zarr_arrays import open_array
+from bankdb.bank import AdapterBank
+from bankdb.errors import BankFormatError, BankNotFoundError, ComputeError, ParameterError, PlanError
+from bankdb.progress import SilentProgress
+from compute.approaches.options import PredictionOptions
+from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.combination.plan import CHUNK_ROWS, Tile
+from compute.metrics import base as blocks
+from compute.metrics.distributions import TokenCounts, median_sigma
+from compute.metrics.registry import get_metric
+from compute.metrics.wasserstein import Wasserstein
+from compute.pairwise import matrix as distances_module
+from compute.pairwise.matrix import (
+    compute_tile,
+    distance_matrices,
+    distance_matrix,
+    write_distributions,
+)
+from compute.pairwise.plan import tile_bytes
+from compute.prediction.predict_all import coefficients, coefficients_by, distances, distances_by
+from tests.support.banks.recorded_progress import RecordedProgress
+from tests.support.banks.synthetic_bank import (
     VOCABULARY,
     SyntheticBank,
     Tokens,
@@ -27,27 +48,6 @@ from synthetic_bank import (
     draw_tokens,
     draw_vector,
 )
-
-from bankdb.arrays import open_array
-from bankdb.bank import AdapterBank
-from bankdb.errors import BankFormatError, BankNotFoundError, ComputeError, ParameterError, PlanError
-from bankdb.progress import SilentProgress
-from compute import blocks
-from compute import distances as distances_module
-from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.distances import (
-    compute_tile,
-    distance_matrices,
-    distance_matrix,
-    write_distributions,
-)
-from compute.distributions import TokenCounts, median_sigma
-from compute.metrics import get_metric
-from compute.options import PredictionOptions
-from compute.predict import coefficients, coefficients_by, distances, distances_by
-from compute.tile_plans import tile_bytes
-from compute.tiles import CHUNK_ROWS, Tile
-from compute.wasserstein import Wasserstein
 
 EPSILON = 1e-10
 METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd")
@@ -82,7 +82,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(autouse=True)
 def _tiles_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few datasets would be one tile."""
-    monkeypatch.setattr("compute.tile_plans._balanced_sides", lambda metrics, *_: [1] * len(metrics))
+    monkeypatch.setattr("compute.pairwise.plan._balanced_sides", lambda metrics, *_: [1] * len(metrics))
 
 
 @pytest.fixture
@@ -341,7 +341,7 @@ def chunk_bytes(bank: AdapterBank, metric: str) -> dict[str, bytes]:
 def test_a_tile_that_was_written_in_part_is_computed_to_the_same_bytes(
     many: SyntheticBank, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compute.tile_plans._balanced_sides", lambda metrics, *_: [2] * len(metrics))
+    monkeypatch.setattr("compute.pairwise.plan._balanced_sides", lambda metrics, *_: [2] * len(metrics))
     n = len(many.tokens)
     distances(many.bank, "mmd", cluster=cluster)
     many.add_many(range(800, 803))

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from compute_driver import ComputeServer
-from dask_processes import DaskProcesses
-from stored_files import copy_bank, digests
-from synthetic_bank import SyntheticBank, layout_of, zipf_bank
 
 from bankdb.bank import AdapterBank
 from bankdb.verify import verify
+from tests.support.banks.stored_files import copy_bank, digests
+from tests.support.banks.synthetic_bank import SyntheticBank, layout_of, zipf_bank
+from tests.support.faults.compute_driver import ComputeServer
+from tests.support.servers.dask_processes import DaskProcesses
 
 pytestmark = pytest.mark.faults
 

@@ -10,19 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from recorded_progress import RecordedProgress
-from stored_rows import write_rows
-from synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector, layout_of
 
-from bankdb.arrays import CHUNK_COLUMNS
+from bankdb.arrays.zarr_arrays import CHUNK_COLUMNS
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, ComputeError, PlanError
 from bankdb.progress import SilentProgress
-from compute import gram as gram_module
-from compute.cluster import Cluster, ClusterOptions, open_cluster
-from compute.combine import Sources
-from compute.gram import _panels, gram_matrix, partial_gram
-from compute.predict import sources_of
+from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.combination.combine import Sources
+from compute.gram import matrix as gram_module
+from compute.gram.matrix import _panels, gram_matrix, partial_gram
+from compute.prediction.predict_all import sources_of
+from tests.support.banks.recorded_progress import RecordedProgress
+from tests.support.banks.stored_rows import write_rows
+from tests.support.banks.synthetic_bank import (
+    SyntheticBank,
+    create_synthetic,
+    draw_tokens,
+    draw_vector,
+    layout_of,
+)
 
 # p = 2 * hidden * rank * layers: three chunks of columns, the last cut off.
 LAYOUT = layout_of(hidden=20_000, rank=2, layers=4)

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bankdb.errors import PlanError
-from compute.tiles import (
+from compute.combination.plan import (
     CHUNK_ROWS,
     SHARD_ROWS,
     chunk_count,

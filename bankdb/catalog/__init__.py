@@ -1,0 +1,1 @@
+"""The SQL catalogue: tables, two backends, locks, runs, generations, migrations."""

@@ -1,0 +1,1 @@
+"""Datasets: texts read, split, tokenized."""

@@ -1,0 +1,1 @@
+"""Adapters as PEFT stores them: configuration, weights, layout, folders, model cards."""

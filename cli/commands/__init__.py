@@ -1,0 +1,1 @@
+"""The commands of `bank`, a module for each group of them."""

@@ -1,0 +1,1 @@
+"""From distances to coefficients, a file for each approach; pure functions of arrays."""

@@ -1,0 +1,1 @@
+"""The neural approach: a scalar network trained through the Gram matrix."""

@@ -1,0 +1,1 @@
+"""Dask: options, client, scheduler, workers, tasks, memory."""

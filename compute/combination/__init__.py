@@ -1,0 +1,1 @@
+"""C @ Theta in column panels, in factor space and in delta space."""

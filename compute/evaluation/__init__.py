@@ -1,0 +1,1 @@
+"""How good predictions are: by generated answers, and by weights."""

@@ -1,0 +1,1 @@
+"""The base model answers with an adapter; knows no bank."""

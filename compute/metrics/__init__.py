@@ -1,0 +1,1 @@
+"""Distances between token distributions; pure functions of arrays."""

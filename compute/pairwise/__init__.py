@@ -1,0 +1,1 @@
+"""Distances between all datasets of a bank: plan, tile, matrix."""

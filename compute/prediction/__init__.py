@@ -1,0 +1,1 @@
+"""From a bank to predicted adapters: matrices, coefficients, combinations, exports."""
