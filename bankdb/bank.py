@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bankdb.array_place import claim_arrays
 from bankdb.arrays.adapter_store import AdapterStore, Vector
+from bankdb.arrays.durable import fsync_path
 from bankdb.arrays.remote import Location, located
-from bankdb.arrays.zarr_arrays import fsync_path
 from bankdb.catalog.catalog import Catalog
 from bankdb.catalog.database import Database
 from bankdb.catalog.generations import GenerationStore
@@ -20,7 +19,14 @@ from bankdb.catalog.locks import exclusive_lock
 from bankdb.catalog.runs import RunBook
 from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, TokenizerError
 from bankdb.location import LOCATION_FILE, BankLocation
-from bankdb.new_bank import check_free, check_places_free, new_location, record_bank, save_tokenizer
+from bankdb.new_bank import (
+    check_free,
+    check_places_free,
+    claim_arrays,
+    new_location,
+    record_bank,
+    save_tokenizer,
+)
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, BankRecord, RunRecord
 
@@ -383,3 +389,11 @@ def other_revision(what: str, expected: str | None, found: str | None) -> str:
         f"{what}: trained on revision {found!r} of the base model, the bank's adapters on {expected!r}; "
         "keep them in separate banks"
     )
+
+
+def ready_adapters(bank: AdapterBank) -> tuple[AdapterRecord, ...]:
+    """Return the adapters of a bank, by row. Raises BankNotFoundError if there are none."""
+    adapters = tuple(bank.adapters())
+    if not adapters:
+        raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")
+    return adapters

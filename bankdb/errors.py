@@ -4,6 +4,8 @@ A message says, in one line, what was expected, what was found, and what to do.
 This module imports nothing, so that every layer may import it.
 """
 
+from collections.abc import Sequence
+
 
 class BankError(Exception):
     """Root of all errors raised on purpose; its text is shown to users as it is."""
@@ -55,3 +57,20 @@ class ComputeError(BankError):
 
 class ArrayStoreUnavailableError(BankError):
     """The store that holds a bank's arrays did not answer, or refused, also when it was asked again."""
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def one_line(found: object, most: int = 160) -> str:
+    """What another library says, on one line of at most so many characters."""
+    text = " ".join(str(found).split())
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """The text with whatever cannot be shown, such as a line break, escaped."""
+    return text if text.isprintable() else ascii(text)[1:-1]

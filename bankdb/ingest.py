@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bankdb.arrays.zarr_arrays import partial_files
+from bankdb.arrays.durable import partial_files
 from bankdb.bank import AdapterBank, other_revision
 from bankdb.catalog.catalog import changed_pair
 from bankdb.datasets.read import Dataset, read_dataset
@@ -25,8 +25,8 @@ from bankdb.errors import (
     BankError,
     DatabaseUnavailableError,
     SourceError,
+    printable,
 )
-from bankdb.messages import printable
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
 
@@ -357,3 +357,24 @@ def _new_adapter(prepared: _Prepared, row: int, checksum: str) -> NewAdapter:
         counts=prepared.histogram.counts.astype("<u4").tobytes(),
         tokens=prepared.histogram.tokens,
     )
+
+
+def resolver(bank: AdapterBank) -> Callable[[PairReference], Pair | None]:
+    """Return what finds the files of a reference, here or on the hub; None for what the bank has of that revision."""
+    from bankdb.sources.hub import fetch, pin
+    from bankdb.sources.pairs import resolve, uses_hub
+
+    def locate(reference: PairReference) -> Pair | None:
+        if not uses_hub(reference):
+            return resolve(reference)
+        pinned = pin(reference)
+        present = bank.catalog.find(pinned.name)
+        revisions = (pinned.adapter_revision, pinned.dataset_revision)
+        same = present is not None and (
+            (present.source, present.dataset_source) == (pinned.adapter_source, pinned.dataset_source)
+            and (present.revision, present.dataset_revision) == revisions
+        )
+        # A local side has no revision: it must be read to know.
+        return None if same and None not in revisions else fetch(pinned)
+
+    return locate

@@ -9,19 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bankdb.array_place import check_arrays_free, parse_arrays
-from bankdb.arrays.zarr_arrays import fsync_path
+from bankdb.arrays.durable import fsync_path, is_empty
+from bankdb.arrays.remote import Location, located
+from bankdb.arrays.zarr_arrays import ensure_group, group_attributes
 from bankdb.catalog.catalog import Catalog
 from bankdb.catalog.database import Database
+from bankdb.catalog.url import parse_database, shown_database
 from bankdb.datasets.read import TEXT_RULE
-from bankdb.errors import BankNotFoundError, ConflictError, TokenizerError
-from bankdb.location import (
-    LOCATION_FILE,
-    UNFINISHED_LOCATION_FILE,
-    BankLocation,
-    parse_database,
-    shown_database,
-)
+from bankdb.errors import BankNotFoundError, ConflictError, ParameterError, TokenizerError
+from bankdb.location import LOCATION_FILE, UNFINISHED_LOCATION_FILE, BankLocation
 
 if TYPE_CHECKING:
     from bankdb.datasets.tokenizer import BankTokenizer
@@ -123,3 +119,59 @@ def save_tokenizer(tokenizer: BankTokenizer, folder: Path) -> None:
             f"{tokenizer.name}: loads as another tokenizer after it was saved to {folder}; "
             "save it with the installed transformers and pass that folder"
         )
+
+
+def parse_arrays(text: str) -> str:
+    """Return the URL, or the absolute path, of the place that is to hold a bank's arrays.
+
+    Raises
+    ------
+    ParameterError
+        It names no place, or one of a kind that is not known here.
+    """
+    place = located(text)
+    if isinstance(place, Path):
+        return str(place.absolute())
+    if "/" not in place.url.partition("://")[2].strip("/"):
+        raise ParameterError(
+            f"{text}: expected a URL of a bucket and a name in it, such as s3://BUCKET/PREFIX"
+        )
+    place.check()
+    return place.url
+
+
+def check_arrays_free(location: BankLocation) -> None:
+    """Raise ConflictError unless nothing is where a new bank's arrays are to be."""
+    if location.arrays is not None:
+        _check_empty(located(location.arrays))
+
+
+def _check_empty(arrays: Location) -> None:
+    if is_empty(arrays):
+        return
+    owner = _owner(arrays)
+    what = f"holds the arrays of bank {owner}" if owner else "is not empty"
+    raise ConflictError(
+        f"{arrays}: expected an empty place for the bank's arrays, it {what}; choose another one"
+    )
+
+
+def claim_arrays(arrays: Location, identity: str) -> None:
+    """Mark a place as this bank's, if it is not yet: the attribute `bank` of the zarr group there.
+
+    Raises
+    ------
+    ConflictError
+        Something else is there.
+    """
+    if _owner(arrays) == identity:
+        return
+    _check_empty(arrays)
+    ensure_group(arrays, {"bank": identity})
+    if _owner(arrays) != identity:  # of two that came so far together, one goes on
+        _check_empty(arrays)
+
+
+def _owner(arrays: Location) -> str | None:
+    owner = (group_attributes(arrays) or {}).get("bank")
+    return None if owner is None else str(owner)

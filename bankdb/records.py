@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+
+_LIBRARIES = ("lora-bank", "dask", "distributed", "numpy", "scipy", "zarr", "transformers", "safetensors")
+HUB_PREFIX = "hub:"
+"""What a hub reference begins with where a local path could stand too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,3 +186,48 @@ class PredictionRecord:
     relative_error: float | None
     exported_to: str | None
     export_dtype: str | None
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that a run's result may depend on."""
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def now() -> str:
+    """Return the time as ISO 8601 text in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationKey:
+    """What determines the answers: sha256 of the adapter, of the test examples, and of the settings."""
+
+    adapter_sha256: str
+    test_sha256: str
+    settings_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRecord:
+    """The answers of one adapter to the test examples of one dataset.
+
+    Attributes
+    ----------
+    texts
+        One for each example, in the order of the test split.
+    new_tokens
+        The limit on the tokens of an answer.
+    seconds
+        What it took.
+    """
+
+    key: GenerationKey
+    texts: tuple[str, ...]
+    new_tokens: int
+    seconds: float
+    created: str = ""
+
+
+def is_hub_reference(text: str) -> bool:
+    """Whether the adapter or dataset of a reference is on the hub rather than on local disk."""
+    return text.startswith(HUB_PREFIX)

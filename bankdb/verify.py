@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from bankdb.arrays.adapter_store import row_sha256
+from bankdb.arrays.durable import move, partial_files
 from bankdb.arrays.remote import Location, RemotePath
-from bankdb.arrays.zarr_arrays import move, partial_files
 from bankdb.bank import AdapterBank
 from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError, DatabaseUnavailableError
 from bankdb.ingest import clear_leftovers_alone

@@ -17,7 +17,8 @@ from synthetic import Shape, make_bank
 
 from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
-from compute.cluster.client import ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import ClusterOptions
 
 SIZES = {
     "tiny": Shape(adapters=48, layers=2, hidden=512),

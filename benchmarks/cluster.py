@@ -31,10 +31,12 @@ from synthetic import Shape, make_bank
 from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import Cluster, ClusterOptions
 from compute.cluster.tasks import run_tasks
 from compute.metrics.registry import METRIC_NAMES
-from compute.prediction.predict_all import distances_by, predict_all
+from compute.prediction.matrices import distances_by
+from compute.prediction.predict_all import predict_all
 
 DISTANCES = {n: Shape(adapters=n, layers=1, hidden=64) for n in (502, 1536)}
 COMBINATION = Shape(adapters=256, layers=14, hidden=2048, rank=16)

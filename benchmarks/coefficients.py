@@ -17,7 +17,7 @@ from compute.approaches.options import PredictionOptions
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
 from compute.evaluation.weight_space import as_markdown, as_record, weight_space_table
 from compute.metrics.registry import FURTHER_METRIC_NAMES, METRIC_NAMES
-from compute.prediction.predict_all import bank_matrices
+from compute.prediction.matrices import bank_matrices
 
 EVERY_METRIC = (*METRIC_NAMES, *FURTHER_METRIC_NAMES)
 CURVES = (("js", "normalized"), ("js", "tuned"), ("js", "ridge"), ("js", "uniform"), ("js", "oracle"))

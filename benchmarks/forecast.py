@@ -15,19 +15,22 @@ from pathlib import Path
 import machine
 from synthetic import Shape, make_bank
 
+from bankdb.arrays.durable import delete_tree
 from bankdb.arrays.remote import located
-from bankdb.arrays.zarr_arrays import delete_tree
 from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import Cluster, ClusterOptions
 from compute.forecasting.measure import measure_rates, warm
 from compute.forecasting.rates import Rates, expected_seconds
 from compute.forecasting.steps import BankShape, forecast
 from compute.gram.matrix import gram_matrix
 from compute.metrics.registry import METRIC_NAMES
+from compute.prediction.coefficients import coefficients
 from compute.prediction.export import export_all
-from compute.prediction.predict_all import coefficients, distances, predict_all, sources_of
+from compute.prediction.matrices import distances
+from compute.prediction.predict_all import predict_all, sources_of
 
 DENSE = PredictionOptions(metric="js", approach="normalized")
 NEURAL = PredictionOptions(metric="js", approach="neural")

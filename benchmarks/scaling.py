@@ -22,11 +22,14 @@ from synthetic import Shape, make_bank
 from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import Cluster, ClusterOptions
 from compute.gram.matrix import gram_matrix
 from compute.metrics.registry import METRIC_NAMES
+from compute.prediction.coefficients import coefficients
+from compute.prediction.matrices import distances
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import coefficients, distances, predict_all, sources_of
+from compute.prediction.predict_all import predict_all, sources_of
 
 ADAPTERS = (32, 64, 128, 256, 512)
 HIDDEN = (256, 512, 1024, 2048)

@@ -10,7 +10,8 @@ import argparse
 import machine
 
 from bankdb.progress import SilentProgress
-from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import Cluster, ClusterOptions
 from compute.cluster.tasks import run_tasks
 
 

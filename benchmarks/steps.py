@@ -22,19 +22,14 @@ from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
 from compute.approaches.neural.leave_one_out import NeuralOptions, apply
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import Cluster
+from compute.cluster.options import Cluster
 from compute.gram.matrix import gram_matrix
 from compute.metrics.registry import METRIC_NAMES
+from compute.prediction.coefficients import coefficients, coefficients_by
+from compute.prediction.matrices import distances
 from compute.prediction.neural_models import stored_model
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import (
-    coefficients,
-    coefficients_by,
-    distances,
-    predict_all,
-    predict_all_ways,
-    sources_of,
-)
+from compute.prediction.predict_all import predict_all, predict_all_ways, sources_of
 
 DENSE = PredictionOptions(metric="js", approach="normalized")
 PAPER = [

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compute.approaches.options import PredictionOptions
+
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +16,7 @@ import click
 
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
-    from compute.cluster.client import ClusterOptions
+    from compute.cluster.options import ClusterOptions
 
 METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd", "tf-idf", "wd", "kl", "js")
 APPROACHES = (
@@ -249,10 +255,45 @@ def opened(path: Path) -> AdapterBank:
 
 def cluster_of(settings: Mapping[str, Any]) -> ClusterOptions:
     """Return where tasks run, from what `cluster_options` gave a command; what else is among it is left alone."""
-    from compute.cluster.client import ClusterOptions, parse_memory
+    from compute.cluster.machine import parse_memory
+    from compute.cluster.options import ClusterOptions
 
     memory = settings["memory"]
     return ClusterOptions(
         **{name: settings[name] for name in _CLUSTER},
         memory=None if memory is None else parse_memory(memory),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What `metric_parameters` and `approach_parameters` gave a command; what else is among it is left alone.
+
+    Attributes
+    ----------
+    settings
+        By the options' names; one that is missing has the default of `PredictionOptions`.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def combination(self, metric: str, approach: str) -> PredictionOptions:
+        """Return the options of one prediction, with the parameters that it reads."""
+        from compute.approaches.options import PredictionOptions
+
+        names = ["compatible", "leave_out"]
+        names += ["kernel", "sigma"] if metric == "mmd" or approach == "matching" else []
+        names += ["protocol", "seed", "width"] if approach == "neural" else ["temperature", "top_k"]
+        given = {name: self.settings[name] for name in names if name in self.settings}
+        return PredictionOptions(metric=metric, approach=approach, **given)
+
+    def combinations(self, metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[PredictionOptions]:
+        """Return every metric with every approach; an approach of no metric, or of its own, once."""
+        from compute.approaches.options import NO_DISTANCES
+
+        names = chosen_metrics(metrics)
+        return [
+            self.combination(metric, approach)
+            for approach in chosen_approaches(approaches)
+            for metric in (names[:1] if approach in (*NO_DISTANCES, "matching") else names)
+        ]

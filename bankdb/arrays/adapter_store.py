@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.arrays.durable import fsync_path, fsync_written, is_partial, partial_files
 from bankdb.arrays.remote import Location, RemotePath, delete, objects_below
 from bankdb.arrays.remote_shards import RemoteShards, forget
 from bankdb.arrays.shards import Shards, shards_of
@@ -23,12 +24,8 @@ from bankdb.arrays.zarr_arrays import (
     chunk_file,
     column_chunk,
     create_array,
-    fsync_path,
-    fsync_written,
     grow_array,
-    is_partial,
     open_array,
-    partial_files,
     read_region,
 )
 from bankdb.errors import AdapterError, BankFormatError

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.arrays.durable import naming, partial_of
 from bankdb.arrays.remote import Location
 from bankdb.arrays.shard_format import BLOSC_HEADER_BYTES, CHECKSUM_BYTES, checksum, is_known_chunk, is_whole
-from bankdb.arrays.zarr_arrays import naming, partial_of
 from bankdb.errors import BankFormatError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def write_chunks(
 ) -> None:
     """Write a rectangle of whole chunks, or up to the array's edge; a chunk of nothing but NaN has no file.
 
-    Each file appears whole; it is left to flush: `bankdb.arrays.zarr_arrays.fsync_written`.
+    Each file appears whole; it is left to flush: `bankdb.arrays.durable.fsync_written`.
 
     Parameters
     ----------

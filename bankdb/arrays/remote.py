@@ -98,15 +98,20 @@ def located(text: str) -> Location:
     return Path(rest) if scheme in {"file", "local"} else RemotePath(text.rstrip("/"))
 
 
-def filesystem(url: str) -> Any:
+def filesystem(url: str, *, asynchronous: bool = False) -> Any:
     """Return fsspec's file system for a URL, made once in this process, for all threads.
+
+    Parameters
+    ----------
+    asynchronous
+        For a caller that awaits its answers, where that kind of file system has such.
 
     Raises
     ------
     ParameterError
         There is no such kind of URL, or what it needs is not installed.
     """
-    return _filesystem(url.partition("://")[0], *_surroundings(), asynchronous=False)
+    return _filesystem(url.partition("://")[0], *_surroundings(), asynchronous=asynchronous)
 
 
 def _surroundings() -> tuple[int, str | None]:
@@ -148,19 +153,6 @@ def _close(made: Any) -> None:
     client = getattr(made, "_s3creator", None)
     if client is not None:
         sync(client.__aexit__(None, None, None), timeout=1)
-
-
-def zarr_store(location: RemotePath, *, read_only: bool) -> Any:
-    """Return zarr's store of what is below a URL; its errors are those of `reaching`."""
-    from bankdb.arrays.remote_zarr import RemoteStore
-
-    scheme = location.url.partition("://")[0]
-    made = _filesystem(scheme, *_surroundings(), asynchronous=True)
-    if not made.async_impl:
-        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
-
-        made = AsyncFileSystemWrapper(made, asynchronous=True)
-    return RemoteStore(made, read_only=read_only, path=made._strip_protocol(location.url))
 
 
 @contextlib.contextmanager

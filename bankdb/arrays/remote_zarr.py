@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zarr.storage import FsspecStore
 
-from bankdb.arrays.remote import reaching
+from bankdb.arrays.remote import RemotePath, filesystem, reaching
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -62,3 +62,13 @@ class RemoteStore(FsspecStore):
         with reaching(f"{self}/{prefix}"):
             async for name in super().list_dir(prefix):
                 yield name
+
+
+def zarr_store(location: RemotePath, *, read_only: bool) -> Any:
+    """Return zarr's store of what is below a URL; its errors are those of `reaching`."""
+    made = filesystem(location.url, asynchronous=True)
+    if not made.async_impl:
+        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+        made = AsyncFileSystemWrapper(made, asynchronous=True)
+    return RemoteStore(made, read_only=read_only, path=made._strip_protocol(location.url))

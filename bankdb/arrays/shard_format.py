@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Float32 = NDArray[np.float32]
 
+
 # Offset of a chunk that is not there.
 ABSENT = 2**64 - 1
 CHECKSUM_BYTES = 4

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.arrays.durable import fsync_path, naming, partial_of
 from bankdb.arrays.remote import Location, RemotePath
 from bankdb.arrays.remote_shards import RemoteShards
 from bankdb.arrays.shard_format import (
@@ -28,7 +29,6 @@ from bankdb.arrays.shard_format import (
     ShardFormat,
     checksum,
 )
-from bankdb.arrays.zarr_arrays import fsync_path, naming, partial_of
 from bankdb.errors import BankFormatError
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Shards:
     def write(self, row: int, column: int, blocks: Sequence[Float32]) -> None:
         """Write whole shards, one below the other, flush them together, and let them appear under their names.
 
-        Their folders are left to flush: `bankdb.arrays.zarr_arrays.fsync_folders`.
+        Their folders are left to flush: `bankdb.arrays.durable.fsync_folders`.
 
         Parameters
         ----------

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from bankdb.catalog.database import Database, now
+from bankdb.catalog.database import Database
 from bankdb.catalog.schema import (
     FORMAT_VERSION,
     AdapterRow,
@@ -23,7 +23,7 @@ from bankdb.catalog.schema import (
     TokenDistributionRow,
 )
 from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError
-from bankdb.records import AdapterRecord, BankRecord, NewAdapter, ReservedRow
+from bankdb.records import AdapterRecord, BankRecord, NewAdapter, ReservedRow, now
 
 # SQLite takes 32,766 bound values in one statement; PostgreSQL 65,535.
 _BATCH = 10_000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import URL, inspect
@@ -15,13 +14,7 @@ from sqlalchemy.orm import Session
 from bankdb.catalog.backend import Backend
 from bankdb.catalog.locks import BankLocks
 from bankdb.catalog.migrations.apply import HEAD, current_revision, upgrade
-from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError
-from bankdb.messages import listed
-
-
-def now() -> str:
-    """Return the time as ISO 8601 text in UTC, to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError, listed
 
 
 class Database:

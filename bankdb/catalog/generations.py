@@ -3,44 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from bankdb.catalog.database import Database, now
+from bankdb.catalog.database import Database
 from bankdb.catalog.schema import GenerationRow
 from bankdb.errors import BankFormatError
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationKey:
-    """What determines the answers: sha256 of the adapter, of the test examples, and of the settings."""
-
-    adapter_sha256: str
-    test_sha256: str
-    settings_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRecord:
-    """The answers of one adapter to the test examples of one dataset.
-
-    Attributes
-    ----------
-    texts
-        One for each example, in the order of the test split.
-    new_tokens
-        The limit on the tokens of an answer.
-    seconds
-        What it took.
-    """
-
-    key: GenerationKey
-    texts: tuple[str, ...]
-    new_tokens: int
-    seconds: float
-    created: str = ""
+from bankdb.records import GenerationKey, GenerationRecord, now
 
 
 class GenerationStore:

@@ -17,9 +17,8 @@ from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from bankdb.catalog.locks import LockName
-from bankdb.errors import BankError, BankFormatError, ConflictError, DatabaseUnavailableError
-from bankdb.location import shown_database
-from bankdb.messages import one_line
+from bankdb.catalog.url import shown_database
+from bankdb.errors import BankError, BankFormatError, ConflictError, DatabaseUnavailableError, one_line
 
 if TYPE_CHECKING:
     import psycopg

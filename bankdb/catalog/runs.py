@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,19 +11,12 @@ import numpy as np
 from sqlalchemy import Delete, delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from bankdb.catalog.database import Database, now
+from bankdb.catalog.database import Database
 from bankdb.catalog.schema import PieceRow, PredictionRow, RunRow
 from bankdb.errors import BankNotFoundError
-from bankdb.records import PredictionRecord, RunRecord
+from bankdb.records import PredictionRecord, RunRecord, library_versions, now
 
 _NAMES_AT_ONCE = 500
-
-_LIBRARIES = ("lora-bank", "dask", "distributed", "numpy", "scipy", "zarr", "transformers", "safetensors")
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions that a run's result may depend on."""
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def inputs_hash(kind: str, parameters: Mapping[str, Any]) -> str:

@@ -9,8 +9,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from bankdb.catalog.locks import FileLocks
-from bankdb.errors import BankError, BankFormatError, BankNotFoundError
-from bankdb.messages import one_line
+from bankdb.errors import BankError, BankFormatError, BankNotFoundError, one_line
 
 BUSY_SECONDS = 120.0
 

@@ -12,10 +12,8 @@ from typing import Any
 
 from bankdb.datasets.read import _example, _values
 from bankdb.datasets.splits import EXTENSIONS
-from bankdb.errors import DatasetError
-from bankdb.messages import listed
-from bankdb.records import AdapterRecord
-from bankdb.sources.manifest import is_hub_reference
+from bankdb.errors import DatasetError, listed
+from bankdb.records import AdapterRecord, is_hub_reference
 
 _TEST = re.compile(r"test([-_.].*)?", re.IGNORECASE | re.DOTALL)
 _TRAINING = re.compile(r"train([-_.].*)?", re.IGNORECASE | re.DOTALL)

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bankdb.datasets.splits import EXTENSIONS, choose_training_files, training_files
-from bankdb.errors import DatasetError
-from bankdb.messages import listed, one_line
+from bankdb.errors import DatasetError, listed, one_line
 
 __all__ = ["TEXT_RULE", "Dataset", "choose_training_files", "read_dataset", "training_files"]
 

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bankdb.errors import DatasetError
-from bankdb.messages import listed
+from bankdb.errors import DatasetError, listed
 
 EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
 """File name extensions of the formats that are read."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import DatasetError, TokenizerError
-from bankdb.quiet import quiet_loggers
+from bankdb.progress import quiet_loggers
 
 _BATCH = 512
 _OWN_TOKENS = 256

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bankdb.errors import AdapterError
-from bankdb.messages import listed
+from bankdb.errors import AdapterError, listed
 from bankdb.peft.layout import AdapterLayout
 from bankdb.strict_json import json_type, parse_object
 

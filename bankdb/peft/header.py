@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bankdb.errors import AdapterError
-from bankdb.messages import listed
+from bankdb.errors import AdapterError, listed
 from bankdb.strict_json import parse_object
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.errors import AdapterError, BankFormatError
-from bankdb.messages import listed
+from bankdb.errors import AdapterError, BankFormatError, listed
 from bankdb.strict_json import parse_object
+
+A_SUFFIX = ".lora_A.weight"
 
 B_SUFFIX = ".lora_B.weight"
 _NAMED = 3  # how many names a message gives before it counts the rest
@@ -222,3 +223,51 @@ class AdapterLayout:
 def _leaf_modules(layout: AdapterLayout) -> list[str]:
     """Last parts of the names of the adapted modules: `...self_attn.q_proj.lora_A.weight` -> `q_proj`."""
     return sorted({spec.name.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for spec in layout.tensors})
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module's name in the base model, and its two factors."""
+
+    name: str
+    a: TensorSpec
+    b: TensorSpec
+
+    @property
+    def d_out(self) -> int:
+        """Length of what the module gives."""
+        return self.b.shape[0]
+
+    @property
+    def d_in(self) -> int:
+        """Length of what the module takes."""
+        return self.a.shape[1]
+
+    @property
+    def start(self) -> int:
+        """Column of a row at which the first of the two factors begins."""
+        return min(self.a.offset, self.b.offset)
+
+    @property
+    def stop(self) -> int:
+        """Column after the last of the two factors."""
+        return max(self.a.offset + self.a.size, self.b.offset + self.b.size)
+
+
+def modules_of(layout: AdapterLayout) -> list[Module]:
+    """Return the adapted modules, in the layout's order."""
+    specs = {spec.name: spec for spec in layout.tensors}
+    found = []
+    for name, a in specs.items():
+        if name.endswith(A_SUFFIX):
+            path = name.removesuffix(A_SUFFIX)
+            found.append(Module(path.removeprefix("base_model.model."), a, specs[path + B_SUFFIX]))
+    return found
+
+
+def layout_of_rank(layout: AdapterLayout, rank: int) -> AdapterLayout:
+    """Return the layout of the same modules with factors of another rank."""
+    shapes = {}
+    for module in modules_of(layout):
+        shapes[module.a.name], shapes[module.b.name] = (rank, module.d_in), (module.d_out, rank)
+    return AdapterLayout.from_shapes(shapes, rank, layout.target_modules, layout.fan_in_fan_out)

@@ -20,8 +20,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.errors import AdapterError, BankFormatError
-from bankdb.messages import listed
+from bankdb.errors import AdapterError, BankFormatError, listed
 from bankdb.peft.config import CONFIG_NAME, AdapterConfig, read_config
 from bankdb.peft.folder import write_adapter_folder
 from bankdb.peft.header import TensorEntry, check_data_bytes, parse_header, read_header

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bankdb.datasets.splits import choose_training_files
-from bankdb.errors import SourceError
-from bankdb.messages import listed
-from bankdb.records import Pair, PairReference
+from bankdb.errors import SourceError, listed
+from bankdb.records import HUB_PREFIX, Pair, PairReference, is_hub_reference
 from bankdb.sources.hub_client import (
     CARD_FILE,
     HubReference,
@@ -25,7 +24,6 @@ from bankdb.sources.hub_client import (
     downloaded,
     repository_information,
 )
-from bankdb.sources.manifest import HUB_PREFIX, is_hub_reference
 from bankdb.sources.pairs import (
     CONFIG_FILE,
     WEIGHTS_FILE,

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
-from bankdb.errors import SourceError
-from bankdb.messages import one_line
-from bankdb.sources.manifest import HUB_PREFIX
+from bankdb.errors import SourceError, one_line
+from bankdb.records import HUB_PREFIX
 
 Kind = Literal["model", "dataset"]
 

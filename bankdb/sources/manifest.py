@@ -10,23 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bankdb.errors import BankError, SourceError
-from bankdb.messages import printable
-from bankdb.records import PairReference, RefusedPair
-
-HUB_PREFIX = "hub:"
-"""What a hub reference begins with where a local path could stand too."""
+from bankdb.errors import BankError, SourceError, printable
+from bankdb.records import PairReference, RefusedPair, is_hub_reference
 
 LAYOUT = (
     "expected a folder with datasets/NAME/ (or datasets/NAME.jsonl, .json, .csv, .parquet) and adapters/NAME/, "
     "or a manifest (.csv or .jsonl) with name, adapter and dataset"
 )
 _REQUIRED = ("name", "adapter", "dataset")
-
-
-def is_hub_reference(text: str) -> bool:
-    """Whether the adapter or dataset of a reference is on the hub rather than on local disk."""
-    return text.startswith(HUB_PREFIX)
 
 
 def in_manifest(source: Path) -> Iterator[PairReference | RefusedPair]:

@@ -12,10 +12,9 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from bankdb.datasets.splits import EXTENSIONS, training_files
-from bankdb.errors import AdapterError, DatasetError, ParameterError, SourceError
-from bankdb.messages import printable
-from bankdb.records import Pair, PairReference, RefusedPair
-from bankdb.sources.manifest import LAYOUT, in_manifest, is_hub_reference
+from bankdb.errors import AdapterError, DatasetError, ParameterError, SourceError, printable
+from bankdb.records import Pair, PairReference, RefusedPair, is_hub_reference
+from bankdb.sources.manifest import LAYOUT, in_manifest
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from bankdb.ingest import resolver
+from bankdb.sources.find import references_of
 from cli.display import print_json, print_table, shown_progress
 from cli.options import bank_option, column_options, json_option, opened, overwrite_option
 
 if TYPE_CHECKING:
-    from bankdb.bank import AdapterBank
     from bankdb.ingest import IngestReport
-    from bankdb.records import Pair, PairReference, RefusedPair
 
 
 @click.command(
@@ -117,11 +116,11 @@ def ingest(
     from bankdb.ingest import ingest as run_ingest
 
     with opened(bank_path) as bank:
-        references, refused = _references(sources, hub, group_pattern)
+        references, refused = references_of(sources, hub, group_pattern)
         report = run_ingest(
             bank,
             references,
-            resolve=_resolver(bank),
+            resolve=resolver(bank),
             options=IngestOptions(input_column, output_column, replace),
             refused=refused,
             progress=shown_progress(),
@@ -130,44 +129,6 @@ def ingest(
     _tell_ingested(report, total, as_json)
     if report.refused:
         sys.exit(1)
-
-
-def _references(
-    sources: tuple[str, ...], hub: bool, group_pattern: str | None
-) -> tuple[list[PairReference], list[RefusedPair]]:
-    from bankdb.sources.hub import references_from_arguments
-    from bankdb.sources.pairs import find_references, screen_references
-
-    if hub:
-        return screen_references(references_from_arguments(sources), group_pattern=group_pattern)
-    references: list[PairReference] = []
-    refused: list[RefusedPair] = []
-    for source in sources:
-        found, bad = find_references(Path(source), group_pattern=group_pattern)
-        references += found
-        refused += bad
-    screened, twice = screen_references(references)
-    return screened, refused + twice
-
-
-def _resolver(bank: AdapterBank) -> Callable[[PairReference], Pair | None]:
-    from bankdb.sources.hub import fetch, pin
-    from bankdb.sources.pairs import resolve, uses_hub
-
-    def locate(reference: PairReference) -> Pair | None:
-        if not uses_hub(reference):
-            return resolve(reference)
-        pinned = pin(reference)
-        present = bank.catalog.find(pinned.name)
-        revisions = (pinned.adapter_revision, pinned.dataset_revision)
-        same = present is not None and (
-            (present.source, present.dataset_source) == (pinned.adapter_source, pinned.dataset_source)
-            and (present.revision, present.dataset_revision) == revisions
-        )
-        # A local side has no revision: it must be read to know.
-        return None if same and None not in revisions else fetch(pinned)
-
-    return locate
 
 
 def _tell_ingested(report: IngestReport, total: int, as_json: bool) -> None:

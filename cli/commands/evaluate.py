@@ -17,9 +17,10 @@ from cli.commands.weights import (
     tell_weights,
     write_sizes,
 )
-from cli.display import print_json, print_table, shown_progress
+from cli.display import print_json, print_table, shown_progress, write_text
 from cli.options import (
     APPROACHES,
+    Parameters,
     approach_option,
     approach_parameters,
     bank_option,
@@ -31,8 +32,6 @@ from cli.options import (
     opened,
     space_options,
 )
-from cli.parameters import Parameters
-from cli.tables import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table, shown_progress
+from cli.display import print_json, print_table, shown_progress, write_matrices
 from cli.options import (
+    Parameters,
     approach_option,
     approach_parameters,
     bank_option,
@@ -20,8 +21,6 @@ from cli.options import (
     metric_parameters,
     opened,
 )
-from cli.parameters import Parameters
-from cli.tables import write_matrices
 
 if TYPE_CHECKING:
     import xarray
@@ -58,7 +57,7 @@ def distances(
     """
     from compute.approaches.options import PredictionOptions
     from compute.cluster.client import open_cluster
-    from compute.prediction.predict_all import distances_by
+    from compute.prediction.matrices import distances_by
 
     progress = shown_progress()
     ways = [
@@ -110,7 +109,7 @@ def coefficients(
 ) -> None:
     """Compute the leave-one-out coefficients: how much of each source goes into each target."""
     from compute.cluster.client import open_cluster
-    from compute.prediction.predict_all import coefficients_by
+    from compute.prediction.coefficients import coefficients_by
 
     progress = shown_progress()
     with opened(bank_path) as bank:

@@ -85,7 +85,7 @@ def plan(
     stored already is not computed again. Nothing of the bank is changed. Exit status 1 says that a step does
     not fit the memory.
     """
-    from compute.cluster.client import core_count, memory_budget, parse_memory
+    from compute.cluster.machine import core_count, memory_budget, parse_memory
     from compute.forecasting.steps import forecast
 
     if (adapters is None) != (parameters is None):
@@ -114,7 +114,7 @@ def plan(
 
 
 def _ways(metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[PredictionOptions]:
-    from cli.parameters import Parameters
+    from cli.options import Parameters
 
     return Parameters().combinations(metrics, approaches)
 
@@ -133,7 +133,8 @@ def _measured(
 ) -> Rates:
     """Measure beside the bank's arrays, reading its own rows, or in this folder where there is none."""
     from bankdb.arrays.remote import Location
-    from compute.cluster.client import ClusterOptions, open_cluster
+    from compute.cluster.client import open_cluster
+    from compute.cluster.options import ClusterOptions
     from compute.forecasting.measure import measure_rates
     from compute.forecasting.rates import write_rates
 

@@ -12,6 +12,7 @@ import click
 
 from cli.display import print_json, print_table, shown_progress
 from cli.options import (
+    Parameters,
     approach_option,
     approach_parameters,
     bank_option,
@@ -27,13 +28,13 @@ from cli.options import (
     overwrite_option,
     space_options,
 )
-from cli.parameters import Parameters
 
 if TYPE_CHECKING:
     from compute.approaches.options import PredictionOptions
+    from compute.prediction.coefficients import Coefficients
     from compute.prediction.export import DeltaExport
     from compute.prediction.predict import Prediction
-    from compute.prediction.predict_all import Coefficients, PredictedBank
+    from compute.prediction.predict_all import PredictedBank
 
 _LISTED = 10
 
@@ -100,7 +101,7 @@ def predict(
 
 def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, other: dict[str, Any]) -> None:
     from bankdb.sources.pairs import check_name
-    from compute.cluster.client import parse_memory
+    from compute.cluster.machine import parse_memory
     from compute.prediction.export import export_prediction
     from compute.prediction.predict import dataset_name
     from compute.prediction.predict import predict as run_predict
@@ -211,9 +212,10 @@ def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[s
 
 def _predict_all_delta(bank_path: Path, options: PredictionOptions, other: dict[str, Any]) -> None:
     from bankdb.errors import ParameterError
-    from compute.cluster.client import open_cluster, parse_memory
+    from compute.cluster.client import open_cluster
+    from compute.cluster.machine import parse_memory
+    from compute.prediction.coefficients import leave_one_out
     from compute.prediction.export import export_delta
-    from compute.prediction.predict_all import leave_one_out
 
     if other["export"] is None:
         raise ParameterError(

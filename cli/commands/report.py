@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 
+from bankdb.arrays.durable import write_whole
 from cli.display import shown_progress
-from cli.options import approach_option, bank_option, metric_option, opened
-from cli.parameters import Parameters
-from cli.tables import write_file
+from cli.options import Parameters, approach_option, bank_option, metric_option, opened
 
 # Without the network.
 _APPROACHES = ("all", "tuned", "ridge", "matching", "oracle")
@@ -68,7 +67,7 @@ def report(
         scored = reported_evaluations(bank, evaluations)
         ways = Parameters().combinations(metrics, approaches)
         gathered = gather(bank, ways, evaluations=scored, progress=shown_progress())
-    write_file(out, render(gathered, title=title, command=_command(context)))
+    write_whole(out, render(gathered, title=title, command=_command(context)))
     megabytes = out.stat().st_size / 1e6
     click.echo(f"wrote {out} ({megabytes:.1f} MB): {len(gathered.adapters)} adapters; open it in any browser")
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table
-from cli.tables import write_text
+from cli.display import print_json, print_table, write_text
 
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
     from bankdb.progress import Progress
     from compute.approaches.options import PredictionOptions
-    from compute.cluster.client import ClusterOptions
+    from compute.cluster.options import ClusterOptions
     from compute.evaluation.bank_sizes import SizeCurve
     from compute.evaluation.weight_space import WeightSpaceTable
 

@@ -11,11 +11,12 @@ from bankdb.errors import ParameterError
 from compute.approaches.by_distance import APPROACHES, coefficients
 from compute.approaches.groups import LEAVE_OUT
 from compute.approaches.neural.options import NeuralOptions
-from compute.combination.low_rank import check_rank
 from compute.metrics.base import Metric
 from compute.metrics.distributions import TokenCounts, median_sigma
 from compute.metrics.registry import canonical_metric_name, get_metric
 from compute.metrics.tfidf import inverse_document_frequencies
+
+FULL = "full"
 
 ALL_APPROACHES = (*APPROACHES, "neural", "matching", "tuned", "ridge", "oracle")
 NO_DISTANCES = ("uniform", "oracle")
@@ -155,3 +156,16 @@ class PredictionOptions:
             for key, value in chosen.items()
             if key not in {"metric", "approach"} and value != defaults[key]
         }
+
+
+def check_rank(rank: int | str | None) -> None:
+    """Check a rank as users give it: a whole number of at least 1, `full`, or None for the bank's.
+
+    Raises
+    ------
+    ParameterError
+        It is none of these.
+    """
+    whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+    if not whole and rank is not None and rank != FULL:
+        raise ParameterError(f"rank: expected a whole number of at least 1, or {FULL!r}, found {rank!r}")

@@ -5,23 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bankdb.arrays.remote import Location
 from bankdb.errors import ComputeError, ParameterError
-from bankdb.progress import Progress
-from bankdb.quiet import quiet_loggers
+from bankdb.progress import Progress, quiet_loggers
+from compute.cluster.machine import core_count, memory_budget
+from compute.cluster.options import Cluster, ClusterOptions
 from compute.cluster.scheduler import check_remote, remote_client
 from compute.cluster.workers import check_workers
 
 if TYPE_CHECKING:
     from distributed import Client
 
-_SIZES = {"": 1, "B": 1, "K": 1024, "KB": 1000, "KIB": 1024, "M": 2**20, "MB": 10**6, "MIB": 2**20,
-          "G": 2**30, "GB": 10**9, "GIB": 2**30, "T": 2**40, "TB": 10**12, "TIB": 2**40}  # fmt: skip
 
 # Dask and its dashboard log that they start, stop, and take another port.
 _CHATTY = ("distributed", "bokeh", "tornado.application")
@@ -33,96 +30,6 @@ _CALMED = {
     "distributed.admin.tick.interval": ("20ms", "500ms"),
     "distributed.worker.profile.interval": ("10ms", "100ms"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterOptions:
-    """Where tasks run. With neither scheduler given, a local cluster of `workers` processes starts.
-
-    Attributes
-    ----------
-    scheduler
-        Address of an existing scheduler, such as `tcp://host:8786`.
-    scheduler_file
-        File in which an existing scheduler left its address.
-    workers
-        Processes of a local cluster, one thread each; default: one for each core.
-    memory
-        Bytes that all tasks together may use; default: half of the memory of the machine, or of the
-        workers of a running scheduler.
-    processes
-        Whether a local cluster's workers are processes, or threads of this one.
-    tls_ca, tls_cert, tls_key
-        PEM files of a running scheduler's CA, and of this client's certificate and key: all or none.
-        Where given, nothing is sent that is not encrypted.
-    wait_workers, wait_seconds
-        Workers to wait for before anything runs, and for how long.
-    """
-
-    scheduler: str | None = None
-    scheduler_file: Path | None = None
-    workers: int | None = None
-    memory: int | None = None
-    processes: bool = True
-    tls_ca: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    wait_workers: int | None = None
-    wait_seconds: float = 300.0
-
-    @property
-    def remote(self) -> bool:
-        """Whether tasks run on a scheduler that somebody else started."""
-        return self.scheduler is not None or self.scheduler_file is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """An open client, the tasks that it runs at once, and the bytes that each of them may use.
-
-    `blas` is the threads of BLAS in a task on each host; None is one thread: a local cluster has a process
-    for each core.
-    """
-
-    client: Client
-    slots: int
-    task_budget: int
-    dashboard: str
-    blas: Mapping[str, int] | None = None
-
-
-def parse_memory(text: str) -> int:
-    """Return bytes from text such as `4GiB`, `500MB` or `1073741824`.
-
-    Raises
-    ------
-    ParameterError
-        The text is not a positive size.
-    """
-    compact = text.strip().replace(" ", "").upper()
-    number = compact.rstrip("BKMGTI")
-    factor = _SIZES.get(compact[len(number) :])
-    try:
-        size = float(number) * (factor or 0)
-    except ValueError:
-        size = 0.0
-    if not 1 <= size < 2**60:
-        raise ParameterError(f"memory: expected a size such as 4GiB or 500MB, found {text!r}")
-    return int(size)
-
-
-def machine_memory() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or its control group's."""
-    from distributed.system import MEMORY_LIMIT
-
-    return int(MEMORY_LIMIT)
-
-
-def core_count() -> int:
-    """Return the cores that this process may use: its affinity's, or its control group's."""
-    from dask.system import CPU_COUNT
-
-    return int(CPU_COUNT)
 
 
 @contextlib.contextmanager
@@ -159,15 +66,6 @@ def open_cluster(
         if budget is None:
             budget = memory_budget(options.memory) // slots
         yield Cluster(client, slots, budget, client.dashboard_link, blas)
-
-
-def memory_budget(asked: int | None) -> int:
-    """Return the bytes that may be used: what was asked for, or half of the machine's memory."""
-    if asked is None:
-        return machine_memory() // 2
-    if asked < 1:
-        raise ParameterError(f"memory: expected at least 1 byte, found {asked}; give a size such as 4GiB")
-    return asked
 
 
 def _check(options: ClusterOptions) -> None:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bankdb.errors import ComputeError, ParameterError
-from bankdb.progress import Progress
-from bankdb.quiet import quiet_loggers
+from bankdb.progress import Progress, quiet_loggers
 
 if TYPE_CHECKING:
     from distributed import Client, Security
 
-    from compute.cluster.client import ClusterOptions
+    from compute.cluster.options import ClusterOptions
 
 _CONNECT_SECONDS = 20.0
 

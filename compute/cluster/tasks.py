@@ -13,9 +13,9 @@ from typing import Any
 from bankdb.errors import BankError, ComputeError
 from bankdb.progress import Progress
 from compute.cluster.blas import blas_threads, bounded_blas
-from compute.cluster.client import Cluster
+from compute.cluster.machine import roomy
 from compute.cluster.memory import keep_freed
-from compute.combination.plan import roomy
+from compute.cluster.options import Cluster
 
 # How often a run that waits looks whether there are workers, and how long it bears that there are none.
 _LOOK_SECONDS, _ALONE_SECONDS = 2.0, 120.0

@@ -6,79 +6,23 @@ than the bank's is brought to it by multiplying its B columns by `scaling / bank
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.adapter_store import AdapterStore
-from bankdb.arrays.uncached import UncachedReader
+from bankdb.arrays.shard_format import Float32
 from bankdb.errors import BankFormatError, ComputeError
-from compute.cluster.client import core_count
+from bankdb.scaled_rows import Sources, read_scaled, read_scaled_into
+from compute.cluster.machine import core_count
 from compute.combination.products import accumulate, one_hot, product
-
-Float32 = NDArray[np.float32]
 
 # Of a single combination: sources added at once, and chunks of each that are read while its file is open. Together
 # they stay in cache.
 _TOGETHER = 4
 _CHUNKS_READ = 8
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sources:
-    """The rows that are combined.
-
-    Attributes
-    ----------
-    rows
-        Rows of the adapters' array, shape (N,).
-    ratios
-        float32, shape (N,): each source's scaling over the bank's; 1 leaves it as it is.
-    b_segments
-        Half-open column ranges of the B factors.
-    """
-
-    rows: NDArray[np.int64]
-    ratios: Float32
-    b_segments: tuple[tuple[int, int], ...]
-
-
-def read_scaled(
-    store: AdapterStore, sources: Sources, which: Sequence[int], start: int, stop: int
-) -> Float32:
-    """Read columns of some sources at the bank's scaling, shape (len(which), stop - start)."""
-    panel = np.empty((len(which), stop - start), dtype=np.float32)
-    read_scaled_into(panel, store, sources, which, start, stop)
-    return panel
-
-
-def read_scaled_into(
-    panel: Float32,
-    store: AdapterStore,
-    sources: Sources,
-    which: Sequence[int],
-    start: int,
-    stop: int,
-    uncached: UncachedReader | None = None,
-) -> None:
-    """Read as `read_scaled` does, into rows of `panel` that are there already."""
-    store.read_into(sources.rows[list(which)].tolist(), start, stop, panel, uncached)
-    ratios = sources.ratios[list(which)]
-    scaled = np.flatnonzero(ratios != 1).tolist()
-    if not scaled:
-        return
-    inside = [
-        slice(max(first, start) - start, min(last, stop) - start)
-        for first, last in sources.b_segments
-        if first < stop and last > start
-    ]
-    with np.errstate(over="ignore"):  # whoever combines it looks at the result
-        for position in scaled:
-            for columns in inside:
-                panel[position, columns] *= ratios[position]
 
 
 def combine_columns(

@@ -18,14 +18,14 @@ from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, BankFormatError, ParameterError, PlanError
 from bankdb.peft.config import scaling as scaling_of
-from bankdb.peft.layout import B_SUFFIX, AdapterLayout, TensorSpec
+from bankdb.peft.layout import AdapterLayout, Module, TensorSpec, layout_of_rank, modules_of
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
+from compute.approaches.options import FULL, check_rank
 from compute.cluster.blas import bounded_blas
-from compute.cluster.client import core_count, memory_budget
+from compute.cluster.machine import core_count, memory_budget
 from compute.combination.low_rank import (
     LowRank,
-    chosen_rank,
     is_stacked,
     matrix_bytes,
     product_bytes,
@@ -35,7 +35,6 @@ from compute.combination.low_rank import (
 
 Float64 = NDArray[np.float64]
 
-_A_SUFFIX = ".lora_A.weight"
 # Columns read at once: chunks are shared by modules, and each is decoded as often as it is read.
 _PANEL = 1 << 19
 
@@ -95,31 +94,6 @@ class _Sources:
     def stacked(self) -> int:
         """Sum of their ranks, R."""
         return len(self.rows) * self.rank
-
-
-@dataclass(frozen=True, slots=True)
-class _Module:
-    """A module's name in the base model, and its two factors."""
-
-    name: str
-    a: TensorSpec
-    b: TensorSpec
-
-    @property
-    def d_out(self) -> int:
-        return self.b.shape[0]
-
-    @property
-    def d_in(self) -> int:
-        return self.a.shape[1]
-
-    @property
-    def start(self) -> int:
-        return min(self.a.offset, self.b.offset)
-
-    @property
-    def stop(self) -> int:
-        return max(self.a.offset + self.a.size, self.b.offset + self.b.size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,7 +174,7 @@ def delta_adapter(
     form = _form(bank, sources.stacked, rank)
     budget = max(memory_budget(memory) - 8 * form.layout.size, 0)
     root = np.sqrt(form.scaling)
-    modules = _modules(bank.layout)
+    modules = modules_of(bank.layout)
     tensors, retained = {}, {}
     progress.begin("delta space", len(modules))
     for module, found in _combined(sources, modules, form.layout.rank, budget):
@@ -213,8 +187,8 @@ def delta_adapter(
 
 
 def _combined(
-    sources: _Sources, modules: Sequence[_Module], rank: int, budget: int
-) -> Iterator[tuple[_Module, LowRank]]:
+    sources: _Sources, modules: Sequence[Module], rank: int, budget: int
+) -> Iterator[tuple[Module, LowRank]]:
     """Yield each module's sum, cut to the rank: on all cores where memory allows, a module a core.
 
     LAPACK on one thread each: on two, matrices of a few hundred rows take three times as long.
@@ -262,10 +236,10 @@ def check_rank_fits(bank: AdapterBank, rank: int | str | None) -> None:
 
 def _form(bank: AdapterBank, stacked: int, rank: int | str | None) -> DeltaForm:
     layout = bank.layout
-    shapes = [(module.d_out, module.d_in) for module in _modules(layout)]
+    shapes = [(module.d_out, module.d_in) for module in modules_of(layout)]
     chosen = chosen_rank(rank, layout.rank, stacked, shapes)
     return DeltaForm(
-        layout if chosen == layout.rank else _layout_of_rank(layout, chosen), *_alpha(bank, chosen)
+        layout if chosen == layout.rank else layout_of_rank(layout, chosen), *_alpha(bank, chosen)
     )
 
 
@@ -286,24 +260,7 @@ def _alpha(bank: AdapterBank, rank: int) -> tuple[float, bool]:
     return float(max(1, round(same))), about.use_rslora
 
 
-def _modules(layout: AdapterLayout) -> list[_Module]:
-    specs = {spec.name: spec for spec in layout.tensors}
-    found = []
-    for name, a in specs.items():
-        if name.endswith(_A_SUFFIX):
-            path = name.removesuffix(_A_SUFFIX)
-            found.append(_Module(path.removeprefix("base_model.model."), a, specs[path + B_SUFFIX]))
-    return found
-
-
-def _layout_of_rank(layout: AdapterLayout, rank: int) -> AdapterLayout:
-    shapes = {}
-    for module in _modules(layout):
-        shapes[module.a.name], shapes[module.b.name] = (rank, module.d_in), (module.d_out, rank)
-    return AdapterLayout.from_shapes(shapes, rank, layout.target_modules, layout.fan_in_fan_out)
-
-
-def _needed(sources: _Sources, module: _Module) -> tuple[int, int]:
+def _needed(sources: _Sources, module: Module) -> tuple[int, int]:
     """Return the bytes that a module takes whatever is read at once, and those for each source read."""
     shape = sources.stacked, module.d_out, module.d_in
     fixed = product_bytes(*shape) if is_stacked(*shape) else matrix_bytes(*shape[1:])
@@ -311,7 +268,7 @@ def _needed(sources: _Sources, module: _Module) -> tuple[int, int]:
     return fixed, 20 * (module.a.size + module.b.size)
 
 
-def _check_budget(sources: _Sources, modules: Sequence[_Module], budget: int) -> int:
+def _check_budget(sources: _Sources, modules: Sequence[Module], budget: int) -> int:
     """Return the bytes that the largest module needs; raise PlanError, before anything is read, if too many."""
     needed = {module.name: sum(_needed(sources, module)) for module in modules}
     largest = max(needed, key=lambda name: needed[name])
@@ -323,9 +280,9 @@ def _check_budget(sources: _Sources, modules: Sequence[_Module], budget: int) ->
     return needed[largest]
 
 
-def _groups(modules: Sequence[_Module], widest: int) -> Iterator[list[_Module]]:
+def _groups(modules: Sequence[Module], widest: int) -> Iterator[list[Module]]:
     """Cut the modules, in the order of the layout, into groups of at most `widest` columns, or of one module."""
-    group: list[_Module] = []
+    group: list[Module] = []
     for module in modules:
         if group and module.stop - group[0].start > widest:
             yield group
@@ -334,7 +291,7 @@ def _groups(modules: Sequence[_Module], widest: int) -> Iterator[list[_Module]]:
     yield group
 
 
-def _read_panel(sources: _Sources, group: Sequence[_Module], left: int) -> _Panel | None:
+def _read_panel(sources: _Sources, group: Sequence[Module], left: int) -> _Panel | None:
     """Read the columns of some modules of all sources at once, if they fit what is left of the budget."""
     start, stop = group[0].start, max(module.stop for module in group)
     if 4 * len(sources.rows) * (stop - start) > left:
@@ -343,7 +300,7 @@ def _read_panel(sources: _Sources, group: Sequence[_Module], left: int) -> _Pane
 
 
 def _combine_module(
-    sources: _Sources, module: _Module, panel: _Panel | None, rank: int, budget: int
+    sources: _Sources, module: Module, panel: _Panel | None, rank: int, budget: int
 ) -> LowRank:
     """Combine one module in so many bytes, beside the panel."""
     fixed, each = _needed(sources, module)
@@ -361,7 +318,7 @@ def _combine_module(
 
 
 def _factors(
-    sources: _Sources, module: _Module, panel: _Panel | None, batch: int
+    sources: _Sources, module: Module, panel: _Panel | None, batch: int
 ) -> Iterator[tuple[Float64, Float64, slice]]:
     """Yield the factors of some sources below each other: w s B transposed, A, and their place in all."""
     for first in range(0, len(sources.rows), batch):
@@ -390,3 +347,41 @@ def _read(store: AdapterStore, rows: Sequence[int], start: int, stop: int) -> ND
                 "`bank verify --repair` restores it from its source"
             )
     return panel
+
+
+def exact_rank(stacked: int, d_out: int, d_in: int) -> int:
+    """Return the smallest rank that holds every sum of products whose ranks add up to `stacked`."""
+    return min(stacked, d_out, d_in)
+
+
+def chosen_rank(asked: int | str | None, own: int, stacked: int, shapes: Sequence[tuple[int, int]]) -> int:
+    """Return the one rank that all modules of a combined adapter get.
+
+    Parameters
+    ----------
+    asked
+        A whole number; `full` for the smallest that cuts nothing in any module; None for `own`.
+    own
+        Rank of the sources.
+    stacked
+        Sum of the ranks of the sources that are used.
+    shapes
+        (d_out, d_in) of each module.
+
+    Raises
+    ------
+    ParameterError
+        Not a rank, or above what any module of these shapes can have.
+    """
+    check_rank(asked)
+    if asked == FULL:
+        return max(exact_rank(stacked, *shape) for shape in shapes)
+    if asked is None:
+        return own
+    largest = max(min(shape) for shape in shapes)
+    if int(asked) > max(largest, own):
+        raise ParameterError(
+            f"rank: expected at most {max(largest, own)}, the largest rank of any module, found {asked}; "
+            f"{FULL!r} is the smallest that cuts nothing"
+        )
+    return int(asked)

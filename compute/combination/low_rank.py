@@ -10,18 +10,13 @@ Everything is in double precision: the sources are float32, so that nothing of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh, qr, svd
 
-from bankdb.errors import ParameterError
-
 Float64 = NDArray[np.float64]
-
-FULL = "full"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,57 +36,6 @@ class LowRank:
     b: Float64
     a: Float64
     retained: float
-
-
-def exact_rank(stacked: int, d_out: int, d_in: int) -> int:
-    """Return the smallest rank that holds every sum of products whose ranks add up to `stacked`."""
-    return min(stacked, d_out, d_in)
-
-
-def check_rank(rank: int | str | None) -> None:
-    """Check a rank as users give it: a whole number of at least 1, `full`, or None for the bank's.
-
-    Raises
-    ------
-    ParameterError
-        It is none of these.
-    """
-    whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-    if not whole and rank is not None and rank != FULL:
-        raise ParameterError(f"rank: expected a whole number of at least 1, or {FULL!r}, found {rank!r}")
-
-
-def chosen_rank(asked: int | str | None, own: int, stacked: int, shapes: Sequence[tuple[int, int]]) -> int:
-    """Return the one rank that all modules of a combined adapter get.
-
-    Parameters
-    ----------
-    asked
-        A whole number; `full` for the smallest that cuts nothing in any module; None for `own`.
-    own
-        Rank of the sources.
-    stacked
-        Sum of the ranks of the sources that are used.
-    shapes
-        (d_out, d_in) of each module.
-
-    Raises
-    ------
-    ParameterError
-        Not a rank, or above what any module of these shapes can have.
-    """
-    check_rank(asked)
-    if asked == FULL:
-        return max(exact_rank(stacked, *shape) for shape in shapes)
-    if asked is None:
-        return own
-    largest = max(min(shape) for shape in shapes)
-    if int(asked) > max(largest, own):
-        raise ParameterError(
-            f"rank: expected at most {max(largest, own)}, the largest rank of any module, found {asked}; "
-            f"{FULL!r} is the smallest that cuts nothing"
-        )
-    return int(asked)
 
 
 def truncate_product(b_transposed: Float64, a: Float64, rank: int) -> LowRank:

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.adapter_store import AdapterStore
+from bankdb.arrays.durable import fsync_folders
 from bankdb.arrays.remote import Location, located
 from bankdb.arrays.shards import shards_of
-from bankdb.arrays.zarr_arrays import chunk_file, fsync_folders, open_array, read_region
+from bankdb.arrays.zarr_arrays import chunk_file, open_array, read_region
 from bankdb.errors import BankFormatError, ComputeError
+from bankdb.scaled_rows import Sources, read_scaled_into
 from compute.cluster.memory import give_back
-from compute.combination.combine import Sources, check_finite, combine_columns, combine_held, read_scaled_into
+from compute.combination.combine import check_finite, combine_columns, combine_held
 from compute.combination.plan import SHARD_ROWS, Panel, PanelPart, split_panel
 from compute.combination.products import spread_rows
 

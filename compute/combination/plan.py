@@ -5,14 +5,12 @@ Nothing here knows arrays, files or Dask; a plan can be tested without running i
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bankdb.errors import PlanError
+from compute.cluster.machine import mebibytes
 
-# Rows and columns of a chunk of the stored distance matrix; a tile is a square of whole chunks.
-CHUNK_ROWS = 64
 # Rows of a shard of the stored predictions; a panel is made of whole shards.
 SHARD_ROWS = 16
 # Targets multiplied at once, where the sources are held: more make the matrix product hardly faster, and fewer
@@ -28,36 +26,6 @@ SPARSE_STRIP = 2048
 # Columns between rows of large arrays that are multiplied: rows apart by a power of two are in each other's way in
 # the cache, and a product takes 15% longer.
 ROW_GAP = 1040
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A rectangle of the distance matrix on or above the diagonal, in rows of the bank, half-open.
-
-    The task of a tile computes its mirror below the diagonal too.
-    """
-
-    row_start: int
-    row_stop: int
-    column_start: int
-    column_stop: int
-
-    @property
-    def diagonal(self) -> bool:
-        """Whether the tile is its own mirror."""
-        return self.row_start == self.column_start
-
-    @property
-    def name(self) -> str:
-        """A name that is unique in a plan, and sorts by place."""
-        return f"{self.row_start:06d}-{self.column_start:06d}-{self.row_stop - self.row_start}"
-
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        """The chunks on and above the diagonal that the tile covers, by chunk number."""
-        for i in range(self.row_start // CHUNK_ROWS, -(-self.row_stop // CHUNK_ROWS)):
-            for j in range(self.column_start // CHUNK_ROWS, -(-self.column_stop // CHUNK_ROWS)):
-                if i <= j:
-                    yield i, j
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,57 +69,6 @@ class PanelPart:
     start: int
     stop: int
     name: str
-
-
-def roomy(budget: int) -> int:
-    """Return the bytes of a budget that tasks use at the most where workers keep what these free for the next.
-
-    The rest is for arrays that do not fit where others were.
-    """
-    return budget * 3 // 4
-
-
-def chunk_count(rows: int) -> int:
-    """Return how many chunks of the distance matrix cover `rows` rows."""
-    return -(-rows // CHUNK_ROWS)
-
-
-def largest_side(rows: int, *, budget: int, workspace: Callable[[int], int]) -> int:
-    """Return the chunks on the side of the largest tile that fits, at most those of the whole matrix.
-
-    Parameters
-    ----------
-    budget
-        Bytes that one task may use.
-    workspace
-        Bytes that a task of a square tile of so many rows uses; it does not fall as tiles grow.
-
-    Raises
-    ------
-    PlanError
-        Not even a tile of one chunk fits the budget.
-    """
-    smallest = min(CHUNK_ROWS, rows)
-    if workspace(smallest) > budget:
-        raise PlanError(
-            f"a tile of {smallest} datasets needs {_mib(workspace(smallest))}, but a task may use "
-            f"{_mib(budget)}; raise --memory, or lower --workers"
-        )
-    sides = range(1, chunk_count(rows) + 1)
-    return bisect_right(sides, budget, key=lambda side: workspace(min(side * CHUNK_ROWS, rows)))
-
-
-def cover(rows: int, missing: Collection[tuple[int, int]], side: int) -> tuple[Tile, ...]:
-    """Return the tiles of `side` chunks that hold a missing chunk on or above the diagonal; each chunk is in one."""
-    edges = sorted({(i // side * side, j // side * side) for i, j in missing})
-    return tuple(_tile(i, j, side, rows) for i, j in edges)
-
-
-def _tile(i: int, j: int, side: int, rows: int) -> Tile:
-    def edge(block: int) -> int:
-        return min(block * CHUNK_ROWS, rows)
-
-    return Tile(edge(i), edge(i + side), edge(j), edge(j + side))
 
 
 def panel_bytes(block: int, batch: int, sources: int, chunk: int, *, blocks: int = 2) -> int:
@@ -220,7 +137,7 @@ def _plan_ranges(targets: int, sources: int, chunk: int, budget: int) -> tuple[i
     smallest = panel_bytes(least, 1, sources, chunk, blocks=1)
     if smallest > budget:
         raise PlanError(
-            f"a panel of {least} targets needs {_mib(smallest)}, but a task may use {_mib(budget)}; "
+            f"a panel of {least} targets needs {mebibytes(smallest)}, but a task may use {mebibytes(budget)}; "
             "raise --memory, or lower --workers"
         )
     room = budget - smallest
@@ -256,51 +173,72 @@ def split_panel(panel: Panel, targets: int, groups: int) -> tuple[PanelPart, ...
     return tuple(parts)
 
 
-def plan_slices(parameters: int, rows: int, *, chunk: int, budget: int, pieces: int) -> tuple[range, ...]:
-    """Cut the columns into slices of whole chunks, for sums over all columns of `rows` rows.
-
-    Parameters
-    ----------
-    pieces
-        How many slices there should be at least, where there are chunks enough.
-
-    Raises
-    ------
-    PlanError
-        The N x N sum and one chunk of every row do not fit the budget.
-    """
-    needed = slice_bytes(rows, chunk, 1)
-    if needed > budget:
-        raise PlanError(
-            f"the Gram matrix of {rows} adapters needs {_mib(needed)} in a task, which may use {_mib(budget)}; "
-            "raise --memory, or lower --workers"
-        )
-    chunks = -(-parameters // chunk)
-    each = max(1, chunks // max(1, pieces)) * chunk
-    return tuple(range(start, min(start + each, parameters)) for start in range(0, parameters, each))
-
-
-def reads_ahead(rows: int, *, chunk: int, budget: int) -> bool:
-    """Return whether a task that sums over columns may hold two chunks of every row, one being read."""
-    return slice_bytes(rows, chunk, 2) <= budget
-
-
-def slice_bytes(rows: int, chunk: int, held: int) -> int:
-    """Return the bytes that a task uses which sums over columns, holding so many chunks of every row."""
-    # The sum, and while it is stored two copies of it; before that, the sum over a chunk and over a strip.
-    return 3 * 8 * rows * rows + 4 * chunk * (held * rows + 2)
-
-
 def following(slices: Sequence[range], index: int, slots: int) -> tuple[int, int]:
     """Return the columns that a worker is likely to be given after slice `index`, half-open; (0, 0) after the last."""
     later = index + slots
     return (slices[later].start, slices[later].stop) if later < len(slices) else (0, 0)
 
 
-def contiguous(values: Sequence[int], start: int, stop: int) -> tuple[int, int]:
-    """Return the positions in ascending `values` that lie in [start, stop), half-open."""
-    return bisect_left(values, start), bisect_left(values, stop)
+@dataclass(frozen=True, slots=True)
+class CombinationPlan:
+    """C @ Theta of several runs over the same sources, in one pass over these.
+
+    Attributes
+    ----------
+    targets
+        Of each run; the sources are as many.
+    """
+
+    targets: int
+    parameters: int
+    runs: int
+    panels: tuple[Panel, ...]
+
+    def parts(self, panel: Panel) -> tuple[PanelPart, ...]:
+        """Return the part of each run in a panel."""
+        return split_panel(panel, self.targets, self.runs)
+
+    @property
+    def read(self) -> int:
+        """Bytes that all tasks read where every source has a coefficient: sources, and the coefficients."""
+        sources = sum(4 * (panel.stop - panel.start) * self.targets for panel in self.panels)
+        rows = sum(
+            (2 if panel.held else 1) * (part.stop - part.start)
+            for panel in self.panels
+            for part in self.parts(panel)
+        )
+        return sources + 4 * rows * self.targets
+
+    @property
+    def written(self) -> int:
+        """Bytes of predictions that all tasks write."""
+        return 4 * self.runs * self.targets * self.parameters
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the largest task uses."""
+        return max(
+            panel_bytes(panel.block, panel.batch, self.targets, panel.stop - panel.start)
+            if panel.held
+            else panel_bytes(
+                panel.target_stop - panel.target_start,
+                panel.batch,
+                self.targets,
+                panel.stop - panel.start,
+                blocks=1,
+            )
+            for panel in self.panels
+        )
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
+def plan_combination(targets: int, parameters: int, runs: int, *, chunk: int, budget: int) -> CombinationPlan:
+    """Plan the predictions of all targets from each other, of one or several runs at once.
+
+    Raises
+    ------
+    PlanError
+        Not even one shard of targets fits the budget.
+    """
+    rows = (runs - 1) * padded(targets) + targets
+    panels = plan_panels(rows, targets, parameters, chunk=chunk, budget=budget)
+    return CombinationPlan(targets, parameters, runs, panels)

@@ -10,28 +10,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.arrays.durable import delete_tree, fsync_path, fsync_tree
 from bankdb.arrays.remote import Location
-from bankdb.arrays.zarr_arrays import (
-    column_chunk,
-    create_array,
-    delete_tree,
-    ensure_group,
-    fsync_path,
-    fsync_tree,
-    open_array,
-    stored_chunks,
-)
+from bankdb.arrays.zarr_arrays import column_chunk, create_array, ensure_group, open_array, stored_chunks
 from bankdb.bank import AdapterBank
 from bankdb.errors import PlanError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
+from bankdb.scaled_rows import Sources
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import Cluster
+from compute.cluster.options import Cluster
 from compute.cluster.tasks import run_tasks
-from compute.combination.combine import Sources
 from compute.combination.panel import combine_panel
-from compute.combination.plan import COEFFICIENT_ROWS, SHARD_ROWS, PanelPart, following
-from compute.plans import plan_combination
+from compute.combination.plan import COEFFICIENT_ROWS, SHARD_ROWS, PanelPart, following, plan_combination
 
 Opened = tuple[RunRecord, Location]
 

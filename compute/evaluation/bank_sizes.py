@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from bankdb.errors import ParameterError
 from compute.approaches.groups import same_unit
 from compute.approaches.options import NO_DISTANCES, PredictionOptions
-from compute.approaches.oracle import oracle, weight_space_errors
+from compute.approaches.oracle import oracle
 from compute.approaches.registry import leave_one_out_coefficients, needs_matrices, new_coefficients
+from compute.approaches.weight_errors import weight_space_errors
 
 FloatArray = NDArray[np.float64]
 

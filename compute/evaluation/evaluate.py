@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 
 from bankdb.bank import AdapterBank
-from bankdb.catalog.database import now
-from bankdb.catalog.generations import GenerationKey, GenerationRecord
 from bankdb.datasets.held_out import HeldOut, held_out_files, read_held_out
-from bankdb.errors import BankError, DatasetError, ParameterError
-from bankdb.messages import listed
+from bankdb.errors import BankError, DatasetError, ParameterError, listed
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import AdapterRecord
+from bankdb.records import AdapterRecord, GenerationKey, GenerationRecord, now
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import ClusterOptions
 from compute.evaluation.bootstrap import RESAMPLES
 from compute.evaluation.jobs import Job, Machine, generate_missing
 from compute.evaluation.records import (

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bankdb.bank import AdapterBank
-from bankdb.catalog.generations import GenerationKey, GenerationRecord
 from bankdb.datasets.held_out import HeldOut
 from bankdb.errors import DatasetError
 from bankdb.progress import Progress
-from compute.cluster.client import core_count
+from bankdb.records import GenerationKey, GenerationRecord
+from compute.cluster.machine import core_count
 from compute.evaluation.systems import EvaluatedAdapter, adapter_tensors
 from compute.generation.generate import Answers, Generator, load_generator, threads_of_torch
 from compute.generation.prompts import Prompts, encode_prompts

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bankdb.arrays.zarr_arrays import fsync_path
+from bankdb.arrays.durable import fsync_path
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankFormatError, BankNotFoundError
-from bankdb.messages import listed
+from bankdb.errors import BankFormatError, BankNotFoundError, listed
 from bankdb.strict_json import parse_object
 
 FORMAT = 1

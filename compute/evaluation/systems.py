@@ -16,14 +16,14 @@ from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.bank import AdapterBank
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
+from bankdb.scaled_rows import sources_of
 from compute.approaches.options import NO_DISTANCES, PredictionOptions
-from compute.approaches.oracle import weight_space_errors
-from compute.cluster.client import Cluster
+from compute.approaches.weight_errors import weight_space_errors
+from compute.cluster.options import Cluster
 from compute.combination.combine import combine_one
 from compute.combination.delta import check_rank_fits, delta_adapter
 from compute.evaluation.records import BASE, OWN, System
-from compute.prediction.matrices import sources_of
-from compute.prediction.predict_all import Coefficients, all_coefficients
+from compute.prediction.coefficients import Coefficients, all_coefficients
 
 BASE_SHA256 = hashlib.sha256(b"no adapter").hexdigest()
 LISTED_SOURCES = 8

@@ -23,10 +23,11 @@ from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
 from compute.approaches.groups import LEAVE_OUT, units_of
 from compute.approaches.options import NO_DISTANCES, PredictionOptions
-from compute.approaches.oracle import WeightSpaceErrors, weight_space_errors
-from compute.cluster.client import Cluster
+from compute.approaches.weight_errors import WeightSpaceErrors, weight_space_errors
+from compute.cluster.options import Cluster
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
-from compute.prediction.predict_all import Coefficients, all_coefficients, bank_matrices
+from compute.prediction.coefficients import Coefficients, all_coefficients
+from compute.prediction.matrices import bank_matrices
 
 FloatArray = NDArray[np.float64]
 REFERENCE = ("jensen-shannon", "normalized")

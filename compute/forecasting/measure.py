@@ -12,21 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from bankdb.arrays.durable import delete_tree
 from bankdb.arrays.remote import Location
-from bankdb.arrays.zarr_arrays import create_array, delete_tree, open_array
+from bankdb.arrays.zarr_arrays import create_array, open_array
 from bankdb.progress import Progress
 from compute.approaches.by_distance import coefficients
 from compute.approaches.neural.leave_one_out import train
 from compute.approaches.neural.options import NeuralOptions
-from compute.cluster.client import Cluster, core_count
+from compute.cluster.machine import core_count
+from compute.cluster.options import Cluster
 from compute.cluster.tasks import run_tasks
-from compute.combination.plan import CHUNK_ROWS
 from compute.forecasting.rates import MetricRate, Rates
 from compute.forecasting.storage import best_seconds, storage_rates
-from compute.gram.matrix import partial_gram
+from compute.gram.slices import partial_gram
 from compute.metrics.base import Metric
 from compute.metrics.distributions import TokenCounts
 from compute.metrics.registry import FURTHER_METRIC_NAMES, METRIC_NAMES, get_metric
+from compute.pairwise.plan import CHUNK_ROWS
 
 # Of the products: sources, targets and columns; as of a panel, but narrower.
 _SOURCES, _TARGETS, _COLUMNS = 256, 128, 32_768

@@ -15,18 +15,17 @@ from itertools import combinations_with_replacement
 import numpy as np
 
 from bankdb.arrays.zarr_arrays import column_chunk
-from bankdb.bank import AdapterBank
+from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.errors import ParameterError, PlanError
 from compute.approaches.neural.network import BATCH
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.options import NO_DISTANCES, PredictionOptions
 from compute.approaches.registry import needs_gram
-from compute.combination.plan import CHUNK_ROWS, SHARD_ROWS, chunk_count
+from compute.combination.plan import SHARD_ROWS, plan_combination
+from compute.gram.plan import plan_gram
 from compute.metrics.base import Metric
 from compute.metrics.registry import get_metric
-from compute.pairwise.matrix import ready_adapters
-from compute.pairwise.plan import PlannedTile, plan_distances, tile_bytes
-from compute.plans import plan_combination, plan_gram
+from compute.pairwise.plan import CHUNK_ROWS, PlannedTile, chunk_count, plan_distances, tile_bytes
 
 # Bytes of a stored token id with its count.
 _COUNT_BYTES = 8

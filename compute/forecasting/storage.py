@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.arrays.durable import fsync_path
 from bankdb.arrays.remote import Location, RemotePath, located, object_size, read_ranges
 from bankdb.arrays.shards import shards_of
-from bankdb.arrays.zarr_arrays import CHUNK_COLUMNS, create_array, fsync_path, open_array
-from compute.combination.plan import CHUNK_ROWS, SHARD_ROWS
+from bankdb.arrays.zarr_arrays import CHUNK_COLUMNS, create_array, open_array
+from compute.combination.plan import SHARD_ROWS
+from compute.pairwise.plan import CHUNK_ROWS
 
 if TYPE_CHECKING:
     import zarr

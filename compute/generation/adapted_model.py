@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.errors import AdapterError
-from bankdb.messages import listed
+from bankdb.errors import AdapterError, listed
 from bankdb.peft.layout import B_SUFFIX, AdapterLayout
 
 if TYPE_CHECKING:
     import torch
 
-_A_SUFFIX = ".lora_A.weight"
+A_SUFFIX = ".lora_A.weight"
 _PREFIX = "base_model.model."
 
 
@@ -61,7 +60,7 @@ class AdaptedModel:
         self._slots = {name: _slot(model, name) for name in self._names}
         shapes = {spec.name: spec.shape for spec in layout.tensors}
         for name, slot in self._slots.items():
-            d_out, d_in = shapes[name + B_SUFFIX][0], shapes[name + _A_SUFFIX][1]
+            d_out, d_in = shapes[name + B_SUFFIX][0], shapes[name + A_SUFFIX][1]
             if slot.shape != (d_out, d_in):
                 raise AdapterError(
                     f"{name}: the bank's adapters fit a weight of {(d_out, d_in)}, the base model's is of "
@@ -92,7 +91,7 @@ class AdaptedModel:
 
         _check(tensors, {name: slot.shape for name, slot in self._slots.items()})
         for name, slot in self._slots.items():
-            a, b = (_torch(tensors[name + suffix], slot.weight.device) for suffix in (_A_SUFFIX, B_SUFFIX))
+            a, b = (_torch(tensors[name + suffix], slot.weight.device) for suffix in (A_SUFFIX, B_SUFFIX))
             delta = (b @ a).mul_(scaling)
             merged = slot.original.float() + (delta.T if slot.transposed else delta)
             if not torch.isfinite(merged).all():
@@ -122,9 +121,9 @@ def module_names(names: Any) -> list[str]:
     """Return the modules that tensors belong to; raises AdapterError for one that is neither A nor B."""
     modules: dict[str, set[str]] = {}
     for name in names:
-        suffix = next((end for end in (_A_SUFFIX, B_SUFFIX) if name.endswith(end)), None)
+        suffix = next((end for end in (A_SUFFIX, B_SUFFIX) if name.endswith(end)), None)
         if suffix is None:
-            raise AdapterError(f"{name}: expected a name that ends in {_A_SUFFIX} or {B_SUFFIX}")
+            raise AdapterError(f"{name}: expected a name that ends in {A_SUFFIX} or {B_SUFFIX}")
         modules.setdefault(name.removesuffix(suffix), set()).add(suffix)
     half = sorted(name for name, suffixes in modules.items() if len(suffixes) < 2)
     if half:
@@ -167,7 +166,7 @@ def _torch(values: NDArray[Any], device: Any) -> torch.Tensor:
 
 
 def _check(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, int]]) -> None:
-    expected = {name + suffix for name in shapes for suffix in (_A_SUFFIX, B_SUFFIX)}
+    expected = {name + suffix for name in shapes for suffix in (A_SUFFIX, B_SUFFIX)}
     missing, unused = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
     if missing or unused:
         what = [f"missing {listed(missing, 3)}"] * bool(missing) + [f"not used {listed(unused, 3)}"] * bool(
@@ -177,6 +176,6 @@ def _check(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, 
             f"the adapter's tensors are not those of the base model's modules: {'; '.join(what)}"
         )
     for name, (d_out, d_in) in shapes.items():
-        a, b = tensors[name + _A_SUFFIX].shape, tensors[name + B_SUFFIX].shape
+        a, b = tensors[name + A_SUFFIX].shape, tensors[name + B_SUFFIX].shape
         if len(a) != 2 or a != (b[-1], d_in) or b != (d_out, a[0]):
             raise AdapterError(f"{name}: expected A of (r, {d_in}) and B of ({d_out}, r), found {a} and {b}")

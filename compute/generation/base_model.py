@@ -6,9 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from bankdb.errors import BankError
-from bankdb.messages import listed, one_line
-from bankdb.quiet import quiet_loggers
+from bankdb.errors import BankError, listed, one_line
+from bankdb.progress import quiet_loggers
 
 _BLOCK = 65_536
 _BLOCKS = 64

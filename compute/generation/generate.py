@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from bankdb.datasets.tokenizer import BankTokenizer
-from bankdb.errors import BankError, DatasetError, ParameterError
-from bankdb.messages import listed, one_line
+from bankdb.errors import BankError, DatasetError, ParameterError, listed, one_line
 from bankdb.peft.layout import AdapterLayout
-from bankdb.quiet import quiet_loggers
+from bankdb.progress import quiet_loggers
 from compute.generation.adapted_model import AdaptedModel
 from compute.generation.prompts import Prompts, plan_batches
 

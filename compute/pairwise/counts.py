@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.arrays.durable import delete_tree, folders_in
 from bankdb.arrays.remote import Location
 from bankdb.arrays.zarr_arrays import (
     appearing_group,
     array_store,
-    delete_tree,
     ensure_group,
-    folders_in,
     is_whole,
     open_array,
     read_region,
 )
 from bankdb.records import AdapterRecord
-from compute.combination.plan import contiguous
 from compute.metrics.distributions import TokenCounts
 
 if TYPE_CHECKING:
@@ -96,3 +95,8 @@ def read_counts(path: Location, start: int, stop: int) -> tuple[NDArray[np.int64
 
 def _read(path: Location, name: str, first: int | None, last: int | None) -> NDArray[Any]:
     return read_region(open_array(path / name), slice(first, last), f"delete {path}; {AGAIN}")
+
+
+def contiguous(values: Sequence[int], start: int, stop: int) -> tuple[int, int]:
+    """Return the positions in ascending `values` that lie in [start, stop), half-open."""
+    return bisect_left(values, start), bisect_left(values, stop)

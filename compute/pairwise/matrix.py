@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.arrays.durable import fsync_path
 from bankdb.arrays.remote import Location
-from bankdb.arrays.zarr_arrays import create_array, ensure_group, fsync_path, grow_array, open_array
-from bankdb.bank import AdapterBank
-from bankdb.errors import BankNotFoundError, ComputeError
+from bankdb.arrays.zarr_arrays import create_array, ensure_group, grow_array, open_array
+from bankdb.bank import AdapterBank, ready_adapters
+from bankdb.errors import ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
-from compute.cluster.client import Cluster
+from compute.cluster.options import Cluster
 from compute.cluster.tasks import run_tasks
-from compute.combination.plan import CHUNK_ROWS, Tile
 from compute.metrics.base import Metric
 from compute.pairwise.counts import write_distributions
-from compute.pairwise.plan import plan_distances, tile_bytes
+from compute.pairwise.plan import CHUNK_ROWS, Tile, plan_distances, tile_bytes
 from compute.pairwise.tile import compute_tile, read_entries
 
 # Where a task may use less, the memory that compiled loops take a worker would be missed.
@@ -65,14 +65,6 @@ class _Stored:
     @property
     def key(self) -> str:
         return self.metric.key
-
-
-def ready_adapters(bank: AdapterBank) -> tuple[AdapterRecord, ...]:
-    """Return the adapters of a bank, by row. Raises BankNotFoundError if there are none."""
-    adapters = tuple(bank.adapters())
-    if not adapters:
-        raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")
-    return adapters
 
 
 def distance_matrix(

@@ -9,12 +9,17 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from compute.combination.plan import CHUNK_ROWS, Tile, chunk_count, cover, largest_side, roomy
+from bankdb.errors import PlanError
+from compute.cluster.machine import mebibytes, roomy
 from compute.metrics.base import Metric
+
+# Rows and columns of a chunk of the stored distance matrix; a tile is a square of whole chunks.
+CHUNK_ROWS = 64
 
 # A tile on the diagonal costs this share of one above it, in hundredths: half of it is a mirror.
 DIAGONAL_HUNDREDTHS = 55
@@ -220,3 +225,76 @@ def _costs(metric: Metric, rows: int, side: int) -> Counter[int]:
         counts[cost(Tile(0, width, width, width + last))] += parts - 1
         counts[cost(Tile(0, width, width, 2 * width))] += (parts - 1) * (parts - 2) // 2
     return counts
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A rectangle of the distance matrix on or above the diagonal, in rows of the bank, half-open.
+
+    The task of a tile computes its mirror below the diagonal too.
+    """
+
+    row_start: int
+    row_stop: int
+    column_start: int
+    column_stop: int
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether the tile is its own mirror."""
+        return self.row_start == self.column_start
+
+    @property
+    def name(self) -> str:
+        """A name that is unique in a plan, and sorts by place."""
+        return f"{self.row_start:06d}-{self.column_start:06d}-{self.row_stop - self.row_start}"
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """The chunks on and above the diagonal that the tile covers, by chunk number."""
+        for i in range(self.row_start // CHUNK_ROWS, -(-self.row_stop // CHUNK_ROWS)):
+            for j in range(self.column_start // CHUNK_ROWS, -(-self.column_stop // CHUNK_ROWS)):
+                if i <= j:
+                    yield i, j
+
+
+def chunk_count(rows: int) -> int:
+    """Return how many chunks of the distance matrix cover `rows` rows."""
+    return -(-rows // CHUNK_ROWS)
+
+
+def largest_side(rows: int, *, budget: int, workspace: Callable[[int], int]) -> int:
+    """Return the chunks on the side of the largest tile that fits, at most those of the whole matrix.
+
+    Parameters
+    ----------
+    budget
+        Bytes that one task may use.
+    workspace
+        Bytes that a task of a square tile of so many rows uses; it does not fall as tiles grow.
+
+    Raises
+    ------
+    PlanError
+        Not even a tile of one chunk fits the budget.
+    """
+    smallest = min(CHUNK_ROWS, rows)
+    if workspace(smallest) > budget:
+        raise PlanError(
+            f"a tile of {smallest} datasets needs {mebibytes(workspace(smallest))}, but a task may use "
+            f"{mebibytes(budget)}; raise --memory, or lower --workers"
+        )
+    sides = range(1, chunk_count(rows) + 1)
+    return bisect_right(sides, budget, key=lambda side: workspace(min(side * CHUNK_ROWS, rows)))
+
+
+def cover(rows: int, missing: Collection[tuple[int, int]], side: int) -> tuple[Tile, ...]:
+    """Return the tiles of `side` chunks that hold a missing chunk on or above the diagonal; each chunk is in one."""
+    edges = sorted({(i // side * side, j // side * side) for i, j in missing})
+    return tuple(_tile(i, j, side, rows) for i, j in edges)
+
+
+def _tile(i: int, j: int, side: int, rows: int) -> Tile:
+    def edge(block: int) -> int:
+        return min(block * CHUNK_ROWS, rows)
+
+    return Tile(edge(i), edge(i + side), edge(j), edge(j + side))

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.chunks import known_chunks, read_chunks, write_chunks
+from bankdb.arrays.durable import fsync_written
 from bankdb.arrays.remote import Location, located
-from bankdb.arrays.zarr_arrays import chunk_file, fsync_written, open_array, read_region, stored_chunks
+from bankdb.arrays.zarr_arrays import chunk_file, open_array, read_region, stored_chunks
 from bankdb.errors import BankFormatError, ComputeError
-from compute.combination.plan import CHUNK_ROWS, Tile
 from compute.metrics.base import Metric, allow_compiled
 from compute.metrics.distributions import TokenCounts
 from compute.pairwise.counts import AGAIN, read_counts
+from compute.pairwise.plan import CHUNK_ROWS, Tile
 
 
 def compute_tile(

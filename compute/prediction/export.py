@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 
 from bankdb.arrays.zarr_arrays import open_array, read_region
 from bankdb.bank import AdapterBank
-from bankdb.catalog.runs import library_versions
 from bankdb.errors import BankError, BankFormatError, ConflictError, ParameterError
 from bankdb.peft.config import render_config
 from bankdb.peft.folder import clear_unfinished, write_adapter_folder
 from bankdb.peft.model_card import model_card
 from bankdb.peft.weights import write_safetensors
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import AdapterRecord, BankRecord
+from bankdb.records import AdapterRecord, BankRecord, library_versions
 from bankdb.strict_json import parse_object
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import core_count
+from compute.cluster.machine import core_count
 from compute.combination.delta import DeltaForm, delta_adapter, delta_form
+from compute.prediction.coefficients import Coefficients
 from compute.prediction.predict import Prediction
-from compute.prediction.predict_all import Coefficients, PredictedBank
+from compute.prediction.predict_all import PredictedBank
 
 DTYPES = ("source", "float32", "float16", "bfloat16")
 PROVENANCE = "provenance.json"

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from bankdb.progress import SilentProgress
+from compute.prediction.session import computing
+
+if TYPE_CHECKING:
+    import xarray
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.bank import AdapterBank
+from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
+from bankdb.scaled_rows import sources_of
 from compute.approaches.groups import excluded_sources
 from compute.approaches.options import NO_DISTANCES, PredictionOptions
 from compute.approaches.registry import needs_gram
-from compute.cluster.client import Cluster
-from compute.combination.combine import Sources
+from compute.cluster.options import Cluster
 from compute.gram.matrix import gram_matrix
 from compute.pairwise.counts import token_counts
-from compute.pairwise.matrix import DistanceMatrix, distance_matrices, ready_adapters
+from compute.pairwise.matrix import DistanceMatrix, distance_matrices
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,12 +101,60 @@ def compute_matrices(
     return matrices
 
 
-def sources_of(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> Sources:
-    """Return the rows to combine, with what brings each to the bank's scaling."""
-    scaling = bank.record.scaling
-    assert scaling is not None, "a bank with adapters has a scaling"
-    return Sources(
-        rows=np.asarray([record.row for record in adapters], dtype=np.int64),
-        ratios=np.asarray([record.scaling / scaling for record in adapters], dtype=np.float32),
-        b_segments=bank.layout.b_segments(),
-    )
+def distances(
+    bank: AdapterBank,
+    metric: str = "jensen-shannon",
+    *,
+    kernel: str = "multiscale",
+    sigma: float | None = None,
+    compatible: str = "correct",
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+) -> xarray.DataArray:
+    """Return the distance matrix with names on its axes: `target` (rows), `source` (columns).
+
+    Computes what is not stored yet. See `PredictionOptions` for the parameters.
+    """
+    options = PredictionOptions(metric=metric, kernel=kernel, sigma=sigma, compatible=compatible)
+    (matrix,) = distances_by(bank, [options], cluster=cluster, progress=progress)
+    return matrix
+
+
+def distances_by(
+    bank: AdapterBank,
+    ways: Sequence[PredictionOptions],
+    *,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+) -> list[xarray.DataArray]:
+    """Return the distance matrix of each way's metric, in their order; all are computed side by side."""
+    import xarray
+
+    shown = progress or SilentProgress()
+    with computing(bank, cluster, shown) as used:
+        matrices = compute_distances(bank, ways, used, shown)
+    return [
+        xarray.DataArray(
+            matrix.values, coordinates(matrix.adapters), ("target", "source"), name=matrix.metric
+        )
+        for matrix in matrices
+    ]
+
+
+def coordinates(adapters: Sequence[AdapterRecord]) -> dict[str, Any]:
+    """Return the names on both axes of a matrix over these adapters."""
+    names = [record.name for record in adapters]
+    return {"target": names, "source": names}
+
+
+def bank_matrices(
+    bank: AdapterBank,
+    options: PredictionOptions,
+    *,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+) -> Matrices:
+    """Return the matrices of a bank that the approach needs; computes what is not stored yet."""
+    shown = progress or SilentProgress()
+    with computing(bank, cluster, shown) as used:
+        return compute_matrices(bank, [options], used, shown)[0]

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.arrays.durable import folders_in
 from bankdb.arrays.remote import Location
 from bankdb.arrays.zarr_arrays import (
     appearing_group,
     array_store,
     ensure_group,
-    folders_in,
     is_whole,
     open_array,
     read_region,

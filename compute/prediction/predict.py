@@ -10,25 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.zarr_arrays import column_chunk
-from bankdb.bank import AdapterBank
+from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.datasets.read import Dataset, read_dataset, training_files
 from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
+from bankdb.scaled_rows import sources_of
 from compute.approaches.by_distance import effective_sources
 from compute.approaches.neural.leave_one_out import apply
 from compute.approaches.options import NO_DISTANCES, PredictionOptions
 from compute.approaches.registry import Fitted, needs_matrices, new_coefficients
-from compute.cluster.client import memory_budget
+from compute.cluster.machine import memory_budget
 from compute.combination.combine import combine_one
 from compute.combination.delta import DeltaAdapter, check_rank_fits, delta_adapter
 from compute.metrics.base import Metric
 from compute.metrics.distributions import TokenCounts
 from compute.pairwise.counts import token_counts
-from compute.pairwise.matrix import ready_adapters
-from compute.prediction.matrices import sources_of
+from compute.prediction.matrices import bank_matrices
 from compute.prediction.neural_models import stored_model
-from compute.prediction.predict_all import bank_matrices
 
 _BLOCK = 512
 

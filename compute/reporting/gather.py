@@ -11,19 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.bank import AdapterBank
-from bankdb.catalog.runs import library_versions
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import RunRecord
+from bankdb.records import RunRecord, library_versions
 from compute.approaches.by_distance import APPROACHES
 from compute.approaches.by_distance import coefficients as row_coefficients
 from compute.approaches.groups import same_unit, units_of
 from compute.approaches.options import NO_DISTANCES, PredictionOptions
-from compute.approaches.oracle import weight_space_errors
-from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.approaches.weight_errors import weight_space_errors
+from compute.cluster.client import open_cluster
+from compute.cluster.options import Cluster, ClusterOptions
 from compute.evaluation.bank_sizes import bank_size_curve
 from compute.evaluation.weight_space import difference_interval
-from compute.prediction.predict_all import Coefficients, all_coefficients, bank_matrices
+from compute.prediction.coefficients import Coefficients, all_coefficients
+from compute.prediction.matrices import bank_matrices
 from compute.reporting.ordering import clustered_order
 from compute.reporting.records import (
     ADAPTER,

@@ -20,7 +20,8 @@ from bankdb.progress import Progress, SilentProgress
 from bankdb.verify import verify
 from cli.main import cli
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import ClusterOptions
 from compute.prediction.predict_all import predict_all_ways
 from tests.support.banks.bank_content import assert_nothing_else, content
 from tests.support.banks.recorded_progress import RecordedProgress

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bankdb.catalog.url import parse_database, shown_database
 from bankdb.errors import BankFormatError, ParameterError
-from bankdb.location import BankLocation, parse_database, shown_database
+from bankdb.location import BankLocation
 
 URL = "postgresql+psycopg://ada@db.example:5433/adapters"
 

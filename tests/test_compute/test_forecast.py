@@ -23,7 +23,8 @@ from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import SilentProgress
 from cli.main import cli
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import Cluster, ClusterOptions
 from compute.combination import panel as combine_panels
 from compute.combination import predictions
 from compute.forecasting.rates import MetricRate, Rates, expected_seconds, read_rates, write_rates

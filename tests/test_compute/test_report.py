@@ -25,7 +25,7 @@ from cli.report.payload import cut, json_in_html, payload
 from cli.report.words import duration, headline, interval, way_words
 from compute.approaches.by_distance import coefficients
 from compute.approaches.options import PredictionOptions
-from compute.prediction.predict_all import coefficients as bank_coefficients
+from compute.prediction.coefficients import coefficients as bank_coefficients
 from compute.reporting.gather import bank_sizes, gather, recommended, stage_times, way_of
 from compute.reporting.ordering import clustered_order, runs_of_equal
 from compute.reporting.records import ADAPTER, GROUP, Estimate, Report, Way

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bankdb.errors import BankFormatError
-from bankdb.messages import one_line
+from bankdb.errors import BankFormatError, one_line
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -110,7 +110,8 @@ def _predict(path: Path, scheduler_file: str | None) -> None:
     from bankdb.bank import AdapterBank
     from cli.display import LineProgress
     from compute.approaches.options import PredictionOptions
-    from compute.cluster.client import ClusterOptions, open_cluster
+    from compute.cluster.client import open_cluster
+    from compute.cluster.options import ClusterOptions
     from compute.prediction.predict_all import predict_all_ways
 
     ways = [PredictionOptions(metric="js", approach=name) for name in ("normalized", "oracle")]

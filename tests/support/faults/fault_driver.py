@@ -45,7 +45,7 @@ POINTS = {
     "create_array": "bankdb.arrays.adapter_store create_array",
     "create_bank": "bankdb.catalog.catalog Catalog.create_bank",
     "delete": "bankdb.arrays.adapter_store AdapterStore.delete",
-    "fsync": "bankdb.arrays.zarr_arrays fsync_path",
+    "fsync": "bankdb.arrays.durable fsync_path",
     "fsync_bank": "bankdb.new_bank fsync_path",
     "fsync_written": "bankdb.arrays.adapter_store fsync_written",
     "grow": "bankdb.arrays.adapter_store AdapterStore.grow",

@@ -16,7 +16,8 @@ import psycopg
 import pytest
 
 from bankdb.bank import AdapterBank
-from bankdb.location import BankLocation, parse_database
+from bankdb.catalog.url import parse_database
+from bankdb.location import BankLocation
 from tests.support.servers.postgres_server import PostgresServer
 
 BACKENDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgres))

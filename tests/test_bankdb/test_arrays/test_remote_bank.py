@@ -25,15 +25,11 @@ from bankdb.peft.weights import load_adapter
 from bankdb.verify import verify
 from cli.main import cli
 from compute.approaches.options import PredictionOptions
+from compute.prediction.coefficients import all_coefficients, leave_one_out
 from compute.prediction.export import export_all, export_delta, export_prediction
+from compute.prediction.matrices import distances
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import (
-    all_coefficients,
-    distances,
-    leave_one_out,
-    predict_all,
-    predict_all_ways,
-)
+from compute.prediction.predict_all import predict_all, predict_all_ways
 from tests.support.banks.malformed_adapters import BASE_MODEL
 from tests.support.banks.small_bank import create_bank, ingest_folder, write_dataset, write_pairs
 from tests.support.servers.object_store import Proxy, reached_at

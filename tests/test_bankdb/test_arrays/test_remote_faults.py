@@ -20,9 +20,11 @@ from bankdb.progress import SilentProgress
 from bankdb.verify import verify
 from cli.main import cli
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import ClusterOptions
 from compute.prediction.export import export_all
-from compute.prediction.predict_all import PredictedBank, distances, predict_all
+from compute.prediction.matrices import distances
+from compute.prediction.predict_all import PredictedBank, predict_all
 from tests.support.banks.malformed_adapters import BASE_MODEL
 from tests.support.banks.small_bank import ingest_folder
 from tests.support.servers.dask_processes import DaskProcesses

@@ -12,19 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bankdb.arrays.adapter_store import AdapterStore, row_sha256
+from bankdb.arrays.durable import delete_tree, folders_in, is_empty, move
 from bankdb.arrays.remote import Location, RemotePath, delete, filesystem, located, put
 from bankdb.arrays.shards import shards_of
 from bankdb.arrays.zarr_arrays import (
     appearing_group,
     chunk_file,
     create_array,
-    delete_tree,
     ensure_group,
-    folders_in,
     group_attributes,
-    is_empty,
     is_whole,
-    move,
     open_array,
     stored_chunks,
 )

@@ -12,10 +12,11 @@ from sqlalchemy import inspect, text
 
 from bankdb.bank import AdapterBank
 from bankdb.catalog.database import Database
-from bankdb.catalog.generations import GenerationKey, GenerationRecord, GenerationStore
+from bankdb.catalog.generations import GenerationStore
 from bankdb.catalog.migrations.apply import HEAD, current_revision
 from bankdb.datasets.held_out import HeldOut, held_out_files, read_held_out
 from bankdb.errors import BankFormatError, DatasetError
+from bankdb.records import GenerationKey, GenerationRecord
 
 KEY = GenerationKey("a" * 64, "b" * 64, "c" * 64)
 

@@ -26,7 +26,8 @@ from bankdb.progress import SilentProgress
 from bankdb.records import NewAdapter
 from bankdb.verify import verify
 from cli.main import cli
-from compute.cluster.client import ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import ClusterOptions
 from compute.prediction.predict_all import predict_all
 from tests.support.banks.bank_content import assert_nothing_else, content
 from tests.support.banks.malformed_adapters import BASE_MODEL

@@ -27,8 +27,10 @@ from compute.evaluation.weight_space import (
     difference_interval,
     weight_space_table,
 )
+from compute.prediction.coefficients import leave_one_out
+from compute.prediction.matrices import bank_matrices
 from compute.prediction.neural_models import stored_model
-from compute.prediction.predict_all import bank_matrices, leave_one_out, predict_all
+from compute.prediction.predict_all import predict_all
 from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector
 
 GROUPS = ["a", "b", "a", None, "c", "b", "c", None, "a"]

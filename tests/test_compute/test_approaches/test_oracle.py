@@ -13,7 +13,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import optimize
 
 from bankdb.errors import ComputeError, ParameterError
-from compute.approaches.oracle import oracle, simplex_least_squares, weight_space_errors
+from compute.approaches.oracle import oracle, simplex_least_squares
+from compute.approaches.weight_errors import weight_space_errors
 
 
 def assert_optimal(

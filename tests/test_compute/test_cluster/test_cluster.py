@@ -22,15 +22,9 @@ from bankdb.errors import BankFormatError, ComputeError, ParameterError
 from bankdb.progress import SilentProgress
 from compute.cluster import blas
 from compute.cluster import scheduler as connection
-from compute.cluster.client import (
-    Cluster,
-    ClusterOptions,
-    core_count,
-    machine_memory,
-    memory_budget,
-    open_cluster,
-    parse_memory,
-)
+from compute.cluster.client import open_cluster
+from compute.cluster.machine import core_count, machine_memory, memory_budget, parse_memory
+from compute.cluster.options import Cluster, ClusterOptions
 from compute.cluster.tasks import run_tasks
 from tests.support.banks.recorded_progress import RecordedProgress
 

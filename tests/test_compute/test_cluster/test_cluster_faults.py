@@ -21,7 +21,8 @@ from bankdb.progress import Progress, SilentProgress
 from bankdb.verify import verify
 from compute.approaches.options import PredictionOptions
 from compute.cluster import tasks as tasks_module
-from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import Cluster, ClusterOptions
 from compute.prediction.export import export_all
 from compute.prediction.predict_all import predict_all_ways
 from tests.support.banks.recorded_progress import RecordedProgress

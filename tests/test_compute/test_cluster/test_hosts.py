@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from bankdb.bank import AdapterBank
-from compute.prediction.predict_all import distances, predict_all
+from compute.prediction.matrices import distances
+from compute.prediction.predict_all import predict_all
 from tests.support.servers.dask_processes import (
     ROOT,
     Certificates,

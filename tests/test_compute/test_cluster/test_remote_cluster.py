@@ -21,7 +21,8 @@ from cli.main import cli
 from compute.cluster import scheduler as connection
 from compute.cluster import workers
 from compute.cluster.blas import threads_by_host
-from compute.cluster.client import ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import ClusterOptions
 from compute.cluster.tasks import run_tasks
 from compute.metrics.registry import get_metric
 from compute.pairwise.matrix import distance_matrices

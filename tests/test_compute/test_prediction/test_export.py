@@ -19,7 +19,8 @@ from bankdb.errors import AdapterError, BankFormatError, ConflictError, Paramete
 from bankdb.peft.weights import load_adapter
 from bankdb.progress import SilentProgress
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import Cluster, ClusterOptions
 from compute.prediction.export import export_all, export_prediction
 from compute.prediction.predict import predict
 from compute.prediction.predict_all import PredictedBank, predict_all

@@ -20,7 +20,8 @@ from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
 from bankdb.verify import verify
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import ClusterOptions
 from compute.prediction.predict_all import predict_all
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.stored_files import copy_bank, digests

@@ -14,8 +14,9 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError, ParameterError
 from cli.main import cli
 from compute.approaches.options import PredictionOptions
+from compute.prediction.coefficients import coefficients
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import coefficients, predict_all, predict_all_ways
+from compute.prediction.predict_all import predict_all, predict_all_ways
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.small_bank import ingest_folder, write_dataset, write_pairs
 

@@ -26,9 +26,11 @@ from bankdb.errors import (
 )
 from bankdb.progress import SilentProgress
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import Cluster, ClusterOptions
+from compute.prediction.coefficients import coefficients
+from compute.prediction.matrices import distances
 from compute.prediction.predict import dataset_name, predict
-from compute.prediction.predict_all import coefficients, distances
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.small_bank import WORDS, create_bank, ingest_folder, write_dataset, write_pairs
 

@@ -19,10 +19,13 @@ from bankdb.progress import SilentProgress
 from bankdb.verify import verify
 from cli.main import cli
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import Cluster, ClusterOptions, open_cluster
+from compute.cluster.client import open_cluster
+from compute.cluster.options import Cluster, ClusterOptions
 from compute.combination.plan import SHARD_ROWS, panel_bytes
+from compute.prediction.coefficients import coefficients
 from compute.prediction.export import export_all
-from compute.prediction.predict_all import PredictedBank, coefficients, distances, predict_all
+from compute.prediction.matrices import distances
+from compute.prediction.predict_all import PredictedBank, predict_all
 from tests.support.banks.malformed_adapters import read_weights
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.small_bank import create_bank, ingest_folder, write_pairs

@@ -21,15 +21,11 @@ from bankdb.arrays.zarr_arrays import column_chunk, create_array, open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, ComputeError
 from bankdb.progress import SilentProgress
+from bankdb.scaled_rows import Sources, read_scaled
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import ClusterOptions, open_cluster
-from compute.combination.combine import (
-    Sources,
-    combine_columns,
-    combine_held,
-    combine_one,
-    read_scaled,
-)
+from compute.cluster.client import open_cluster
+from compute.cluster.options import ClusterOptions
+from compute.combination.combine import combine_columns, combine_held, combine_one
 from compute.combination.panel import combine_panel
 from compute.combination.plan import SHARD_ROWS, SPARSE_STRIP, Panel, padded, panel_bytes, plan_panels
 from compute.combination.products import accumulate, one_hot, product, sparse_product

@@ -23,19 +23,22 @@ from bankdb.peft.config import scaling
 from bankdb.peft.layout import AdapterLayout
 from bankdb.peft.weights import load_adapter
 from bankdb.records import AdapterRecord
-from compute.approaches.options import PredictionOptions
+from compute.approaches.options import PredictionOptions, check_rank
 from compute.combination.combine import combine_one
-from compute.combination.delta import DeltaAdapter, DeltaForm, delta_adapter, delta_form, delta_vector
-from compute.combination.low_rank import (
-    check_rank,
+from compute.combination.delta import (
+    DeltaAdapter,
+    DeltaForm,
     chosen_rank,
+    delta_adapter,
+    delta_form,
+    delta_vector,
     exact_rank,
-    truncate_matrix,
-    truncate_product,
 )
+from compute.combination.low_rank import truncate_matrix, truncate_product
+from compute.prediction.coefficients import leave_one_out
 from compute.prediction.export import export_delta, export_prediction
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import leave_one_out, predict_all, sources_of
+from compute.prediction.predict_all import predict_all, sources_of
 from tests.support.banks.malformed_adapters import HIDDEN, LAYERS, TARGETS, write_good_adapter
 from tests.support.banks.small_bank import create_bank, ingest_folder, write_dataset
 from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector

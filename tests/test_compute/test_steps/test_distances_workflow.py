@@ -24,8 +24,8 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, BankNotFoundError, ComputeError, ParameterError, PlanError
 from bankdb.progress import SilentProgress
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import Cluster, ClusterOptions, open_cluster
-from compute.combination.plan import CHUNK_ROWS, Tile
+from compute.cluster.client import open_cluster
+from compute.cluster.options import Cluster, ClusterOptions
 from compute.metrics import base as blocks
 from compute.metrics.distributions import TokenCounts, median_sigma
 from compute.metrics.registry import get_metric
@@ -37,8 +37,9 @@ from compute.pairwise.matrix import (
     distance_matrix,
     write_distributions,
 )
-from compute.pairwise.plan import tile_bytes
-from compute.prediction.predict_all import coefficients, coefficients_by, distances, distances_by
+from compute.pairwise.plan import CHUNK_ROWS, Tile, tile_bytes
+from compute.prediction.coefficients import coefficients, coefficients_by
+from compute.prediction.matrices import distances, distances_by
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.synthetic_bank import (
     VOCABULARY,

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bankdb.errors import PlanError
-from compute.combination.plan import chunk_count
 from compute.metrics.registry import METRIC_NAMES, get_metric
-from compute.pairwise.plan import PlannedTile, busiest, plan_distances, tile_bytes
+from compute.pairwise.plan import PlannedTile, busiest, chunk_count, plan_distances, tile_bytes
 
 METRICS = tuple(get_metric(name) for name in METRIC_NAMES)
 VOCABULARY, NNZ = 2_000, 500

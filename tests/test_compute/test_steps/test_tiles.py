@@ -10,18 +10,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bankdb.errors import PlanError
-from compute.combination.plan import (
-    CHUNK_ROWS,
-    SHARD_ROWS,
-    chunk_count,
-    contiguous,
-    cover,
-    following,
-    largest_side,
-    panel_bytes,
-    plan_panels,
-    plan_slices,
-)
+from compute.combination.plan import SHARD_ROWS, following, panel_bytes, plan_panels
+from compute.gram.plan import plan_slices
+from compute.pairwise.counts import contiguous
+from compute.pairwise.plan import CHUNK_ROWS, chunk_count, cover, largest_side
 
 
 def workspace(side: int) -> int:

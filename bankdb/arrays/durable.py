@@ -1,0 +1,129 @@
+"""What is written is there, whole, after a crash: flushed files and folders, files that appear by a rename."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from bankdb.arrays import remote
+from bankdb.arrays.remote import Location, RemotePath
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
+
+
+def fsync_path(path: Location) -> None:
+    """Flush a file or a folder to the disk."""
+    if isinstance(path, RemotePath):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_written(path: Location, files: Iterable[Location]) -> None:
+    """Flush chunk files of the array at `path`, and every folder between them and it."""
+    written = list(files)
+    for file in written:
+        fsync_path(file)
+    fsync_folders(path, written)
+
+
+def fsync_folders(path: Location, files: Iterable[Location]) -> None:
+    """Flush the array's folder at `path`, and every folder between it and chunk files that are flushed."""
+    if isinstance(path, RemotePath):
+        return
+    folders: set[Path] = {path}
+    for file in files:
+        assert isinstance(file, Path)
+        folders.update(parent for parent in file.parents if parent.is_relative_to(path))
+    for folder in sorted(folders, key=lambda item: len(item.parts), reverse=True):
+        fsync_path(folder)
+
+
+def fsync_tree(path: Location) -> None:
+    """Flush all files below `path`, and their folders."""
+    if isinstance(path, Path):
+        fsync_written(path, [file for file in path.rglob("*") if file.is_file()])
+
+
+def folders_in(path: Location) -> list[Location]:
+    """Return what lies in `path` and holds something."""
+    if isinstance(path, RemotePath):
+        inside = {name.split("/")[0] for name in remote.objects_below(path) if "/" in name}
+        return [path / name for name in sorted(inside)]
+    return sorted(item for item in path.iterdir() if item.is_dir()) if path.is_dir() else []
+
+
+def delete_tree(path: Location) -> None:
+    """Delete whatever is at `path` and below it."""
+    if isinstance(path, RemotePath):
+        remote.delete_below(path)
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def is_empty(path: Location) -> bool:
+    """Return whether nothing is at `path` or below it."""
+    if isinstance(path, RemotePath):
+        return not path.exists()  # not a listing of what may be a million objects
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def move(item: Location, target: Location) -> None:
+    """Move a file, or a folder, durably."""
+    if isinstance(item, RemotePath):
+        assert isinstance(target, RemotePath)
+        remote.move(item, target)
+        return
+    assert isinstance(target, Path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(item, target)
+    fsync_path(target.parent)
+    fsync_path(item.parent)
+
+
+def partial_files(path: Location) -> list[Path]:
+    """Return files that a killed writer left behind: zarr writes beside the chunk, then renames."""
+    if isinstance(path, RemotePath):
+        return []
+    # os.walk passes over folders that a running writer removes meanwhile.
+    walked = ((folder, name) for folder, _, names in os.walk(path) for name in names)
+    return sorted(Path(folder, name) for folder, name in walked if is_partial(name))
+
+
+def partial_of(file: Path) -> Path:
+    """Return where a file is written before it appears; zarr names its own so, and `partial_files` finds them."""
+    return file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Have an OSError name the file that is written: a full disk is told by calls that know no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(file)
+        raise
+
+
+def is_partial(name: str) -> bool:
+    """Return whether a file of this name is one that zarr is writing, or that a killed writer left."""
+    return _PARTIAL.search(name) is not None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

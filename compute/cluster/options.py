@@ -1,0 +1,67 @@
+"""Where work runs, and what its tasks may use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """Where tasks run. With neither scheduler given, a local cluster of `workers` processes starts.
+
+    Attributes
+    ----------
+    scheduler
+        Address of an existing scheduler, such as `tcp://host:8786`.
+    scheduler_file
+        File in which an existing scheduler left its address.
+    workers
+        Processes of a local cluster, one thread each; default: one for each core.
+    memory
+        Bytes that all tasks together may use; default: half of the memory of the machine, or of the
+        workers of a running scheduler.
+    processes
+        Whether a local cluster's workers are processes, or threads of this one.
+    tls_ca, tls_cert, tls_key
+        PEM files of a running scheduler's CA, and of this client's certificate and key: all or none.
+        Where given, nothing is sent that is not encrypted.
+    wait_workers, wait_seconds
+        Workers to wait for before anything runs, and for how long.
+    """
+
+    scheduler: str | None = None
+    scheduler_file: Path | None = None
+    workers: int | None = None
+    memory: int | None = None
+    processes: bool = True
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    wait_workers: int | None = None
+    wait_seconds: float = 300.0
+
+    @property
+    def remote(self) -> bool:
+        """Whether tasks run on a scheduler that somebody else started."""
+        return self.scheduler is not None or self.scheduler_file is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """An open client, the tasks that it runs at once, and the bytes that each of them may use.
+
+    `blas` is the threads of BLAS in a task on each host; None is one thread: a local cluster has a process
+    for each core.
+    """
+
+    client: Client
+    slots: int
+    task_budget: int
+    dashboard: str
+    blas: Mapping[str, int] | None = None
