@@ -14,8 +14,8 @@ from pathlib import Path
 
 import machine
 import numpy as np
-from materialised import epoch_seconds
-from per_pair import PerPair, seconds_a_pair
+from baselines.materialised import epoch_seconds
+from baselines.per_pair import PerPair, seconds_a_pair
 from synthetic import Shape
 
 from bankdb.bank import AdapterBank

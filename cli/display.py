@@ -7,8 +7,6 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bankdb.arrays.durable import write_whole
-
 if TYPE_CHECKING:
     import xarray
 
@@ -193,4 +191,6 @@ def write_text(path: Path, text: str) -> None:
     if str(path) == "-":
         click.echo(text, nl=False)
     else:
+        from bankdb.arrays.durable import write_whole
+
         write_whole(path, text)

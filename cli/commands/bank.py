@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bankdb.ingest import resolver
-from bankdb.sources.find import references_of
 from cli.display import print_json, print_table, shown_progress
 from cli.options import bank_option, column_options, json_option, opened, overwrite_option
 
@@ -112,8 +110,9 @@ def ingest(
     A pair that is there already is skipped. One that cannot be stored is named at the end and leaves
     nothing behind; the others are stored, and the exit status is 1.
     """
-    from bankdb.ingest import IngestOptions
+    from bankdb.ingest import IngestOptions, resolver
     from bankdb.ingest import ingest as run_ingest
+    from bankdb.sources.find import references_of
 
     with opened(bank_path) as bank:
         references, refused = references_of(sources, hub, group_pattern)

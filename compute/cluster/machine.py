@@ -49,16 +49,3 @@ def memory_budget(asked: int | None) -> int:
     if asked < 1:
         raise ParameterError(f"memory: expected at least 1 byte, found {asked}; give a size such as 4GiB")
     return asked
-
-
-def roomy(budget: int) -> int:
-    """Return the bytes of a budget that tasks use at the most where workers keep what these free for the next.
-
-    The rest is for arrays that do not fit where others were.
-    """
-    return budget * 3 // 4
-
-
-def mebibytes(size: int) -> str:
-    """Return a size as messages show it."""
-    return f"{size / 2**20:.0f} MiB"

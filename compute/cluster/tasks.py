@@ -12,8 +12,8 @@ from typing import Any
 
 from bankdb.errors import BankError, ComputeError
 from bankdb.progress import Progress
+from compute.budget import roomy
 from compute.cluster.blas import blas_threads, bounded_blas
-from compute.cluster.machine import roomy
 from compute.cluster.memory import keep_freed
 from compute.cluster.options import Cluster
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bankdb.errors import PlanError
-from compute.cluster.machine import mebibytes
+from compute.budget import mebibytes
 
 # Rows of a shard of the stored predictions; a panel is made of whole shards.
 SHARD_ROWS = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bankdb.errors import PlanError
-from compute.cluster.machine import mebibytes
+from compute.budget import mebibytes
 
 # Slices of the columns that the Gram matrix is summed over, whatever it is run on, so that a run goes on elsewhere.
 GRAM_PIECES = 12

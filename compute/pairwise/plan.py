@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 
 from bankdb.errors import PlanError
-from compute.cluster.machine import mebibytes, roomy
+from compute.budget import mebibytes, roomy
 from compute.metrics.base import Metric
 
 # Rows and columns of a chunk of the stored distance matrix; a tile is a square of whole chunks.
