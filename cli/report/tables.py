@@ -121,8 +121,12 @@ def made_tables(report: Report) -> list[HtmlTable]:
         ("modules", _modules(bank.layout)),
     ]
     tables = [_pairs("Settings", settings), _pairs("Versions", report.versions)]
-    for evaluation in report.evaluations:
-        about = [("made (UTC)", evaluation.created.replace("T", " ").removesuffix("Z")), *evaluation.settings]
+    for reported in report.evaluations:
+        evaluation = reported.evaluation
+        about = [("made (UTC)", evaluation.created.replace("T", " ").removesuffix("Z"))]
+        about += [(key.replace("_", " "), str(value)) for key, value in evaluation.settings.items()]
+        about.append(("time to generate all answers", f"{evaluation.seconds:.0f} s"))
+        about += [(f"not evaluated: {failure.target}", failure.reason) for failure in evaluation.failures]
         tables.append(_pairs(f"Evaluation {evaluation.identity}", about))
     return tables
 

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ComputeError, ParameterError
-
-FloatArray = NDArray[np.float64]
+from compute.types import FloatArray
 
 APPROACHES = ("attentional", "normalized", "uniform", "nearest")
 COMPATIBLE = ("correct", "published")

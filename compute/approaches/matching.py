@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from bankdb.errors import ParameterError
 from compute.approaches.by_distance import check_distances
 from compute.approaches.oracle import oracle, simplex_least_squares
-
-FloatArray = NDArray[np.float64]
+from compute.types import FloatArray
 
 
 def matching(distances: FloatArray, excluded: NDArray[np.bool_]) -> FloatArray:

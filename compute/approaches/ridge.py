@@ -42,8 +42,7 @@ from bankdb.errors import ComputeError, ParameterError
 from compute.approaches.by_distance import check_distances
 from compute.approaches.oracle import checked_gram, project_to_simplex
 from compute.approaches.tuned import first_of_the_least
-
-FloatArray = NDArray[np.float64]
+from compute.types import FloatArray
 
 SCALES = (10.0, 3.0, 1.0, 0.3, 0.1)
 PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)

@@ -28,8 +28,7 @@ from bankdb.errors import ParameterError
 from compute.approaches.by_distance import check_distances, coefficients, softmin, z_scores
 from compute.approaches.groups import same_unit
 from compute.approaches.oracle import checked_gram
-
-FloatArray = NDArray[np.float64]
+from compute.types import FloatArray
 
 SCALES = ("row", "bank")
 TEMPERATURES = (100.0, 20.0, 7.0, 3.5, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.2, 0.1, 0.05)

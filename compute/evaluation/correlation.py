@@ -6,14 +6,13 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from compute.approaches.groups import units_of
 from compute.evaluation.bootstrap import Interval, mean_difference, task_weights
 from compute.evaluation.records import Evaluation
+from compute.types import FloatArray
 
-FloatArray = NDArray[np.float64]
 FEWEST = 3
 """Ranks of fewer systems say nothing."""
 

@@ -19,6 +19,7 @@ from bankdb.records import AdapterRecord, GenerationKey, GenerationRecord, now
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterOptions
+from compute.evaluation.adapters import BASE_SHA256, evaluated_adapters
 from compute.evaluation.bootstrap import RESAMPLES
 from compute.evaluation.jobs import Job, Machine, generate_missing
 from compute.evaluation.records import (
@@ -26,12 +27,11 @@ from compute.evaluation.records import (
     Failure,
     Outcome,
     Sample,
-    System,
     Target,
     store_evaluation,
 )
 from compute.evaluation.scores import exact_match, rouge_l
-from compute.evaluation.systems import BASE_SHA256, EvaluatedAdapter, evaluated_adapters
+from compute.evaluation.systems import EvaluatedAdapter, System
 from compute.generation.base_model import model_fingerprint, model_folder
 from compute.generation.generate import check_extra
 from compute.generation.prompts import MARGIN

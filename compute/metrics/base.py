@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from compute.metrics.aligned import FloatArray, Pair, align
+from compute.metrics.aligned import Aligned, align
 from compute.metrics.distributions import CountsRow, TokenCounts
+from compute.types import FloatArray
 
 PANEL_BYTES = 2**25
 """Dense panels of one block together stay near this size (32 MB), within a shared cache."""
@@ -176,7 +177,7 @@ def recompute_cancelled(
     bound: FloatArray | float,
     targets: TokenCounts,
     sources: TokenCounts,
-    evaluate: Callable[[Pair], float],
+    evaluate: Callable[[Aligned], float],
     *,
     upper_only: bool = False,
 ) -> None:

@@ -6,12 +6,12 @@ import math
 from typing import cast
 
 from bankdb.errors import ParameterError
-from compute.metrics.aligned import FloatArray
 from compute.metrics.base import Metric
 from compute.metrics.divergences import Compatible, JensenShannon, KullbackLeibler
 from compute.metrics.mmd import KERNEL_NAMES, GaussianKernel, Kernel, MaximumMeanDiscrepancy, MultiscaleKernel
 from compute.metrics.tfidf import TfIdf
 from compute.metrics.wasserstein import Wasserstein
+from compute.types import FloatArray
 
 __all__ = [
     "COMPATIBLE",

@@ -14,6 +14,7 @@ from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.splits import fold_of_rows
 from compute.approaches.neural.training import Report, Trained, check_values, standardised, train
+from compute.types import FloatArray
 
 __all__ = [
     "NeuralOptions",
@@ -25,7 +26,6 @@ __all__ = [
     "train",
 ]
 
-FloatArray = NDArray[np.float64]
 
 APPLICATION_KNOTS = 4
 """To apply a network takes one forward pass, so that it affords this many times the knots of its training."""
