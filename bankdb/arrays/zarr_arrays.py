@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bankdb.arrays import remote
 from bankdb.arrays.durable import delete_tree, fsync_path, fsync_tree
 from bankdb.arrays.remote import Location, RemotePath, located
-from bankdb.errors import BankFormatError, BankNotFoundError
+from bankdb.errors import BankFormatError, BankNotFoundError, one_line
 
 if TYPE_CHECKING:
     import zarr
@@ -126,7 +126,7 @@ def open_array(path: str | Location, *, mode: str = "r") -> zarr.Array[Any]:
     except FileNotFoundError as error:
         raise BankNotFoundError(missing) from error
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise BankFormatError(f"{metadata}: unreadable array metadata ({_first_line(error)})") from error
+        raise BankFormatError(f"{metadata}: unreadable array metadata ({one_line(error)})") from error
     if not isinstance(found, zarr.Array):
         raise BankFormatError(f"{path}: expected a zarr array, found a group")
     return found
@@ -144,7 +144,7 @@ def read_region(array: zarr.Array[Any], selection: Any, advice: str) -> NDArray[
         return np.asarray(array[selection])
     except (ValueError, LookupError, ArithmeticError, RuntimeError, OSError) as error:
         raise BankFormatError(
-            f"{array.store_path}: stored chunks cannot be read ({type(error).__name__}: {_first_line(error)}); {advice}"
+            f"{array.store_path}: stored chunks cannot be read ({type(error).__name__}: {one_line(error)}); {advice}"
         ) from error
 
 
@@ -198,7 +198,3 @@ def appearing_group(path: Location) -> Iterator[Location]:
 def is_whole(path: Location) -> bool:
     """Return whether the group that `appearing_group` makes is there."""
     return path.is_dir() if isinstance(path, Path) else (path / "zarr.json").is_file()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -63,11 +63,6 @@ def matching_new(to_sources: FloatArray, between_sources: FloatArray) -> FloatAr
     return simplex_least_squares(_inner_products(between_sources), -0.5 * row[0])
 
 
-def objective(weights: FloatArray, to_sources: FloatArray, between_sources: FloatArray) -> float:
-    """Squared MMD of a target and the mixture by these weights, which sum to 1."""
-    return float(weights @ to_sources - 0.5 * weights @ between_sources @ weights)
-
-
 def _inner_products(distances: FloatArray) -> FloatArray:
     """-D / 2: inner products of the mean embeddings, up to a term for each row and each column."""
     distances = np.asarray(distances, dtype=np.float64)

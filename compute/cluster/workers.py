@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bankdb.arrays.remote import Location, RemotePath, located, read_ranges
-from bankdb.errors import BankError, ComputeError
+from bankdb.errors import BankError, ComputeError, one_line
 from compute.cluster.blas import threads_by_host
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _silent(client: Client) -> ComputeError:
 
 
 def _unanswered(name: str, error: BaseException) -> ComputeError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = one_line(error)
     if isinstance(error, ImportError):
         return ComputeError(
             f"{name} cannot import what tasks are made of ({reason}), expected this package; on that host: "

@@ -17,8 +17,8 @@ from bankdb.arrays.remote import Location
 from bankdb.arrays.zarr_arrays import create_array, open_array
 from bankdb.progress import Progress
 from compute.approaches.by_distance import coefficients
-from compute.approaches.neural.leave_one_out import train
 from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.training import train
 from compute.cluster.machine import core_count
 from compute.cluster.options import Cluster
 from compute.cluster.tasks import run_tasks

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy import sparse, special
@@ -27,9 +26,8 @@ from compute.metrics.base import (
 )
 from compute.metrics.distributions import CountsRow, TokenCounts, in_blocks, merge_last_two, probabilities
 from compute.metrics.mixtures import MixtureTerms, distances_by_loops
-from compute.types import FloatArray
+from compute.types import Compatible, FloatArray
 
-Compatible = Literal["correct", "published"]
 EPSILON = 1e-10
 CANCELLED = 3e-5
 """An entry below this share of the terms it was subtracted from has lost too many digits.

@@ -16,17 +16,6 @@ from compute.approaches.neural.splits import fold_of_rows
 from compute.approaches.neural.training import Report, Trained, check_values, standardised, train
 from compute.types import FloatArray
 
-__all__ = [
-    "NeuralOptions",
-    "ScalarMLP",
-    "Trained",
-    "apply",
-    "fold_of_rows",
-    "neural_leave_one_out",
-    "train",
-]
-
-
 APPLICATION_KNOTS = 4
 """To apply a network takes one forward pass, so that it affords this many times the knots of its training."""
 

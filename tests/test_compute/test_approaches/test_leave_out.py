@@ -16,7 +16,9 @@ from bankdb.errors import BankNotFoundError, ParameterError
 from bankdb.progress import SilentProgress
 from cli.main import cli
 from compute.approaches.groups import same_unit, units_of
-from compute.approaches.neural.leave_one_out import NeuralOptions, fold_of_rows, neural_leave_one_out
+from compute.approaches.neural.leave_one_out import neural_leave_one_out
+from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.splits import fold_of_rows
 from compute.approaches.options import ALL_APPROACHES, PredictionOptions
 from compute.approaches.registry import new_coefficients
 from compute.evaluation.bootstrap import mean_difference, task_weights
