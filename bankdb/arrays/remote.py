@@ -92,8 +92,8 @@ def located(text: str) -> Location:
 
     A folder is given by its absolute path, so that no name of one is taken for a URL.
     """
-    scheme, found, rest = text.partition("://")
-    if not found or not scheme.replace("+", "").isalnum():
+    scheme, separator, rest = text.partition("://")
+    if not separator or not scheme.replace("+", "").isalnum():
         return Path(text)
     return Path(rest) if scheme in {"file", "local"} else RemotePath(text.rstrip("/"))
 
@@ -267,11 +267,11 @@ def objects_below(location: RemotePath) -> list[str]:
     made = filesystem(location.url)
     with reaching(location):
         try:
-            found = made.find(location.url)
+            names = made.find(location.url)
         except FileNotFoundError:
             return []
     root = str(made._strip_protocol(location.url)).rstrip("/") + "/"
-    return sorted(name.removeprefix(root) for name in found if name.startswith(root))
+    return sorted(name.removeprefix(root) for name in names if name.startswith(root))
 
 
 def move(item: RemotePath, target: RemotePath) -> None:

@@ -254,10 +254,10 @@ def embedded(figures: Figures) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _renumbered(value: Any, numbers: dict[str, str]) -> Any:
     if isinstance(value, dict):
-        found = {key: _renumbered(item, numbers) for key, item in value.items()}
+        renumbered = {key: _renumbered(item, numbers) for key, item in value.items()}
         if isinstance(value.get("id"), str):
-            found["id"] = numbers.setdefault(value["id"], f"m{len(numbers) + 1}")
-        return found
+            renumbered["id"] = numbers.setdefault(value["id"], f"m{len(numbers) + 1}")
+        return renumbered
     if isinstance(value, list | tuple):
         return [_renumbered(item, numbers) for item in value]
     return value

@@ -59,7 +59,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
     groups = {record.group for record in adapters if record.group}
     examples = sum(record.examples for record in adapters)
     tokens = sum(record.tokens for record in adapters)
-    found = [
+    pairs = [
         ("Base model", bank.base_model),
         ("Adapters", f"{len(adapters):,}"),
         ("Groups", f"{len(groups):,}" if groups else "none recorded"),
@@ -70,8 +70,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("Vocabulary", f"{bank.vocabulary:,} ids"),
     ]
     if bank.base_model_revision:
-        found.insert(1, ("Revision", bank.base_model_revision[:12]))
-    return found
+        pairs.insert(1, ("Revision", bank.base_model_revision[:12]))
+    return pairs
 
 
 def groups(report: Report) -> list[tuple[str, int]]:

@@ -177,7 +177,7 @@ def _bounded(
 
 def _result(future: Any, stage: str, name: str) -> tuple[float, Any]:
     try:
-        found: tuple[float, Any] = future.result()
+        answer: tuple[float, Any] = future.result()
     except BankError:
         raise
     except Exception as error:
@@ -187,7 +187,7 @@ def _result(future: Any, stage: str, name: str) -> tuple[float, Any]:
             f"{stage}: piece {name} failed ({type(error).__name__}: {one_line(error)}); what was done before is kept, "
             "run the same command again to go on"
         ) from error
-    return found
+    return answer
 
 
 def _lost(stage: str, name: str, error: Exception) -> ComputeError:

@@ -143,10 +143,10 @@ def delta_adapter(
     modules = modules_of(bank.layout)
     tensors, retained = {}, {}
     progress.begin("delta space", len(modules))
-    for module, found in _combined(sources, modules, form.layout.rank, budget):
-        tensors[module.a.name] = (found.a / root).astype(np.float32)
-        tensors[module.b.name] = (found.b / root).astype(np.float32)
-        retained[module.name] = found.retained
+    for module, factors in _combined(sources, modules, form.layout.rank, budget):
+        tensors[module.a.name] = (factors.a / root).astype(np.float32)
+        tensors[module.b.name] = (factors.b / root).astype(np.float32)
+        retained[module.name] = factors.retained
         progress.advance()
     progress.end()
     return DeltaAdapter(form.layout.flatten(tensors), form, retained)

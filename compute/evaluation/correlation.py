@@ -44,13 +44,13 @@ class WeightCorrelation:
 
 def weight_correlations(evaluation: Evaluation) -> list[WeightCorrelation]:
     """Return the correlations of an evaluation, for what was left out; none with fewer than three systems."""
-    found = []
+    correlations = []
     for leave_out in ("adapter", "group"):
         names = [system.name for system in evaluation.systems if system.leave_out == leave_out]
         errors, scores = _tables(evaluation, names)
         if len(errors) >= FEWEST:
-            found.append(_correlation(evaluation, leave_out, errors, scores))
-    return found
+            correlations.append(_correlation(evaluation, leave_out, errors, scores))
+    return correlations
 
 
 def _tables(evaluation: Evaluation, names: list[str]) -> tuple[FloatArray, FloatArray]:

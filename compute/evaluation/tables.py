@@ -179,11 +179,11 @@ Table = tuple[list[str], list[list[object]]]
 """Headings and rows."""
 
 
-def table1(found: Sequence[Summary]) -> Table:
+def table1(compared: Sequence[Summary]) -> Table:
     """Every system: mean and standard deviation over tasks, as the paper's table 1."""
     headings = ["system", "Rouge-L", "sd", "exact", "sd", "exact, unstripped", "sd"]
     rows: list[list[object]] = []
-    for one in found:
+    for one in compared:
         row: list[object] = [one.system.name]
         for spread in (one.rouge, one.exact, one.exact_unstripped):
             row += [spread.mean, spread.deviation]
@@ -191,7 +191,7 @@ def table1(found: Sequence[Summary]) -> Table:
     return headings, rows
 
 
-def table3(found: Sequence[Summary]) -> Table:
+def table3(compared: Sequence[Summary]) -> Table:
     """Every way of predicting against base and uniform with 95% intervals, as the paper's table 3."""
     headings = [
         "system",
@@ -204,7 +204,7 @@ def table3(found: Sequence[Summary]) -> Table:
         "better/equal/worse",
     ]
     rows: list[list[object]] = []
-    for one in found:
+    for one in compared:
         if one.system == BASE.system:
             continue
         row: list[object] = [one.system.name]
@@ -220,10 +220,10 @@ def _shown(interval: Interval | None, *, percent: bool = False) -> str | None:
     return form.format(interval.estimate, interval.low, interval.high)
 
 
-def best_predictions(found: Sequence[Summary]) -> dict[str, Summary]:
+def best_predictions(compared: Sequence[Summary]) -> dict[str, Summary]:
     """Return, for each thing that was left out, the prediction of the highest Rouge-L; without the oracle."""
     best: dict[str, Summary] = {}
-    for one in found:
+    for one in compared:
         left_out = one.system.leave_out
         if left_out is None or not one.system.is_candidate:
             continue
@@ -232,13 +232,13 @@ def best_predictions(found: Sequence[Summary]) -> dict[str, Summary]:
     return best
 
 
-def summary_csv(found: Sequence[Summary]) -> str:
+def summary_csv(compared: Sequence[Summary]) -> str:
     """Return both tables as one CSV, a row a system, all digits kept."""
     headings = ["system", "approach", "metric", "leave_out", "space", "tasks"]
     headings += [name for measure in MEASURES for name in (f"{measure}_mean", f"{measure}_sd")]
     headings += [name for key in _INTERVALS for name in (key, f"{key}_low", f"{key}_high")]
     rows: list[list[object]] = []
-    for one in found:
+    for one in compared:
         system = one.system
         row: list[object] = [
             system.name,

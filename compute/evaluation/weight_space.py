@@ -240,8 +240,8 @@ def bank_size_curves(
     assert gram is not None, "the oracle reads it"
     shown.begin("bank sizes", len(ways))
     curves = []
-    for way, found in zip(ways, matrices, strict=False):
-        curves.append(bank_size_curve(way, found.distances, gram, found.units, sizes, draws=draws, seed=seed))
+    for way, needs in zip(ways, matrices, strict=False):
+        curves.append(bank_size_curve(way, needs.distances, gram, needs.units, sizes, draws=draws, seed=seed))
         shown.advance()
     shown.end()
     return curves

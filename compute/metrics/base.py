@@ -131,12 +131,12 @@ def panel(matrix: sparse.csr_array, start: int, stop: int) -> FloatArray:
 
 def wide_panel(matrix: sparse.csr_array, start: int, stop: int) -> FloatArray:
     """What `panel` returns, quicker where rows have many entries in it: others are not read."""
-    found = np.zeros((matrix.shape[0], stop - start))
+    wide = np.zeros((matrix.shape[0], stop - start))
     for row, (first, last) in enumerate(itertools.pairwise(matrix.indptr.tolist())):
         columns, values = matrix.indices[first:last], matrix.data[first:last]
         begin, end = np.searchsorted(columns, (start, stop))
-        found[row, columns[begin:end] - start] = values[begin:end]
-    return found
+        wide[row, columns[begin:end] - start] = values[begin:end]
+    return wide
 
 
 def worth_compiling(operations: int, saved: float) -> bool:

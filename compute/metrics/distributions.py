@@ -202,12 +202,12 @@ def in_blocks(
     `values` each come as fresh memory from the kernel.
     """
     # Apart, so that one can be freed without the others.
-    found = tuple(np.empty(len(values)) for _ in range(results))
+    arrays = tuple(np.empty(len(values)) for _ in range(results))
     for start in range(0, len(values), BLOCK_ENTRIES):
         entries = slice(start, start + BLOCK_ENTRIES)
-        for result, made in zip(found, function(values[entries]), strict=True):
+        for result, made in zip(arrays, function(values[entries]), strict=True):
             result[entries] = made
-    return found
+    return arrays
 
 
 def dense(counts: TokenCounts, width: int | None = None) -> FloatArray:

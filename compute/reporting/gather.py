@@ -62,10 +62,10 @@ def gather(
         with open_cluster(ClusterOptions(processes=False), shown) as threads:
             return gather(bank, ways, evaluations=evaluations, cluster=threads, progress=progress)
     matrices = _distances(bank, _with(ways, ADAPTER), cluster, shown)
-    found, gram = _coefficients(bank, [*_with(ways, ADAPTER), *_grouped(bank, ways)], cluster, shown)
-    plain = [item for item in found if item.options.leave_out == ADAPTER]
-    adapters = found[0].adapters
-    weight_space = table_of(found, gram, bank.layout.size).summaries()
+    made, gram = _coefficients(bank, [*_with(ways, ADAPTER), *_grouped(bank, ways)], cluster, shown)
+    plain = [item for item in made if item.options.leave_out == ADAPTER]
+    adapters = made[0].adapters
+    weight_space = table_of(made, gram, bank.layout.size).summaries()
     chosen = recommended(weight_space, evaluations)
     default = PredictionOptions().metric
     ordering = next((item for item in matrices if item.metric == default), matrices[0])
@@ -107,13 +107,13 @@ def _coefficients(
     trained = [options for options in ways if options.approach == "neural"]
     if trained:  # tells of its own progress
         all_coefficients(bank, trained, cluster=cluster, progress=progress)
-    found = []
+    made = []
     progress.begin("coefficients", len(ways))
     for options in ways:
-        found += all_coefficients(bank, [options], cluster=cluster)[0]
+        made += all_coefficients(bank, [options], cluster=cluster)[0]
         progress.advance()
     progress.end()
-    return found, gram
+    return made, gram
 
 
 def best_scores(evaluations: Sequence[ReportedEvaluation], leave_out: str) -> Summary | None:
@@ -199,8 +199,8 @@ def stage_times(runs: Sequence[RunRecord]) -> list[StageTime]:
             metric = parameters.get("metric") if run.kind in ("distances", "neural") else None
             stages.setdefault(" ".join(filter(None, (run.kind, metric))), []).append(run)
     return [
-        StageTime(stage, len(found), _span(found), min(run.created for run in found))
-        for stage, found in stages.items()
+        StageTime(stage, len(of_stage), _span(of_stage), min(run.created for run in of_stage))
+        for stage, of_stage in stages.items()
     ]
 
 
