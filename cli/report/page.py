@@ -21,6 +21,7 @@ from cli.report.payload import json_in_html, left_out_of, payload
 from cli.report.plots import Curve, MatrixFigures, bar_plot, curve_plot
 from cli.report.tables import HtmlTable, Plot
 from compute.approaches.by_distance import effective_sources
+from compute.approaches.registry import is_baseline
 from compute.reporting.ordering import runs_of_equal
 from compute.reporting.records import Matrix, Report, SizeCurve, Way
 
@@ -62,7 +63,7 @@ def render(report: Report, *, title: str | None = None, command: str = "") -> st
     parts, figures = comparisons(report)
     pictures, encoded, matrix_figures, framed = _pictures(report)
     size_plots, size_figures = _sizes(report.sizes)
-    shown = [matrix for matrix in report.coefficients if matrix.way.approach != "uniform"] or list(
+    shown = [matrix for matrix in report.coefficients if not is_baseline(matrix.way.approach)] or list(
         report.coefficients
     )
     chosen = next((matrix for matrix in shown if matrix.way == report.recommended), shown[0])
@@ -148,7 +149,7 @@ def _pictures(
     encoded: dict[str, tuple[str, EncodedMatrix]] = {}
     alone = _without_metric(report)
     for matrix in (*report.coefficients, *report.distances):
-        if matrix.way.approach == "uniform":
+        if is_baseline(matrix.way.approach):
             continue  # one colour
         ordered = matrix.values[np.ix_(order, order)]
         codes = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from compute.approaches.registry import is_baseline, is_bound
 from compute.reporting.gather import best_scores, nearest_row
 from compute.reporting.records import (
     ADAPTER,
@@ -153,8 +154,8 @@ def _by_group(report: Report) -> list[str]:
 
 
 def _weighed(report: Report, best: WeightSpaceRow) -> tuple[str, list[str]]:
-    uniform = next((row for row in report.weight_space if row.way.approach == "uniform"), None)
-    oracle = next((row for row in report.weight_space if row.way.approach == "oracle"), None)
+    uniform = next((row for row in report.weight_space if is_baseline(row.way.approach)), None)
+    oracle = next((row for row in report.weight_space if is_bound(row.way.approach)), None)
     sentences = [
         "No evaluation of generated answers is in this report, so this goes by weights alone: nearness to the "
         "trained weights is not quality. Run bank evaluate to measure quality.",
@@ -176,10 +177,10 @@ def _weighed(report: Report, best: WeightSpaceRow) -> tuple[str, list[str]]:
 
 def _grouped_weights(report: Report, best: WeightSpaceRow) -> str:
     uniform = next(
-        (row for row in report.weight_space if row.way.approach == "uniform" and row.leave_out == GROUP), None
+        (row for row in report.weight_space if is_baseline(row.way.approach) and row.leave_out == GROUP), None
     )
     text = "With the whole group of a target left out, "
-    if uniform is not None and best.way.approach == "uniform":
+    if uniform is not None and is_baseline(best.way.approach):
         return f"{text}nothing asked for is nearer than the plain mean of the other groups."
     text += f"the nearest is {way_words(best.way)} at {number(best.relative)}"
     if uniform is None:

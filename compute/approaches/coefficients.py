@@ -1,25 +1,18 @@
-"""Coefficients by any approach that trains no network, from a bank's matrices; the Gram matrix where needed."""
+"""Coefficients by any approach, from a bank's matrices; whatever made them, they are checked."""
 
 from __future__ import annotations
-
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.errors import ParameterError
-from compute.approaches import ridge as kernel_ridge
-from compute.approaches import tuned as tuning
-from compute.approaches.by_distance import coefficients
+from bankdb.errors import ComputeError
+from compute.approaches.base import Fitted, LeaveOneOut, NewDatasets
 from compute.approaches.groups import same_unit
-from compute.approaches.matching import matching, matching_new
-from compute.approaches.options import NEEDS_GRAM, NO_DISTANCES, PredictionOptions
-from compute.approaches.oracle import oracle
+from compute.approaches.options import PredictionOptions
 
 FloatArray = NDArray[np.float64]
-Fitted = dict[str, Any]
-"""What was chosen for one target by the bank's own rows, under the names of the settings."""
+SUM_TOLERANCE = 1e-6
+"""Largest difference of a row's sum to 1 that is taken for rounding."""
 
 
 def leave_one_out_coefficients(
@@ -27,56 +20,37 @@ def leave_one_out_coefficients(
     distances: FloatArray | None,
     gram: FloatArray | None,
     units: NDArray[np.intp],
+    excluded: NDArray[np.bool_] | None = None,
 ) -> tuple[FloatArray, tuple[Fitted, ...] | None]:
     """Coefficients of each dataset over those outside of its unit; shape (N, N), rows sum to 1.
 
     Parameters
     ----------
     options
-        Any approach but `neural`.
+        Any approach; for one with a network, it is trained here and not kept.
     distances
         Shape (N, N), rows are targets; None for an approach that reads none.
     gram
         Shape (N, N): inner products of the adapters; None for an approach that does not need it.
     units
         Shape (N,): number from 0 on of what each row is left out with.
+    excluded
+        Shape (N, N): sources that a row must not use; None for those of its unit.
 
     Returns
     -------
-    The coefficients, and for `tuned` and `ridge` what was chosen for each row.
+    The coefficients, and for an approach that is fitted what was chosen for each row.
 
     Raises
     ------
     ParameterError
         Nothing is left to combine or to fit on.
     ComputeError
-        For a distance or a Gram matrix that is damaged.
+        For a distance or a Gram matrix that is damaged, or coefficients of no convex combination.
     """
-    excluded = same_unit(units)
-    if options.approach == "oracle":
-        return oracle(_given(gram), excluded), None
-    if options.approach == "matching":
-        return matching(_given(distances), excluded), None
-    if options.approach == "tuned":
-        tuned = tuning.fit(_given(distances), _given(gram), units)
-        weights = tuning.leave_one_out(_given(distances), units, tuned)
-        return weights, tuple(map(asdict, tuned.settings))
-    if options.approach == "ridge":
-        ridge = kernel_ridge.fit(_given(distances), _given(gram), units)
-        weights = kernel_ridge.leave_one_out(_given(distances), units, ridge)
-        return weights, tuple(map(asdict, ridge.rows))
-    if options.approach in NO_DISTANCES:
-        distances = np.zeros(excluded.shape)
-    by_distance = coefficients(
-        _given(distances),
-        excluded,
-        options.approach,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        compatible=options.compatible,
-        self_index=np.arange(len(units)),
-    )
-    return by_distance, None
+    excluded = same_unit(units) if excluded is None else excluded
+    made = options.how.leave_one_out(LeaveOneOut(options, distances, gram, units, excluded))
+    return _checked(made.coefficients, excluded, options.approach), made.fitted
 
 
 def new_coefficients(
@@ -91,60 +65,45 @@ def new_coefficients(
     Parameters
     ----------
     options
-        Any approach but `neural` and `oracle`.
+        Any approach that does not know the answer; for one with a network, it is trained here and not kept.
     to_sources
-        Shape (M, S); not read by `uniform`.
+        Shape (M, S); not read by an approach that reads no distances.
     between_sources
-        Shape (S, S): for `matching`, `tuned` and `ridge`.
+        Shape (S, S): for an approach that reads the bank's own matrices.
     gram
-        Shape (S, S): for `tuned` and `ridge`.
+        Shape (S, S): for those of them that read it.
     units
-        Shape (S,): number of what each source is left out with, where these two are fitted.
+        Shape (S,): number of what each source is left out with, where something is fitted.
 
     Returns
     -------
-    The coefficients, and for `tuned` and `ridge` what was chosen.
+    The coefficients, and for an approach that is fitted what was chosen.
 
     Raises
     ------
     ParameterError, ComputeError
         As `leave_one_out_coefficients`.
     """
-    if options.approach == "oracle" or options.approach == "neural":
-        raise ParameterError(
-            f"approach: {options.approach} has no coefficients for new datasets by distances"
+    made = options.how.new_dataset(NewDatasets(options, to_sources, between_sources, gram, units))
+    nothing = np.zeros(to_sources.shape, dtype=np.bool_)
+    return _checked(made.coefficients, nothing, options.approach), made.fitted[0] if made.fitted else None
+
+
+def _checked(weights: FloatArray, excluded: NDArray[np.bool_], approach: str) -> FloatArray:
+    """Return coefficients of convex combinations of the sources that may be used; anything else is an error."""
+    if weights.shape != excluded.shape or weights.dtype != np.float64:
+        raise ComputeError(
+            f"{approach}: expected coefficients of shape {excluded.shape} of float64, found {weights.shape} of"
+            f" {weights.dtype}; tell its author"
         )
-    if options.approach == "matching":
-        return np.stack([matching_new(row, _given(between_sources)) for row in to_sources]), None
-    if options.approach == "tuned":
-        tuned = tuning.fit(_given(between_sources), _given(gram), units, nested=False)
-        none = np.zeros(to_sources.shape, dtype=np.bool_)
-        return tuning.apply(tuned.overall, tuned.spread, to_sources, none), asdict(tuned.overall)
-    if options.approach == "ridge":
-        ridge = kernel_ridge.fit(_given(between_sources), _given(gram), units, nested=False)
-        weights = kernel_ridge.new_target(to_sources, _given(between_sources), ridge.overall, ridge.median)
-        return weights, asdict(ridge.overall)
-    by_distance = coefficients(
-        np.zeros(to_sources.shape) if options.approach in NO_DISTANCES else to_sources,
-        np.zeros(to_sources.shape, dtype=np.bool_),
-        options.approach,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        compatible=options.compatible,
-    )
-    return by_distance, None
-
-
-def needs_matrices(options: PredictionOptions) -> bool:
-    """Whether a prediction for a new dataset needs the bank's own distances."""
-    return options.approach in ("matching", "tuned", "ridge")
-
-
-def needs_gram(options: PredictionOptions) -> bool:
-    """Whether the approach needs the Gram matrix of the adapters."""
-    return options.approach in NEEDS_GRAM
-
-
-def _given(matrix: FloatArray | None) -> FloatArray:
-    assert matrix is not None, "the caller gives what the approach needs"
-    return matrix
+    sums = weights.sum(axis=1)
+    # A sum that is no number is not within the tolerance either.
+    wrong = ~(np.abs(sums - 1) <= SUM_TOLERANCE) | (weights.min(axis=1, initial=0.0) < 0)
+    wrong |= np.any(weights, axis=1, where=excluded)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ComputeError(
+            f"{approach}: expected coefficients from 0 on that sum to 1, and 0 for what is left out, found row {row}"
+            f" with the sum {sums[row]:.6g} and the least {weights[row].min():.3g}; tell its author"
+        )
+    return weights

@@ -17,7 +17,7 @@ from bankdb.bank import AdapterBank
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
 from bankdb.scaled_rows import sources_of
-from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.options import PredictionOptions
 from compute.approaches.weight_errors import weight_space_errors
 from compute.cluster.options import Cluster
 from compute.combination.combine import combine_one
@@ -90,7 +90,7 @@ def system_of(way: PredictionOptions) -> System:
     """Return the system that a way of predicting is, with its name."""
     apart = ("leave_out", "space", "rank")
     parameters = {key: value for key, value in way.parameters().items() if key not in apart}
-    reads = way.approach not in NO_DISTANCES
+    reads = way.how.reads_distances
     details = [f"{key.replace('_', '-')} {value}" for key, value in sorted(parameters.items())]
     if way.space != "factors":
         details.append(f"{way.space} space" + ("" if way.rank is None else f" of rank {way.rank}"))

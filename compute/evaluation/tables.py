@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
 from compute.approaches.groups import LEAVE_OUT, units_of
+from compute.approaches.registry import is_bound
 from compute.evaluation.bootstrap import Interval, gap_share, mean_difference, task_weights
 from compute.evaluation.records import BASE, OWN, UNIFORM, Evaluation, System
 
@@ -235,11 +236,11 @@ def _shown(interval: Interval | None, *, percent: bool = False) -> str | None:
 
 
 def best_predictions(found: Sequence[Summary]) -> dict[str, Summary]:
-    """Return, for each thing that was left out, the prediction of the highest Rouge-L; without the oracle."""
+    """Return, for each thing that was left out, the prediction of the highest Rouge-L; without bounds."""
     best: dict[str, Summary] = {}
     for one in found:
         left_out = one.system.leave_out
-        if left_out is None or one.system.approach == "oracle":
+        if left_out is None or is_bound(one.system.approach):
             continue
         if left_out not in best or one.rouge.mean > best[left_out].rouge.mean:
             best[left_out] = one

@@ -22,7 +22,7 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
 from compute.approaches.groups import LEAVE_OUT, units_of
-from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.options import PredictionOptions
 from compute.approaches.weight_errors import WeightSpaceErrors, weight_space_errors
 from compute.cluster.options import Cluster
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
@@ -231,7 +231,7 @@ def bank_size_curves(
     Raises
     ------
     ParameterError
-        For sizes, draws or a seed out of range, and the approach `neural`.
+        For sizes, draws or a seed out of range, and an approach that trains a network.
     """
     shown = progress or SilentProgress()
     needed = [*ways, PredictionOptions(approach="oracle")]
@@ -323,7 +323,7 @@ def size_rows(curves: Sequence[SizeCurve]) -> list[tuple[Any, ...]]:
     """Return way, what is left out, size, draws, targets with a prediction (least), mean error and its spread."""
     return [
         (
-            curve.options.metric if curve.options.approach not in NO_DISTANCES else "none",
+            curve.options.metric if curve.options.how.reads_distances else "none",
             curve.options.approach,
             curve.options.leave_out,
             size,

@@ -14,10 +14,10 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import RunRecord, library_versions
-from compute.approaches.by_distance import APPROACHES
 from compute.approaches.by_distance import coefficients as row_coefficients
 from compute.approaches.groups import same_unit, units_of
-from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.options import PredictionOptions
+from compute.approaches.registry import is_baseline
 from compute.approaches.weight_errors import weight_space_errors
 from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterOptions
@@ -29,7 +29,6 @@ from compute.reporting.ordering import clustered_order
 from compute.reporting.records import (
     ADAPTER,
     GROUP,
-    NO_PREDICTION,
     Estimate,
     Matrix,
     Report,
@@ -116,7 +115,7 @@ def _coefficients(
 ) -> tuple[list[Coefficients], FloatArray]:
     """The coefficients of each way, told one by one: some take minutes on a large bank; and the Gram matrix."""
     _, gram = all_coefficients(bank, [], cluster=cluster, progress=progress)
-    trained = [options for options in ways if options.approach == "neural"]
+    trained = [options for options in ways if options.how.trained]
     if trained:  # tells of its own progress
         all_coefficients(bank, trained, cluster=cluster, progress=progress)
     found = []
@@ -130,7 +129,7 @@ def _coefficients(
 
 def way_of(options: PredictionOptions) -> Way:
     """Return the way that options describe; what is left out is no part of it."""
-    metric = None if options.approach in NO_DISTANCES else options.metric
+    metric = options.metric if options.how.reads_distances else None
     chosen = {key: value for key, value in options.parameters().items() if key != "leave_out"}
     detail = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in chosen.items())
     return Way(options.approach, metric, detail)
@@ -139,15 +138,13 @@ def way_of(options: PredictionOptions) -> Way:
 def best_scores(evaluations: Sequence[ReportedEvaluation], leave_out: str) -> Scores | None:
     """Return the prediction with the highest mean Rouge-L; None where none was evaluated so."""
     scores = [item for evaluation in evaluations for item in evaluation.scores]
-    chosen = [
-        item for item in scores if item.leave_out == leave_out and item.way.approach not in NO_PREDICTION
-    ]
+    chosen = [item for item in scores if item.leave_out == leave_out and item.way.predicts]
     return max(chosen, key=lambda item: item.rouge[0], default=None)
 
 
 def nearest_row(rows: Sequence[WeightSpaceRow], leave_out: str) -> WeightSpaceRow | None:
     """Return the way whose predictions are nearest to the trained adapters; None where none is there."""
-    chosen = [item for item in rows if item.leave_out == leave_out and item.way.approach not in NO_PREDICTION]
+    chosen = [item for item in rows if item.leave_out == leave_out and item.way.predicts]
     return min(chosen, key=lambda item: item.relative, default=None)
 
 
@@ -168,7 +165,7 @@ def _distances(
     bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
 ) -> list[Matrix]:
     """The distances of each metric that the ways read, in their order; of the default if they read none."""
-    reading = [options for options in ways if options.approach not in NO_DISTANCES] or [PredictionOptions()]
+    reading = [options for options in ways if options.how.reads_distances] or [PredictionOptions()]
     matrices: dict[str, Matrix] = {}
     for options in reading:
         if options.metric not in matrices:
@@ -216,7 +213,7 @@ def _errors(
             mse=float(error.mse.mean()),
             cosine=float(np.nanmean(error.cosine)),
             effective=float(item.effective.mean()),
-            against_uniform=None if way.approach == "uniform" else _compared(error.relative, uniform, units),
+            against_uniform=None if is_baseline(way.approach) else _compared(error.relative, uniform, units),
             against_paper=None if way.is_papers_best else _compared(error.relative, paper, units),
         )
         for way, item, error in zip(ways, found, errors, strict=True)
@@ -245,10 +242,10 @@ def _size_curve(
     by_metric = {matrix.way.metric: matrix.values for matrix in distances}
     points: list[SizePoint] = []
     for item in found:
-        way = way_of(item.options)
-        shown = way == chosen or way.is_papers_best or way.approach in ("uniform", "oracle")
-        quick = number <= FITTED_CURVES_UP_TO or way.approach in APPROACHES
-        if not shown or not quick or way.approach == "neural":
+        way, how = way_of(item.options), item.options.how
+        shown = way == chosen or way.is_papers_best or how.baseline or how.knows_answer
+        quick = number <= FITTED_CURVES_UP_TO or how.quick
+        if not shown or not quick or how.trained:
             continue
         curve = bank_size_curve(
             item.options, by_metric.get(way.metric), gram, np.arange(number), sizes, draws=SIZE_DRAWS

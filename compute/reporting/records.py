@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.records import AdapterRecord, BankRecord
+from compute.approaches.registry import is_bound
 
 FloatArray = NDArray[np.float64]
 
 ADAPTER, GROUP = "adapter", "group"
 """What is left out of the sources: the target alone, or all of its group."""
-NO_PREDICTION = ("base", "own", "oracle")
-"""Systems that cannot be had for a new dataset without training, or predict nothing."""
+NO_PREDICTION = ("base", "own")
+"""Systems that predict nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,11 @@ class Way:
     approach: str
     metric: str | None = None
     detail: str = ""
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it can be had for a new dataset: it predicts, and does not know the answer."""
+        return self.approach not in NO_PREDICTION and not is_bound(self.approach)
 
     @property
     def is_papers_best(self) -> bool:
