@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from compute.approaches.neural.options import NeuralOptions
 
     FloatArray = NDArray[np.float64]
+    Units = NDArray[np.intp]
+    Excluded = NDArray[np.bool_]
 
 Fitted = dict[str, Any]
 """What was chosen for one target by the bank's own rows, under the names of the settings."""
@@ -85,8 +87,8 @@ class LeaveOneOut:
     options: Settings
     distances: FloatArray | None
     gram: FloatArray | None
-    units: NDArray[np.intp]
-    excluded: NDArray[np.bool_]
+    units: Units
+    excluded: Excluded
     labels: Sequence[Any] | None = None
 
 
@@ -115,7 +117,7 @@ class NewDatasets:
     to_sources: FloatArray
     between_sources: FloatArray | None
     gram: FloatArray | None
-    units: NDArray[np.intp]
+    units: Units
     labels: Sequence[Any] | None = None
 
 
