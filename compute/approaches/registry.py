@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 from bankdb.errors import ConflictError, ParameterError
 from compute.approaches.base import OPTIONS, Approach
@@ -19,6 +19,8 @@ from compute.approaches.kinds.neural import Neural
 from compute.approaches.kinds.oracle import Oracle
 from compute.approaches.kinds.ridge import Ridge
 from compute.approaches.kinds.tuned import Tuned
+
+_Registered = TypeVar("_Registered", bound=Approach | type[Approach])
 
 GROUP = "lora_bank.approaches"
 RESERVED = ("all", "base", "own", "distance")
@@ -40,8 +42,14 @@ _registered: dict[str, Approach] = {
 }
 
 
-def register(approach: Approach | type[Approach]) -> None:
+def register(approach: _Registered) -> _Registered:
     """Make an approach available by its name: to every workflow, the command line and its help.
+
+    Parameters
+    ----------
+    approach
+        An approach, or a class of which one is made without arguments; it is returned, so that this may stand
+        above a class.
 
     Raises
     ------
@@ -54,6 +62,7 @@ def register(approach: Approach | type[Approach]) -> None:
     if made.name in names():
         raise ConflictError(f"approach {made.name}: already registered; choose another name")
     _registered[made.name] = made
+    return approach
 
 
 def unregister(name: str) -> None:
@@ -120,12 +129,10 @@ def _unknown(name: str) -> ParameterError:
 def _instance(approach: object, origin: str) -> Approach:
     made = approach
     if isinstance(approach, type) and issubclass(approach, Approach):
-        missing = ", ".join(sorted(approach.__abstractmethods__))
-        if missing:
-            raise ParameterError(
-                f"{origin}: expected all methods of an approach in {approach!r}, add {missing}"
-            )
-        made = approach()
+        try:
+            made = approach()
+        except TypeError as error:
+            raise ParameterError(f"{origin}: no approach can be made of {approach!r}: {error}") from error
     if not isinstance(made, Approach):
         raise ParameterError(
             f"{origin}: expected a class derived from compute.approaches.base.Approach, found {approach!r}"

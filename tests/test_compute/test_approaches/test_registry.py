@@ -80,7 +80,7 @@ class Blend(Approach):
 
 @pytest.fixture
 def blend() -> Iterator[None]:
-    registry.register(Blend)
+    assert registry.register(Blend) is Blend
     yield
     if "blend" in registry.names():
         registry.unregister("blend")
@@ -370,6 +370,16 @@ def test_an_approach_gets_what_it_declares(
     assert found.fitted == {"k": 2}
 
 
+def test_what_is_not_declared_is_not_there(bank: AdapterBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Blend, "reads_distances", False)
+    registry.register(Blend)
+    try:
+        with pytest.raises(ParameterError, match="set reads_distances in its class"):
+            coefficients(bank, PredictionOptions(approach="blend"))
+    finally:
+        registry.unregister("blend")
+
+
 def _gram(bank: AdapterBank) -> np.ndarray:
     found = bank_matrices(bank, PredictionOptions(approach="oracle")).gram
     assert found is not None
@@ -510,7 +520,14 @@ def test_a_name_that_is_taken_is_refused(name: str) -> None:
         (_named(None), "expected a name"),
         (_named("mine", about=""), "a line about it"),
         (_named("mine", reads=("temprature",)), "found temprature"),
-        (type("Half", (Approach,), {"name": "half", "about": "x"}), "add leave_one_out, new_dataset"),
+        (
+            type("Half", (Approach,), {"name": "half", "about": "x"}),
+            "abstract methods leave_one_out, new_dataset",
+        ),
+        (
+            type("Needy", (Blend,), {"__init__": lambda self, k: None}),
+            "missing 1 required positional argument: 'k'",
+        ),
         (int, "expected a class derived from"),
         ("ridge", "expected a class derived from"),
     ],
