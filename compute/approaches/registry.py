@@ -91,6 +91,8 @@ def get_approach(name: str) -> Approach:
     ParameterError
         There is none, or what an installed package offers under the name is no approach.
     """
+    if not isinstance(name, str):
+        raise _unknown(name)
     if name not in _registered:
         offered = _installed().get(name)
         if offered is None:

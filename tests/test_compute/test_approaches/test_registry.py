@@ -132,6 +132,8 @@ def test_options_are_checked_by_what_it_states() -> None:
         PredictionOptions(approach="blend", top_k=2)
     with pytest.raises(ParameterError, match=r"expected one of .*oracle, blend, found 'magic'"):
         PredictionOptions(approach="magic")
+    with pytest.raises(ParameterError, match="expected one of"):
+        PredictionOptions(approach=["blend"])  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("blend")
