@@ -15,12 +15,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from bankdb.errors import BankNotFoundError, ParameterError
 from bankdb.progress import SilentProgress
 from cli.main import cli
+from compute.approaches.coefficients import new_coefficients
 from compute.approaches.groups import same_unit, units_of
 from compute.approaches.neural.leave_one_out import neural_leave_one_out
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.splits import fold_of_rows
-from compute.approaches.options import ALL_APPROACHES, PredictionOptions
-from compute.approaches.registry import new_coefficients
+from compute.approaches.options import PredictionOptions
+from compute.approaches.registry import names
 from compute.evaluation.bootstrap import mean_difference, task_weights
 from compute.evaluation.weight_space import (
     HEADINGS,
@@ -56,7 +57,7 @@ def grouped(tmp_path: Path, tokenizer_folder: Path) -> Iterator[SyntheticBank]:
         yield made
 
 
-@pytest.mark.parametrize("approach", ALL_APPROACHES)
+@pytest.mark.parametrize("approach", names())
 def test_every_approach_leaves_the_group_out(grouped: SyntheticBank, approach: str) -> None:
     found = leave_one_out(grouped.bank, options_of(approach))
     same = same_unit(units_of(GROUPS, "group"))
