@@ -32,14 +32,13 @@ from compute.evaluation.records import (
 )
 from compute.evaluation.scores import exact_match, rouge_l
 from compute.evaluation.systems import EvaluatedAdapter, System
-from compute.generation.base_model import model_fingerprint, model_folder
+from compute.generation.base_model import model_folder
 from compute.generation.generate import check_extra
 from compute.generation.prompts import MARGIN
+from compute.generation.settings import answer_settings
 
 MAX_EXAMPLES = 30
 _SAMPLES = 3
-# Part of what answers are found again by: raised when a change of the code changes answers.
-_GENERATION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +113,14 @@ def evaluate(
     chosen = _targets(bank, options.targets)
     splits, failed = _splits(chosen, options)
     folder = model_folder(options.model or bank.record.base_model)
-    settings = _settings_sha256(bank, folder, options)
+    settings = answer_settings(
+        folder, bank.record.tokenizer_fingerprint, bank.path / "tokenizer", options.machine.dtype, progress
+    )
     with open_cluster(cluster or ClusterOptions(processes=False), progress, bank.store.path) as workers:
         systems, rows = evaluated_adapters(bank, ways, workers, progress)
-    keys = _keys(bank, systems, rows, splits, settings)
+    keys = _keys(bank, systems, rows, splits, settings.sha256)
     jobs = [Job(key, name, splits[name], rows[name][system]) for (system, name), key in keys.items()]
-    failed |= generate_missing(bank, jobs, folder, options.machine, progress)
+    failed |= generate_missing(bank, jobs, folder, settings, options.machine, progress)
     evaluated = [record for record in chosen if record.name not in failed]
     if not evaluated:
         reasons = "; ".join(list(failed.values())[:2])
@@ -130,7 +131,9 @@ def evaluate(
         for name in (record.name for record in evaluated)
         for system in systems
     ]
-    evaluation = _evaluation(bank, options, systems, evaluated, splits, outcomes, kept, failed, settings)
+    evaluation = _evaluation(
+        bank, options, systems, evaluated, splits, outcomes, kept, failed, settings.sha256
+    )
     store_evaluation(bank, evaluation)
     return evaluation
 
@@ -158,24 +161,6 @@ def _splits(
         except DatasetError as error:
             failed[record.name] = str(error)
     return splits, failed
-
-
-def _settings_sha256(bank: AdapterBank, folder: Path, options: EvaluationOptions) -> str:
-    """Hash what determines answers besides the adapter and the test examples.
-
-    Batches, threads and the device only change how sums are rounded, and are left out.
-    """
-    text = json.dumps(
-        {
-            "generation": _GENERATION,
-            "model": model_fingerprint(folder),
-            "tokenizer": bank.record.tokenizer_fingerprint,
-            "dtype": options.machine.dtype,
-            "margin": MARGIN,
-        },
-        sort_keys=True,
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _keys(
