@@ -29,6 +29,7 @@ from bankdb.new_bank import (
 )
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, BankRecord, RunRecord
+from bankdb.snapshot import snapshot_of
 
 if TYPE_CHECKING:
     from bankdb.datasets.tokenizer import BankTokenizer
@@ -393,8 +394,7 @@ def other_revision(what: str, expected: str | None, found: str | None) -> str:
 
 
 def ready_adapters(bank: AdapterBank) -> tuple[AdapterRecord, ...]:
-    """Return the adapters of a bank, by row. Raises BankNotFoundError if there are none."""
-    adapters = tuple(bank.adapters())
-    if not adapters:
-        raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")
-    return adapters
+    """Return the adapters of a bank, by row, of one snapshot a command. Raises BankNotFoundError for none."""
+    if adapters := snapshot_of(bank):
+        return adapters
+    raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")

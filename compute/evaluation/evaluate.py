@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from bankdb.bank import AdapterBank
+from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.datasets.held_out import HeldOut, held_out_files, read_held_out
 from bankdb.errors import BankError, DatasetError, ParameterError, listed
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, GenerationKey, GenerationRecord, now
+from bankdb.snapshot import of_one_snapshot
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterOptions
@@ -76,6 +77,7 @@ class EvaluationOptions:
                 raise ParameterError(f"{name.replace('_', '-')}: expected at least 1, found {value}")
 
 
+@of_one_snapshot
 def evaluate(
     bank: AdapterBank,
     ways: Sequence[PredictionOptions],
@@ -139,7 +141,7 @@ def evaluate(
 
 
 def _targets(bank: AdapterBank, names: Sequence[str]) -> list[AdapterRecord]:
-    adapters = {record.name: record for record in bank.adapters()}
+    adapters = {record.name: record for record in ready_adapters(bank)}
     unknown = [name for name in names if name not in adapters]
     if unknown:
         raise ParameterError(
@@ -275,7 +277,7 @@ def _described(bank: AdapterBank) -> dict[str, Any]:
     return {
         "identity": about.identity,
         "base_model": about.base_model,
-        "adapters": len(bank),
+        "adapters": len(ready_adapters(bank)),
         "parameters": about.parameters,
         "scaling": about.scaling,
         "tokenizer": about.tokenizer_name,

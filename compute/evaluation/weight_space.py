@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
+from bankdb.snapshot import of_one_snapshot
 from compute.approaches.by_distance import coefficients as row_coefficients
 from compute.approaches.groups import LEAVE_OUT, same_unit, units_of
 from compute.approaches.options import PredictionOptions
@@ -152,6 +153,7 @@ class WeightSpaceTable:
         return task_weights(len(kept), units=units.astype(np.intp), resamples=draws, seed=seed)
 
 
+@of_one_snapshot
 def weight_space_table(
     bank: AdapterBank,
     ways: Sequence[PredictionOptions],
@@ -216,6 +218,7 @@ def table_of(made: Sequence[Coefficients], gram: FloatArray, parameters: int) ->
     )
 
 
+@of_one_snapshot
 def bank_size_curves(
     bank: AdapterBank,
     ways: Sequence[PredictionOptions],

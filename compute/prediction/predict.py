@@ -16,6 +16,7 @@ from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 from bankdb.scaled_rows import sources_of
+from bankdb.snapshot import of_one_snapshot
 from compute.approaches.base import Fitted
 from compute.approaches.by_distance import effective_sources
 from compute.approaches.coefficients import new_coefficients
@@ -84,6 +85,7 @@ class Prediction:
     fitted: Fitted | None = None
 
 
+@of_one_snapshot
 def predict(
     bank: AdapterBank,
     data: str | Path | Dataset,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from bankdb.arrays.durable import partial_files
 from bankdb.bank import AdapterBank
 from bankdb.progress import Progress
+from bankdb.snapshot import one_snapshot
 from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterOptions
 
@@ -19,6 +20,7 @@ def computing(bank: AdapterBank, cluster: Cluster | None, progress: Progress) ->
         if cluster is None:
             cluster = stack.enter_context(open_cluster(ClusterOptions(processes=False), progress))
         stack.enter_context(bank.computing(progress))
+        stack.enter_context(one_snapshot(bank, progress))
         _clear_unfinished(bank)
         yield cluster
         _clear_unfinished(bank)

@@ -201,7 +201,9 @@ ARROWS = {
         "bankdb.location",
         "bankdb.new_bank",
         "bankdb.peft",
+        "bankdb.snapshot",
     },
+    "bankdb.snapshot": set(),
     "bankdb.scaled_rows": {"bankdb.arrays", "bankdb.bank"},
     "bankdb.derived": {"bankdb.arrays", "bankdb.bank", "bankdb.catalog"},
     "bankdb.ingest": {
@@ -258,6 +260,7 @@ OF_A_BANK = {
     "bankdb.derived",
     "bankdb.peft",
     "bankdb.scaled_rows",
+    "bankdb.snapshot",
 }
 MOST_MODULES = 12
 
