@@ -158,7 +158,8 @@ def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> Non
     if rest:
         click.echo(f"and {rest} more sources")
     click.echo(
-        f"effective number of sources: {prediction.effective_sources:.2f} of {len(prediction.adapters)}"
+        f"effective number of sources: {prediction.effective_sources:.2f} of "
+        f"{len(prediction.adapters) - len(prediction.left_out)}"
     )
     if delta is not None:
         _tell_retained(delta.form.layout.rank, [delta.retained])

@@ -277,11 +277,7 @@ def _row(summary: WaySummary) -> tuple[Any, ...]:
         summary.cosine,
         summary.relative_error,
         summary.effective_sources,
-        *(
-            (None, None, None)
-            if difference is None
-            else (difference.estimate, difference.low, difference.high)
-        ),
+        *((None, None, None) if difference is None else (difference.estimate, *difference.bounds)),
     )
 
 
