@@ -6,18 +6,20 @@ import contextlib
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bankdb.arrays.adapter_store import AdapterStore, Vector
+from bankdb.arrays.adapter_store import AdapterStore, StoredRow, Vector
 from bankdb.arrays.durable import fsync_path
 from bankdb.arrays.remote import Location, located
 from bankdb.catalog.catalog import Catalog
 from bankdb.catalog.database import Database
 from bankdb.catalog.generations import GenerationStore
 from bankdb.catalog.locks import exclusive_lock
+from bankdb.catalog.ownership import Ownership
 from bankdb.catalog.runs import RunBook
-from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, TokenizerError
+from bankdb.errors import BankFormatError, BankNotFoundError, TokenizerError
 from bankdb.location import LOCATION_FILE, BankLocation
 from bankdb.new_bank import (
     check_free,
@@ -55,18 +57,18 @@ class AdapterBank:
         Where its arrays are: its folder, another one, or a URL.
     store
         The adapters' array.
+    ownership
+        Who writes that array.
     """
 
     def __init__(self, location: BankLocation, database: Database) -> None:
-        self.location = location
-        self.path = location.folder
-        self._database = database
-        self._locks = database.locks(location.folder)
-        self.catalog = Catalog(database)
-        self.runs = RunBook(database)
+        self.location, self.path = location, location.folder
+        self._database, self._locks = database, database.locks(location.folder)
+        self.catalog, self.runs = Catalog(database), RunBook(database)
         self.generations = GenerationStore(database)
         self.arrays: Location = self.path if location.arrays is None else located(location.arrays)
         self.store = AdapterStore(self.arrays / "adapters.zarr")
+        self.ownership = Ownership(database, self.store, self.store.path)
 
     # -- making and opening ---------------------------------------------------------------------
 
@@ -279,13 +281,17 @@ class AdapterBank:
         ------
         AdapterError
             The adapter's layout is not the bank's, or it was trained on another revision of the base model.
+        ConflictError
+            Another copy of the bank has written rows.
         """
+        from bankdb.peft.fit import check_fits
 
         with self._database.write() as session:
+            self.ownership.check(session)
             record = self.catalog.bank_in(session)
             if record.layout is None:
                 self._claim_arrays()  # `create` may have been killed before it did
-                self.store.create(adapter.layout.size, record.identity)
+                self.store.create(adapter.layout.size, record.identity, self.ownership.mark(session))
                 self.catalog.set_layout(
                     session,
                     layout=adapter.layout.to_json(),
@@ -298,7 +304,7 @@ class AdapterBank:
                     base_model_revision=adapter.config.revision,
                 )
             else:
-                _check_fits(record, record.layout, name, adapter)
+                check_fits(record, record.layout, name, adapter)
             row = self.catalog.reserve(session, name)
             self.store.grow(row + 1)
             return row
@@ -308,12 +314,25 @@ class AdapterBank:
         with self._database.write():
             self.store.grow(self.record.next_row)
         self.store.delete(row)
-        self.store.write(row, vector)
+        stored = self.store.write_row(row, vector)
+        self.ownership.set_checksums({row: (stored.sha256, stored.checksums.tobytes())})
+
+    def checked_row(self, record: AdapterRecord) -> tuple[Vector, StoredRow]:
+        """Read a whole row, shape (p,), with what it is known by. Raises BankFormatError if it is not the one."""
+        vector, stored = self.store.read_stored(record.row)
+        if stored.sha256 != record.row_sha256:
+            raise BankFormatError(
+                f"{self.store.file(record.row)}: the stored row of {record.name} does not match its checksum; "
+                "`bank verify --repair` restores it from its source"
+            )
+        return vector, stored
 
     def remove(self, name: str) -> None:
         """Remove an adapter, its dataset and its row. Raises BankNotFoundError if it is not there."""
         with self.ingesting():
-            self.store.delete(self.catalog.remove(name))
+            row = self.catalog.remove(name)
+            if row is not None:
+                self.store.delete(row)
 
     def export(self, name: str, folder: Path, *, overwrite: bool = False) -> Path:
         """Write the stored adapter as the PEFT folder it came from, bit for bit; return the folder.
@@ -327,16 +346,10 @@ class AdapterBank:
         BankFormatError
             The stored row is damaged.
         """
-        from bankdb.arrays.adapter_store import row_sha256
         from bankdb.peft.weights import source_file, write_adapter_folder
 
         record = self.catalog.adapter(name)
-        vector = self.store.read(record.row)
-        if row_sha256(vector) != record.row_sha256:
-            raise BankFormatError(
-                f"{self.store.file(record.row)}: the stored row of {name} does not match its checksum; "
-                "`bank verify --repair` restores it from its source"
-            )
+        vector, _ = self.checked_row(record)
         weights = source_file(vector, self.layout, self.catalog.blob(record.header_sha256))
         files: Mapping[str, bytes] = {
             "adapter_config.json": self.catalog.blob(record.config_sha256),
@@ -349,21 +362,27 @@ class AdapterBank:
 
     @contextlib.contextmanager
     def ingesting(self) -> Iterator[None]:
-        """Announce that rows may be reserved by this process; several may do so at once."""
+        """Announce that rows may be reserved by this process; several may do so at once.
+
+        Raises
+        ------
+        ConflictError
+            Another copy of the bank has written rows.
+        """
+        with self.nobody_ingesting() as alone:
+            if alone:
+                self.ownership.renew()
         with self._locks.shared("ingest"):
+            self.ownership.check_now()
             yield
 
-    @contextlib.contextmanager
-    def nobody_ingesting(self) -> Iterator[bool]:
+    def nobody_ingesting(self) -> AbstractContextManager[bool]:
         """Yield True while no process can be inside `ingesting`; False at once if one is."""
-        with self._locks.try_exclusive("ingest") as alone:
-            yield alone
+        return self._locks.try_exclusive("ingest")
 
-    @contextlib.contextmanager
-    def nobody_computing(self) -> Iterator[bool]:
+    def nobody_computing(self) -> AbstractContextManager[bool]:
         """Yield True while no process can be inside `computing`; False at once if one is."""
-        with self._locks.try_exclusive("compute") as alone:
-            yield alone
+        return self._locks.try_exclusive("compute")
 
     @contextlib.contextmanager
     def computing(self, progress: Progress) -> Iterator[None]:
@@ -371,24 +390,6 @@ class AdapterBank:
         note = "another run is working on this bank; waiting for it to finish"
         with self._locks.exclusive("compute", lambda: progress.note(note)):
             yield
-
-
-def _check_fits(record: BankRecord, layout: str, name: str, adapter: SourceAdapter) -> None:
-    from bankdb.peft.layout import AdapterLayout
-
-    found = AdapterLayout.from_json(layout).differences(adapter.layout)
-    if found:
-        raise AdapterError(f"{name}: not of the bank's layout: {'; '.join(found)}")
-    if adapter.config.revision != record.base_model_revision:
-        raise AdapterError(other_revision(name, record.base_model_revision, adapter.config.revision))
-
-
-def other_revision(what: str, expected: str | None, found: str | None) -> str:
-    """Return the message for an adapter of another revision of the base model."""
-    return (
-        f"{what}: trained on revision {found!r} of the base model, the bank's adapters on {expected!r}; "
-        "keep them in separate banks"
-    )
 
 
 def ready_adapters(bank: AdapterBank) -> tuple[AdapterRecord, ...]:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bankdb.arrays.adapter_store import StoredRow
 from bankdb.arrays.durable import partial_files
-from bankdb.bank import AdapterBank, other_revision
+from bankdb.bank import AdapterBank
 from bankdb.catalog.catalog import changed_pair
 from bankdb.datasets.read import Dataset, read_dataset
 from bankdb.errors import (
@@ -27,6 +28,7 @@ from bankdb.errors import (
     SourceError,
     printable,
 )
+from bankdb.peft.fit import other_revision
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
 
@@ -131,7 +133,10 @@ def ingest(
 def clear_leftovers(bank: AdapterBank) -> list[str]:
     """Clear what killed processes left, unless some process is ingesting now; return what was cleared."""
     with bank.nobody_ingesting() as alone:
-        return clear_leftovers_alone(bank) if alone else []
+        if not alone:
+            return []
+        bank.ownership.check_now()  # what is left over here, another copy of the bank may call ready
+        return clear_leftovers_alone(bank)
 
 
 def clear_leftovers_alone(bank: AdapterBank) -> list[str]:
@@ -318,8 +323,8 @@ def _store(bank: AdapterBank, prepared: _Prepared, options: IngestOptions) -> bo
     """Write a prepared pair; return False if another process stored the same meanwhile."""
     row = bank.reserve(prepared.pair.name, prepared.adapter)
     try:
-        checksum = bank.store.write(row, prepared.adapter.vector)
-        added, freed = bank.catalog.make_ready(_new_adapter(prepared, row, checksum), replace=options.replace)
+        stored = bank.store.write_row(row, prepared.adapter.vector)
+        added, freed = bank.catalog.make_ready(_new_adapter(prepared, row, stored), replace=options.replace)
     except ArrayStoreUnavailableError:
         raise  # what may be there of the row cannot be deleted now: it stays reserved, the next ingest clears it
     except BaseException:
@@ -331,7 +336,7 @@ def _store(bank: AdapterBank, prepared: _Prepared, options: IngestOptions) -> bo
     return added
 
 
-def _new_adapter(prepared: _Prepared, row: int, checksum: str) -> NewAdapter:
+def _new_adapter(prepared: _Prepared, row: int, stored: StoredRow) -> NewAdapter:
     pair, adapter = prepared.pair, prepared.adapter
     return NewAdapter(
         name=pair.name,
@@ -346,7 +351,8 @@ def _new_adapter(prepared: _Prepared, row: int, checksum: str) -> NewAdapter:
         source_sha256=adapter.sha256,
         header=adapter.header,
         config=adapter.config.text,
-        row_sha256=checksum,
+        row_sha256=stored.sha256,
+        checksums=stored.checksums.tobytes(),
         licence=pair.licence,
         group=pair.group,
         dataset_source=pair.dataset_source,

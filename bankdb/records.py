@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -97,7 +97,11 @@ class BankRecord:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
-    """A ready adapter together with the dataset that it was trained on."""
+    """A ready adapter together with the dataset that it was trained on.
+
+    `checksums` are those of its row's chunks, little-endian uint32: see `bankdb.arrays.adapter_store.StoredRow`. None
+    in a bank of a version that kept none, until its row is read the next time.
+    """
 
     name: str
     row: int
@@ -120,6 +124,7 @@ class AdapterRecord:
     content_sha256: str
     examples: int
     tokens: int
+    checksums: bytes | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +153,7 @@ class NewAdapter:
     ids: bytes
     counts: bytes
     tokens: int
+    checksums: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bankdb.arrays.adapter_store import row_sha256
+from bankdb.arrays.adapter_store import StoredRow, row_sha256
 from bankdb.arrays.durable import move, partial_files
 from bankdb.arrays.remote import Location, RemotePath
 from bankdb.bank import AdapterBank
@@ -64,22 +64,45 @@ def verify(bank: AdapterBank, *, repair: bool = False, progress: Progress | None
 
 
 def _check(bank: AdapterBank, repair: bool, report: VerifyReport, progress: Progress) -> None:
-    for problem in bank.database_problems():
-        report.damage.append(f"{bank.database_shown}: {problem}; restore it from a copy")
+    _check_database(bank, repair, report)
+    _check_owner(bank, repair, report)
     # First, so that what is foreign is out of the way of rows that are restored.
     _check_orphans(bank, repair, report)
-    records = bank.adapters()
+    records = bank.catalog.whole_adapters()
     progress.begin("verify", len(records))
     for record in records:
         _check_adapter(bank, record, repair, report)
         progress.advance()
     progress.end()
-    _check_leftovers(bank, repair, report)
+    if len(records) == len(bank):
+        _check_leftovers(bank, repair, report)
     if not repair:
         _check_derived(bank, False, report)
         return
     with bank.nobody_computing() as alone:
         _check_derived(bank, alone, report)
+
+
+def _check_database(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
+    if repair:
+        report.repaired += [
+            f"deleted {what}; it is computed again when it is asked for" for what in bank.runs.drop_damaged()
+        ]
+    report.damage += [f"{bank.database_shown}: {problem}" for problem in bank.database_problems()]
+
+
+def _check_owner(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
+    """Find whether another copy of the bank wrote rows; with `repair`, nobody ingesting, they are this one's again."""
+    if bank.ownership.is_ours():
+        return
+    if repair:
+        bank.ownership.renew(take=True)
+        report.repaired.append(f"{bank.store.path}: written by this bank alone from now on")
+    else:
+        report.leftovers.append(
+            f"{bank.store.path}: another copy of this bank has written rows since, so this one may only read them; "
+            "if the other is no longer used, --repair makes them this one's"
+        )
 
 
 def _check_adapter(bank: AdapterBank, record: AdapterRecord, repair: bool, report: VerifyReport) -> None:
@@ -93,6 +116,9 @@ def _check_adapter(bank: AdapterBank, record: AdapterRecord, repair: bool, repor
         return
     if not repair:
         report.damage.append(f"{record.name}: {in_array}")
+        return
+    if _kept_anew(bank, record):
+        report.repaired.append(f"{record.name}: row {record.row} is whole, its checksums were made anew")
         return
     failure = _restore(bank, record)
     if failure is None:
@@ -118,13 +144,33 @@ def _database_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
 
 def _array_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
     try:
-        if row_sha256(bank.store.read(record.row)) == record.row_sha256:
-            return None
+        stored = bank.store.read_stored(record.row)[1]
+        if stored.sha256 == record.row_sha256:
+            return _checksums_problem(record, stored)
     except ArrayStoreUnavailableError:
         raise  # says nothing about the row
     except BankError as error:
         return str(error)
     return f"row {record.row} does not match its checksum; `bank verify --repair` restores it from its source"
+
+
+def _checksums_problem(record: AdapterRecord, stored: StoredRow) -> str | None:
+    """Return what is wrong with a row whose values are right, stored so that it ends its chunks otherwise."""
+    if record.checksums in {None, stored.checksums.tobytes()}:
+        return None
+    return f"row {record.row} was stored anew by another program; `bank verify --repair` makes its checksums anew"
+
+
+def _kept_anew(bank: AdapterBank, record: AdapterRecord) -> bool:
+    """Keep the checksums of a row as it is stored, if its values are the right ones; return whether they are."""
+    try:
+        _, stored = bank.checked_row(record)
+    except ArrayStoreUnavailableError:
+        raise
+    except BankError:
+        return False
+    bank.ownership.set_checksums({record.row: (stored.sha256, stored.checksums.tobytes())})
+    return True
 
 
 def _still_there(bank: AdapterBank, record: AdapterRecord) -> bool:

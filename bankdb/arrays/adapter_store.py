@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from bankdb.arrays.durable import fsync_path, fsync_written, is_partial, partial_files
 from bankdb.arrays.remote import Location, RemotePath, delete, objects_below
 from bankdb.arrays.remote_shards import RemoteShards, forget
+from bankdb.arrays.shard_format import NOT_THE_CATALOGUES, Checksums, checksum
 from bankdb.arrays.shards import Shards, shards_of
 from bankdb.arrays.zarr_arrays import (
     chunk_file,
@@ -28,7 +29,7 @@ from bankdb.arrays.zarr_arrays import (
     open_array,
     read_region,
 )
-from bankdb.errors import AdapterError, BankFormatError
+from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError
 
 if TYPE_CHECKING:
     import zarr
@@ -36,6 +37,23 @@ if TYPE_CHECKING:
     from bankdb.arrays.uncached import UncachedReader
 
 Vector = NDArray[np.float32]
+
+
+class StoredRow(NamedTuple):
+    """What a stored row is known by.
+
+    Attributes
+    ----------
+    sha256
+        Of its values, little-endian float32.
+    checksums
+        uint32, shape (chunks,): what each of its chunks ends with, the CRC32C of it as it is stored; in an array of
+        another layout than this version writes, that of its values.
+    """
+
+    sha256: str
+    checksums: Checksums
+
 
 _ROW_FOLDER = re.compile(r"0|[1-9][0-9]*")
 _OBJECT = re.compile(r"zarr\.json|c/(0|[1-9][0-9]*)/0")
@@ -56,7 +74,7 @@ class AdapterStore:
         self._array: zarr.Array[Any] | None = None
         self._shards: tuple[zarr.Array[Any], Shards | RemoteShards | None] | None = None
 
-    def create(self, parameters: int, identity: str) -> None:
+    def create(self, parameters: int, identity: str, owner: str | None = None) -> None:
         """Make the array for rows of `parameters` columns; the caller knows that no row is ready."""
         columns = column_chunk(parameters)
         shard = -(-parameters // columns) * columns
@@ -66,7 +84,7 @@ class AdapterStore:
             chunks=(1, columns),
             shards=(1, shard),
             dtype="float32",
-            attributes={"bank": identity},
+            attributes={"bank": identity} | ({} if owner is None else {"owner": owner}),
         )
         self._array = None
 
@@ -86,8 +104,30 @@ class AdapterStore:
         """Return the identity of the bank that the array was made for."""
         return str(self.array.attrs.get("bank", ""))
 
+    def owner(self) -> str | None:
+        """Return the mark of the catalogue that writes here, as it is now; None if there is none, or no array."""
+        self._array = None
+        try:
+            mark = self.array.attrs.get("owner")
+        except BankNotFoundError:
+            return None
+        return None if mark is None else str(mark)
+
+    def set_owner(self, mark: str) -> None:
+        """Mark the array as written by one catalogue; nothing happens if there is no array yet."""
+        self._array = None
+        try:
+            self.array.attrs.update({"owner": mark})
+        except BankNotFoundError:
+            return
+        fsync_written(self.path, [self.path / "zarr.json"])
+
     def write(self, row: int, vector: Vector) -> str:
-        """Write a row durably; return the sha256 of its little-endian bytes.
+        """Write a row as `write_row` does; return the sha256 of its little-endian bytes."""
+        return self.write_row(row, vector).sha256
+
+    def write_row(self, row: int, vector: Vector) -> StoredRow:
+        """Write a row durably; return what it is known by.
 
         In a folder it is flushed to the disk; under a URL, the store has acknowledged it.
 
@@ -110,10 +150,13 @@ class AdapterStore:
         shards = self._known_shards()
         if shards is None:
             self.array[row, :] = vector
+            checksums = self._value_checksums(vector)
         else:
-            shards.write(row, 0, [np.ascontiguousarray(vector, dtype=np.float32)[None, :]])
+            written: list[int] = []
+            shards.write(row, 0, [np.ascontiguousarray(vector, dtype=np.float32)[None, :]], written)
+            checksums = np.asarray(written, dtype="<u4")
         fsync_written(self.path, [self.file(row)])
-        return row_sha256(vector)
+        return StoredRow(row_sha256(vector), checksums)
 
     def read(self, row: int) -> Vector:
         """Read one row, shape (p,). Raises BankFormatError if it is missing or damaged."""
@@ -143,6 +186,7 @@ class AdapterStore:
         stop: int,
         panel: Vector,
         uncached: UncachedReader | None = None,
+        checksums: Checksums | None = None,
     ) -> None:
         """Read columns `start` to `stop` of some rows into `panel`, shape (len(rows), stop - start).
 
@@ -152,20 +196,40 @@ class AdapterStore:
             Its rows are C-contiguous. What it holds after an error is undefined.
         uncached
             Reads past the page cache, where rows are in the layout that this version writes.
+        checksums
+            The catalogue's, of the chunks that are read: shape (len(rows), chunks). None compares nothing, for
+            whoever looks at the whole row's sha256.
 
         Raises
         ------
         BankFormatError
-            As `read_panel`.
+            As `read_panel`; or a chunk is not the catalogue's.
         """
         for row in rows:
             self._check_row(row)
         shards = self._known_shards()
         if shards is not None:
-            shards.read_rows(rows, start, stop, panel, uncached)
+            shards.read_rows(rows, start, stop, panel, uncached, checksums)
             return
         for position, row in enumerate(rows):
-            panel[position] = self._read_one(row, start, stop)
+            panel[position] = self._read_one(
+                row, start, stop, None if checksums is None else checksums[position]
+            )
+
+    def read_stored(self, row: int) -> tuple[Vector, StoredRow]:
+        """Read one row, shape (p,), with what it is known by. Raises BankFormatError as `read` does."""
+        shards = self._known_shards()
+        vector = np.empty((1, int(self.array.shape[1])), dtype=np.float32)
+        checksums = None
+        if shards is not None:
+            self._check_row(row)
+            checksums = shards.checksums(row)  # before the chunks, which are held against them
+        self.read_into(
+            [row], 0, vector.shape[1], vector, None, None if checksums is None else checksums[None]
+        )
+        if checksums is None:
+            checksums = self._value_checksums(vector[0])
+        return vector[0], StoredRow(row_sha256(vector[0]), checksums)
 
     @property
     def chunk(self) -> int:
@@ -194,13 +258,32 @@ class AdapterStore:
             self._shards = (array, shards_of(array, self.path, _RESTORE))
         return self._shards[1]
 
-    def _read_one(self, row: int, start: int, stop: int) -> Vector:
+    def _read_one(self, row: int, start: int, stop: int, checksums: Checksums | None = None) -> Vector:
         """Read a row through zarr, for an array of another layout than this version writes."""
-        values: Vector = read_region(self.array, (row, slice(start, stop)), f"row {row}: {_RESTORE}")
+        # Whole chunks' worth of columns, whose values have checksums.
+        first = start // self.chunk * self.chunk
+        last = min(-(-stop // self.chunk) * self.chunk, int(self.array.shape[1]))
+        values: Vector = read_region(self.array, (row, slice(first, last)), f"row {row}: {_RESTORE}")
         # A missing chunk reads as NaN throughout; no stored value is NaN.
         if np.isnan(values[:: self.chunk]).any() or np.isnan(values[-1:]).any():
             raise BankFormatError(f"{self.file(row)}: row {row} lacks chunks; {_RESTORE}")
-        return values
+        if checksums is not None:
+            foreign = np.flatnonzero(self._value_checksums(values) != checksums)
+            if len(foreign):
+                number = first // self.chunk + int(foreign[0])
+                raise BankFormatError(
+                    f"{self.file(row)}: row {row}: chunk {number} {NOT_THE_CATALOGUES}; {_RESTORE}"
+                )
+        return values[start - first : stop - first]
+
+    def _value_checksums(self, values: Vector) -> Checksums:
+        """Return the CRC32C of each chunk's values, for a layout whose chunks end with none that is known here."""
+        parts = np.ascontiguousarray(values, dtype="<f4")
+        ends = [
+            checksum(b"", parts[at : at + self.chunk].view(np.uint8))
+            for at in range(0, len(parts), self.chunk)
+        ]
+        return np.frombuffer(b"".join(ends), "<u4")
 
     def _shape_with(self, row: int) -> tuple[int, int]:
         """The array's shape; looked up again if another process may have grown it to hold `row`."""

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     import zarr
 
 Float32 = NDArray[np.float32]
+Checksums = NDArray[np.uint32]
+"""What chunks end with: the CRC32C of a chunk as it is stored."""
+NOT_THE_CATALOGUES = (
+    "is whole, but not the one that the bank stored: of another row, or written through another bank"
+)
 
 
 # Offset of a chunk that is not there.
@@ -110,8 +115,14 @@ class ShardFormat:
 
     # -- encoding -------------------------------------------------------------------------------
 
-    def encoded(self, block: Float32) -> Iterator[bytes | memoryview]:
-        """Encode the rows of a shard, shape (rows_per_shard, width) or less at the edges, piece by piece."""
+    def encoded(self, block: Float32, checksums: list[int] | None = None) -> Iterator[bytes | memoryview]:
+        """Encode the rows of a shard, shape (rows_per_shard, width) or less at the edges, piece by piece.
+
+        Parameters
+        ----------
+        checksums
+            Gets the CRC32C that each chunk ends with, in their order.
+        """
         index = np.full((self.rows_per_shard, self.chunks_per_row, 2), ABSENT, dtype="<u8")
         offset = 0
         for i, row in enumerate(block):
@@ -123,7 +134,10 @@ class ShardFormat:
                 yield start
                 if values is not None:
                     yield values.data
-                yield checksum(start, values)
+                end = checksum(start, values)
+                if checksums is not None:
+                    checksums.append(int.from_bytes(end, "little"))
+                yield end
                 length = len(start) + (0 if values is None else len(values)) + CHECKSUM_BYTES
                 index[i, j] = offset, length
                 offset += length

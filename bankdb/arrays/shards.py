@@ -24,7 +24,9 @@ from bankdb.arrays.shard_format import (
     ABSENT,
     BLOSC_HEADER_BYTES,
     CHECKSUM_BYTES,
+    NOT_THE_CATALOGUES,
     PLAIN_FLAG,
+    Checksums,
     Float32,
     ShardFormat,
     checksum,
@@ -74,13 +76,27 @@ class Shards:
         stop: int,
         panel: Float32,
         uncached: UncachedReader | None = None,
+        checksums: Checksums | None = None,
     ) -> None:
-        """Read columns of some rows into `panel`, shape (len(rows), stop - start); see `read`."""
+        """Read columns of some rows into `panel`, shape (len(rows), stop - start); see `read`.
+
+        Parameters
+        ----------
+        checksums
+            What the chunks that are read have to end with, shape (len(rows), chunks read).
+        """
         for position, row in enumerate(rows):
-            self.read(row, start, stop, panel[position], uncached)
+            expected = None if checksums is None else checksums[position]
+            self.read(row, start, stop, panel[position], uncached, expected)
 
     def read(
-        self, row: int, start: int, stop: int, out: Float32, uncached: UncachedReader | None = None
+        self,
+        row: int,
+        start: int,
+        stop: int,
+        out: Float32,
+        uncached: UncachedReader | None = None,
+        checksums: Checksums | None = None,
     ) -> None:
         """Read columns `start` to `stop` of a row into `out`, C-contiguous, shape (stop - start,).
 
@@ -88,16 +104,22 @@ class Shards:
         ----------
         uncached
             Reads past the page cache.
+        checksums
+            What the chunks that are read have to end with, shape (chunks read,); None does not compare them.
 
         Raises
         ------
         BankFormatError
-            A file is missing, truncated or damaged, or lacks chunks.
+            A file is missing, truncated or damaged, lacks chunks, or holds others than those expected.
         """
         width = self.format.width
         for first in range(start // width * width, stop, width):
             begin, end = max(start, first), min(stop, first + width)
-            self._read_shard(row, first, begin, end, out[begin - start : end - start], uncached)
+            expected = None
+            if checksums is not None:
+                done = begin // self.format.chunk - start // self.format.chunk
+                expected = checksums[done : done + self.format.chunks_per_row]
+            self._read_shard(row, first, begin, end, out[begin - start : end - start], uncached, expected)
 
     def prefetch(self, row: int, start: int, stop: int) -> None:
         """Ask the kernel to read these columns of a row into its cache; nothing is raised, `read` tells."""
@@ -128,6 +150,7 @@ class Shards:
         stop: int,
         out: Float32,
         uncached: UncachedReader | None,
+        checksums: Checksums | None,
     ) -> None:
         file = self.file(row, first)
         try:
@@ -136,22 +159,26 @@ class Shards:
             raise self._damaged(file, row, error.strerror or "cannot be opened") from error
         try:
             index = self._index(descriptor, file, row)[row % self.format.rows_per_shard]
-            for number in range(
-                (start - first) // self.format.chunk, -(-(stop - first) // self.format.chunk)
-            ):
+            lowest = (start - first) // self.format.chunk
+            for number in range(lowest, -(-(stop - first) // self.format.chunk)):
                 offset, length = (int(value) for value in index[number])
                 if offset == ABSENT:
                     raise self._damaged(file, row, f"chunk {number} is not there")
                 where = first + number * self.format.chunk
-                begin, end = max(start, where), min(stop, where + self.format.chunk)
-                part = out[begin - start : end - start]
+                begin = max(start, where)
+                part = out[begin - start : min(stop, where + self.format.chunk) - start]
                 if uncached is None:
                     whole = self._read_chunk(descriptor, offset, length, part, begin - where)
+                    # In the kernel's cache by now.
+                    end = os.pread(descriptor, CHECKSUM_BYTES, offset + length - CHECKSUM_BYTES)
                 else:
                     raw = uncached.read(file, offset, length)
                     whole = len(raw) == length and self.format.decode(raw, part, begin - where)
+                    end = bytes(raw[-CHECKSUM_BYTES:])
                 if not whole:
                     raise self._damaged(file, row, f"chunk {number} is truncated or damaged")
+                if checksums is not None and int.from_bytes(end, "little") != checksums[number - lowest]:
+                    raise self._damaged(file, row, f"chunk {number} {NOT_THE_CATALOGUES}")
         except OSError as error:
             raise self._damaged(file, row, error.strerror or "cannot be read") from error
         finally:
@@ -177,12 +204,41 @@ class Shards:
         raw = os.pread(descriptor, length, offset)
         return len(raw) == length and self.format.decode(raw, part, skip)
 
+    def checksums(self, row: int) -> Checksums:
+        """Return what each chunk of a row ends with, shape (chunks of the row,), as it is stored, unchecked.
+
+        Raises
+        ------
+        BankFormatError
+            A file is missing or truncated, or lacks chunks.
+        """
+        found = []
+        for first in range(0, self.format.columns, self.format.width):
+            file = self.file(row, first)
+            try:
+                with file.open("rb") as stream:
+                    index = self._index(stream.fileno(), file, row)[row % self.format.rows_per_shard]
+                    stored = index[
+                        : -(-min(self.format.width, self.format.columns - first) // self.format.chunk)
+                    ]
+                    if (stored[:, 0] == ABSENT).any():
+                        raise self._damaged(file, row, "chunks are not there")
+                    ends = stored.astype(np.int64).sum(axis=1) - CHECKSUM_BYTES
+                    found += [os.pread(stream.fileno(), CHECKSUM_BYTES, end) for end in ends.tolist()]
+            except OSError as error:
+                raise self._damaged(file, row, error.strerror or "cannot be read") from error
+            if any(len(item) < CHECKSUM_BYTES for item in found):
+                raise self._damaged(file, row, "it is truncated")
+        return np.frombuffer(b"".join(found), "<u4")
+
     def _damaged(self, file: Path, row: int, reason: str) -> BankFormatError:
         return BankFormatError(f"{file}: row {row}: {reason}; {self.advice}")
 
     # -- writing --------------------------------------------------------------------------------
 
-    def write(self, row: int, column: int, blocks: Sequence[Float32]) -> None:
+    def write(
+        self, row: int, column: int, blocks: Sequence[Float32], checksums: list[int] | None = None
+    ) -> None:
         """Write whole shards, one below the other, flush them together, and let them appear under their names.
 
         Their folders are left to flush: `bankdb.arrays.durable.fsync_folders`.
@@ -193,15 +249,19 @@ class Shards:
             Of the first shard; multiples of a shard's height and width.
         blocks
             One for each shard, shape (rows_per_shard, its width); less only at the edges of the array.
+        checksums
+            Gets what each chunk ends with, in their order.
 
         Raises
         ------
         OSError
             A file cannot be written; it is named. None of the shards that are not whole appears.
         """
-        self.begin(row, column, blocks)()
+        self.begin(row, column, blocks, checksums)()
 
-    def begin(self, row: int, column: int, blocks: Sequence[Float32]) -> Callable[[], None]:
+    def begin(
+        self, row: int, column: int, blocks: Sequence[Float32], checksums: list[int] | None = None
+    ) -> Callable[[], None]:
         """Write shards as `write` does, but neither flush them nor let them appear yet.
 
         Returns
@@ -215,7 +275,7 @@ class Shards:
                 with naming(file):
                     file.parent.mkdir(parents=True, exist_ok=True)
                     with partial.open("wb") as stream:
-                        stream.writelines(self.format.encoded(block))
+                        stream.writelines(self.format.encoded(block, checksums))
                         stream.flush()
                         _begin_writing(stream.fileno())
 

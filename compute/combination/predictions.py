@@ -131,7 +131,14 @@ def combine_missing(
     store = str(bank.store.path.absolute())
     groups = tuple(str(path.absolute()) for _, path in open_runs)
     tasks = {
-        panel.name: (store, groups, sources, panel, chunk, following(columns, index, cluster.slots))
+        panel.name: (
+            store,
+            groups,
+            sources.within(panel.start, panel.stop, chunk),
+            panel,
+            chunk,
+            following(columns, index, cluster.slots),
+        )
         for index, panel in enumerate(panels)
         if missing[panel.name]
     }

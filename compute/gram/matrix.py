@@ -95,10 +95,11 @@ def _compute_part(
     run, path, plan = _open_run(bank, adapters, new, cluster.task_budget)
     done, stored = bank.runs.done_pieces(run.id), stored_chunks(path)
     where = (str(bank.store.path.absolute()), str(path.absolute()))
+    chunk = bank.store.chunk
     tasks = {
         f"{index}": (
             *where,
-            sources,
+            sources.within(columns.start, columns.stop, chunk),
             tuple(new),
             index,
             columns.start,

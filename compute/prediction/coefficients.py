@@ -123,7 +123,7 @@ def all_coefficients(
     shown = progress or SilentProgress()
     with computing(bank, cluster, shown) as used:
         adapters = ready_adapters(bank)
-        gram = gram_matrix(bank, adapters, sources_of(bank, adapters), used, shown)
+        gram = gram_matrix(bank, adapters, sources_of(bank, adapters, shown), used, shown)
         return compute_coefficients(bank, ways, used, shown), gram
 
 

@@ -85,7 +85,7 @@ def compute_matrices(
     found = iter(compute_distances(bank, reading, cluster, progress) if reading else [])
     gram = None
     if any(needs_gram(way) for way in ways):
-        gram = gram_matrix(bank, adapters, sources_of(bank, adapters), cluster, progress)
+        gram = gram_matrix(bank, adapters, sources_of(bank, adapters, progress), cluster, progress)
     matrices = []
     for way, unit in zip(ways, units, strict=True):
         distances = None if way.approach in NO_DISTANCES else next(found)

@@ -216,7 +216,7 @@ def _combined(
     progress.begin("combine", 1)
     vector = combine_one(
         bank.store,
-        sources_of(bank, adapters),
+        sources_of(bank, adapters, progress),
         weights.astype(np.float32),
         chunk=column_chunk(parameters),
         budget=max(budget - 8 * parameters, 1 << 26),

@@ -113,7 +113,7 @@ def predict_all_ways(
     with computing(bank, cluster, shown) as used:
         found = compute_coefficients(bank, ways, used, shown)
         adapters = found[0].adapters
-        sources = sources_of(bank, adapters)
+        sources = sources_of(bank, adapters, shown)
         errors: list[NDArray[np.float64] | None] = [None] * len(found)
         if weight_errors:
             gram = gram_matrix(bank, adapters, sources, used, shown)

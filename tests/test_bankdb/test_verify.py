@@ -488,8 +488,8 @@ def test_nothing_is_repaired_while_an_ingest_runs(bank: AdapterBank) -> None:
     leave_leftovers(bank)
     flip(bank.store.file(5))
     (bank.store.path / "notes.txt").write_bytes(b"mine")
-    files = tree(bank.path)
     with ingesting_elsewhere(bank):
+        files = tree(bank.path)
         report = verify(bank, repair=True)
         assert tree(bank.path).keys() - files.keys() <= {".compute.lock"}
         assert {name: tree(bank.path)[name] for name in files} == files

@@ -80,7 +80,7 @@ class SyntheticBank:
         adapter = self._adapter(vector, dtype, lora_alpha=alpha, use_rslora=use_rslora)
         config = adapter.config
         row = self.bank.reserve(name, adapter)
-        checksum = self.bank.store.write(row, vector)
+        stored = self.bank.store.write_row(row, vector)
         ids, counts = np.unique(tokens, return_counts=True)
         self.bank.catalog.make_ready(
             NewAdapter(
@@ -96,7 +96,8 @@ class SyntheticBank:
                 source_sha256=hashlib.sha256(vector.tobytes()).hexdigest(),
                 header=adapter.header,
                 config=config.text,
-                row_sha256=checksum,
+                row_sha256=stored.sha256,
+                checksums=stored.checksums.tobytes(),
                 licence=licence,
                 group=None,
                 dataset_source=f"/made/by/hand/{name}",
