@@ -293,7 +293,7 @@ class Catalog:
             data = None if row is None else row.data
         if not isinstance(data, bytes) or hashlib.sha256(data).hexdigest() != sha256:
             raise BankFormatError(
-                f"stored bytes {sha256[:12]} are {'missing' if data is None else 'damaged'}: "
+                f"{self._database.shown}: stored bytes {sha256[:12]} are {'missing' if data is None else 'damaged'}: "
                 "restore the database from a copy, or remove and ingest the adapter again"
             )
         return data
@@ -327,14 +327,14 @@ class Catalog:
                     whole = isinstance(ids, bytes) and isinstance(counts, bytes) and len(ids) == len(counts)
                     if not whole or len(ids) % 4 or _counts_sha256(ids, counts) != stored.sha256:
                         raise BankFormatError(
-                            f"token counts of row {row} do not match their checksum: restore the database "
-                            "from a copy, or remove and ingest that adapter again"
+                            f"{self._database.shown}: token counts of row {row} do not match their checksum: restore "
+                            "the database from a copy, or remove and ingest that adapter again"
                         )
                     found[row] = (_uint32(ids), _uint32(counts))
         missing = [row for row in rows if row not in found]
         if missing:
             raise BankFormatError(
-                f"rows {missing[:5]} have no token counts under the bank's tokenizer; "
+                f"{self._database.shown}: rows {missing[:5]} have no token counts under the bank's tokenizer; "
                 "remove and ingest those adapters again"
             )
         return [found[row] for row in rows]

@@ -51,12 +51,11 @@ class Ownership:
     def is_ours(self) -> bool:
         """Whether this catalogue was the last to write rows."""
         with self._database.read() as session:
-            return self._arrays.owner() in _marks(the_bank(session))
+            return self._is_ours(the_bank(session))
 
     def check(self, session: Session) -> None:
         """Raise ConflictError if another catalogue has written rows; the caller is about to write one."""
-        bank = the_bank(session)
-        if self._arrays.owner() not in _marks(bank):
+        if not self._is_ours(the_bank(session)):
             raise ConflictError(
                 f"{self._where}: the rows were last written through another copy of this bank than "
                 f"{self._database.shown} (a copied folder, or a database that was restored), so nothing is written; go "
@@ -68,6 +67,9 @@ class Ownership:
         """Do as `check`, in a transaction of its own."""
         with self._database.read() as session:
             self.check(session)
+
+    def _is_ours(self, bank: BankRow) -> bool:
+        return self._arrays.owner() in {None, bank.owner, bank.owner_before}
 
     def renew(self, *, take: bool = False) -> None:
         """Change the mark: whoever has a copy of the catalogue as it is now does not know it.
@@ -113,7 +115,3 @@ class Ownership:
                     sha256, checksums = rows[adapter.row]
                     if adapter.row_sha256 == sha256:
                         adapter.checksums = checksums
-
-
-def _marks(bank: BankRow) -> set[str | None]:
-    return {bank.owner, bank.owner_before}

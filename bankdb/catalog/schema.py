@@ -333,7 +333,7 @@ def the_bank(session: Session) -> BankRow:
         )
     if row.format_version != FORMAT_VERSION:
         raise BankFormatError(
-            f"the bank has format version {row.format_version}, this version reads {FORMAT_VERSION}: "
+            f"{session.info[SHOWN]}: the bank has format version {row.format_version}, this version reads {FORMAT_VERSION}: "
             "upgrade lora-bank"
         )
     return row

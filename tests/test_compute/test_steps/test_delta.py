@@ -289,13 +289,13 @@ def test_batches_of_sources_change_nothing(
     whole = delta_adapter(made.bank, by_name(made), WEIGHTS, rank)
     read: list[int] = []
     store = type(made.bank.store)
-    original = store.read_panel
+    original = store.read_into
 
-    def counted(self: Any, rows: Sequence[int], start: int, stop: int) -> Any:
+    def counted(self: Any, rows: Sequence[int], *more: Any) -> Any:
         read.append(len(rows))
-        return original(self, rows, start, stop)
+        return original(self, rows, *more)
 
-    monkeypatch.setattr(store, "read_panel", counted)
+    monkeypatch.setattr(store, "read_into", counted)
     # What the largest module needs beside the result with one source at a time, found by asking.
     low, high = 1, 1 << 24
     while low < high:
@@ -365,10 +365,14 @@ def test_what_is_not_used_is_not_read(made: SyntheticBank, tmp_path: Path) -> No
 def test_a_damaged_row_is_named(made: SyntheticBank, tmp_path: Path) -> None:
     shutil.copytree(made.bank.path, tmp_path / "bank")
     with AdapterBank.open(tmp_path / "bank") as bank:
-        row = bank.adapters()[1].row
+        record = bank.adapters()[1]
+        row = record.row
         vector = bank.store.read(row)
         vector[7] = np.nan
         bank.store.array[row, :] = vector
+        # As if a faulty program had stored it so.
+        stored = bank.store.read_stored(row)[1].checksums.tobytes()
+        bank.ownership.set_checksums({row: (record.row_sha256, stored)})
         with pytest.raises(BankFormatError, match=rf"row {row} holds values that are not finite"):
             delta_adapter(bank, bank.adapters(), WEIGHTS)
 
