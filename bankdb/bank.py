@@ -58,7 +58,7 @@ class AdapterBank:
     store
         The adapters' array.
     ownership
-        Who writes that array.
+        Who writes it.
     """
 
     def __init__(self, location: BankLocation, database: Database) -> None:
@@ -330,8 +330,7 @@ class AdapterBank:
     def remove(self, name: str) -> None:
         """Remove an adapter, its dataset and its row. Raises BankNotFoundError if it is not there."""
         with self.ingesting():
-            row = self.catalog.remove(name)
-            if row is not None:
+            if (row := self.catalog.remove(name)) is not None:
                 self.store.delete(row)
 
     def export(self, name: str, folder: Path, *, overwrite: bool = False) -> Path:
@@ -346,7 +345,8 @@ class AdapterBank:
         BankFormatError
             The stored row is damaged.
         """
-        from bankdb.peft.weights import source_file, write_adapter_folder
+        from bankdb.peft.folder import write_adapter_folder
+        from bankdb.peft.weights import source_file
 
         record = self.catalog.adapter(name)
         vector, _ = self.checked_row(record)

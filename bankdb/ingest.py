@@ -136,10 +136,10 @@ def clear_leftovers(bank: AdapterBank) -> list[str]:
         if not alone:
             return []
         bank.ownership.check_now()  # what is left over here, another copy of the bank may call ready
-        return clear_leftovers_alone(bank)
+        return clear_leftovers_locked(bank)
 
 
-def clear_leftovers_alone(bank: AdapterBank) -> list[str]:
+def clear_leftovers_locked(bank: AdapterBank) -> list[str]:
     """Clear what killed processes left; the caller is inside `nobody_ingesting`."""
     cleared: list[str] = []
     for reserved in bank.catalog.reserved():

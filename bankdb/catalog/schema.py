@@ -333,8 +333,8 @@ def the_bank(session: Session) -> BankRow:
         )
     if row.format_version != FORMAT_VERSION:
         raise BankFormatError(
-            f"{session.info[SHOWN]}: the bank has format version {row.format_version}, this version reads {FORMAT_VERSION}: "
-            "upgrade lora-bank"
+            f"{session.info[SHOWN]}: the bank has format version {row.format_version}, this version reads "
+            f"{FORMAT_VERSION}: upgrade lora-bank"
         )
     return row
 
