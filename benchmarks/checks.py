@@ -33,12 +33,11 @@ Work = Callable[[AdapterBank, Sources], object]
 
 
 def read_chunks(bank: AdapterBank, sources: Sources) -> None:
-    chunk, size = bank.store.chunk, bank.layout.size
-    panel = np.empty((1, chunk), dtype=np.float32)
+    chunk, size, n = bank.store.chunk, bank.layout.size, len(sources.rows)
+    panel = np.empty((n, chunk), dtype=np.float32)
     for start in range(0, size, chunk):
         stop = min(start + chunk, size)
-        for row in range(len(sources.rows)):
-            sources.read_into(panel[:, : stop - start], bank.store, [row], start, stop)
+        sources.read_into(panel[:, : stop - start], bank.store, range(n), start, stop)
 
 
 def gram_slices(bank: AdapterBank, sources: Sources, columns: int) -> None:

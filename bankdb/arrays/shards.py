@@ -168,14 +168,10 @@ class Shards:
                 begin = max(start, where)
                 part = out[begin - start : min(stop, where + self.format.chunk) - start]
                 if uncached is None:
-                    whole = self._read_chunk(descriptor, offset, length, part, begin - where)
-                    # In the kernel's cache by now.
-                    end = os.pread(descriptor, CHECKSUM_BYTES, offset + length - CHECKSUM_BYTES)
+                    end = self._read_chunk(descriptor, offset, length, part, begin - where)
                 else:
-                    raw = uncached.read(file, offset, length)
-                    whole = len(raw) == length and self.format.decode(raw, part, begin - where)
-                    end = bytes(raw[-CHECKSUM_BYTES:])
-                if not whole:
+                    end = self._decoded(uncached.read(file, offset, length), length, part, begin - where)
+                if end is None:
                     raise self._damaged(file, row, f"chunk {number} is truncated or damaged")
                 if checksums is not None and int.from_bytes(end, "little") != checksums[number - lowest]:
                     raise self._damaged(file, row, f"chunk {number} {NOT_THE_CATALOGUES}")
@@ -192,17 +188,23 @@ class Shards:
             raise self._damaged(file, row, "its index does not match its checksum, truncated or damaged")
         return index
 
-    def _read_chunk(self, descriptor: int, offset: int, length: int, part: Float32, skip: int) -> bool:
-        """Read a chunk, or some of it, into `part`; return False if it is damaged."""
+    def _read_chunk(
+        self, descriptor: int, offset: int, length: int, part: Float32, skip: int
+    ) -> bytes | None:
+        """Read a chunk, or some of it, into `part`; return what it ends with, or None if it is damaged."""
         if len(part) == self.format.chunk and length == BLOSC_HEADER_BYTES + part.nbytes + CHECKSUM_BYTES:
             header, end = bytearray(BLOSC_HEADER_BYTES), bytearray(CHECKSUM_BYTES)
             values = part.view(np.uint8)
             if os.preadv(descriptor, [header, values.data, end], offset) != length:
-                return False
+                return None
             if header[2] & PLAIN_FLAG:
-                return self.format.states_its_size(header) and checksum(bytes(header), values) == bytes(end)
-        raw = os.pread(descriptor, length, offset)
-        return len(raw) == length and self.format.decode(raw, part, skip)
+                whole = self.format.states_its_size(header) and checksum(bytes(header), values) == bytes(end)
+                return bytes(end) if whole else None
+        return self._decoded(os.pread(descriptor, length, offset), length, part, skip)
+
+    def _decoded(self, raw: bytes | memoryview, length: int, part: Float32, skip: int) -> bytes | None:
+        whole = len(raw) == length and self.format.decode(raw, part, skip)
+        return bytes(raw[-CHECKSUM_BYTES:]) if whole else None
 
     def checksums(self, row: int) -> Checksums:
         """Return what each chunk of a row ends with, shape (chunks of the row,), as it is stored, unchecked.
