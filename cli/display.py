@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bankdb.shown import shown
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -146,7 +148,7 @@ def print_table(
         numeric = bool(body) and all(isinstance(row[index], int | float) for row in body)
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for row in body:
-        table.add_row(*(Text(_cell(value)) for value in row))
+        table.add_row(*(Text(shown(value)) for value in row))
     console = Console()
     if not console.is_terminal:
         # Piped: as wide as the text needs, so that no line is broken.
@@ -156,17 +158,7 @@ def print_table(
 
 def _width(headings: Sequence[str], body: Sequence[Sequence[object]]) -> int:
     columns = zip(headings, *body, strict=True)
-    return sum(max(len(_cell(value)) for value in column) for column in columns)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return sum(max(len(shown(value)) for value in column) for column in columns)
 
 
 def write_matrices(

@@ -20,8 +20,8 @@ from bankdb.arrays.remote import RemotePath, delete, filesystem, located, object
 from bankdb.arrays.zarr_arrays import open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, BankFormatError, ConflictError, ParameterError
-from bankdb.location import BankLocation
 from bankdb.peft.weights import load_adapter
+from bankdb.storage.location import BankLocation
 from bankdb.verify import verify
 from cli.main import cli
 from compute.approaches.options import PredictionOptions
