@@ -24,7 +24,7 @@ from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterOptions
 from compute.forecasting.measure import measure_rates, warm
 from compute.forecasting.rates import Rates, expected_seconds
-from compute.forecasting.steps import BankShape, forecast
+from compute.forecasting.steps import BankShape, forecast_steps
 from compute.gram.matrix import gram_matrix
 from compute.metrics.registry import METRIC_NAMES
 from compute.prediction.coefficients import coefficients
@@ -58,7 +58,7 @@ class Comparison:
         self.shape = BankShape.of_bank(bank)
 
     def _expected(self, kind: str, way: PredictionOptions) -> float:
-        steps = forecast(
+        steps = forecast_steps(
             self.shape,
             [way],
             slots=self.cluster.slots,
@@ -128,7 +128,7 @@ def main() -> None:
 
 def compare(bank: AdapterBank, cluster: Cluster, folder: Path) -> str:
     size = BankShape.of_bank(bank)
-    steps = forecast(size, [DENSE], slots=cluster.slots, budget=cluster.task_budget)
+    steps = forecast_steps(size, [DENSE], slots=cluster.slots, budget=cluster.task_budget)
     rates = []
     took = machine.timed(
         lambda: rates.append(

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import xarray
-
 import json
 import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -159,23 +152,6 @@ def print_table(
 def _width(headings: Sequence[str], body: Sequence[Sequence[object]]) -> int:
     columns = zip(headings, *body, strict=True)
     return sum(max(len(shown(value)) for value in column) for column in columns)
-
-
-def write_matrices(
-    path: Path, matrices: Sequence[xarray.DataArray], labels: Sequence[dict[str, str]]
-) -> None:
-    """Write matrices below each other; where there are several, leading columns say which is which.
-
-    `-` writes to standard output. A file appears whole or not at all.
-    """
-    keys = list(labels[0]) if len(matrices) > 1 else []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, "target", *matrices[0]["source"].values])
-    for matrix, label in zip(matrices, labels, strict=True):
-        for target, row in zip(matrix["target"].values, matrix.values, strict=True):
-            writer.writerow([*(label[key] for key in keys), target, *(repr(float(value)) for value in row)])
-    write_text(path, text.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -228,29 +228,11 @@ def approach_option(
     )
 
 
-def chosen_metrics(metrics: tuple[str, ...]) -> list[str]:
-    """Return the full names of the metrics asked for, each once."""
-    from compute.metrics.registry import FURTHER_METRIC_NAMES, METRIC_NAMES, canonical_metric_name
-
-    if "all" in metrics:
-        return [*METRIC_NAMES, *(name for name in dict.fromkeys(metrics) if name in FURTHER_METRIC_NAMES)]
-    return list(dict.fromkeys(canonical_metric_name(name) for name in metrics))
-
-
-def chosen_approaches(approaches: tuple[str, ...]) -> list[str]:
-    """Return the approaches asked for, each once; `all` leaves out what must be trained or knows the answer."""
-    from compute.approaches.by_distance import APPROACHES as known
-
-    if "all" in approaches:
-        return [*known, *(name for name in dict.fromkeys(approaches) if name not in known and name != "all")]
-    return list(dict.fromkeys(approaches))
-
-
 def opened(path: Path) -> AdapterBank:
     """Open the bank."""
-    from bankdb.bank import AdapterBank
+    import bankdb
 
-    return AdapterBank.open(path)
+    return bankdb.open(path)
 
 
 def cluster_of(settings: Mapping[str, Any]) -> ClusterOptions:
@@ -263,6 +245,19 @@ def cluster_of(settings: Mapping[str, Any]) -> ClusterOptions:
         **{name: settings[name] for name in _CLUSTER},
         memory=None if memory is None else parse_memory(memory),
     )
+
+
+_PARAMETERS = (
+    "compatible",
+    "leave_out",
+    "kernel",
+    "sigma",
+    "protocol",
+    "seed",
+    "width",
+    "temperature",
+    "top_k",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,21 +274,15 @@ class Parameters:
 
     def combination(self, metric: str, approach: str) -> PredictionOptions:
         """Return the options of one prediction, with the parameters that it reads."""
-        from compute.approaches.options import PredictionOptions
+        from compute.prediction.ways import combination
 
-        names = ["compatible", "leave_out"]
-        names += ["kernel", "sigma"] if metric == "mmd" or approach == "matching" else []
-        names += ["protocol", "seed", "width"] if approach == "neural" else ["temperature", "top_k"]
-        given = {name: self.settings[name] for name in names if name in self.settings}
-        return PredictionOptions(metric=metric, approach=approach, **given)
+        return combination(metric, approach, **self._given())
 
     def combinations(self, metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[PredictionOptions]:
         """Return every metric with every approach; an approach of no metric, or of its own, once."""
-        from compute.approaches.options import NO_DISTANCES
+        from compute.prediction.ways import combinations
 
-        names = chosen_metrics(metrics)
-        return [
-            self.combination(metric, approach)
-            for approach in chosen_approaches(approaches)
-            for metric in (names[:1] if approach in (*NO_DISTANCES, "matching") else names)
-        ]
+        return combinations(metrics, approaches, **self._given())
+
+    def _given(self) -> dict[str, Any]:
+        return {name: self.settings[name] for name in _PARAMETERS if name in self.settings}

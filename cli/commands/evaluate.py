@@ -190,14 +190,12 @@ def _evaluated(
     other: dict[str, Any],
     progress: Progress,
 ) -> Evaluation:
-    from compute.evaluation.evaluate import evaluate as run_evaluate
-    from compute.evaluation.systems import default_ways
+    import compute
 
-    ways = default_ways(combinations, left_out)
+    ways = [replace(way, leave_out=one) for one in left_out for way in combinations]
     # Delta space comes beside factors; the same ways again are left out by their names.
     ways += [replace(way, space=other["space"], rank=other["rank"]) for way in ways]
-    options = _options(other)
-    return run_evaluate(bank, ways, options, cluster=cluster_of(other), progress=progress)
+    return compute.evaluate(bank, ways, _options(other), cluster=cluster_of(other), progress=progress)
 
 
 def _options(other: dict[str, Any]) -> EvaluationOptions:

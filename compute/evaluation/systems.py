@@ -17,16 +17,21 @@ from bankdb.bank import AdapterBank
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
 from bankdb.scaled_rows import sources_of
-from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.groups import LEAVE_OUT
+from compute.approaches.options import NO_DISTANCES, PredictionOptions, each_way
 from compute.approaches.weight_errors import weight_space_errors
 from compute.cluster.options import Cluster
 from compute.combination.combine import combine_one
 from compute.combination.delta import check_rank_fits, delta_adapter
-from compute.evaluation.records import BASE, OWN, System
-from compute.prediction.coefficients import Coefficients, all_coefficients
+from compute.evaluation.records import BASE, OWN, UNIFORM, System
+from compute.prediction.coefficients import Coefficients, compute_coefficients
+from compute.prediction.matrices import compute_gram
+from compute.prediction.session import computing
+from compute.prediction.ways import EVERY, combinations
 
 BASE_SHA256 = hashlib.sha256(b"no adapter").hexdigest()
 LISTED_SOURCES = 8
+PAPER_APPROACHES = ("attentional", "normalized", "neural")
 _MEMORY = 2**28
 
 
@@ -68,6 +73,39 @@ class EvaluatedAdapter:
         """Return names and weights of the largest sources, largest first."""
         order = np.argsort(-np.abs(self.weights), kind="stable")[:LISTED_SOURCES]
         return tuple((self.sources[index].name, float(self.weights[index])) for index in order)
+
+
+def evaluated_ways(
+    ways: PredictionOptions | Sequence[PredictionOptions] | None, leave_out: str | None
+) -> list[PredictionOptions]:
+    """Return the ways asked for, or for None the paper's, each with what is to be left out in place of its own."""
+    chosen = combinations(EVERY, PAPER_APPROACHES) if ways is None else each_way(ways)
+    if leave_out is None:
+        return chosen
+    return [replace(way, leave_out=one) for one in left_out(leave_out) for way in chosen]
+
+
+def left_out(leave_out: str) -> tuple[str, ...]:
+    """Return `adapter`, `group`, or for `both` these two."""
+    return LEAVE_OUT if leave_out == "both" else (leave_out,)
+
+
+def with_baselines(ways: Sequence[PredictionOptions]) -> list[PredictionOptions]:
+    """Return the ways, those that leave the same out, in the same space, after their baselines: see `default_ways`."""
+    alike: dict[tuple[str, str, int | str | None], list[PredictionOptions]] = {}
+    for way in ways or [PredictionOptions(approach=UNIFORM)]:
+        alike.setdefault((way.leave_out, way.space, way.rank), []).append(way)
+    return [
+        way
+        for (leave_out, space, rank), some in alike.items()
+        for way in dict.fromkeys(default_ways(some, [leave_out], space=space, rank=rank))
+    ]
+
+
+def compared_ways(ways: Sequence[PredictionOptions]) -> list[PredictionOptions]:
+    """Return the ways between the baselines and the bound, for a comparison of weights."""
+    baselines = [PredictionOptions(approach=name) for name in (UNIFORM, "nearest")]
+    return list(dict.fromkeys([*baselines, *ways, PredictionOptions(approach="oracle")]))
 
 
 def default_ways(
@@ -123,7 +161,9 @@ def evaluated_adapters(
             check_rank_fits(bank, way.rank)
             systems[system.name] = system
             chosen.append(way)
-    predictions, gram = all_coefficients(bank, chosen, cluster=cluster, progress=progress)
+    with computing(bank, cluster, progress) as used:
+        gram = compute_gram(bank, used, progress)
+        predictions = compute_coefficients(bank, chosen, used, progress)
     one = np.ones(1, dtype=np.float32)
     rows: dict[str, dict[str, EvaluatedAdapter | None]] = {
         record.name: {BASE: None, OWN: EvaluatedAdapter((record,), one, 1.0)} for record in bank.adapters()

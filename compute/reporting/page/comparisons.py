@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cli.report.plots import Whiskers, whisker_plot
-from cli.report.tables import HtmlTable, Part, Plot
-from cli.report.words import (
+from compute.reporting.gather import best_scores, nearest_row
+from compute.reporting.page.plots import Whiskers, whisker_plot
+from compute.reporting.page.tables import HtmlTable, Part, Plot
+from compute.reporting.page.words import (
     LEFT_OUT,
     PAPER_SHARE,
     interval,
@@ -17,7 +18,6 @@ from cli.report.words import (
     share,
     way_words,
 )
-from compute.reporting.gather import best_scores, nearest_row
 from compute.reporting.records import (
     ADAPTER,
     GROUP,
