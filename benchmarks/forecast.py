@@ -28,7 +28,6 @@ from compute.forecasting.steps import BankShape, forecast_steps
 from compute.gram.matrix import gram_matrix
 from compute.metrics.registry import METRIC_NAMES
 from compute.prediction.coefficients import coefficients
-from compute.prediction.export import export_all
 from compute.prediction.matrices import distances
 from compute.prediction.predict_all import predict_all, sources_of
 
@@ -96,7 +95,7 @@ class Comparison:
         made = []
         seconds = machine.timed(lambda: made.append(predict_all(self.bank, DENSE, cluster=self.cluster)))
         yield Compared("combine, cold", self._expected("combine", DENSE), seconds)
-        seconds = machine.timed(lambda: export_all(self.bank, made[0], self.folder / "out"))
+        seconds = machine.timed(lambda: made[0].save(self.folder / "out"))
         yield Compared("export", self._expected("export", DENSE), seconds)
 
 

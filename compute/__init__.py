@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from compute.prediction.export import DeltaExport as DeltaExport
     from compute.prediction.export import export_delta as export_delta
     from compute.prediction.matrices import distances as distances
-    from compute.prediction.predict import Prediction as Prediction
     from compute.prediction.predict import predict as predict
     from compute.prediction.predict_all import PredictedBank as PredictedBank
     from compute.prediction.predict_all import predict_all as predict_all
+    from compute.prediction.prediction import Prediction as Prediction
     from compute.prediction.ways import combinations as combinations
     from compute.reporting.report import ReportPage as ReportPage
     from compute.reporting.report import report as report
@@ -58,7 +58,7 @@ _PLACES = {
     "Rates": "compute.forecasting.rates",
     "DistanceMatrix": "compute.pairwise.matrix",
     "Coefficients": "compute.prediction.coefficients",
-    "Prediction": "compute.prediction.predict",
+    "Prediction": "compute.prediction.prediction",
     "PredictedBank": "compute.prediction.predict_all",
     "DeltaExport": "compute.prediction.export",
     "Evaluation": "compute.evaluation.records",

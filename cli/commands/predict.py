@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from compute.approaches.options import PredictionOptions
     from compute.prediction.coefficients import Coefficients
     from compute.prediction.export import DeltaExport
-    from compute.prediction.predict import Prediction
     from compute.prediction.predict_all import PredictedBank
+    from compute.prediction.prediction import Prediction
 
 _LISTED = 10
 

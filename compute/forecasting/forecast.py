@@ -164,7 +164,7 @@ def forecast(
         rates = _measured(bank, shape, steps, cluster, progress or SilentProgress())
     elif isinstance(rates, str | Path):
         rates = read_rates(Path(rates))
-    seconds = tuple(rates and _seconds(step, rates, slots, shape) for step in steps)
+    seconds = tuple(None if rates is None else _seconds(step, rates, slots, shape) for step in steps)
     return Forecast(shape, steps, slots, budget, rates, seconds)
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,15 @@ class LabelledMatrix:
     def names(self) -> list[str]:
         """Names of the adapters, the order of both axes."""
         return [record.name for record in self.adapters]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Targets, and sources."""
+        return self.values.shape
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the values, for functions of NumPy."""
+        return np.array(self.values, dtype=dtype, copy=copy)
 
     def to_xarray(self) -> xarray.DataArray:
         """Return the matrix with names on its axes: `target` (rows), `source` (columns)."""

@@ -166,7 +166,7 @@ def test_answers_are_scored_and_kept(tiny: AdapterBank, calls: list[bool]) -> No
     from compute.evaluation.scores import exact_match, rouge_l
 
     ways = default_ways([NORMALIZED], ["adapter", "group"])
-    first = evaluate(tiny, ways, OPTIONS)
+    first = evaluate(tiny, ways, OPTIONS, baselines=False)
     assert [system.name for system in first.systems[:4]] == [
         "base",
         "own",
@@ -190,7 +190,7 @@ def test_answers_are_scored_and_kept(tiny: AdapterBank, calls: list[bool]) -> No
     assert np.mean(own) > np.mean(base) + 0.3
     # Again: nothing is generated, and the record is the same.
     calls.clear()
-    again = evaluate(tiny, ways, OPTIONS)
+    again = evaluate(tiny, ways, OPTIONS, baselines=False)
     assert calls == []
     assert dataclasses.replace(again, created=first.created) == first
     assert stored_evaluations(tiny) == [again]
@@ -198,7 +198,9 @@ def test_answers_are_scored_and_kept(tiny: AdapterBank, calls: list[bool]) -> No
 
 @pytest.mark.torch
 def test_sources_of_a_prediction(tiny: AdapterBank) -> None:
-    found = evaluate(tiny, default_ways([], ["adapter"]), dataclasses.replace(OPTIONS, targets=NAMES[:2]))
+    found = evaluate(
+        tiny, default_ways([], ["adapter"]), dataclasses.replace(OPTIONS, targets=NAMES[:2]), baselines=False
+    )
     own, base = found.outcome("own", NAMES[0]), found.outcome("base", NAMES[0])
     assert (own.sources, own.effective_sources) == (((NAMES[0], 1.0),), 1.0)
     assert (base.sources, base.effective_sources) == ((), None)
@@ -217,19 +219,19 @@ def test_what_changes_answers_is_generated_anew_and_nothing_else(
 ) -> None:
     ways: list[PredictionOptions] = []
     options = dataclasses.replace(OPTIONS, targets=NAMES[:1])
-    evaluate(tiny, ways, options)
+    evaluate(tiny, ways, options, baselines=False)
     expected = len(calls)
     for same in (
         dataclasses.replace(options, machine=Machine(device="cpu", batch_size=2, threads=1)),
         dataclasses.replace(options, resamples=7, seed=3),
     ):
-        evaluate(tiny, ways, same)
+        evaluate(tiny, ways, same, baselines=False)
         assert len(calls) == expected
     for other in (
         dataclasses.replace(options, max_examples=5),
         dataclasses.replace(options, machine=Machine(dtype="bfloat16")),
     ):
-        evaluate(tiny, ways, other)
+        evaluate(tiny, ways, other, baselines=False)
         expected += 2
         assert len(calls) == expected
 
@@ -241,7 +243,9 @@ def test_threads_and_batches_answer_alike(tiny: AdapterBank, template: Path, tmp
     machines = (Machine(threads=1, batch_size=1), Machine(threads=3))
     with AdapterBank.open(tmp_path / "other") as other:
         first, second = (
-            evaluate(bank, ways, dataclasses.replace(OPTIONS, targets=NAMES[:2], machine=machine))
+            evaluate(
+                bank, ways, dataclasses.replace(OPTIONS, targets=NAMES[:2], machine=machine), baselines=False
+            )
             for bank, machine in zip((tiny, other), machines, strict=True)
         )
     assert [outcome.samples for outcome in first.outcomes] == [outcome.samples for outcome in second.outcomes]
@@ -249,13 +253,12 @@ def test_threads_and_batches_answer_alike(tiny: AdapterBank, template: Path, tmp
 
 @pytest.mark.torch
 def test_a_second_report_loads_neither_torch_nor_the_model(tiny: AdapterBank, template: Path) -> None:
-    evaluate(tiny, [NORMALIZED], OPTIONS)
+    evaluate(tiny, [NORMALIZED], OPTIONS, baselines=False)
     program = (
-        "import sys; from bankdb.bank import AdapterBank;"
-        "from compute.evaluation import EvaluationOptions, evaluate;"
-        "from compute.options import PredictionOptions;"
-        f"bank = AdapterBank.open({str(tiny.path)!r});"
-        f"evaluate(bank, [PredictionOptions()], EvaluationOptions(model={str(BASE)!r}, max_examples=4, resamples=50));"
+        "import sys, bankdb, compute;"
+        f"bank = bankdb.open({str(tiny.path)!r});"
+        f"options = compute.EvaluationOptions(model={str(BASE)!r}, max_examples=4, resamples=50);"
+        "compute.evaluate(bank, compute.PredictionOptions(), options, baselines=False);"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run(
@@ -284,12 +287,12 @@ def test_a_run_that_failed_goes_on_where_it_was(tiny: AdapterBank, monkeypatch: 
     options = dataclasses.replace(OPTIONS, machine=Machine(threads=1))
     monkeypatch.setattr(Generator, "answer", failing)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(tiny, [], options)
+        evaluate(tiny, [], options, baselines=False)
     kept = tiny.generations.count()
     assert kept == 3
     assert stored_evaluations(tiny) == []
     monkeypatch.setattr(Generator, "answer", answer)
-    evaluate(tiny, [], options)
+    evaluate(tiny, [], options, baselines=False)
     assert tiny.generations.count() == 2 * len(NAMES)
 
 
@@ -303,7 +306,7 @@ def test_a_target_without_a_test_split_is_named_and_the_others_go_on(
         shutil.copy(template / "pairs" / "datasets" / name / "test.jsonl", data / name / "test.jsonl")
     (data / NAMES[2]).mkdir()
     (data / NAMES[2] / "test.jsonl").write_text(json.dumps({"input": "a " * 300, "output": "b"}) + "\n")
-    found = evaluate(tiny, [], dataclasses.replace(OPTIONS, data=data))
+    found = evaluate(tiny, [], dataclasses.replace(OPTIONS, data=data), baselines=False)
     assert [target.name for target in found.targets] == list(NAMES[:2])
     reasons = {failure.target: failure.reason for failure in found.failures}
     assert sorted(reasons) == sorted(NAMES[2:])
@@ -311,15 +314,15 @@ def test_a_target_without_a_test_split_is_named_and_the_others_go_on(
     assert "pass --data FOLDER" in reasons[NAMES[3]]
     assert len(summaries(found)) == 2
     with pytest.raises(BankError, match=r"no target could be evaluated, of 5: .*pass --data"):
-        evaluate(tiny, [], dataclasses.replace(OPTIONS, data=tmp_path / "nowhere"))
+        evaluate(tiny, [], dataclasses.replace(OPTIONS, data=tmp_path / "nowhere"), baselines=False)
 
 
 @pytest.mark.torch
 def test_unknown_targets_and_options_are_refused(tiny: AdapterBank, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"targets: expected names .* found nobody"):
-        evaluate(tiny, [], dataclasses.replace(OPTIONS, targets=("nobody",)))
+        evaluate(tiny, [], dataclasses.replace(OPTIONS, targets=("nobody",)), baselines=False)
     with pytest.raises(BankError, match="pass --model PATH"):
-        evaluate(tiny, [], dataclasses.replace(OPTIONS, model=str(tmp_path)))
+        evaluate(tiny, [], dataclasses.replace(OPTIONS, model=str(tmp_path)), baselines=False)
     for name in ("max_examples", "resamples"):
         with pytest.raises(ParameterError, match="expected at least 1, found 0"):
             dataclasses.replace(OPTIONS, **{name: 0})
