@@ -155,6 +155,12 @@ def evaluate(
         An option is out of range, a target is not in the bank, or an extra is not installed.
     BankError
         The base model cannot be loaded, or no target could be evaluated.
+
+    Examples
+    --------
+    >>> table = evaluate(bank, PredictionOptions(), weights_only=True)
+    >>> [row.options.approach for row in table.rows]
+    ['uniform', 'nearest', 'normalized', 'oracle']
     """
     chosen = evaluated_ways(ways, leave_out)
     if weights_only:
