@@ -60,7 +60,7 @@ def open_cluster(given: ClusterLike, progress: Progress, folder: Location | None
     if not isinstance(given, ClusterOptions):
         client = _usable(given)
         if client is not None:
-            yield _running(client, progress, folder, None, str(client.scheduler_info(n_workers=0)["address"]))
+            yield _handed_over(client, progress, folder, default=given is None)
             return
         given = ClusterOptions(processes=False)
     _check(given)
@@ -93,6 +93,19 @@ def _usable(given: object) -> Client | None:
         what = "an asynchronous one" if given.asynchronous else f"one that is {given.status}"
         raise ParameterError(f"cluster: expected a client that is connected, found {what}; open another")
     return given
+
+
+def _handed_over(client: Client, progress: Progress, folder: Location | None, default: bool) -> Cluster:
+    """Return the cluster of a client that somebody else opened."""
+    name = str(client.scheduler_info(n_workers=0)["address"])
+    try:
+        return _running(client, progress, folder, None, name)
+    except ComputeError as error:
+        if not default:
+            raise
+        raise ComputeError(
+            f"{error} (this process's default client was taken; cluster=ClusterOptions() starts another)"
+        ) from error
 
 
 def _running(

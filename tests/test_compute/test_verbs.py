@@ -317,6 +317,8 @@ def test_workers_of_a_client_are_compared_with_this_process(
         monkeypatch.setattr("compute.cluster.workers.code_digest", lambda: "another")
         with pytest.raises(bankdb.ComputeError, match=r"has other code of lora-bank \([0-9a-f]{12}\)"):
             compute.distances(bank, "wd", cluster=client)
+        with client.as_current(), pytest.raises(bankdb.ComputeError, match=r"default client was taken"):
+            compute.distances(bank, "wd")
         assert client.status == "running"
 
 
