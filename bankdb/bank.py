@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bankdb.arrays.durable import fsync_path
 from bankdb.catalog.database import Database
 from bankdb.catalog.locks import exclusive_lock
-from bankdb.errors import BankFormatError, BankNotFoundError
+from bankdb.errors import BankError, BankFormatError, BankNotFoundError, one_line
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
 from bankdb.shown import html_summary, text_summary
@@ -252,6 +252,12 @@ class AdapterBank(StoredBank):
     # -- showing --------------------------------------------------------------------------------
 
     def _facts(self) -> dict[str, object]:
+        try:
+            return self._counted()
+        except BankError as error:  # whoever shows it, a debugger or a traceback, is shown this
+            return {"cannot be read": one_line(error)}
+
+    def _counted(self) -> dict[str, object]:
         record = self.record
         groups = {adapter.group for adapter in self.adapters() if adapter.group is not None}
         facts: dict[str, object] = {"base model": record.base_model, "adapters": len(self)}
@@ -267,12 +273,11 @@ class AdapterBank(StoredBank):
 
     def _repr_html_(self) -> str:
         """Return the same for a notebook, with the first adapters."""
-        adapters = self.adapters()
+        facts = self._facts()
+        adapters = [] if "cannot be read" in facts else self.adapters()
         rows = [(r.name, r.group, r.examples, r.tokens, r.rank, r.dtype) for r in adapters[:_LISTED]]
         headings = ("adapter", "group", "examples", "tokens", "rank", "dtype")
-        return html_summary(
-            f"AdapterBank {self.path}", self._facts(), headings, rows, len(adapters) - len(rows)
-        )
+        return html_summary(f"AdapterBank {self.path}", facts, headings, rows, len(adapters) - len(rows))
 
 
 def ready_adapters(bank: AdapterBank) -> tuple[AdapterRecord, ...]:

@@ -23,6 +23,8 @@ from compute.forecasting.rates import Rates, expected_seconds, read_rates
 from compute.forecasting.steps import BankShape, StepForecast, forecast_steps
 
 HEADINGS = ("step", "tasks", "read", "written", "GFlop", "memory of a task", "expected time")
+# Steps that a forecast shows of itself in text.
+_LISTED = 10
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -92,8 +94,10 @@ class Forecast:
 
     def __repr__(self) -> str:
         """Return the size of the bank, and a line a step."""
-        steps = {str(name): f"{tasks} tasks, {time}" for name, tasks, *_, time in self.rows()}
-        return text_summary(self._title(), steps | self._total())
+        rows = self.rows()
+        steps = {str(name): f"{tasks} tasks, {time}" for name, tasks, *_, time in rows[:_LISTED]}
+        more = {"further steps": str(len(rows) - _LISTED)} if len(rows) > _LISTED else {}
+        return text_summary(self._title(), steps | more | self._total())
 
     def _repr_html_(self) -> str:
         return html_summary(self._title(), self._total(), HEADINGS, self.rows())

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import xarray
 
 _CORNER = 8
+# Of a larger matrix, a range would take seconds and a copy.
+_RANGE_UP_TO = 2000
 
 
 class LabelledMatrix:
@@ -85,9 +87,10 @@ class LabelledMatrix:
         raise NotImplementedError
 
     def _facts(self) -> dict[str, object]:
-        others = self.values[~np.eye(len(self.values), dtype=bool)]
-        if not others.size:
+        n = len(self.values)
+        if not 1 < n <= _RANGE_UP_TO:
             return {}
+        others = self.values[~np.eye(n, dtype=bool)]
         least, middle, most = np.quantile(others, [0, 0.5, 1]).tolist()
         return {"smallest, median, largest": f"{least:.4g}, {middle:.4g}, {most:.4g}"}
 

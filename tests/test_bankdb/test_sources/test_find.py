@@ -109,6 +109,14 @@ def test_a_bank_shows_itself_in_a_few_lines(bank: AdapterBank, empty_bank_html: 
     assert "adapters: 0" in empty_bank_html
 
 
+def test_a_bank_that_is_gone_is_shown_all_the_same(bank: AdapterBank) -> None:
+    bank.close()
+    for file in bank.path.glob("bank.db*"):
+        file.write_bytes(b"nothing" * 1000)
+    assert "cannot be read" in repr(bank)
+    assert "cannot be read" in bank._repr_html_()
+
+
 @pytest.fixture
 def empty_bank_html(tmp_path: Path, tokenizer_folder: Path) -> str:
     with bankdb.create(tmp_path / "new <bank>", base_model="b", tokenizer=tokenizer_folder) as made:
