@@ -16,8 +16,8 @@ from compute.approaches.groups import same_unit
 from compute.approaches.matching import matching, matching_new
 from compute.approaches.options import NEEDS_GRAM, NO_DISTANCES, PredictionOptions
 from compute.approaches.oracle import oracle
+from compute.types import FloatArray
 
-FloatArray = NDArray[np.float64]
 Fitted = dict[str, Any]
 """What was chosen for one target by the bank's own rows, under the names of the settings."""
 

@@ -22,8 +22,8 @@ from compute.approaches.options import NO_DISTANCES, PredictionOptions
 from compute.approaches.oracle import oracle
 from compute.approaches.registry import leave_one_out_coefficients, needs_matrices, new_coefficients
 from compute.approaches.weight_errors import weight_space_errors
-
-FloatArray = NDArray[np.float64]
+from compute.evaluation.systems import System, system_of
+from compute.types import FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,14 +39,14 @@ class SizeCurve:
     targets
         Shape (draws, sizes): how many targets have one. A small subset may leave none for a target whose group
         it is of, or too few to fit on.
-    options
-        How predictions are made.
+    system
+        What predicts.
     """
 
     sizes: tuple[int, ...]
     relative: FloatArray
     targets: NDArray[np.intp]
-    options: PredictionOptions
+    system: System
 
     @property
     def mean(self) -> FloatArray:
@@ -123,7 +123,7 @@ def bank_size_curve(
             targets[draw, size] = len(made)
             if len(made):
                 relative[draw, size] = np.nanmean(weight_space_errors(weights[made], gram, made, 1).relative)
-    return SizeCurve(tuple(sizes), relative, targets, options)
+    return SizeCurve(tuple(sizes), relative, targets, system_of(options))
 
 
 def subset_coefficients(

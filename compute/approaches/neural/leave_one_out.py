@@ -14,18 +14,7 @@ from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.splits import fold_of_rows
 from compute.approaches.neural.training import Report, Trained, check_values, standardised, train
-
-__all__ = [
-    "NeuralOptions",
-    "ScalarMLP",
-    "Trained",
-    "apply",
-    "fold_of_rows",
-    "neural_leave_one_out",
-    "train",
-]
-
-FloatArray = NDArray[np.float64]
+from compute.types import FloatArray
 
 APPLICATION_KNOTS = 4
 """To apply a network takes one forward pass, so that it affords this many times the knots of its training."""
