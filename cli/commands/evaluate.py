@@ -219,19 +219,16 @@ def _tell(
     evaluation: Evaluation, curves: list[SizeCurve], csv: Path | None, out: Path | None, as_json: bool
 ) -> None:
     from compute.evaluation.correlation import weight_correlations
-    from compute.evaluation.tables import summaries, summary_csv, target_csv
+    from compute.evaluation.tables import summary_csv
 
-    found = summaries(evaluation)
+    found = evaluation.summaries()
     if csv is not None and str(csv) == "-":
         click.echo(summary_csv(found), nl=False)
     elif csv is not None:
         write_text(csv, summary_csv(found))
         click.echo(f"wrote {csv}", err=True)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "systems.csv", summary_csv(found))
-        write_text(out / "targets.csv", target_csv(evaluation))
-        write_text(out / "evaluation.json", evaluation.to_json() + "\n")
+        evaluation.save(out, overwrite=True)
         write_sizes(curves, out)
         click.echo(f"wrote {out}/", err=True)
     if as_json:

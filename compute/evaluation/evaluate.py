@@ -22,15 +22,8 @@ from compute.cluster.options import ClusterLike
 from compute.evaluation.adapters import BASE_SHA256, evaluated_adapters
 from compute.evaluation.bootstrap import RESAMPLES
 from compute.evaluation.jobs import Job, Machine, generate_missing
-from compute.evaluation.records import (
-    Evaluation,
-    Failure,
-    Outcome,
-    Sample,
-    Target,
-    store_evaluation,
-)
-from compute.evaluation.scores import exact_match, rouge_l
+from compute.evaluation.records import Evaluation, store_evaluation
+from compute.evaluation.scores import Failure, Outcome, Sample, Target, exact_match, rouge_l
 from compute.evaluation.systems import (
     EvaluatedAdapter,
     System,

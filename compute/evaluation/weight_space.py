@@ -263,7 +263,7 @@ def bank_size_curves(
     ways: Sequence[PredictionOptions],
     sizes: Sequence[int],
     *,
-    draws: int,
+    draws: int = 10,
     seed: int = 0,
     cluster: ClusterLike = None,
     progress: Progress | None = None,

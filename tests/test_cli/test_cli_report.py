@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 
 from bankdb.bank import AdapterBank
 from cli.main import cli
-from compute.evaluation.records import Evaluation, Outcome, Sample, Target, store_evaluation
+from compute.evaluation.records import Evaluation, store_evaluation
+from compute.evaluation.scores import Outcome, Sample, Target
 from compute.evaluation.systems import System
 from compute.reporting.evaluations import reported
 from compute.reporting.page.page import render

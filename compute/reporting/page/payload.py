@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compute.approaches.by_distance import effective_sources
-from compute.evaluation.records import Evaluation, Outcome
+from compute.evaluation.records import Evaluation
+from compute.evaluation.scores import Outcome
 from compute.evaluation.systems import System
 from compute.reporting.page.images import EncodedMatrix
 from compute.reporting.page.plots import PALETTE, short

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -18,22 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankError, BankFormatError, BankNotFoundError, ParameterError
+from bankdb.errors import BankError, BankFormatError, BankNotFoundError, ConflictError, ParameterError
 from compute.approaches.options import PredictionOptions
 from compute.evaluation import systems
 from compute.evaluation.adapters import adapter_tensors
 from compute.evaluation.correlation import weight_correlations
 from compute.evaluation.evaluate import EvaluationOptions, evaluate
 from compute.evaluation.jobs import Machine
-from compute.evaluation.records import (
-    Evaluation,
-    Failure,
-    Outcome,
-    Target,
-    store_evaluation,
-    stored_evaluation,
-    stored_evaluations,
-)
+from compute.evaluation.records import Evaluation, store_evaluation, stored_evaluation, stored_evaluations
+from compute.evaluation.scores import Failure, Outcome, Target
 from compute.evaluation.systems import (
     EvaluatedAdapter,
     EvaluatedSystem,
@@ -509,6 +503,30 @@ def evaluation(**changes: Any) -> Evaluation:
         "seconds": 12.0,
     }
     return Evaluation(**(values | changes))
+
+
+def test_an_evaluation_shows_and_saves_itself(tmp_path: Path) -> None:
+    record = evaluation()
+    text = repr(record)
+    assert text.splitlines()[0] == "Evaluation abc: 3 tasks, 3 test examples"
+    assert "own: Rouge-L 0.900, exact 1.000" in text
+    assert "not evaluated: 1 tasks" in text
+    many = tuple(System(f"s{i}", "uniform", None, "adapter", "factors") for i in range(300))
+    large = evaluation(
+        systems=many, outcomes=tuple(outcome(one.name, "x", 0.5, 0) for one in many for _ in range(20))
+    )
+    assert len(repr(large)) < 1000
+    assert "further systems: 290" in repr(large)
+    assert len(large._repr_html_()) < 5000
+    folder = record.save(tmp_path / "out")
+    assert Evaluation.from_json((folder / "evaluation.json").read_text()) == record
+    assert (folder / "systems.csv").read_text() == summary_csv(record.summaries())
+    assert (folder / "targets.csv").read_text().count("\n") == 1 + len(record.outcomes)
+    with pytest.raises(ConflictError, match=r"systems\.csv: already there"):
+        evaluation(identity="other").save(folder)
+    assert Evaluation.from_json((folder / "evaluation.json").read_text()) == record
+    evaluation(identity="other").save(folder, overwrite=True)
+    assert pickle.loads(pickle.dumps(record)) == record
 
 
 def test_the_record_comes_back_from_json() -> None:
