@@ -429,3 +429,31 @@ def test_a_forecast_with_rates(shared: bankdb.AdapterBank, tmp_path: Path, local
         compute.forecast(shared, workers=0)
     few_lines(measured, "expected in all")
     assert sorted(Path.cwd().iterdir()) == before
+
+
+def test_the_command_for_one_dataset_runs_on_the_scheduler_that_is_given(
+    bank: bankdb.AdapterBank, data: Path, tmp_path: Path
+) -> None:
+    """Where the approach reads the bank's own matrices; others need no worker."""
+    from click.testing import CliRunner
+    from distributed import Client, LocalCluster
+
+    from cli.main import cli
+
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tcp://",
+            host="127.0.0.1",
+            dashboard_address=":0",
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        for approach, told in (("ridge", True), ("normalized", False)):
+            command = ["predict", str(data), "--bank", str(bank.path), "--out", str(tmp_path / approach)]
+            command += ["--approach", approach, "--scheduler", cluster.scheduler_address]
+            done = CliRunner().invoke(cli, command)
+            assert done.exit_code == 0, done.output
+            assert (f"dashboard: {client.dashboard_link}" in done.stderr) is told
