@@ -183,8 +183,11 @@ def _result(future: Any, stage: str, name: str) -> tuple[float, Any]:
     except Exception as error:
         if future.status != "error":  # no answer of the task's own
             raise _lost(stage, name, error) from error
+        reason = one_line(
+            str(error).strip().partition("\n")[0] or error
+        )  # others' lines below it are details
         raise ComputeError(
-            f"{stage}: piece {name} failed ({type(error).__name__}: {one_line(error)}); what was done before is kept, "
+            f"{stage}: piece {name} failed ({type(error).__name__}: {reason}); what was done before is kept, "
             "run the same command again to go on"
         ) from error
     return answer
