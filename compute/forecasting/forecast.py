@@ -95,12 +95,21 @@ class Forecast:
     def __repr__(self) -> str:
         """Return the size of the bank, and a line a step."""
         rows = self.rows()
-        steps = {str(name): f"{tasks} tasks, {time}" for name, tasks, *_, time in rows[:_LISTED]}
+        steps = {str(name): self._told(*row) for name, *row in rows[:_LISTED]}
         more = {"further steps": str(len(rows) - _LISTED)} if len(rows) > _LISTED else {}
         return text_summary(self._title(), steps | more | self._total())
 
     def _repr_html_(self) -> str:
-        return html_summary(self._title(), self._total(), HEADINGS, self.rows())
+        shown = len(HEADINGS) - (self.rates is None)
+        return html_summary(
+            self._title(), self._total(), HEADINGS[:shown], [row[:shown] for row in self.rows()]
+        )
+
+    def _told(self, tasks: object, read: object, written: object, *rest: object) -> str:
+        if not read:
+            return str(tasks)  # does not fit
+        where = "on the client" if tasks == "client" else f"{tasks} tasks"
+        return f"{where}, reads {read}, writes {written}" + ("" if self.rates is None else f", {rest[-1]}")
 
     def _title(self) -> str:
         shape = self.shape
