@@ -14,22 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compute.approaches.registry import descriptions
+from compute.approaches.registry import names as approach_names
+
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
     from compute.cluster.options import ClusterOptions
 
 METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd", "tf-idf", "wd", "kl", "js")
-APPROACHES = (
-    "attentional",
-    "normalized",
-    "neural",
-    "uniform",
-    "nearest",
-    "tuned",
-    "ridge",
-    "matching",
-    "oracle",
-)
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -212,19 +204,60 @@ def metric_option(*, many: bool, default: str = "jensen-shannon") -> Decorator:
     )
 
 
+class ApproachChoice(click.Choice[str]):
+    """The names of all approaches that are registered when it is asked, and `all`."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The names."""
+        return (*approach_names(), "all")
+
+    @choices.setter
+    def choices(self, _: object) -> None: ...
+
+
+class ApproachOption(click.Option):
+    """`--approach`, whose help tells of every approach that is registered when it is asked."""
+
+    @property
+    def help(self) -> str:
+        """What the option is, and each approach in a line."""
+        lines = (f"{name}: {about}" for name, about in descriptions().items())
+        return f"How distances become coefficients; may be given several times. {'; '.join(lines)}. {self._which}"
+
+    @help.setter
+    def help(self, which: str) -> None:
+        self._which = which
+
+
 def approach_option(
-    default: Sequence[str] = ("normalized",),
-    which: str = ". 'all' is every one that needs no training and no answer: without neural and oracle.",
+    default: Sequence[str] | Callable[[], Sequence[str]] = ("normalized",),
+    which: str = "'all' is every one as quick as attentional, normalized, uniform and nearest.",
+    shown: str | bool = True,
 ) -> Decorator:
-    """Return `--approach`: names, or `all`; `which` ends the help: what that, or the default, is."""
+    """Return `--approach`: names, or `all`.
+
+    Parameters
+    ----------
+    default
+        Names, or what returns them when the command runs.
+    which
+        Ends the help: what `all`, or the default, is.
+    shown
+        The default in words, where it is not a list of names.
+    """
     return click.option(
         "--approach",
         "approaches",
-        type=click.Choice([*APPROACHES, "all"]),
+        cls=ApproachOption,
+        type=ApproachChoice(),
         multiple=True,
-        default=list(default),
-        show_default=True,
-        help=f"How distances become coefficients; may be given several times{which}",
+        default=default if callable(default) else list(default),
+        show_default=shown,
+        help=which,
     )
 
 

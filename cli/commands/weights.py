@@ -70,13 +70,13 @@ def size_curves(
     asked: WeightsOutput,
     progress: Progress,
 ) -> list[SizeCurve]:
-    """Compute the curves over bank sizes of all but `neural`; none where no sizes were asked for."""
+    """Compute the curves over bank sizes of all that train no network; none where no sizes were asked for."""
     import compute
     from compute.evaluation.systems import compared_ways
 
     if not asked.sizes:
         return []
-    ways = [way for way in compared_ways(combinations) if way.approach != "neural"]
+    ways = [way for way in compared_ways(combinations) if not way.how.trained]
     wanted = [replace(way, leave_out=leave_out) for leave_out in leave_outs for way in ways]
     return compute.bank_size_curves(
         bank, wanted, asked.sizes, draws=asked.draws, seed=asked.seed, progress=progress

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from bankdb.errors import ParameterError
 from bankdb.records import AdapterRecord
 from compute.approaches.groups import LEAVE_OUT
-from compute.approaches.options import ALL_APPROACHES, NO_DISTANCES, PredictionOptions, each_way
+from compute.approaches.options import PredictionOptions, each_way
+from compute.approaches.registry import approaches, is_baseline, is_bound, names
 from compute.prediction.ways import EVERY, combinations
 from compute.types import FloatArray
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 PAPER_SHARE = 0.59
 """Share of the Rouge-L gap that the paper's best, Jensen-Shannon with normalized, closes on its 502 tasks."""
 LISTED_SOURCES = 8
-PAPER_APPROACHES = ("attentional", "normalized", "neural")
-_BOUNDS = ("oracle",)
 _CHANGES_NORMALIZED = {"temperature", "top_k", "compatible"}
 
 
@@ -85,12 +84,12 @@ class System:
     @property
     def is_candidate(self) -> bool:
         """Whether a new dataset could have it without training: it predicts, and does not know the answer."""
-        return self.leave_out is not None and self.approach not in _BOUNDS
+        return self.leave_out is not None and not is_bound(self.approach)
 
     @property
     def is_uniform(self) -> bool:
         """Whether it is the mean of all sources, of factors."""
-        return self.approach == "uniform" and self.space == "factors"
+        return is_baseline(self.approach) and self.space == "factors"
 
     @property
     def is_papers_best(self) -> bool:
@@ -107,7 +106,7 @@ def system_of(way: PredictionOptions) -> System:
     }
     if way.rank is not None:
         parameters["rank"] = way.rank
-    metric = None if way.approach in NO_DISTANCES else way.metric
+    metric = way.metric if way.how.reads_distances else None
     name = way.approach if metric is None else f"{metric} {way.approach}"
     system = System(name, way.approach, metric, way.leave_out, way.space, parameters)
     left_out = "" if way.leave_out == "adapter" else f"{way.leave_out} left out"
@@ -258,7 +257,7 @@ def register(system: EvaluatedSystem) -> None:
         Another of its name is registered, or an approach to predict by has it.
     """
     approach = system.system.approach
-    if approach in REGISTERED or approach in ALL_APPROACHES:
+    if approach in REGISTERED or approach in names():
         raise ParameterError(
             f"system {approach!r}: expected a new name, found one that is taken; choose another"
         )
@@ -299,10 +298,15 @@ def evaluated_ways(
     ways: PredictionOptions | Sequence[PredictionOptions] | None, leave_out: str | None
 ) -> list[PredictionOptions]:
     """Return the ways asked for, or for None the paper's, each with what is to be left out in place of its own."""
-    chosen = combinations(EVERY, PAPER_APPROACHES) if ways is None else each_way(ways)
+    chosen = combinations(EVERY, of_the_paper()) if ways is None else each_way(ways)
     if leave_out is None:
         return chosen
     return [replace(way, leave_out=one) for one in left_out(leave_out) for way in chosen]
+
+
+def of_the_paper() -> list[str]:
+    """Return the names of the paper's approaches."""
+    return [approach.name for approach in approaches() if approach.of_the_paper]
 
 
 def left_out(leave_out: str) -> tuple[str, ...]:

@@ -273,7 +273,7 @@ def bank_size_curves(
     Raises
     ------
     ParameterError
-        For sizes, draws or a seed out of range, and the approach `neural`.
+        For sizes, draws or a seed out of range, and an approach that trains a network.
     """
     shown = progress or SilentProgress()
     with computing(bank, cluster, shown) as used:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from bankdb.bank import AdapterBank
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
+from compute.approaches.base import Fitted, given
 from compute.approaches.by_distance import effective_sources
-from compute.approaches.options import NO_DISTANCES, PredictionOptions, each_way
-from compute.approaches.registry import Fitted, leave_one_out_coefficients
+from compute.approaches.coefficients import leave_one_out_coefficients
+from compute.approaches.options import PredictionOptions, each_way
 from compute.cluster.options import Cluster, ClusterLike
 from compute.combination.delta import check_rank_fits
 from compute.pairwise.labelled import LabelledMatrix
@@ -40,7 +41,7 @@ class Coefficients(LabelledMatrix):
     options
         How they were made.
     fitted
-        For `tuned` and `ridge`: what was chosen for each target.
+        Of an approach that is fitted: what was chosen for each target.
     """
 
     adapters: tuple[AdapterRecord, ...]
@@ -68,7 +69,7 @@ class Coefficients(LabelledMatrix):
 def described(options: PredictionOptions) -> str:
     """Return a way of predicting in a few words: metric, approach, and what is not the default."""
     changed = [f"{key.replace('_', '-')} {value}" for key, value in options.parameters().items()]
-    name = options.approach if options.approach in NO_DISTANCES else f"{options.metric} {options.approach}"
+    name = f"{options.metric} {options.approach}" if options.how.reads_distances else options.approach
     return name + (f" ({', '.join(changed)})" if changed else "")
 
 
@@ -152,13 +153,12 @@ def _coefficients(
     bank: AdapterBank, options: PredictionOptions, found: Matrices, progress: Progress
 ) -> Coefficients:
     adapters, units, fitted = found.adapters, found.units, None
-    if options.approach == "neural":
-        distances, gram = found.distances, found.gram
-        assert distances is not None
-        assert gram is not None
+    network = options.how.network(options)
+    if network is not None:
+        distances, gram = given(found.distances, "reads_distances"), given(found.gram, "reads_gram")
         left_out = None if options.leave_out == "adapter" else units
         values = neural_coefficients(
-            bank, adapters, found.metric, distances, gram, options.neural, progress, left_out
+            bank, adapters, found.metric, distances, gram, network, progress, left_out
         )
     else:
         values, fitted = leave_one_out_coefficients(options, found.distances, found.gram, units)

@@ -13,8 +13,8 @@ from bankdb.datasets.read import Dataset
 from bankdb.errors import listed
 from bankdb.records import AdapterRecord, BankRecord
 from bankdb.shown import html_summary, text_summary
+from compute.approaches.base import Fitted
 from compute.approaches.options import PredictionOptions
-from compute.approaches.registry import Fitted
 from compute.combination.delta import DeltaAdapter
 from compute.prediction.coefficients import described
 from compute.prediction.provenance import RETAINED, chosen_dtype, form_record, provenance, write_prediction
@@ -41,8 +41,8 @@ class Prediction:
     adapters
         The N adapters of the bank, by row.
     distances
-        float64, shape (N,); NaN throughout for an approach that reads none. For `ridge` the mean of both
-        directions where they differ.
+        float64, shape (N,); NaN throughout for an approach that reads none. For `ridge`, and others that say so,
+        the mean of both directions where they differ.
     coefficients
         float64, shape (N,), sum 1.
     effective_sources
@@ -61,7 +61,7 @@ class Prediction:
     delta
         In delta space: the adapter with its layout, scaling and retained energies.
     fitted
-        For `tuned` and `ridge`: what was chosen by the bank's own rows.
+        Of an approach that is fitted: what was chosen by the bank's own rows.
     """
 
     name: str

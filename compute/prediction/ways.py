@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from compute.approaches.by_distance import APPROACHES
-from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.options import PredictionOptions
+from compute.approaches.registry import approaches as known_approaches
+from compute.approaches.registry import get_approach
 from compute.metrics.registry import FURTHER_METRIC_NAMES, METRIC_NAMES, canonical_metric_name
 
 EVERY = "all"
 _OF_MMD = ("kernel", "sigma")
-_OF_NEURAL = ("protocol", "seed", "knots", "width", "epochs")
-_OF_OTHERS = ("temperature", "top_k")
+_OF_SOME = ("protocol", "seed", "knots", "width", "epochs")
+_OF_WEIGHTS = ("temperature", "top_k")
 
 
 def combinations(
@@ -43,16 +44,22 @@ def combinations(
     """
     names = chosen_metrics([metrics] if isinstance(metrics, str) else metrics)
     return [
-        combination(metric, approach, **parameters)
-        for approach in chosen_approaches([approaches] if isinstance(approaches, str) else approaches)
-        for metric in (names[:1] if approach in (*NO_DISTANCES, "matching") else names)
+        combination(metric, how.name, **parameters)
+        for how in map(
+            get_approach, chosen_approaches([approaches] if isinstance(approaches, str) else approaches)
+        )
+        for metric in (names if how.reads_distances and how.metric is None else names[:1])
     ]
 
 
 def combination(metric: str, approach: str, **parameters: Any) -> PredictionOptions:
     """Return the options of one metric and approach, with those of the parameters that it reads."""
-    apart: tuple[str, ...] = () if metric == "mmd" or approach == "matching" else _OF_MMD
-    apart += _OF_OTHERS if approach == "neural" else _OF_NEURAL
+    how = get_approach(approach)
+    apart = set(_OF_SOME) - set(how.reads)
+    apart |= set() if (how.metric or metric) == "mmd" else set(_OF_MMD)
+    # Given with several approaches, they are for the others; what has other weights of its own refuses them.
+    apart |= set(_OF_WEIGHTS) if how.trained else set()
+    apart -= set(how.reads)
     given = {name: value for name, value in parameters.items() if name not in apart}
     return PredictionOptions(metric=metric, approach=approach, **given)
 
@@ -66,5 +73,5 @@ def chosen_metrics(metrics: Sequence[str]) -> list[str]:
 
 def chosen_approaches(approaches: Sequence[str]) -> list[str]:
     """Return the approaches asked for, each once."""
-    every = APPROACHES if EVERY in approaches else ()
+    every = [known.name for known in known_approaches() if known.quick] if EVERY in approaches else []
     return list(dict.fromkeys([*every, *(name for name in approaches if name != EVERY)]))

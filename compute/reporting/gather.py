@@ -13,9 +13,8 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import RunRecord, library_versions
-from compute.approaches.by_distance import APPROACHES
 from compute.approaches.groups import units_of
-from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.options import PredictionOptions
 from compute.cluster.options import Cluster, ClusterLike
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
 from compute.evaluation.systems import System, system_of
@@ -102,7 +101,7 @@ def _coefficients(
 ) -> tuple[list[Coefficients], FloatArray]:
     """The coefficients of each way, told one by one: some take minutes on a large bank; and the Gram matrix."""
     gram = compute_gram(bank, cluster, progress)
-    trained = [options for options in ways if options.approach == "neural"]
+    trained = [options for options in ways if options.how.trained]
     if trained:  # tells of its own progress
         compute_coefficients(bank, trained, cluster, progress)
     made = []
@@ -144,7 +143,7 @@ def _distances(
     bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
 ) -> list[Matrix]:
     """The distances of each metric that the ways read, in their order; of the default if they read none."""
-    reading = [options for options in ways if options.approach not in NO_DISTANCES] or [PredictionOptions()]
+    reading = [options for options in ways if options.how.reads_distances] or [PredictionOptions()]
     by_metric = {options.metric: options for options in reversed(reading)}
     ways_read = [by_metric[metric] for metric in dict.fromkeys(options.metric for options in reading)]
     matrices = compute_distances(bank, ways_read, cluster, progress)
@@ -165,10 +164,10 @@ def _size_curves(
     by_metric = {matrix.metric: matrix.values for matrix in distances}
     curves = []
     for item in made:
-        system = system_of(item.options)
-        shown = system.key == chosen.key or system.is_papers_best or system.approach in ("uniform", "oracle")
-        quick = number <= FITTED_CURVES_UP_TO or system.approach in APPROACHES
-        if shown and quick and system.approach != "neural":
+        system, how = system_of(item.options), item.options.how
+        shown = system.key == chosen.key or system.is_papers_best or how.baseline or how.knows_answer
+        quick = number <= FITTED_CURVES_UP_TO or how.quick
+        if shown and quick and not how.trained:
             values = None if system.metric is None else by_metric.get(system.metric)
             curves.append(
                 bank_size_curve(item.options, values, gram, np.arange(number), sizes, draws=SIZE_DRAWS)

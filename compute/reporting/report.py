@@ -12,15 +12,13 @@ from bankdb.errors import ConflictError
 from bankdb.progress import Progress
 from bankdb.shown import html_summary, text_summary
 from compute.approaches.options import PredictionOptions, each_way
+from compute.approaches.registry import approaches
 from compute.cluster.options import ClusterLike
 from compute.prediction.ways import combinations
 from compute.reporting.evaluations import reported_evaluations
 from compute.reporting.gather import gather
 from compute.reporting.page.page import render
 from compute.reporting.records import Report
-
-APPROACHES = ("all", "tuned", "ridge", "matching", "oracle")
-"""Those of a report by default: without the network, which takes minutes to train."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -108,7 +106,7 @@ def report(
     """
     if out is not None:
         check_free(Path(out), overwrite)
-    ways = combinations("all", APPROACHES) if options is None else each_way(options)
+    ways = combinations("all", untrained()) if options is None else each_way(options)
     _ = bank.layout
     scored = reported_evaluations(bank, evaluations)
     data = gather(bank, ways, evaluations=scored, cluster=cluster, progress=progress)
@@ -116,6 +114,11 @@ def report(
     if out is not None:
         page.save(out, overwrite=overwrite)
     return page
+
+
+def untrained() -> list[str]:
+    """Return the approaches of a report by default: those that train no network, which takes minutes."""
+    return [approach.name for approach in approaches() if not approach.trained]
 
 
 def check_free(path: Path, overwrite: bool) -> None:

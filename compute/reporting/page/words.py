@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from compute.approaches.registry import is_bound
 from compute.evaluation.bootstrap import Interval
 from compute.evaluation.systems import BASE, OWN, PAPER_SHARE, System
 from compute.evaluation.tables import Spread, Summary
@@ -162,7 +163,7 @@ def _by_group(report: Report) -> list[str]:
 
 def _weighed(report: Report, best: WaySummary) -> tuple[str, list[str]]:
     uniform = next((row for row in report.weight_space if row.system.is_uniform), None)
-    oracle = next((row for row in report.weight_space if row.system.approach == "oracle"), None)
+    oracle = next((row for row in report.weight_space if is_bound(row.system.approach)), None)
     sentences = [
         "No evaluation of generated answers is in this report, so this goes by weights alone: nearness to the "
         "trained weights is not quality. Run bank evaluate to measure quality.",
