@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.commands.weights import (
-    WeightsOnly,
+    WeightsOutput,
     print_sizes,
+    print_weights,
     size_curves,
     sizes_option,
     sizes_record,
-    tell_weights,
     write_sizes,
 )
 from cli.display import print_json, print_table, shown_progress, write_text
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from compute.evaluation.evaluate import EvaluationOptions
     from compute.evaluation.records import Evaluation
     from compute.evaluation.tables import Summary
-
-PAPER_METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd")
 
 
 def _of_the_paper() -> list[str]:
@@ -161,14 +159,14 @@ def evaluate(
     # What is left out is told for each way, once the ways are known.
     combinations = _combinations(Parameters({**other, "leave_out": "adapter"}), metrics, approaches)
     left_out = ["adapter", "group"] if other["leave_out"] == "both" else [other["leave_out"]]
-    weights = WeightsOnly(
+    weights = WeightsOutput(
         other["bank_sizes"], other["draws"], other["seed"], other["csv"], other["out"], other["as_json"]
     )
     progress = shown_progress()
     with opened(bank_path) as bank:
         _ = bank.layout
         if other["weights_only"]:
-            tell_weights(bank, combinations, left_out, weights, cluster_of(other), progress)
+            print_weights(bank, combinations, left_out, weights, cluster_of(other), progress)
             return
         evaluation = _evaluated(bank, combinations, left_out, other, progress)
         curves = size_curves(bank, combinations, left_out, weights, progress)
@@ -261,7 +259,8 @@ def _tell(
 
 
 def _print(evaluation: Evaluation, found: list[Summary]) -> None:
-    from compute.evaluation.tables import PAPER_SHARE, best_predictions, table1, table3
+    from compute.evaluation.systems import PAPER_SHARE
+    from compute.evaluation.tables import best_predictions, table1, table3
 
     examples = sum(target.examples for target in evaluation.targets)
     headings, rows = table1(found)

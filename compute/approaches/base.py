@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from compute.approaches.neural.options import NeuralOptions
+    from compute.types import FloatArray
 
-    FloatArray = NDArray[np.float64]
     Units = NDArray[np.intp]
     Excluded = NDArray[np.bool_]
 

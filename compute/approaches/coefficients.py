@@ -9,8 +9,8 @@ from bankdb.errors import ComputeError
 from compute.approaches.base import Fitted, LeaveOneOut, NewDatasets
 from compute.approaches.groups import same_unit
 from compute.approaches.options import PredictionOptions
+from compute.types import FloatArray
 
-FloatArray = NDArray[np.float64]
 SUM_TOLERANCE = 1e-6
 """Largest difference of a row's sum to 1 that is taken for rounding."""
 

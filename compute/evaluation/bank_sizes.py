@@ -21,8 +21,8 @@ from compute.approaches.coefficients import leave_one_out_coefficients, new_coef
 from compute.approaches.groups import same_unit
 from compute.approaches.options import PredictionOptions
 from compute.approaches.weight_errors import weight_space_errors
-
-FloatArray = NDArray[np.float64]
+from compute.evaluation.systems import System, system_of
+from compute.types import FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,14 +38,14 @@ class SizeCurve:
     targets
         Shape (draws, sizes): how many targets have one. A small subset may leave none for a target whose group
         it is of, or too few to fit on.
-    options
-        How predictions are made.
+    system
+        What predicts.
     """
 
     sizes: tuple[int, ...]
     relative: FloatArray
     targets: NDArray[np.intp]
-    options: PredictionOptions
+    system: System
 
     @property
     def mean(self) -> FloatArray:
@@ -122,7 +122,7 @@ def bank_size_curve(
             targets[draw, size] = len(made)
             if len(made):
                 relative[draw, size] = np.nanmean(weight_space_errors(weights[made], gram, made, 1).relative)
-    return SizeCurve(tuple(sizes), relative, targets, options)
+    return SizeCurve(tuple(sizes), relative, targets, system_of(options))
 
 
 def subset_coefficients(

@@ -124,7 +124,7 @@ def rates_of(values: Mapping[str, Any]) -> Rates:
     metrics = values["metrics"]
     if not isinstance(metrics, dict) or not all(isinstance(rate, dict) for rate in metrics.values()):
         raise ValueError("metrics: expected an object with an object for each metric")
-    found = {
+    metric_rates = {
         name: MetricRate(
             _number(f"{name} dataset", rate.get("dataset"), least=0.0),
             _number(f"{name} pair", rate.get("pair")),
@@ -137,7 +137,7 @@ def rates_of(values: Mapping[str, Any]) -> Rates:
         for name in names
         if name != "metrics"
     }
-    return Rates(**numbers, metrics=found)
+    return Rates(**numbers, metrics=metric_rates)
 
 
 def _number(name: str, value: Any, *, least: float | None = None) -> float:

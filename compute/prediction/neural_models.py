@@ -30,13 +30,10 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
-from compute.approaches.neural.leave_one_out import (
-    NeuralOptions,
-    ScalarMLP,
-    left_out_together,
-    neural_leave_one_out,
-    train,
-)
+from compute.approaches.neural.leave_one_out import left_out_together, neural_leave_one_out
+from compute.approaches.neural.network import ScalarMLP
+from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.training import train
 
 _DAMAGED = "delete neural.zarr and run the same command again"
 _COEFFICIENTS = "coefficients"

@@ -44,7 +44,8 @@ class Neural(Approach):
         """By a network trained on all rows of the bank, or on a share of them as the protocol says."""
         import numpy as np
 
-        from compute.approaches.neural.leave_one_out import apply, left_out_together, rows_for_new, train
+        from compute.approaches.neural.leave_one_out import apply, left_out_together, rows_for_new
+        from compute.approaches.neural.training import train
 
         options, groups, excluded = left_out_together(self.network(inputs.options), self._groups(inputs))
         between, gram = given(inputs.between_sources, "reads_bank"), given(inputs.gram, "reads_gram")

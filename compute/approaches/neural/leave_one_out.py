@@ -16,20 +16,7 @@ from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.splits import fold_of_rows
 from compute.approaches.neural.training import Report, Trained, check_values, standardised, train
-
-__all__ = [
-    "NeuralOptions",
-    "ScalarMLP",
-    "Trained",
-    "apply",
-    "fold_of_rows",
-    "left_out_together",
-    "neural_leave_one_out",
-    "rows_for_new",
-    "train",
-]
-
-FloatArray = NDArray[np.float64]
+from compute.types import FloatArray
 
 APPLICATION_KNOTS = 4
 """To apply a network takes one forward pass, so that it affords this many times the knots of its training."""

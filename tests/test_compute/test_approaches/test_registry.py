@@ -22,7 +22,9 @@ from compute.approaches import registry
 from compute.approaches.base import OPTIONS, Approach, LeaveOneOut, Made, NewDatasets, Settings, given
 from compute.approaches.coefficients import leave_one_out_coefficients, new_coefficients
 from compute.approaches.kinds.neural import Neural
-from compute.approaches.neural.leave_one_out import NeuralOptions, apply, neural_leave_one_out, train
+from compute.approaches.neural.leave_one_out import apply, neural_leave_one_out
+from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.training import train
 from compute.approaches.options import PredictionOptions
 from compute.evaluation.bank_sizes import bank_size_curve
 from compute.forecasting.rates import MetricRate, Rates, expected_seconds
