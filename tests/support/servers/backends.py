@@ -20,7 +20,7 @@ from bankdb.bank import AdapterBank
 from bankdb.catalog.database import Database
 from bankdb.catalog.schema import DAMAGED, Sealed
 from bankdb.catalog.url import parse_database
-from bankdb.location import BankLocation
+from bankdb.storage.location import BankLocation
 from tests.support.servers.postgres_server import PostgresServer
 
 BACKENDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgres))
