@@ -305,7 +305,7 @@ def test_of_two_copies_the_second_to_ingest_is_refused(
 
 def ingest_error(bank: AdapterBank, folder: Path) -> str:
     with pytest.raises(ConflictError) as caught:
-        ingest_folder(bank, folder, options=None)
+        ingest_folder(bank, folder)
     return str(caught.value)
 
 
