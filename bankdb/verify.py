@@ -9,16 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from bankdb.arrays.adapter_store import row_sha256
-from bankdb.arrays.durable import move, partial_files
-from bankdb.arrays.remote import Location, RemotePath
+from bankdb.arrays.durable import move, partial_files, relative_name
 from bankdb.bank import AdapterBank
+from bankdb.derived import clear_unfinished, delete_damaged, derived_problems, unfinished
 from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError, DatabaseUnavailableError
 from bankdb.ingest import clear_leftovers_alone
 from bankdb.peft.config import scaling
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
-
-_DERIVED = ("distributions", "distances", "gram", "predictions", "neural")
 
 
 @dataclass(slots=True)
@@ -76,10 +74,10 @@ def _check(bank: AdapterBank, repair: bool, report: VerifyReport, progress: Prog
     progress.end()
     _check_leftovers(bank, repair, report)
     if not repair:
-        _check_derived(bank, False, report)
+        _check_derived(bank, False, report, progress)
         return
     with bank.nobody_computing() as alone:
-        _check_derived(bank, alone, report)
+        _check_derived(bank, alone, report, progress)
 
 
 def _check_adapter(bank: AdapterBank, record: AdapterRecord, repair: bool, report: VerifyReport) -> None:
@@ -188,18 +186,12 @@ def _check_orphans(bank: AdapterBank, repair: bool, report: VerifyReport) -> Non
                 f"{item}: orphan, not the bank's; --repair moves it to {bank.arrays / 'orphans'}"
             )
             continue
-        target = bank.arrays / "orphans" / _within(item, bank.arrays)
+        target = bank.arrays / "orphans" / relative_name(item, bank.arrays)
         if target.exists():
             report.damage.append(f"{item}: orphan, and {target} is taken; move one of them away")
             continue
         move(item, target)
         report.repaired.append(f"{item}: moved to {target}")
-
-
-def _within(item: Location, place: Location) -> str:
-    if isinstance(item, RemotePath) and isinstance(place, RemotePath):
-        return item.relative_to(place)
-    return str(Path(str(item)).relative_to(str(place)))
 
 
 def _check_leftovers(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
@@ -221,17 +213,20 @@ def _check_leftovers(bank: AdapterBank, repair: bool, report: VerifyReport) -> N
     report.leftovers += [f"{file}: left by an interrupted write" for file in partial_files(bank.store.path)]
 
 
-def _check_derived(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
-    """Find what interrupted computations left, and runs whose array was deleted: they are made again."""
-    for file in (file for kind in _DERIVED for file in partial_files(bank.array_path(kind))):
-        if repair:
-            file.unlink(missing_ok=True)
-            report.repaired.append(f"cleared unfinished file {file.name}")
+def _check_derived(bank: AdapterBank, repair: bool, report: VerifyReport, progress: Progress) -> None:
+    """Find what interrupted computations left, blocks that are damaged, and runs whose array was deleted."""
+    if repair:
+        report.repaired += [f"cleared unfinished file {name}" for name in clear_unfinished(bank)]
+    else:
+        report.leftovers += [f"{file}: left by an interrupted write" for file in unfinished(bank)]
+    for problem in list(derived_problems(bank, progress)):
+        if repair and problem.damage and delete_damaged(bank, problem):
+            report.repaired.append(f"deleted {problem.delete}, to be computed again ({problem.text})")
         else:
-            report.leftovers.append(f"{file}: left by an interrupted write")
+            (report.damage if problem.damage else report.leftovers).append(problem.text)
     for run in bank.runs.all():
         path = bank.run_array(run)
-        if path is None or path.exists() or not bank.runs.done_pieces(run.id):
+        if path is None or path.exists() or not (run.state == "done" or bank.runs.done_pieces(run.id)):
             continue
         if repair:
             bank.runs.reopen(run.id)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays.zarr_arrays import open_array, read_region
+from bankdb.arrays.shards import read_row
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankError, BankFormatError, ConflictError, ParameterError
+from bankdb.errors import BankError, ConflictError, ParameterError
 from bankdb.peft.config import render_config
 from bankdb.peft.folder import clear_unfinished, write_adapter_folder
 from bankdb.peft.model_card import model_card
@@ -219,14 +219,11 @@ def _export_one(
 ) -> str:
     """Write a stored prediction, unless it is there already; return the dtype of its weights."""
     found = predicted.coefficients
-    target = found.adapters[index]
     record, written = _leave_one_out(bank, found, index, dtype)
     if _already_there(folder, record, overwrite) is not None:
         return written
     again = "delete predictions.zarr and run the same command again"
-    vector = read_region(open_array(predicted.path / "adapters"), np.s_[index, :], again)
-    if not np.isfinite(vector).all():
-        raise BankFormatError(f"{predicted.path}: the prediction for {target.name} lacks shards; {again}")
+    vector = read_row(predicted.path / "adapters", index, again)
     _write(bank, folder, vector, record, written, overwrite)
     return written
 

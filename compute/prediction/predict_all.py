@@ -119,7 +119,7 @@ def predict_all_ways(
             gram = gram_matrix(bank, adapters, sources, used, shown)
             targets, size = np.arange(len(adapters)), bank.layout.size
             errors = [weight_space_errors(way.values, gram, targets, size).relative for way in found]
-        runs = [open_predictions(bank, adapters, way.values, way.metric, way.options) for way in found]
+        runs = [open_predictions(bank, adapters, way.values, way.metric, way.options, shown) for way in found]
         combine_missing(bank, runs, sources, used, shown)
         for (run, _), way, error in zip(runs, found, errors, strict=True):
             _store_records(bank, run, way, error)
