@@ -219,6 +219,8 @@ def delete_derived(bank: AdapterBank, path: Location) -> None:
     BankFormatError
         It is not this bank's, or behind a symbolic link: nothing is deleted.
     """
+    if not path.exists():
+        return
     if is_linked(path, bank.arrays):
         raise BankFormatError(
             f"{path}: behind a symbolic link, where nothing is deleted; put a folder in the link's place, or keep "
@@ -260,8 +262,7 @@ def unfinished(bank: AdapterBank) -> list[Any]:
 
 def _make_room(bank: AdapterBank, path: Location) -> None:
     ensure_group(path.parent)
-    if path.exists():
-        delete_derived(bank, path)
+    delete_derived(bank, path)
 
 
 def _own(bank: AdapterBank, path: Location) -> Metadata | None:
@@ -312,7 +313,7 @@ def derived_problems(bank: AdapterBank, progress: Progress) -> Iterator[Problem]
         except BankFormatError as error:
             yield Problem(str(error), root)
         for path in folders_in(root):
-            yield from _problems_in(path, path, done)
+            yield from _problems_in(bank, path, path, done)
             progress.advance()
     progress.end()
 
@@ -330,7 +331,9 @@ def delete_damaged(bank: AdapterBank, problem: Problem) -> bool:
     return not path.exists()
 
 
-def _problems_in(path: Location, whole: Location, done: Collection[Location | None]) -> Iterator[Problem]:
+def _problems_in(
+    bank: AdapterBank, path: Location, whole: Location, done: Collection[Location | None]
+) -> Iterator[Problem]:
     try:
         found = read_metadata(path)
     except BankFormatError as error:
@@ -339,18 +342,21 @@ def _problems_in(path: Location, whole: Location, done: Collection[Location | No
     if found is None:
         if any(_FILE.fullmatch(name) for name in files_below(path)):
             yield Problem(f"{path / METADATA}: missing; the array is made again", whole, damage=False)
+    elif not found.sealed and (
+        path.parent == bank.array_path("neural") or found.attributes.keys() == {"rows"}
+    ):
+        yield Problem(f"{path}: {_BY_OLDER}", whole, damage=False)
     elif found.group:
         for name in found.attributes.get(_ARRAYS) or [item.name for item in folders_in(path)]:
-            yield from _problems_in(path / name, whole, done)
+            yield from _problems_in(bank, path / name, whole, done)
     elif found.layout is None:
-        yield Problem(f"{path}: {_BY_OLDER}", whole, damage=False)
+        yield Problem(str(damaged(path / METADATA, "of a layout that is not known", whole)), whole)
     else:
         by_block = _COMPLETE in found.attributes
         for file, reason in block_problems(path, found.layout, _expected(path, found, done)):
             delete = file if by_block else whole
-            yield Problem(
-                str(damaged(file, reason, delete, "it is computed again when it is needed")), delete
-            )
+            text = str(damaged(file, reason, delete, "it is computed again when it is needed"))
+            yield Problem(text, delete, block=by_block)
 
 
 def _expected(

@@ -141,10 +141,24 @@ def read_metadata(path: Location) -> Metadata | None:
         seal = attributes.pop(_SEAL, None)
         if seal is not None and seal != _digest(document):
             raise ValueError("it was changed since it was written")
-        group = document.get("node_type") == "group"
+        group = _is_group(document)
         return Metadata(None if group else _layout(document), attributes, seal is not None, group)
     except ValueError as error:
         raise damaged(path / METADATA, f"unreadable metadata ({error})", path) from error
+
+
+def _is_group(document: Mapping[str, Any]) -> bool:
+    kind, version = document.get("node_type"), document.get("zarr_format")
+    if version != 3 or kind not in {"group", "array"}:
+        raise ValueError(f"a group or an array of format 3 expected, {kind!r} of format {version!r} found")
+    if kind == "group" and document.keys() - {
+        "attributes",
+        "zarr_format",
+        "node_type",
+        "consolidated_metadata",
+    }:
+        raise ValueError("a group has no such keys")
+    return bool(kind == "group")
 
 
 def read_layout(path: Location) -> tuple[ArrayLayout, dict[str, Any]]:

@@ -197,7 +197,7 @@ def _container_problem(packed: memoryview, size: int, item: int) -> str | None:
     stated, block, length = (int.from_bytes(packed[at : at + 4], "little") for at in (4, 8, 12))
     if bytes(packed[:2]) != _VERSIONS or flags >> 5 != _LZ4 or flags & _RESERVED_FLAG:
         return f"blosc with LZ4 expected, versions {packed[0]}, {packed[1]} and flags {flags} found"
-    if (stated, itemsize, length) != (size, item, len(packed)):
+    if (stated, itemsize) != (size, item) or length > len(packed):
         return (
             f"{size} bytes in items of {item} within {len(packed)} expected, "
             f"{stated} in items of {itemsize} within {length} stated"

@@ -146,9 +146,14 @@ def _combine_in_batches(
 def _read_coefficients(group: Location, start: int, stop: int) -> Float32:
     part = np.s_[start:stop, :]
     coefficients: Float32 = read_chunks(group / "coefficients", part, delete=group, missing=True)
+    check_coefficients(group, coefficients)
+    return coefficients
+
+
+def check_coefficients(group: Location, coefficients: Float32) -> None:
+    """Raise BankFormatError if some of a run's coefficients are not there."""
     if not np.isfinite(coefficients).all():
         raise BankFormatError(f"{group / 'coefficients'}: lacks chunks; {_AGAIN}")
-    return coefficients
 
 
 def _begin_shards(path: Location, rows: Float32, top: int, column: int) -> Callable[[], None]:

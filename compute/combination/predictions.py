@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays.chunks import write_chunks
+from bankdb.arrays.chunks import read_chunks, write_chunks
 from bankdb.arrays.durable import free_space
 from bankdb.arrays.metadata import ArrayLayout
 from bankdb.arrays.remote import Location
@@ -24,7 +24,7 @@ from bankdb.scaled_rows import Sources
 from compute.approaches.options import PredictionOptions
 from compute.cluster.options import Cluster
 from compute.cluster.tasks import run_tasks
-from compute.combination.panel import combine_panel
+from compute.combination.panel import check_coefficients, combine_panel
 from compute.combination.plan import COEFFICIENT_ROWS, SHARD_ROWS, PanelPart, following, plan_combination
 
 Opened = tuple[RunRecord, Location]
@@ -145,10 +145,13 @@ def _complete(
 ) -> bool:
     """Whether both arrays are there, as made for this run."""
     made_from = run.inputs_sha256
-    return (path / "zarr.json").is_file() and all(
+    complete = (path / "zarr.json").is_file() and all(
         find_array(bank, path / name, layout, made_from, progress, old=OLD_PREDICTIONS) is not None
         for name, layout in layouts.items()
     )
+    if complete:
+        check_coefficients(path, read_chunks(path / "coefficients", delete=path, missing=True))
+    return complete
 
 
 def _create_predictions(
