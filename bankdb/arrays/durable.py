@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -159,6 +160,13 @@ def move(item: Location, target: Location) -> None:
     shutil.move(item, target)
     fsync_path(target.parent)
     fsync_path(item.parent)
+
+
+def new_place(place: Location, prefix: str) -> Location:
+    """Return a place of its own within another; a folder is made."""
+    if isinstance(place, RemotePath):
+        return place / f"{prefix}{uuid.uuid4().hex}"
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=place)).absolute()
 
 
 def relative_name(item: Location, place: Location) -> str:

@@ -6,6 +6,7 @@ as soon as the store has acknowledged it; there is nothing to flush, and no half
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bankdb.arrays import remote
 from bankdb.arrays.durable import delete_tree, fsync_path
 from bankdb.arrays.remote import Location, RemotePath, located
-from bankdb.errors import BankFormatError, BankNotFoundError
+from bankdb.errors import BankError, BankFormatError, BankNotFoundError
 
 if TYPE_CHECKING:
     import zarr
@@ -154,6 +155,27 @@ def stored_chunks(path: Location) -> set[tuple[int, ...]]:
             for name in found
         ]
     return {tuple(map(int, name)) for name in names if all(part.isdecimal() for part in name)}
+
+
+def array_mark(folder: str) -> str:
+    """Return what tells an array's folder from others: its metadata, and when that was written.
+
+    Whole seconds, as not every shared file system keeps more; no inode, which differs between hosts. Under a
+    URL, the metadata alone, which names the bank.
+    """
+    place = located(folder)
+    if isinstance(place, RemotePath):
+        try:
+            (content,) = remote.read_ranges([(place / "zarr.json", 0, None)])
+        except BankError as error:
+            return f"nothing ({error})"
+        return "nothing (no such object)" if content is None else hashlib.sha256(content).hexdigest()[:16]
+    try:
+        with Path(folder, "zarr.json").open("rb") as file:
+            written = int(os.fstat(file.fileno()).st_mtime)
+            return hashlib.sha256(file.read() + str(written).encode()).hexdigest()[:16]
+    except OSError as error:
+        return f"nothing ({error.strerror})"
 
 
 def _first_line(error: BaseException) -> str:
