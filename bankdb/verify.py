@@ -13,7 +13,7 @@ from bankdb.arrays.durable import move, partial_files, relative_name
 from bankdb.bank import AdapterBank
 from bankdb.derived import clear_unfinished, delete_damaged, derived_problems, unfinished
 from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError, DatabaseUnavailableError
-from bankdb.ingest import clear_leftovers_alone
+from bankdb.ingest import clear_leftovers_locked
 from bankdb.peft.config import scaling
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
@@ -197,7 +197,7 @@ def _check_orphans(bank: AdapterBank, repair: bool, report: VerifyReport) -> Non
 def _check_leftovers(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
     """Find what killed or running processes left: the next ingest clears it, or this with `repair`."""
     if repair:
-        report.repaired += [f"cleared {what}" for what in clear_leftovers_alone(bank)]
+        report.repaired += [f"cleared {what}" for what in clear_leftovers_locked(bank)]
     # In this order: a row goes from reserved to ready, and is on the disk only after it was reserved.
     rows = bank.store.rows_on_disk()
     reserved = {item.row: item.name for item in bank.catalog.reserved()}

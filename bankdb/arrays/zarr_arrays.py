@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bankdb.arrays import remote
 from bankdb.arrays.durable import delete_tree, fsync_path
 from bankdb.arrays.remote import Location, RemotePath, located
-from bankdb.errors import BankError, BankFormatError, BankNotFoundError
+from bankdb.errors import BankError, BankFormatError, BankNotFoundError, one_line
 
 if TYPE_CHECKING:
     import zarr
@@ -89,10 +89,10 @@ def group_attributes(path: Location) -> dict[str, Any] | None:
     import zarr
 
     try:
-        found = zarr.open_group(array_store(path, read_only=True), mode="r", zarr_format=3)
+        group = zarr.open_group(array_store(path, read_only=True), mode="r", zarr_format=3)
     except (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError):
         return None
-    return dict(found.attrs)
+    return dict(group.attrs)
 
 
 def open_array(path: str | Location, *, mode: str = "r") -> zarr.Array[Any]:
@@ -114,18 +114,18 @@ def open_array(path: str | Location, *, mode: str = "r") -> zarr.Array[Any]:
         store = array_store(location, read_only=mode == "r")
         if isinstance(location, RemotePath):
             # One request, which says also that nothing is there.
-            found: Any = zarr.open_array(store, mode=mode, zarr_format=3)
+            opened: Any = zarr.open_array(store, mode=mode, zarr_format=3)
         elif not metadata.is_file():
             raise BankNotFoundError(missing)
         else:
-            found = zarr.open(store, mode=mode)  # type: ignore[arg-type]
+            opened = zarr.open(store, mode=mode)  # type: ignore[arg-type]
     except FileNotFoundError as error:
         raise BankNotFoundError(missing) from error
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise BankFormatError(f"{metadata}: unreadable array metadata ({_first_line(error)})") from error
-    if not isinstance(found, zarr.Array):
+        raise BankFormatError(f"{metadata}: unreadable array metadata ({one_line(error)})") from error
+    if not isinstance(opened, zarr.Array):
         raise BankFormatError(f"{path}: expected a zarr array, found a group")
-    return found
+    return opened
 
 
 def grow_array(path: Location, shape: tuple[int, ...]) -> None:
@@ -151,8 +151,8 @@ def stored_chunks(path: Location) -> set[tuple[int, ...]]:
         walked = os.walk(path / "c")
         names = [
             (*Path(folder).relative_to(path / "c").parts, name)
-            for folder, _, found in walked
-            for name in found
+            for folder, _, files in walked
+            for name in files
         ]
     return {tuple(map(int, name)) for name in names if all(part.isdecimal() for part in name)}
 
@@ -176,7 +176,3 @@ def array_mark(folder: str) -> str:
             return hashlib.sha256(file.read() + str(written).encode()).hexdigest()[:16]
     except OSError as error:
         return f"nothing ({error.strerror})"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

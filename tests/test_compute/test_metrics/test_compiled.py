@@ -19,10 +19,10 @@ from scipy.spatial.distance import jensenshannon
 
 from compute.metrics import base as blocks
 from compute.metrics import divergences, mixtures, wasserstein
-from compute.metrics.base import allow_compiled, compiled_kernels, worth_compiling
+from compute.metrics.base import Metric, allow_compiled, compiled_kernels, worth_compiling
 from compute.metrics.distributions import TokenCounts, dense
-from compute.metrics.divergences import Compatible
-from compute.metrics.registry import Metric, get_metric
+from compute.metrics.registry import get_metric
+from compute.types import Compatible
 from tests.test_compute.test_metrics.test_metrics import (
     NEARLY_EQUAL,
     Row,
@@ -321,7 +321,9 @@ def test_compiled_loops_can_be_forbidden(fresh: Callable[[], None]) -> None:
 @needs_numba
 def test_numba_told_not_to_compile_leaves_it_to_numpy() -> None:
     """Interpreted, the loops would be far slower than NumPy."""
-    program = "from compute.metrics import base; base.LEAST_SAVING = 0.0; print(base.compiled_kernels(1, 1.0))"
+    program = (
+        "from compute.metrics import base; base.LEAST_SAVING = 0.0; print(base.compiled_kernels(1, 1.0))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program],
         check=True,
