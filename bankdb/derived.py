@@ -335,7 +335,7 @@ def _problems_in(
     bank: AdapterBank, path: Location, whole: Location, done: Collection[Location | None]
 ) -> Iterator[Problem]:
     try:
-        found = read_metadata(path)
+        found = _own(bank, path)
     except BankFormatError as error:
         yield Problem(str(error), whole)
         return

@@ -452,6 +452,16 @@ def test_a_flip_anywhere_in_metadata_is_seen(path: Path) -> None:
     assert len(refused) > 4 * len(raw)
 
 
+def test_a_seal_that_lost_its_name_is_found(path: Path) -> None:
+    for file in derived_files(path, "neural"):
+        raw = file.read_bytes()
+        if b'"seal"' in raw:
+            file.write_bytes(raw.replace(b'"seal"', b'"sean"'))
+            with AdapterBank.open(path) as bank:
+                assert any(str(file) in line for line in verify(bank).damage)
+            file.write_bytes(raw)
+
+
 def test_zarr_opens_what_is_written(path: Path) -> None:
     for file in path.rglob("zarr.json"):
         if json.loads(file.read_text())["node_type"] == "array":
