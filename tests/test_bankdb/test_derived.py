@@ -114,7 +114,9 @@ def forget_runs(bank: AdapterBank) -> None:
 def assert_right(found: Result, expected: Result, what: str) -> None:
     assert found
     for name, values in found.items():
-        np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-6, err_msg=f"{what}: {name}")
+        # Adam's first steps go by the sign of a gradient: the last digit of another order of summation is enough.
+        atol = 4e-3 if name.startswith("network") else 1e-6
+        np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=atol, err_msg=f"{what}: {name}")
 
 
 def derived_files(path: Path, kind: str) -> list[Path]:
