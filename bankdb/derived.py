@@ -29,8 +29,8 @@ from bankdb.progress import Progress
 
 if TYPE_CHECKING:
     # Workers need no database, whose import takes as long as a tile.
-    from bankdb.bank import AdapterBank
     from bankdb.records import AdapterRecord
+    from bankdb.storage.stored_bank import StoredBank
 
 KINDS = ("distributions", "distances", "gram", "predictions", "neural")
 
@@ -51,7 +51,7 @@ def digest_of(**inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def texts_of(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> dict[str, Any]:
+def texts_of(bank: StoredBank, adapters: Sequence[AdapterRecord]) -> dict[str, Any]:
     """Return all that the token counts of these adapters' datasets are made from."""
     record = bank.record
     return {
@@ -62,12 +62,12 @@ def texts_of(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> dict[str, 
     }
 
 
-def rows_of(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> dict[str, Any]:
+def rows_of(bank: StoredBank, adapters: Sequence[AdapterRecord]) -> dict[str, Any]:
     """Return all that combinations of these adapters' rows are made from."""
     return space_of(bank) | {"adapters": [[item.row, row_of(item)] for item in adapters]}
 
 
-def space_of(bank: AdapterBank) -> dict[str, Any]:
+def space_of(bank: StoredBank) -> dict[str, Any]:
     """Return what all rows of a bank have in common: the scaling they are brought to, and their layout."""
     record = bank.record
     assert record.layout is not None, "a bank with adapters has a layout"
@@ -83,7 +83,7 @@ def row_of(adapter: AdapterRecord) -> str:
 
 
 def find_array(
-    bank: AdapterBank,
+    bank: StoredBank,
     path: Location,
     layout: ArrayLayout,
     made_from: str,
@@ -129,7 +129,7 @@ def find_array(
 
 
 def make_array(
-    bank: AdapterBank,
+    bank: StoredBank,
     path: Location,
     layout: ArrayLayout,
     made_from: str,
@@ -146,7 +146,7 @@ def make_array(
     metadata.write_array(path, layout, _marked(bank, made_from, attributes or {}))
 
 
-def set_attributes(bank: AdapterBank, path: Location, **changes: Any) -> None:
+def set_attributes(bank: StoredBank, path: Location, **changes: Any) -> None:
     """Write attributes of an array, if they are other ones; its chunks stay."""
     layout, before = read_layout(path)
     after = before | changes
@@ -156,7 +156,7 @@ def set_attributes(bank: AdapterBank, path: Location, **changes: Any) -> None:
         )
 
 
-def _marked(bank: AdapterBank, made_from: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _marked(bank: StoredBank, made_from: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     others = {key: value for key, value in attributes.items() if key != "run"}
     return others | {_OWN: bank.record.identity, _MADE_FROM: made_from}
 
@@ -164,7 +164,7 @@ def _marked(bank: AdapterBank, made_from: str, attributes: Mapping[str, Any]) ->
 # -- groups that count when they are whole -------------------------------------------------------------
 
 
-def find_group(bank: AdapterBank, path: Location, progress: Progress, made_from: str | None = None) -> bool:
+def find_group(bank: StoredBank, path: Location, progress: Progress, made_from: str | None = None) -> bool:
     """Return whether the group at `path` is whole and made from these inputs, or from any.
 
     Raises
@@ -180,9 +180,7 @@ def find_group(bank: AdapterBank, path: Location, progress: Progress, made_from:
     return all((path / name / METADATA).is_file() for name in found.attributes.get(_ARRAYS, ()))
 
 
-def write_group(
-    bank: AdapterBank, path: Location, made_from: str, arrays: Mapping[str, NDArray[Any]]
-) -> None:
+def write_group(bank: StoredBank, path: Location, made_from: str, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays as one group, in place of one of this bank's; its own metadata come last and make it count."""
     _make_room(bank, path)
     for name, values in arrays.items():
@@ -211,7 +209,7 @@ def read_group(path: Location) -> dict[str, NDArray[Any]]:
 # -- deleting ------------------------------------------------------------------------------------------
 
 
-def delete_derived(bank: AdapterBank, path: Location) -> None:
+def delete_derived(bank: StoredBank, path: Location) -> None:
     """Delete an array or a group that this bank made; files that no version of it could have written stay.
 
     Raises
@@ -233,7 +231,7 @@ def delete_derived(bank: AdapterBank, path: Location) -> None:
     delete_files(path, sorted(names, key=lambda name: (not name.endswith(METADATA), name.count("/"))))
 
 
-def delete_others(bank: AdapterBank, root: Location, keep: Collection[str] = ()) -> None:
+def delete_others(bank: StoredBank, root: Location, keep: Collection[str] = ()) -> None:
     """Delete what this bank made earlier within `root`, and nothing that is in doubt."""
     if is_linked(root, bank.arrays):
         return
@@ -246,7 +244,7 @@ def delete_others(bank: AdapterBank, root: Location, keep: Collection[str] = ())
             continue
 
 
-def clear_unfinished(bank: AdapterBank) -> list[str]:
+def clear_unfinished(bank: StoredBank) -> list[str]:
     """Delete what killed writers left half written, and return its names; nobody computes meanwhile."""
     files = unfinished(bank)
     for file in files:
@@ -254,18 +252,18 @@ def clear_unfinished(bank: AdapterBank) -> list[str]:
     return [file.name for file in files]
 
 
-def unfinished(bank: AdapterBank) -> list[Any]:
+def unfinished(bank: StoredBank) -> list[Any]:
     """Return the files that running or killed writers have not finished."""
     roots = [bank.array_path(kind) for kind in KINDS]
     return [file for root in roots if not is_linked(root, bank.arrays) for file in partial_files(root)]
 
 
-def _make_room(bank: AdapterBank, path: Location) -> None:
+def _make_room(bank: StoredBank, path: Location) -> None:
     ensure_group(path.parent)
     delete_derived(bank, path)
 
 
-def _own(bank: AdapterBank, path: Location) -> Metadata | None:
+def _own(bank: StoredBank, path: Location) -> Metadata | None:
     """Return the metadata of what is at `path`, None if there are none; raise unless this bank wrote them."""
     found = read_metadata(path)
     if found is None:
@@ -302,7 +300,7 @@ class Problem:
     block: bool = False
 
 
-def derived_problems(bank: AdapterBank, progress: Progress) -> Iterator[Problem]:
+def derived_problems(bank: StoredBank, progress: Progress) -> Iterator[Problem]:
     """Check every block of all derived arrays, one after another."""
     done = {bank.run_array(run) for run in bank.runs.all() if run.state == "done"}
     roots = [bank.array_path(kind) for kind in KINDS]
@@ -318,7 +316,7 @@ def derived_problems(bank: AdapterBank, progress: Progress) -> Iterator[Problem]
     progress.end()
 
 
-def delete_damaged(bank: AdapterBank, problem: Problem) -> bool:
+def delete_damaged(bank: StoredBank, problem: Problem) -> bool:
     """Delete what is in the way of making it again, a block of this bank's or a whole array; return whether it went."""
     path = problem.delete
     try:
@@ -332,7 +330,7 @@ def delete_damaged(bank: AdapterBank, problem: Problem) -> bool:
 
 
 def _problems_in(
-    bank: AdapterBank, path: Location, whole: Location, done: Collection[Location | None]
+    bank: StoredBank, path: Location, whole: Location, done: Collection[Location | None]
 ) -> Iterator[Problem]:
     try:
         found = _own(bank, path)

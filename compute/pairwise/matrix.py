@@ -30,6 +30,7 @@ from compute.cluster.options import Cluster
 from compute.cluster.tasks import run_tasks
 from compute.metrics.base import Metric
 from compute.pairwise.counts import write_distributions
+from compute.pairwise.labelled import LabelledMatrix
 from compute.pairwise.plan import CHUNK_ROWS, Tile, plan_distances, tile_bytes
 from compute.pairwise.tile import compute_tile, read_entries
 
@@ -37,8 +38,8 @@ from compute.pairwise.tile import compute_tile, read_entries
 _COMPILED_BUDGET = 2**30
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DistanceMatrix:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class DistanceMatrix(LabelledMatrix):
     """Distances between all datasets of a bank.
 
     Attributes
@@ -54,6 +55,9 @@ class DistanceMatrix:
     adapters: tuple[AdapterRecord, ...]
     values: NDArray[np.float64]
     metric: str
+
+    def _label(self) -> str:
+        return self.metric
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,14 +90,6 @@ class _Work:
     complete: NDArray[np.int64]
     chunks: list[tuple[int, int]]
     mark: str
-
-
-def distance_matrix(
-    bank: AdapterBank, metric: Metric, cluster: Cluster, progress: Progress
-) -> DistanceMatrix:
-    """Compute the distances of one metric; see `distance_matrices`."""
-    (matrix,) = distance_matrices(bank, [metric], cluster, progress)
-    return matrix
 
 
 def distance_matrices(
