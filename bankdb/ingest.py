@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from bankdb.arrays.durable import partial_files
 from bankdb.bank import AdapterBank, other_revision
 from bankdb.catalog.catalog import changed_pair
+from bankdb.datasets.limits import memory_budget
 from bankdb.datasets.read import Dataset, read_dataset
 from bankdb.errors import (
     AdapterError,
@@ -29,6 +30,7 @@ from bankdb.errors import (
 )
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
+from bankdb.sources.pairs import name_key
 
 if TYPE_CHECKING:
     from bankdb.datasets.tokenizer import TokenHistogram
@@ -41,21 +43,28 @@ _AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class IngestOptions:
-    """How datasets are read, and what happens to a pair whose name is taken by other content."""
+    """How datasets are read, what happens to a pair whose name is taken by other content, and the bytes of memory."""
 
     input_column: str = "input"
     output_column: str = "output"
     replace: bool = False
+    memory: int | None = None
+
+    @property
+    def share(self) -> int:
+        """Bytes of memory that one of the pairs prepared at a time may take."""
+        return max(1, memory_budget(self.memory) // _AHEAD)
 
 
 @dataclass(slots=True)
 class IngestReport:
-    """What an ingest did, by name."""
+    """What an ingest did, by name; `notes` are lines about what was not read, or taken for what it is not."""
 
     added: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     refused: list[RefusedPair] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,9 @@ class _Expected:
 class _Prepared:
     pair: Pair
     adapter: SourceAdapter
-    dataset: Dataset
+    content_sha256: str
+    examples: int
+    notes: tuple[str, ...]
     histogram: TokenHistogram
 
 
@@ -113,9 +124,9 @@ def ingest(
     report = IngestReport(refused=list(refused))
     clear_leftovers(bank)
     with bank.ingesting():
-        resolved = _resolved(references, resolve, report, progress)
+        resolved = _resolved(_other_in_case(bank, references, report), resolve, report, progress)
         expected = _expected(bank, resolved)
-        _ = bank.tokenizer  # loaded once, here, before threads share it
+        report.notes += bank.tokenizer.notes  # loaded once, here, before threads share it
 
         def prepare(pair: Pair) -> _Prepared | None:
             return _prepare(bank, pair, expected, options)
@@ -178,6 +189,22 @@ def _resolved(
     return pairs
 
 
+def _other_in_case(
+    bank: AdapterBank, references: Sequence[PairReference], report: IngestReport
+) -> list[PairReference]:
+    """Refuse names that differ only in case from one in the bank, as two of one ingest are."""
+    present = {name_key(record.name): record.name for record in bank.adapters()}
+    kept = []
+    for reference in references:
+        other = present.get(name_key(reference.name), reference.name)
+        if other == reference.name:
+            kept.append(reference)
+        else:
+            reason = f"the name differs from {other!r} in the bank only in case; give it another name"
+            report.refused.append(RefusedPair(reference.name, reason))
+    return kept
+
+
 def _expected(bank: AdapterBank, pairs: Sequence[Pair]) -> _Expected:
     """Return what the bank's adapters are; for an empty bank, what most of the adapters to come are."""
     from bankdb.peft.config import CONFIG_NAME, read_config
@@ -223,12 +250,17 @@ def _prepare(
         config = pair.adapter / "adapter_config.json"
         raise AdapterError(other_revision(str(config), expected.revision, adapter.config.revision))
     dataset = dataset or _read(pair, options)
-    histogram = bank.tokenizer.count(dataset.texts(), str(pair.dataset[0]))
-    return _Prepared(pair, adapter, dataset, histogram)
+    histogram = bank.tokenizer.count(dataset.each_text(), str(pair.dataset[0]), options.share)
+    return _Prepared(pair, adapter, dataset.sha256, len(dataset), dataset.notes, histogram)
 
 
 def _read(pair: Pair, options: IngestOptions) -> Dataset:
-    return read_dataset(pair.dataset, input_column=options.input_column, output_column=options.output_column)
+    return read_dataset(
+        pair.dataset,
+        input_column=options.input_column,
+        output_column=options.output_column,
+        memory=options.share,
+    )
 
 
 def _check_text(pair: Pair) -> None:
@@ -304,6 +336,7 @@ def _store_outcome(
         report.skipped.append(pair.name)
     else:
         (report.replaced if present else report.added).append(pair.name)
+        report.notes += (f"{pair.name}: {note}" for note in prepared.notes)
 
 
 def _refresh_labels(bank: AdapterBank, pair: Pair) -> None:
@@ -351,8 +384,8 @@ def _new_adapter(prepared: _Prepared, row: int, checksum: str) -> NewAdapter:
         group=pair.group,
         dataset_source=pair.dataset_source,
         dataset_revision=pair.dataset_revision,
-        content_sha256=prepared.dataset.sha256,
-        examples=len(prepared.dataset),
+        content_sha256=prepared.content_sha256,
+        examples=prepared.examples,
         ids=prepared.histogram.ids.astype("<u4").tobytes(),
         counts=prepared.histogram.counts.astype("<u4").tobytes(),
         tokens=prepared.histogram.tokens,

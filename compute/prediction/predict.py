@@ -119,8 +119,8 @@ def predict(
     _check(bank, options)
     budget = memory_budget(memory)
     adapters = ready_adapters(bank)
-    dataset, place = _dataset(data, input_column, output_column)
-    target = _target(bank, dataset, place, progress)
+    dataset, place = _dataset(data, input_column, output_column, budget)
+    target = _target(bank, dataset, place, budget, progress)
     same = np.asarray([not include_same and record.content_sha256 == dataset.sha256 for record in adapters])
     left_out = _left_out(adapters, same, place, progress)
     metric, row = _distances(bank, target, adapters, options, budget, progress)
@@ -161,9 +161,11 @@ def _check(bank: AdapterBank, options: PredictionOptions) -> None:
         )
 
 
-def _target(bank: AdapterBank, dataset: Dataset, place: str, progress: Progress) -> TokenCounts:
+def _target(bank: AdapterBank, dataset: Dataset, place: str, budget: int, progress: Progress) -> TokenCounts:
+    for note in (*bank.tokenizer.notes, *dataset.notes):
+        progress.note(note)
     progress.begin("tokenize", 1)
-    histogram = bank.tokenizer.count(dataset.texts(), place)
+    histogram = bank.tokenizer.count(dataset.each_text(), place, budget)
     progress.end()
     return TokenCounts.stack([(histogram.ids, histogram.counts)], bank.record.vocabulary)
 
@@ -234,11 +236,14 @@ def dataset_name(data: str | Path | Dataset) -> str:
     return path.parent.name if stem == "train" and not path.is_dir() else stem or path.name
 
 
-def _dataset(data: str | Path | Dataset, input_column: str, output_column: str) -> tuple[Dataset, str]:
+def _dataset(
+    data: str | Path | Dataset, input_column: str, output_column: str, budget: int
+) -> tuple[Dataset, str]:
     if isinstance(data, Dataset):
         return data, "the dataset"
     files = training_files(Path(data))
-    return read_dataset(files, input_column=input_column, output_column=output_column), str(data)
+    found = read_dataset(files, input_column=input_column, output_column=output_column, memory=budget)
+    return found, str(data)
 
 
 def _distances(

@@ -468,7 +468,7 @@ def test_answers_stop_at_the_limit(generator: Any, tokenizer: BankTokenizer) -> 
 def test_too_long_for_the_model_is_refused(generator: Any, tokenizer: BankTokenizer) -> None:
     prompts = encode_prompts(tokenizer, HeldOut.of(["a " * 300], [["b"]]), "long")
     with pytest.raises(DatasetError, match=r"long: the longest prompt with its answer has .* 256 positions"):
-        generator.check_length(prompts, "long")
+        generator.check_prompts(prompts, "long")
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
