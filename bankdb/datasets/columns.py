@@ -67,8 +67,8 @@ class Columns:
         columns = listed([shown(name) for name in there]) or "none"
         advice = "name the right one with " + " and ".join(option for _, option in lacking)
         if list(there) == ["text"]:
-            advice = f"add a column {self.names[1]!r} of empty strings, and pass --input-column text"
-        elif any(mark in str(there[0]) for mark in ";\t") and len(there) == 1:
+            advice = f"rename it to {self.names[0]!r}, and add a column {self.names[1]!r} of empty strings"
+        elif len(there) == 1 and any(mark in str(there[0]) for mark in ";\t"):
             advice = "separate the cells by commas"
         raise DatasetError(f"{place}: no column {missing}; the columns are {columns}; {advice}")
 
@@ -94,7 +94,7 @@ class Columns:
         self._rows += 1
         if _LIST_CELL.fullmatch(values[second]):
             self._lists += 1
-            self._first_list = self._first_list or str(place)
+            self._first_list = self._first_list or str(place).rpartition(", ")[2]
         return values[first], values[second]
 
     def list_in(self, found: Any, file: Path) -> list[Any]:

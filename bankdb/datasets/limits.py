@@ -24,9 +24,8 @@ def memory_budget(asked: int | None) -> int:
             raise ParameterError(f"memory: expected at least 1 byte, found {asked}; give a size such as 4GiB")
         return asked
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for group in _GROUPS:
-        if os.path.isfile(group) and (text := Path(group).read_text().strip()).isdecimal():
-            limits.append(int(text))
+    stated = (Path(group).read_text().strip() for group in _GROUPS if os.path.isfile(group))
+    limits += [int(text) for text in stated if text.isdecimal()]
     address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
     if address_space != resource.RLIM_INFINITY:
         limits.append(address_space)

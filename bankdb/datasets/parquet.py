@@ -8,20 +8,19 @@ dictionaries, and rows come in batches.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from bankdb.datasets.columns import Columns, looks_like_text
+from bankdb.datasets.parquet_pages import DELTA_BYTE_ARRAY, IN_DICTIONARIES, Chunk, chunks_of, pages_of
 from bankdb.datasets.rows import Place, Values
-from bankdb.errors import DatasetError, one_line
+from bankdb.errors import DatasetError, PlanError, one_line
 
 _BATCH = 1024
-# Shares of the memory: of one page, and of what a batch of rows may come to.
+# Shares of the memory: of one page, and of what a batch of rows may come to. A value in a list takes so many bytes.
 _PAGE_SHARE, _BATCH_SHARE = 8, 16
-_MOST_HEADER = 1 << 20
-_DELTA_BYTE_ARRAY = 7  # each value may repeat the one before
+_VALUE_BYTES = 16
 
 
 def parquet_values(file: Path, columns: Columns, memory: int) -> Values:
@@ -30,28 +29,35 @@ def parquet_values(file: Path, columns: Columns, memory: int) -> Values:
     Raises
     ------
     DatasetError
-        The file cannot be read whole, a column is not of strings, or it takes more memory than it may.
+        The file cannot be read whole, or a column is not of strings.
+    PlanError
+        It takes more memory than it may.
     """
     import pyarrow.parquet as pq
 
     number = 0
     with _whole(file):
+        chunks = chunks_of(file)
         with pq.ParquetFile(file) as table:
-            _check_schema(table, columns, file)
-            paths = {name: _paths(table, name) for name in _wanted(table, columns)}
-            indices = [index for found in paths.values() for index in found]
-            rows = _rows_of_batch(file, table.metadata, indices, memory)
-            leaves = [table.schema.column(index).path for index in indices]
-        with pq.ParquetFile(file, read_dictionary=leaves, buffer_size=1 << 20) as table:
+            schema = table.schema_arrow
+        _check_schema(schema, columns, file)
+        _note_unread(schema, chunks, columns)
+        names = [*columns.names, *_refused(schema, columns)]
+        wanted = [chunk for chunk in chunks if _is_of(chunk, names)]
+        rows = _rows_of_batch(file, wanted, memory)
+        shared = {chunk.path for chunk in wanted}
+        shared -= {chunk.path for chunk in wanted if not chunk.encodings <= IN_DICTIONARIES}
+        with pq.ParquetFile(file, read_dictionary=sorted(shared), buffer_size=1 << 20) as table:
+            leaves = sorted({chunk.path for chunk in wanted}) or names
             for batch in table.iter_batches(rows, columns=leaves, use_threads=False):
-                found = {name: _texts(batch.column(name)) for name in paths}
-                for values in zip(*found.values(), strict=True):
+                found = [_texts(batch.column(name)) for name in names]
+                for first, second, *more in zip(*found, strict=True):
                     number += 1
                     place = Place(file, "row", number)
-                    for name, value in zip(list(paths)[2:], values[2:], strict=True):
+                    for name, value in zip(names[2:], more, strict=True):
                         if isinstance(value, str) and value.strip():
                             columns.refuse(name, place)
-                    yield place, (values[0], values[1])
+                    yield place, (first, second)
 
 
 @contextlib.contextmanager
@@ -60,7 +66,7 @@ def _whole(file: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError, KeyError) as error:
         raise DatasetError(
             f"{file}: not a whole Parquet file: {one_line(error)}; copy or download it again"
         ) from error
@@ -80,9 +86,8 @@ def _is_list(kind: Any) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
-def _check_schema(table: Any, columns: Columns, file: Path) -> None:
-    """Refuse columns that cannot be strings, before reading any of them; note the others that hold text."""
-    schema = table.schema_arrow
+def _check_schema(schema: Any, columns: Columns, file: Path) -> None:
+    """Refuse columns that cannot be strings, before reading any of them."""
     columns.check(schema.names, file)
     for name in columns.names:
         if schema.names.count(name) > 1:
@@ -96,33 +101,27 @@ def _check_schema(table: Any, columns: Columns, file: Path) -> None:
                 f"{file}: column {name!r} is of type {one_line(schema.field(name).type)}; "
                 f"expected {allowed}; convert it, or name another column"
             )
+
+
+def _note_unread(schema: Any, chunks: Sequence[Chunk], columns: Columns) -> None:
+    """Note the other columns that seem to hold text, by the least and greatest value of their first rows."""
+    first = {chunk.path: chunk.range for chunk in reversed(chunks)}
     for field in schema:
-        if field.name not in columns.names and _is_text(field.type) and _has_text(table, field.name):
+        if field.name in columns.names or not _is_text(field.type):
+            continue
+        values = first.get(field.name)
+        if values is None or any(looks_like_text(value.decode("utf-8", "replace")) for value in values):
             columns.unread[field.name] = None
 
 
-def _has_text(table: Any, name: str) -> bool:
-    """Whether a column seems to hold text, by the smallest and largest value of its first rows."""
-    (index, *_) = (*_paths(table, name), None)
-    if index is None or not table.metadata.num_row_groups:
-        return False
-    statistics = table.metadata.row_group(0).column(index).statistics
-    if statistics is None or not statistics.has_min_max:
-        return True
-    return any(looks_like_text(str(value)) for value in (statistics.min, statistics.max))
+def _refused(schema: Any, columns: Columns) -> list[str]:
+    """Names of columns of text that may not be left out."""
+    others = [field for field in schema if field.name not in columns.names and _is_text(field.type)]
+    return [field.name for field in others if columns.refuses(field.name)]
 
 
-def _wanted(table: Any, columns: Columns) -> list[str]:
-    """The two columns, and those whose text may not be left out."""
-    names = table.schema_arrow.names
-    more = [name for name in names if name not in columns.names and columns.refuses(name)]
-    return [*columns.names, *(name for name in more if _is_text(table.schema_arrow.field(name).type))]
-
-
-def _paths(table: Any, name: str) -> list[int]:
-    """Positions of a column's leaves."""
-    paths = [table.schema.column(index).path for index in range(len(table.schema))]
-    return [index for index, path in enumerate(paths) if path == name or path.startswith(f"{name}.")]
+def _is_of(chunk: Chunk, names: Sequence[str]) -> bool:
+    return any(chunk.path == name or chunk.path.startswith(f"{name}.") for name in names)
 
 
 def _texts(column: Any) -> list[Any]:
@@ -142,136 +141,29 @@ def _texts(column: Any) -> list[Any]:
     return [None if row is None else [texts.get(index) for index in row.indices.to_pylist()] for row in rows]
 
 
-# -- pages ------------------------------------------------------------------------------------------
+# -- memory -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """What the header of a page says: bytes in the file and in memory, values, and how they are encoded."""
-
-    kind: int
-    unpacked: int
-    packed: int
-    values: int
-    encoding: int
-    header: int
-
-
-def _rows_of_batch(file: Path, metadata: Any, indices: list[int], memory: int) -> int:
-    """Return how many rows may be read at once. Raises DatasetError for pages that take too much."""
-    size = file.stat().st_size
-    longest = values = 0
+def _rows_of_batch(file: Path, chunks: Sequence[Chunk], memory: int) -> int:
+    """Return how many rows may be read at once. Raises PlanError for pages or lists that take too much."""
+    most = memory // _PAGE_SHARE
+    longest = 0
     with file.open("rb") as stream:
-        for group in range(metadata.num_row_groups):
-            for index in indices:
-                chunk = metadata.row_group(group).column(index)
-                values = max(values, chunk.num_values)
-                for page in _pages(stream, chunk, size, file):
-                    most = memory // _PAGE_SHARE
-                    repeated = page.unpacked * (page.values if page.encoding == _DELTA_BYTE_ARRAY else 1)
-                    if max(page.unpacked, repeated) > most and page.unpacked > 0:
-                        raise DatasetError(
-                            f"{file}: a page of it may take {max(page.unpacked, repeated):,} bytes, expected at most "
-                            f"{most:,} where {memory >> 20} MiB may be used; save it as .jsonl, or give more with "
-                            "--memory"
-                        )
-                    longest = max(longest, page.unpacked)
-    if values * 16 > memory // _PAGE_SHARE and any(
-        metadata.schema.column(i).max_repetition_level for i in indices
-    ):
-        raise DatasetError(
-            f"{file}: {values:,} values in lists of one row group, expected at most {memory // _PAGE_SHARE // 16:,} "
-            f"where {memory >> 20} MiB may be used; save it in smaller row groups, or give more with --memory"
-        )
+        for chunk in chunks:
+            in_lists = "." in chunk.path
+            if in_lists and chunk.values * _VALUE_BYTES > most:
+                raise _too_large(file, f"the lists of a row group have {chunk.values:,} values", most, memory)
+            for page in pages_of(stream, chunk, file):
+                repeats = in_lists and page.encoding == DELTA_BYTE_ARRAY
+                taken = page.unpacked * (max(1, page.values) if repeats else 1)
+                if taken > most:
+                    raise _too_large(file, f"a page may take {taken:,} bytes", most, memory)
+                longest = max(longest, page.unpacked)
     return max(1, min(_BATCH, memory // _BATCH_SHARE // max(longest, 1)))
 
 
-def _pages(stream: BinaryIO, chunk: Any, size: int, file: Path) -> Iterator[_Page]:
-    """Read the headers of a column chunk's pages, which are what decides what reading it takes."""
-    start = chunk.data_page_offset
-    if chunk.has_dictionary_page and 0 < (first := chunk.dictionary_page_offset) < start:
-        start = first
-    end = start + chunk.total_compressed_size
-    if not 0 <= start <= end <= size:
-        raise DatasetError(
-            f"{file}: not a whole Parquet file: a column is said to end at byte {end:,} of {size:,}; copy or "
-            "download it again"
-        )
-    seen = 0
-    while start < end and seen < chunk.num_values:
-        stream.seek(start)
-        try:
-            page = _header(stream.read(min(_MOST_HEADER, end - start)))
-        except (IndexError, ValueError, RecursionError) as error:
-            raise DatasetError(
-                f"{file}: not a whole Parquet file: no page at byte {start:,}; copy or download it again"
-            ) from error
-        yield page
-        start += page.header + page.packed
-        seen += page.values if page.kind in (0, 3) else 0
-
-
-class _Compact:
-    """Reads Thrift's compact protocol, as far as headers of pages need it."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def varint(self) -> int:
-        found = shift = 0
-        while True:
-            byte = self.data[self.at]
-            self.at += 1
-            found |= (byte & 127) << shift
-            if byte < 128:
-                return found
-            shift += 7
-            if shift > 63:
-                raise ValueError("a number of more than 64 bits")
-
-    def number(self) -> int:
-        found = self.varint()
-        return (found >> 1) ^ -(found & 1)
-
-    def skip(self, kind: int, depth: int = 0) -> Any:
-        """Read a value of a kind and return it, if it is a number or a structure."""
-        if depth > 8:
-            raise ValueError("nested too deeply")
-        if kind in (1, 2):
-            return kind == 1
-        if kind == 3:
-            self.at += 1
-        elif kind in (4, 5, 6):
-            return self.number()
-        elif kind == 7:
-            self.at += 8
-        elif kind == 8:
-            length = self.varint()
-            self.at += length
-        elif kind == 12:
-            return self.structure(depth + 1)
-        else:
-            raise ValueError(f"kind {kind} is in no header of a page")
-        return None
-
-    def structure(self, depth: int = 0) -> dict[int, Any]:
-        found: dict[int, Any] = {}
-        field = 0
-        while byte := self.data[self.at]:
-            self.at += 1
-            field = field + (byte >> 4) if byte >> 4 else self.number()
-            found[field] = self.skip(byte & 15, depth)
-        self.at += 1
-        return found
-
-
-def _header(data: bytes) -> _Page:
-    reader = _Compact(data)
-    fields = reader.structure()
-    # 5, 7 and 8 are the headers of a data page, a dictionary and a data page of the second version.
-    inner = fields.get(5) or fields.get(8) or fields.get(7) or {}
-    encoding = inner.get(4 if 8 in fields else 2, 0)
-    numbers = (fields.get(1, 0), fields.get(2, -1), fields.get(3, -1), inner.get(1, 0), encoding)
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError("no header of a page")
-    return _Page(*numbers, reader.at)
+def _too_large(file: Path, what: str, most: int, memory: int) -> PlanError:
+    return PlanError(
+        f"{file}: {what}, expected at most {most:,} bytes where {memory >> 20} MiB may be used; save it as .jsonl, "
+        "or give more with --memory"
+    )

@@ -17,7 +17,7 @@ from bankdb.datasets.columns import Columns, kind_of
 from bankdb.datasets.limits import memory_budget
 from bankdb.datasets.rows import values_of
 from bankdb.datasets.splits import EXTENSIONS, choose_training_files, parts_note, training_files
-from bankdb.errors import DatasetError
+from bankdb.errors import DatasetError, PlanError
 
 __all__ = ["TEXT_RULE", "Dataset", "choose_training_files", "read_dataset", "training_files"]
 
@@ -26,6 +26,7 @@ TEXT_RULE = "input + output[0]"
 
 # Of the memory, what the examples may take, and what one takes beside its texts: a digest, and places in lists.
 _KEPT_SHARE, _EXAMPLE_BYTES = 4, 128
+_ADVICE = "; write one there, or remove the example"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,10 @@ def read_dataset(
     Raises
     ------
     DatasetError
-        When a file cannot be read whole, an example is not what is expected, text would be left out that tells
-        tasks apart, or the examples take more memory than they may.
+        When a file cannot be read whole, an example is not what is expected, or text would be left out that
+        tells tasks apart.
+    PlanError
+        The examples take more memory than they may.
     """
     if not files:
         raise DatasetError("no dataset file was given; expected at least one of " + ", ".join(EXTENSIONS))
@@ -123,10 +126,10 @@ class _Kept:
         self._most, self._bytes = most, 0
 
     def add(self, texts: Sequence[str], place: object) -> None:
-        """Count some texts. Raises DatasetError when all of them take more than they may."""
+        """Count some texts. Raises PlanError when all of them take more than they may."""
         self._bytes += _EXAMPLE_BYTES + sum(map(sys.getsizeof, texts))
         if self._bytes > self._most:
-            raise DatasetError(
+            raise PlanError(
                 f"{place}: the examples up to here take more than {self._most >> 20} MiB; give more with --memory, or "
                 "use fewer of them"
             )
@@ -136,7 +139,7 @@ def example_of(values: tuple[Any, Any], columns: tuple[str, str], place: object)
     """Check one example and take the first of its outputs."""
     text, output = values
     if not isinstance(text, str):
-        raise DatasetError(f"{place}: {columns[0]!r} is {kind_of(text)}; expected a string")
+        raise DatasetError(f"{place}: {columns[0]!r} is {kind_of(text)}; expected a string{_ADVICE}")
     if isinstance(output, list):
         if not output:
             raise DatasetError(f"{place}: {columns[1]!r} is an empty list; expected at least one string")
@@ -148,7 +151,7 @@ def example_of(values: tuple[Any, Any], columns: tuple[str, str], place: object)
         output = output[0]
     if not isinstance(output, str):
         raise DatasetError(
-            f"{place}: {columns[1]!r} is {kind_of(output)}; expected a string or a list of strings"
+            f"{place}: {columns[1]!r} is {kind_of(output)}; expected a string or a list of strings{_ADVICE}"
         )
     if not text and not output:
         raise DatasetError(f"{place}: input and output are both empty; remove the example")

@@ -15,7 +15,7 @@ from typing import Any
 
 from bankdb.datasets.columns import Columns
 from bankdb.datasets.splits import EXTENSIONS
-from bankdb.errors import DatasetError, one_line
+from bankdb.errors import DatasetError, PlanError, one_line
 from bankdb.strict_json import RepeatedKeyError, unique_keys
 
 _HEADS = (
@@ -62,7 +62,9 @@ def values_of(file: Path, columns: Columns, memory: int) -> Values:
     Raises
     ------
     DatasetError
-        The file cannot be read whole, or takes more memory than it may.
+        The file cannot be read whole.
+    PlanError
+        It takes more memory than it may.
     """
     check_file(file)
     extension = file.suffix.lower()
@@ -104,10 +106,10 @@ def _readable(file: Path) -> Iterator[None]:
 
 
 def check_size(file: Path, share: int, memory: int, advice: str) -> None:
-    """Refuse a file that takes more than a share of the memory."""
+    """Raise PlanError for a file that takes more than a share of the memory."""
     size, most = file.stat().st_size, memory // share
     if size > most:
-        raise DatasetError(
+        raise PlanError(
             f"{file}: has {size:,} bytes, expected at most {most:,} where {memory >> 20} MiB may be used; "
             f"{advice}, or give more with --memory"
         )
@@ -152,7 +154,7 @@ def _json_lines(file: Path, memory: int) -> Iterator[tuple[Place, Any]]:
             number += 1
             place = Place(file, "line", number)
             if len(raw) > most:
-                raise DatasetError(
+                raise PlanError(
                     f"{place}: more than {most:,} bytes, the most where {memory >> 20} MiB may be used; "
                     "cut the example, or give more with --memory"
                 )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bankdb.datasets.encoders import Encoder, LibraryEncoder, encoder_of
 from bankdb.datasets.limits import memory_budget
 from bankdb.datasets.tokenizer_files import TokenizerFiles, tokenizer_files
-from bankdb.errors import DatasetError, TokenizerError
+from bankdb.errors import DatasetError, PlanError, TokenizerError
 
 _BATCH, _BATCH_BYTES = 512, 1 << 20
 # Counts are arrays over all ids; the largest vocabularies have a quarter of a million.
@@ -118,8 +118,9 @@ class BankTokenizer:
         Raises
         ------
         DatasetError
-            There are no tokens at all, a count passes 2^32 - 1, an id is outside the vocabulary, or a text is too
-            long for the memory.
+            There are no tokens at all, a count passes 2^32 - 1, or an id is outside the vocabulary.
+        PlanError
+            A text is too long for the memory.
         """
         totals = np.zeros(self.vocabulary, dtype=np.int64)
         examples = 0
@@ -169,7 +170,7 @@ class BankTokenizer:
         for number, text in enumerate(texts, 1):
             length = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
             if length > longest:
-                raise DatasetError(
+                raise PlanError(
                     f"{name}, example {number}: a text of {length:,} bytes, expected at most {longest:,} where "
                     f"{budget >> 20} MiB may be used; cut it into several examples, or give more with --memory"
                 )

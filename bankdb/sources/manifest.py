@@ -55,7 +55,7 @@ def in_manifest(source: Path) -> Iterator[PairReference | RefusedPair]:
         except BankError as error:
             reason = f"{source}, line {line}: {error}"
             if isinstance(row, dict) and named:
-                yield RefusedPair(one_line(printable(row["name"]), _LONGEST_SHOWN), reason)
+                yield RefusedPair(printable(row["name"])[:_LONGEST_SHOWN], reason)
             else:
                 nameless.append(RefusedPair(f"line {line}", reason))
     yield from nameless[:_MOST_LINES]

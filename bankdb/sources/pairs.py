@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from bankdb.datasets.splits import EXTENSIONS, training_files
-from bankdb.errors import AdapterError, DatasetError, ParameterError, SourceError, one_line, printable
+from bankdb.errors import AdapterError, DatasetError, ParameterError, SourceError, printable
 from bankdb.records import Pair, PairReference, RefusedPair, is_hub_reference
 from bankdb.sources.manifest import LAYOUT, in_manifest
 
@@ -48,7 +48,7 @@ def check_name(name: str) -> None:
     elif not unicodedata.is_normalized("NFC", name):
         problem = "is not in Unicode's composed form (NFC), so that two names could look alike"
     if problem:
-        raise SourceError(f"the name {one_line(printable(name), 80)!r} {problem}; give the pair another name")
+        raise SourceError(f"the name {printable(name)[:80]!r} {problem}; give the pair another name")
 
 
 def name_key(name: str) -> str:
@@ -237,7 +237,7 @@ def _checked(reference: PairReference, taken: dict[str, str]) -> PairReference |
     try:
         check_name(reference.name)
     except SourceError as error:
-        return RefusedPair(one_line(printable(reference.name), 80) or "(no name)", str(error))
+        return RefusedPair(printable(reference.name)[:80], str(error))
     key = name_key(reference.name)
     if key in taken:
         first = taken[key]
