@@ -22,8 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+MODULES = ("bankdb.datasets.read", "bankdb.datasets.tokenizer", "bankdb.sources.pairs")
 PARQUET_MODULES = ("pyarrow", "pyarrow.compute", "pyarrow.parquet", "bankdb.datasets.parquet")
-TOKENIZER_MODULES = ("sentencepiece", "tokenizers")
+TOKENIZER_MODULES = ("sentencepiece", "tokenizers", "transformers.models.auto.tokenization_auto")
 SECONDS, BYTES = 10, 1 << 30
 LONGEST_MESSAGE = 2000
 ROWS = [
@@ -326,8 +327,8 @@ def forked(kind: str, path: Path, base: Path) -> str:
 
 def load(kind: str) -> None:
     """Import what reading needs, before any thread is there."""
-
-    for name in {"parquet": PARQUET_MODULES, "tokenizer": TOKENIZER_MODULES}.get(kind.split("-")[0], ()):
+    more = {"parquet": PARQUET_MODULES, "tokenizer": TOKENIZER_MODULES}.get(kind.split("-")[0], ())
+    for name in (*MODULES, *more):
         importlib.import_module(name)
     if kind == "parquet":
         sys.modules["pyarrow"].set_io_thread_count(1)
