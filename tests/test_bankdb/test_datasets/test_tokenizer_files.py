@@ -22,8 +22,8 @@ from tests.support.banks.small_bank import create_bank
 from tests.test_bankdb.test_datasets.small_pieces import SETTINGS, write_pieces
 
 TEXTS = [
-    "2023 cats", "def f(x): return x", "it's the cat's", "", " ", "  two  spaces", "the cat sees\nthe  dog ", "ÀÉ 汉字 🙂",
-    "<s> </s>", "the▁cat", "\tthe cat",
+    "2023 cats", "def f(x): return x", "it's the cat's", "", " ", "  two  spaces", "the cat sees\nthe  dog ",
+    "ÀÉ 汉字 🙂", "<s> </s>", "the▁cat", "\tthe cat",
 ]  # fmt: skip
 
 
