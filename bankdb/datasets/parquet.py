@@ -20,7 +20,7 @@ from bankdb.errors import DatasetError, PlanError, one_line
 _BATCH = 1024
 # Shares of the memory: of one page, and of what a batch of rows may come to. A value in a list takes so many bytes.
 _PAGE_SHARE, _BATCH_SHARE = 8, 16
-_VALUE_BYTES = 16
+_VALUE_BYTES, _BUFFER = 16, 1 << 20
 
 
 def parquet_values(file: Path, columns: Columns, memory: int) -> Values:
@@ -47,9 +47,9 @@ def parquet_values(file: Path, columns: Columns, memory: int) -> Values:
         rows = _rows_of_batch(file, wanted, memory)
         shared = {chunk.path for chunk in wanted}
         shared -= {chunk.path for chunk in wanted if not chunk.encodings <= IN_DICTIONARIES}
-        with pq.ParquetFile(file, read_dictionary=sorted(shared), buffer_size=1 << 20) as table:
-            leaves = sorted({chunk.path for chunk in wanted}) or names
-            for batch in table.iter_batches(rows, columns=leaves, use_threads=False):
+        leaves = sorted({chunk.path for chunk in wanted}) or names
+        with pq.ParquetFile(file, read_dictionary=sorted(shared), buffer_size=_BUFFER) as table:
+            for batch in _batches(file, table, rows, leaves):
                 found = [_texts(batch.column(name)) for name in names]
                 for first, second, *more in zip(*found, strict=True):
                     number += 1
@@ -58,6 +58,26 @@ def parquet_values(file: Path, columns: Columns, memory: int) -> Values:
                         if isinstance(value, str) and value.strip():
                             columns.refuse(name, place)
                     yield place, (first, second)
+
+
+def _batches(file: Path, table: Any, rows: int, leaves: Sequence[str]) -> Iterator[Any]:
+    """Yield the rows in batches; where a list's strings are in more than one dictionary, without dictionaries."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for group in range(table.num_row_groups):
+        how = {"batch_size": rows, "row_groups": [group], "columns": leaves, "use_threads": False}
+        done = 0
+        try:
+            for batch in table.iter_batches(**how):
+                done += batch.num_rows
+                yield batch
+        except pa.ArrowNotImplementedError:
+            with pq.ParquetFile(file, buffer_size=_BUFFER) as plain:
+                for batch in plain.iter_batches(**how):
+                    again = min(done, batch.num_rows)
+                    done -= again
+                    yield batch.slice(again)
 
 
 @contextlib.contextmanager

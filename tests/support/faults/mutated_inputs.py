@@ -212,7 +212,7 @@ def read_manifest(path: Path, base: Path) -> str:
     for reference in references:
         named = [row for row in rows if isinstance(row, dict) and row.get("name") == reference.name]
         for side in ("adapter", "dataset"):
-            stated = [str(row[side]).strip() for row in named]
+            stated = [str(row.get(side)).strip() for row in named]
             paths = {os.path.abspath(path.parent / text) for text in stated} | {
                 *map(os.path.expanduser, stated)
             }
