@@ -30,7 +30,7 @@ from bankdb.errors import (
 )
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
-from bankdb.sources.pairs import name_key
+from bankdb.sources.pairs import check_case
 
 if TYPE_CHECKING:
     from bankdb.datasets.tokenizer import TokenHistogram
@@ -124,7 +124,9 @@ def ingest(
     report = IngestReport(refused=list(refused))
     clear_leftovers(bank)
     with bank.ingesting():
-        resolved = _resolved(_other_in_case(bank, references, report), resolve, report, progress)
+        references, other = check_case(references, [record.name for record in bank.adapters()])
+        report.refused += other
+        resolved = _resolved(references, resolve, report, progress)
         expected = _expected(bank, resolved)
         report.notes += bank.tokenizer.notes  # loaded once, here, before threads share it
 
@@ -187,22 +189,6 @@ def _resolved(
         progress.advance()
     progress.end()
     return pairs
-
-
-def _other_in_case(
-    bank: AdapterBank, references: Sequence[PairReference], report: IngestReport
-) -> list[PairReference]:
-    """Refuse names that differ only in case from one in the bank, as two of one ingest are."""
-    present = {name_key(record.name): record.name for record in bank.adapters()}
-    kept = []
-    for reference in references:
-        other = present.get(name_key(reference.name), reference.name)
-        if other == reference.name:
-            kept.append(reference)
-        else:
-            reason = f"the name differs from {other!r} in the bank only in case; give it another name"
-            report.refused.append(RefusedPair(reference.name, reason))
-    return kept
 
 
 def _expected(bank: AdapterBank, pairs: Sequence[Pair]) -> _Expected:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,22 @@ _CHATS = frozenset({"messages", "conversations", "conversation", "chosen", "reje
 _MOST_NAMES, _LONGEST_NAME = 6, 40
 # How pandas and `datasets` write a list into a cell: ['a', 'b'], or NumPy's ['a' 'b'].
 _LIST_CELL = re.compile(r"""\s*\[\s*(['"]).*\1\s*\]\s*""", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an example stands, for messages."""
+
+    file: Path
+    unit: str
+    number: int
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        return f"{self.file}, {self.unit} {self.number}"
+
+
+Values = Iterator[tuple[Place, tuple[Any, Any]]]
 
 
 def shown(name: object) -> str:

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bankdb.datasets.columns import Columns, looks_like_text
+from bankdb.datasets.columns import Columns, Place, Values, looks_like_text
 from bankdb.datasets.parquet_pages import DELTA_BYTE_ARRAY, IN_DICTIONARIES, Chunk, chunks_of, pages_of
-from bankdb.datasets.rows import Place, Values
 from bankdb.errors import DatasetError, PlanError, one_line
 
 _BATCH = 1024

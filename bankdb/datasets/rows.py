@@ -9,11 +9,11 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bankdb.datasets.columns import Columns
+from bankdb.datasets.columns import Columns, Place, Values
+from bankdb.datasets.parquet import parquet_values
 from bankdb.datasets.splits import EXTENSIONS
 from bankdb.errors import DatasetError, PlanError, one_line
 from bankdb.strict_json import RepeatedKeyError, unique_keys
@@ -35,22 +35,6 @@ _LINE_SHARE, _LIST_SHARE, _OBJECT_SHARE, _CSV_SHARE = 32, 12, 32, 16
 _LARGEST_CELL = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an example stands, for messages."""
-
-    file: Path
-    unit: str
-    number: int
-
-    def __str__(self) -> str:
-        """Say it in words."""
-        return f"{self.file}, {self.unit} {self.number}"
-
-
-Values = Iterator[tuple[Place, tuple[Any, Any]]]
-
-
 def values_of(file: Path, columns: Columns, memory: int) -> Values:
     """Yield input and output of each example, not yet checked, with the place it stands at.
 
@@ -69,8 +53,6 @@ def values_of(file: Path, columns: Columns, memory: int) -> Values:
     check_file(file)
     extension = file.suffix.lower()
     if extension == ".parquet":
-        from bankdb.datasets.parquet import parquet_values
-
         return parquet_values(file, columns, memory)
     if extension == ".csv":
         return _csv_values(file, columns, memory)

@@ -56,6 +56,20 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", name.casefold())
 
 
+def check_case(references: Iterable[PairReference], present: Iterable[str]) -> Found:
+    """Refuse names that differ only in case from one that is in the bank, as two of one ingest are."""
+    names = {name_key(name): name for name in present}
+    found: Found = ([], [])
+    for reference in references:
+        other = names.get(name_key(reference.name), reference.name)
+        if other == reference.name:
+            found[0].append(reference)
+        else:
+            reason = f"the name differs from {other!r} in the bank only in case; give it another name"
+            found[1].append(RefusedPair(reference.name, reason))
+    return found
+
+
 def uses_hub(reference: PairReference) -> bool:
     """Whether any side of a pair is on the hub."""
     return is_hub_reference(reference.adapter) or is_hub_reference(reference.dataset)
