@@ -167,7 +167,6 @@ class PieceEncoder:
         self._silent = {index for index in range(self._size) if self._pieces.is_control(index)}
         self.notes: tuple[str, ...] = ()
         if files.class_name is None:
-            first = self._pieces.id_to_piece(self._pieces.bos_id()) if self._pieces.bos_id() >= 0 else "<s>"
             self.notes = (
                 f"{files.name}: a SentencePiece model and no tokenizer_config.json with a tokenizer_class; "
                 f"texts are taken to begin without {first!a}",
@@ -175,7 +174,8 @@ class PieceEncoder:
 
     def vocabulary(self) -> dict[str, int]:
         """Return the id of each piece."""
-        return {self._pieces.id_to_piece(index): index for index in range(self._size)}
+        with _refused(self._files.name, f"no SentencePiece model could be loaded from its {PIECES_FILE}"):
+            return {self._pieces.id_to_piece(index): index for index in range(self._size)}
 
     def encode(self, texts: Sequence[str]) -> Iterator[Ids]:
         """Yield the ids of each text."""
