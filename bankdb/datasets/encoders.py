@@ -169,7 +169,7 @@ class PieceEncoder:
         if files.class_name is None:
             self.notes = (
                 f"{files.name}: a SentencePiece model and no tokenizer_config.json with a tokenizer_class; "
-                f"texts are taken to begin without {first!a}",
+                "texts are taken to begin without a token such as <s>",
             )
 
     def vocabulary(self) -> dict[str, int]:

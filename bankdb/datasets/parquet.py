@@ -57,6 +57,9 @@ def parquet_values(file: Path, columns: Columns, memory: int) -> Values:
                         if isinstance(value, str) and value.strip():
                             columns.refuse(name, place)
                     yield place, (first, second)
+        expected = sum(chunk.rows for chunk in wanted if chunk.path == leaves[0])
+        if number != expected:
+            raise OSError(f"{expected} rows are said to be there, and {number} are")
 
 
 def _batches(file: Path, table: Any, rows: int, leaves: Sequence[str]) -> Iterator[Any]:

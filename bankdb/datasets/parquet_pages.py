@@ -23,9 +23,10 @@ _LONGEST_HEADER = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A column of a row group: its path, number of values, encodings, bytes in the file, least and greatest value."""
+    """A column of a row group: path, rows, values, encodings, bytes in the file, least and greatest value."""
 
     path: str
+    rows: int
     values: int
     encodings: frozenset[int]
     start: int
@@ -64,23 +65,26 @@ def chunks_of(file: Path) -> list[Chunk]:
         footer = stream.read(length)
     try:
         fields = _Compact(footer).structure()
-        return [_chunk(column[3], size) for group in fields.get(4, []) for column in group[1]]
+        return [_chunk(column[3], group[3], size) for group in fields.get(4, []) for column in group[1]]
     except (IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _not_whole(file, "what it says of its columns cannot be read") from error
 
 
-def _chunk(fields: dict[int, Any], size: int) -> Chunk:
+def _chunk(fields: dict[int, Any], rows: int, size: int) -> Chunk:
     start, packed, values = fields[9], fields[7], fields[5]
     first = fields.get(11, 0)
     if 0 < first < start:
         start = first
     if min(start, packed, values) < 0 or start + packed > size:
         raise ValueError("outside the file")
+    # In lists there may be more values than rows; fewer never, and elsewhere as many.
+    if values < rows or (values > rows and len(fields[3]) == 1):
+        raise ValueError("other numbers of values than of rows")
     statistics = fields.get(12, {})
     least, greatest = statistics.get(6), statistics.get(5)
     known = (least, greatest) if isinstance(least, bytes) and isinstance(greatest, bytes) else None
     path = b".".join(fields[3]).decode("utf-8", "replace")
-    return Chunk(path, values, frozenset(fields[2]), start, start + packed, known)
+    return Chunk(path, rows, values, frozenset(fields[2]), start, start + packed, known)
 
 
 def pages_of(stream: BinaryIO, chunk: Chunk, file: Path) -> Iterator[Page]:

@@ -192,14 +192,12 @@ def _evaluated(
     other: dict[str, Any],
     progress: Progress,
 ) -> Evaluation:
-    from compute.evaluation.evaluate import evaluate as run_evaluate
-    from compute.evaluation.systems import default_ways
+    import compute
 
-    ways = default_ways(combinations, left_out)
+    ways = [replace(way, leave_out=one) for one in left_out for way in combinations]
     # Delta space comes beside factors; the same ways again are left out by their names.
     ways += [replace(way, space=other["space"], rank=other["rank"]) for way in ways]
-    options = _options(other)
-    return run_evaluate(bank, ways, options, cluster=cluster_of(other), progress=progress)
+    return compute.evaluate(bank, ways, _options(other), cluster=cluster_of(other), progress=progress)
 
 
 def _options(other: dict[str, Any]) -> EvaluationOptions:
@@ -224,19 +222,16 @@ def _tell(
     evaluation: Evaluation, curves: list[SizeCurve], csv: Path | None, out: Path | None, as_json: bool
 ) -> None:
     from compute.evaluation.correlation import weight_correlations
-    from compute.evaluation.tables import summaries, summary_csv, target_csv
+    from compute.evaluation.tables import summary_csv
 
-    found = summaries(evaluation)
+    found = evaluation.summaries()
     if csv is not None and str(csv) == "-":
         click.echo(summary_csv(found), nl=False)
     elif csv is not None:
         write_text(csv, summary_csv(found))
         click.echo(f"wrote {csv}", err=True)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "systems.csv", summary_csv(found))
-        write_text(out / "targets.csv", target_csv(evaluation))
-        write_text(out / "evaluation.json", evaluation.to_json() + "\n")
+        evaluation.save(out, overwrite=True)
         write_sizes(curves, out)
         click.echo(f"wrote {out}/", err=True)
     if as_json:

@@ -17,7 +17,7 @@ from bankdb.catalog.database import Database
 from bankdb.catalog.url import parse_database, shown_database
 from bankdb.datasets.read import TEXT_RULE
 from bankdb.errors import BankNotFoundError, ConflictError, ParameterError, TokenizerError
-from bankdb.location import LOCATION_FILE, UNFINISHED_LOCATION_FILE, BankLocation
+from bankdb.storage.location import LOCATION_FILE, UNFINISHED_LOCATION_FILE, BankLocation
 
 if TYPE_CHECKING:
     from bankdb.datasets.tokenizer import BankTokenizer

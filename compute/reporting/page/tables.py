@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cli.report.words import duration
+from compute.reporting.page.words import duration
 from compute.reporting.records import Report
 
 
