@@ -60,9 +60,9 @@ class ArrayStoreUnavailableError(BankError):
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and how many more there are; a very long one is cut."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(one_line(name, 500) if len(name) > 500 else name for name in names[:most]) + more
 
 
 def one_line(found: object, most: int = 160) -> str:

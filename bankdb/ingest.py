@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from bankdb.arrays.durable import partial_files
 from bankdb.catalog.catalog import changed_pair
+from bankdb.datasets.limits import memory_budget
 from bankdb.datasets.read import Dataset, read_dataset
 from bankdb.errors import (
     AdapterError,
@@ -29,6 +30,7 @@ from bankdb.errors import (
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
 from bankdb.shown import html_summary, text_summary
+from bankdb.sources.pairs import check_case
 from bankdb.storage.stored_bank import StoredBank, other_revision
 
 if TYPE_CHECKING:
@@ -44,21 +46,23 @@ _LISTED = 10
 
 @dataclass(frozen=True, slots=True)
 class IngestOptions:
-    """How datasets are read, and what happens to a pair whose name is taken by other content."""
+    """How datasets are read, what happens to a pair whose name is taken by other content, and the bytes of memory."""
 
     input_column: str = "input"
     output_column: str = "output"
     replace: bool = False
+    memory: int | None = None
 
 
 @dataclass(slots=True)
 class IngestReport:
-    """What an ingest did, by name."""
+    """What an ingest did, by name; `notes` are lines about what was not read, or taken for what it is not."""
 
     added: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     refused: list[RefusedPair] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         """Return how many of each, and the first that were refused."""
@@ -86,7 +90,9 @@ class _Expected:
 class _Prepared:
     pair: Pair
     adapter: SourceAdapter
-    dataset: Dataset
+    content_sha256: str
+    examples: int
+    notes: tuple[str, ...]
     histogram: TokenHistogram
 
 
@@ -128,9 +134,11 @@ def ingest(
     report = IngestReport(refused=list(refused))
     clear_leftovers(bank)
     with bank.ingesting():
+        references, other = check_case(references, [record.name for record in bank.adapters()])
+        report.refused += other
         resolved = _resolved(references, resolve, report, progress)
         expected = _expected(bank, resolved)
-        _ = bank.tokenizer  # loaded once, here, before threads share it
+        report.notes += bank.tokenizer.notes  # loaded once, here, before threads share it
 
         def prepare(pair: Pair) -> _Prepared | None:
             return _prepare(bank, pair, expected, options)
@@ -238,12 +246,21 @@ def _prepare(
         config = pair.adapter / "adapter_config.json"
         raise AdapterError(other_revision(str(config), expected.revision, adapter.config.revision))
     dataset = dataset or _read(pair, options)
-    histogram = bank.tokenizer.count(dataset.texts(), str(pair.dataset[0]))
-    return _Prepared(pair, adapter, dataset, histogram)
+    histogram = bank.tokenizer.count(dataset.each_text(), str(pair.dataset[0]), _share(options))
+    return _Prepared(pair, adapter, dataset.sha256, len(dataset), dataset.notes, histogram)
+
+
+def _share(options: IngestOptions) -> int:
+    return max(1, memory_budget(options.memory) // _AHEAD)  # of one of the pairs that are prepared at a time
 
 
 def _read(pair: Pair, options: IngestOptions) -> Dataset:
-    return read_dataset(pair.dataset, input_column=options.input_column, output_column=options.output_column)
+    return read_dataset(
+        pair.dataset,
+        input_column=options.input_column,
+        output_column=options.output_column,
+        memory=_share(options),
+    )
 
 
 def _check_text(pair: Pair) -> None:
@@ -319,6 +336,7 @@ def _store_outcome(
         report.skipped.append(pair.name)
     else:
         (report.replaced if present else report.added).append(pair.name)
+        report.notes += (f"{pair.name}: {note}" for note in prepared.notes)
 
 
 def _refresh_labels(bank: StoredBank, pair: Pair) -> None:
@@ -366,30 +384,9 @@ def _new_adapter(prepared: _Prepared, row: int, checksum: str) -> NewAdapter:
         group=pair.group,
         dataset_source=pair.dataset_source,
         dataset_revision=pair.dataset_revision,
-        content_sha256=prepared.dataset.sha256,
-        examples=len(prepared.dataset),
+        content_sha256=prepared.content_sha256,
+        examples=prepared.examples,
         ids=prepared.histogram.ids.astype("<u4").tobytes(),
         counts=prepared.histogram.counts.astype("<u4").tobytes(),
         tokens=prepared.histogram.tokens,
     )
-
-
-def resolver(bank: StoredBank) -> Callable[[PairReference], Pair | None]:
-    """Return what finds the files of a reference, here or on the hub; None for what the bank has of that revision."""
-    from bankdb.sources.hub import fetch, pin
-    from bankdb.sources.pairs import resolve, uses_hub
-
-    def locate(reference: PairReference) -> Pair | None:
-        if not uses_hub(reference):
-            return resolve(reference)
-        pinned = pin(reference)
-        present = bank.catalog.find(pinned.name)
-        revisions = (pinned.adapter_revision, pinned.dataset_revision)
-        same = present is not None and (
-            (present.source, present.dataset_source) == (pinned.adapter_source, pinned.dataset_source)
-            and (present.revision, present.dataset_revision) == revisions
-        )
-        # A local side has no revision: it must be read to know.
-        return None if same and None not in revisions else fetch(pinned)
-
-    return locate

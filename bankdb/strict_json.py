@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from bankdb.errors import one_line
+
 
 def parse_object(text: str) -> dict[str, Any]:
     """Parse one JSON object, refusing what two readers could understand differently.
@@ -19,7 +21,7 @@ def parse_object(text: str) -> dict[str, Any]:
         With a one-line reason that does not name the file: callers do.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -45,12 +47,23 @@ def json_type(value: Any) -> str:
     return "an array" if isinstance(value, list) else "an object"
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} is given twice")
-        found[key] = value
+class RepeatedKeyError(ValueError):
+    """An object gives a key twice; `key` is it, as messages show it."""
+
+    def __init__(self, key: str) -> None:
+        self.key = one_line(repr(key), 60)
+        super().__init__(f"the key {self.key} is given twice")
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's keys and values, for `object_pairs_hook`. Raises RepeatedKeyError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise RepeatedKeyError(key)
+            seen.add(key)
     return found
 
 

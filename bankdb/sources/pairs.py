@@ -48,12 +48,26 @@ def check_name(name: str) -> None:
     elif not unicodedata.is_normalized("NFC", name):
         problem = "is not in Unicode's composed form (NFC), so that two names could look alike"
     if problem:
-        raise SourceError(f"the name {printable(name)!r} {problem}; give the pair another name")
+        raise SourceError(f"the name {printable(name)[:80]!r} {problem}; give the pair another name")
 
 
 def name_key(name: str) -> str:
     """What two names share that would be one folder where file names ignore case."""
     return unicodedata.normalize("NFC", name.casefold())
+
+
+def check_case(references: Iterable[PairReference], present: Iterable[str]) -> Found:
+    """Refuse names that differ only in case from one that is in the bank, as two of one ingest are."""
+    names = {name_key(name): name for name in present}
+    found: Found = ([], [])
+    for reference in references:
+        other = names.get(name_key(reference.name), reference.name)
+        if other == reference.name:
+            found[0].append(reference)
+        else:
+            reason = f"the name differs from {other!r} in the bank only in case; give it another name"
+            found[1].append(RefusedPair(reference.name, reason))
+    return found
 
 
 def uses_hub(reference: PairReference) -> bool:
@@ -237,7 +251,7 @@ def _checked(reference: PairReference, taken: dict[str, str]) -> PairReference |
     try:
         check_name(reference.name)
     except SourceError as error:
-        return RefusedPair(printable(reference.name), str(error))
+        return RefusedPair(printable(reference.name)[:80], str(error))
     key = name_key(reference.name)
     if key in taken:
         first = taken[key]

@@ -149,7 +149,7 @@ class StoredBank:
             raise TokenizerError(
                 f"{folder}: the bank's tokenizer is missing; copy {record.tokenizer_name} there"
             )
-        loaded = BankTokenizer(folder)
+        loaded = BankTokenizer(folder, record.tokenizer_fingerprint)
         if loaded.fingerprint != record.tokenizer_fingerprint:
             raise TokenizerError(
                 f"{folder}: expected the tokenizer with fingerprint {record.tokenizer_fingerprint[:12]} "

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.display import print_json, print_table, shown_progress
-from cli.options import bank_option, column_options, json_option, opened, overwrite_option
+from cli.options import bank_option, column_options, json_option, memory_option, opened, overwrite_option
 
 if TYPE_CHECKING:
     from bankdb.ingest import IngestReport
+
+
+_MOST_NOTES = 9
 
 
 @click.command(
@@ -66,6 +69,9 @@ def init(
         arrays=arrays,
     ) as bank:
         record = bank.record
+        notes = bank.tokenizer.notes
+    for note in notes:
+        click.echo(note, err=True)
     if as_json:
         print_json(asdict(record))
         return
@@ -90,6 +96,7 @@ def init(
 @click.option(
     "--group-pattern", metavar="REGEX", help="Its first group, found in a name, is the dataset's group."
 )
+@memory_option
 @click.option(
     "--replace", is_flag=True, help="Store a pair anew where the bank has other content under its name."
 )
@@ -101,6 +108,7 @@ def ingest(
     input_column: str,
     output_column: str,
     group_pattern: str | None,
+    memory: str | None,
     replace: bool,
     as_json: bool,
 ) -> None:
@@ -109,6 +117,8 @@ def ingest(
     A pair that is there already is skipped. One that cannot be stored is named at the end and leaves
     nothing behind; the others are stored, and the exit status is 1.
     """
+    from compute.cluster.machine import parse_memory
+
     with opened(bank_path) as bank:
         report = bank.ingest(
             list(sources),
@@ -117,6 +127,7 @@ def ingest(
             input_column=input_column,
             output_column=output_column,
             replace=replace,
+            memory=None if memory is None else parse_memory(memory),
             progress=shown_progress(),
         )
         total = len(bank)
@@ -129,6 +140,10 @@ def _tell_ingested(report: IngestReport, total: int, as_json: bool) -> None:
     if as_json:
         print_json(asdict(report) | {"adapters": total})
         return
+    for note in report.notes[:_MOST_NOTES]:
+        click.echo(f"note: {note}", err=True)
+    if len(report.notes) > _MOST_NOTES:
+        click.echo(f"note: and {len(report.notes) - _MOST_NOTES} more such notes; --json has all", err=True)
     for item in report.refused:
         click.echo(f"refused {item.name}: {' '.join(item.reason.split())}", err=True)
     parts = [f"{len(report.added)} added", f"{len(report.skipped)} there already"]
