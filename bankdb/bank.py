@@ -16,8 +16,9 @@ from bankdb.catalog.catalog import Catalog
 from bankdb.catalog.database import Database
 from bankdb.catalog.generations import GenerationStore
 from bankdb.catalog.locks import exclusive_lock
+from bankdb.catalog.origins import Origins
 from bankdb.catalog.runs import RunBook
-from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, TokenizerError
+from bankdb.errors import BankFormatError, BankNotFoundError, TokenizerError
 from bankdb.location import LOCATION_FILE, BankLocation
 from bankdb.new_bank import (
     check_free,
@@ -47,6 +48,8 @@ class AdapterBank:
         Where its parts are: folder, database, arrays.
     catalog
         What is in it, by name.
+    origins
+        What its adapters' own files say of the bank.
     runs
         What was computed from it.
     generations
@@ -63,6 +66,7 @@ class AdapterBank:
         self._database = database
         self._locks = database.locks(location.folder)
         self.catalog = Catalog(database)
+        self.origins = Origins(database)
         self.runs = RunBook(database)
         self.generations = GenerationStore(database)
         self.arrays: Location = self.path if location.arrays is None else located(location.arrays)
@@ -219,13 +223,23 @@ class AdapterBank:
 
     @property
     def layout(self) -> AdapterLayout:
-        """How a row of the array maps to named tensors. Raises BankNotFoundError on an empty bank."""
-        from bankdb.peft.layout import AdapterLayout
+        """How a row of the array maps to named tensors, as the adapters' own headers have it.
 
-        text = self.record.layout
-        if text is None:
+        Raises
+        ------
+        BankNotFoundError
+            The bank is empty.
+        BankFormatError
+            The database's own record is damaged: it is not what an adapter's stored header says.
+        """
+        from bankdb.peft.checks import check_bank, checked_layout
+
+        record, first = self.record, self.origins.first_header()
+        if record.layout is None:
             raise BankNotFoundError(f"{self.path}: the bank has no adapters yet; add some with `bank ingest`")
-        return AdapterLayout.from_json(text)
+        layout = checked_layout(record.layout, None if first is None else self.catalog.blob(first))
+        check_bank(record, layout)
+        return layout
 
     @functools.cached_property
     def tokenizer(self) -> BankTokenizer:
@@ -280,6 +294,8 @@ class AdapterBank:
         AdapterError
             The adapter's layout is not the bank's, or it was trained on another revision of the base model.
         """
+        from bankdb.peft.checks import check_fits
+        from bankdb.peft.layout import AdapterLayout
 
         with self._database.write() as session:
             record = self.catalog.bank_in(session)
@@ -298,7 +314,7 @@ class AdapterBank:
                     base_model_revision=adapter.config.revision,
                 )
             else:
-                _check_fits(record, record.layout, name, adapter)
+                check_fits(record, AdapterLayout.from_json(record.layout), name, adapter)
             row = self.catalog.reserve(session, name)
             self.store.grow(row + 1)
             return row
@@ -317,6 +333,8 @@ class AdapterBank:
 
     def export(self, name: str, folder: Path, *, overwrite: bool = False) -> Path:
         """Write the stored adapter as the PEFT folder it came from, bit for bit; return the folder.
+
+        Tensor names in which a wrapper left segments that PEFT does not look for are written without them.
 
         Raises
         ------
@@ -371,24 +389,6 @@ class AdapterBank:
         note = "another run is working on this bank; waiting for it to finish"
         with self._locks.exclusive("compute", lambda: progress.note(note)):
             yield
-
-
-def _check_fits(record: BankRecord, layout: str, name: str, adapter: SourceAdapter) -> None:
-    from bankdb.peft.layout import AdapterLayout
-
-    found = AdapterLayout.from_json(layout).differences(adapter.layout)
-    if found:
-        raise AdapterError(f"{name}: not of the bank's layout: {'; '.join(found)}")
-    if adapter.config.revision != record.base_model_revision:
-        raise AdapterError(other_revision(name, record.base_model_revision, adapter.config.revision))
-
-
-def other_revision(what: str, expected: str | None, found: str | None) -> str:
-    """Return the message for an adapter of another revision of the base model."""
-    return (
-        f"{what}: trained on revision {found!r} of the base model, the bank's adapters on {expected!r}; "
-        "keep them in separate banks"
-    )
 
 
 def ready_adapters(bank: AdapterBank) -> tuple[AdapterRecord, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -207,6 +208,12 @@ class AdapterLayout:
             )
         return found
 
+    def same_but_for_paths(self, other: AdapterLayout) -> bool:
+        """Whether two layouts that differ have the same modules and shapes, a layer after the other, elsewhere."""
+        return [_of_its_layer(spec) for spec in self.tensors] == [
+            _of_its_layer(spec) for spec in other.tensors
+        ]
+
     def _tensor_differences(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         expected = {spec.name: spec.shape for spec in self.tensors}
         missing = [name for name in expected if name not in shapes]
@@ -223,6 +230,12 @@ class AdapterLayout:
 def _leaf_modules(layout: AdapterLayout) -> list[str]:
     """Last parts of the names of the adapted modules: `...self_attn.q_proj.lora_A.weight` -> `q_proj`."""
     return sorted({spec.name.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for spec in layout.tensors})
+
+
+def _of_its_layer(spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
+    """A tensor's shape, and its name from its layer's number on; the whole name where it is in no layer."""
+    numbered = re.search(r"\.(\d+\..+)", spec.name)
+    return (numbered[1] if numbered else spec.name), spec.shape
 
 
 @dataclass(frozen=True, slots=True)

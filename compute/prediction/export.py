@@ -359,7 +359,7 @@ def _write(
         about.base_model,
         layout,
         scaling,
-        about.task_type,
+        bank.origins.task_type(),
         revision=about.base_model_revision,
     )
     write_adapter_folder(
