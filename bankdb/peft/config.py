@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bankdb.errors import AdapterError
+from bankdb.errors import FROM_MLX, AdapterError
 from bankdb.peft.layout import AdapterLayout
 from bankdb.peft.options import check_initialisation, check_known, shown
 from bankdb.peft.targets import Selection
@@ -21,11 +21,6 @@ from bankdb.strict_json import parse_object
 CONFIG_NAME = "adapter_config.json"
 _MAX_BYTES = 16 * 2**20
 _MAX_VALUES = 2_000_000
-# What turns an adapter of mlx_lm.lora into one of PEFT's.
-FROM_MLX = (
-    "to convert it, store lora_a.T as base_model.model.MODULE.lora_A.weight and lora_b.T as .lora_B.weight, and write "
-    "PEFT's adapter_config.json with r = rank and lora_alpha = scale * rank"
-)
 _LONGEST_TEXT = 4096  # of a path
 _LFS_POINTER = "version https://git-lfs"
 _TASK_TYPES = ("CAUSAL_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS")

@@ -181,7 +181,7 @@ def _foreign_tensor(name: str, names: Sequence[str]) -> str:
     ):
         return (
             "a weight of the model itself, which PEFT saves along where its vocabulary was resized; to leave it out "
-            f"(what was trained in it is lost), {_ADVICE_OF_COPIES}"
+            f"(what was trained in it is lost), resize the base model in the same way, {_ADVICE_OF_COPIES}"
         )
     return f"a weight of the model itself; {_ADVICE_OF_COPIES}"
 

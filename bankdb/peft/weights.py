@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shlex
 import stat
 import struct
 from collections.abc import Iterator, Sequence
@@ -108,7 +109,7 @@ def load_adapter(
         raise AdapterError(
             f"{folder / CONFIG_NAME}: base model {' or '.join(map(repr, base_models))} was expected, "
             f"{one_line(repr(config.base_model), 160)} found; adapters of another base model cannot be combined with "
-            "the bank's; if it is the same under another name, `bank alias NAME` lets it in"
+            f"the bank's; if it is the same under another name, let it in by `bank alias {shlex.quote(one_line(config.base_model))}`"
         )
     with _opened(path) as (file, file_bytes):
         header = read_header(file, file_bytes, path)
