@@ -208,11 +208,12 @@ class AdapterLayout:
             )
         return found
 
-    def same_but_for_paths(self, other: AdapterLayout) -> bool:
-        """Whether two layouts that differ have the same modules and shapes, a layer after the other, elsewhere."""
-        return [_of_its_layer(spec) for spec in self.tensors] == [
-            _of_its_layer(spec) for spec in other.tensors
-        ]
+    def elsewhere(self, other: AdapterLayout) -> tuple[str, str] | None:
+        """Return where `other` has its layers and where this layout has them, if that is all in which they differ."""
+        found, expected = _by_layer(other), _by_layer(self)
+        if found is None or expected is None or found[1] != expected[1]:
+            return None
+        return found[0], expected[0]
 
     def _tensor_differences(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         expected = {spec.name: spec.shape for spec in self.tensors}
@@ -232,10 +233,15 @@ def _leaf_modules(layout: AdapterLayout) -> list[str]:
     return sorted({spec.name.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for spec in layout.tensors})
 
 
-def _of_its_layer(spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
-    """A tensor's shape, and its name from its layer's number on; the whole name where it is in no layer."""
-    numbered = re.search(r"\.(\d+\..+)", spec.name)
-    return (numbered[1] if numbered else spec.name), spec.shape
+def _by_layer(layout: AdapterLayout) -> tuple[str, dict[str, tuple[int, ...]]] | None:
+    """The one path before the layers' numbers, and shapes by what of the names is not it; None if there are more."""
+    shapes, paths = {}, set()
+    for spec in layout.tensors:
+        numbered = re.match(r"(.+?\.)(\d+\..+)", spec.name)
+        shapes[numbered[2] if numbered else spec.name] = spec.shape
+        if numbered:
+            paths.add(numbered[1])
+    return (paths.pop(), shapes) if len(paths) == 1 and len(shapes) == len(layout.tensors) else None
 
 
 @dataclass(frozen=True, slots=True)

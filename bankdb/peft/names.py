@@ -27,6 +27,11 @@ _INSIDE_AN_ADAPTER = frozenset({"base_layer", "lora_A", "lora_B", "modules_to_sa
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 _SEGMENT = re.compile(r"[\w-]+")
 _UNWRAP = "save it with save_pretrained of the PEFT model itself, not wrapped"
+_SAVE_WITH_PEFT = "save it with PEFT's save_pretrained"
+_MANGLED = (
+    "PEFT before 0.17 removed an adapter's own name wherever it stood; save it from a later PEFT, or name the adapter "
+    "'default'"
+)
 _ADVICE_OF_COPIES = (
     "load the adapter with PEFT and save it with save_pretrained(FOLDER, save_embedding_layers=False)"
 )
@@ -101,13 +106,17 @@ def _module(name: str, text: str, left_out: set[str], path: Path) -> str:
         left_out.add("module (data parallelism)")
         del segments[0]
     if segments[:2] != ["base_model", "model"]:
-        raise _refused(name, f"it does not begin with {PREFIX}; {_mangled_or_unwrap(segments)}", path)
+        raise _refused(
+            name,
+            f"it does not begin with {PREFIX}; {_MANGLED if segments[:1] == ['base_model'] else _SAVE_WITH_PEFT}",
+            path,
+        )
     del segments[:2]
     while segments[:2] == ["base_model", "model"]:
         if segments[2:3] == ["layers"]:
             # The language model of a class of its own, or a model without its head that was wrapped twice.
             raise _refused(
-                name, "a second base_model.model may be a wrapper's or the model's own; save it anew", path
+                name, f"a second base_model.model may be a wrapper's or the model's own; {_UNWRAP}", path
             )
         left_out.add("a second base_model.model (get_peft_model twice)")
         del segments[:2]
@@ -126,19 +135,12 @@ def _check_segments(name: str, segments: Sequence[str], path: Path) -> None:
                 "(merge_and_unload) and train on the result, or train one adapter",
                 path,
             )
+        if re.match(r"\d+\D", segment):
+            raise _refused(name, f"{segment!r} is no layer's number; {_MANGLED}", path)
         if segment.startswith("_") or segment in {"module", "base_model", "pretrained_model"}:
             raise _refused(
                 name, f"{segment!r} seems to be a wrapper's, and PEFT would not find it; {_UNWRAP}", path
             )
-
-
-def _mangled_or_unwrap(segments: Sequence[str]) -> str:
-    if segments[:1] == ["base_model"]:
-        return (
-            "older versions of PEFT removed an adapter's own name wherever it stood; save it from PEFT 0.17 or later, "
-            "or name the adapter 'default'"
-        )
-    return "save it with PEFT's save_pretrained"
 
 
 def _refused(name: str, why: str, path: Path) -> AdapterError:
@@ -169,13 +171,12 @@ def _foreign_tensor(name: str, names: Sequence[str]) -> str:
         return _of_adapted_layer(name.removesuffix(".base_layer.weight"), names)
     if name.endswith(".bias"):
         return "a bias; train with bias 'none' and without lora_bias"
-    if ".lora_" in name or re.search(r"\.lora_[ab]$", name):
+    if re.search(r"\.lora_[AB]$", name):
+        return _MANGLED
+    if ".lora_" in name:
         return "a variant of LoRA; train a plain LoRA"
     if re.search(r"[._][AB]\.weight$", name):
-        return (
-            "older versions of PEFT removed an adapter's own name wherever it stood; save it from PEFT 0.17 or later, "
-            "or name the adapter 'default'"
-        )
+        return _MANGLED
     if re.search(
         r"\.(embed_tokens|lm_head|wte|wpe|embed_in|embed_out|word_embeddings|embeddings)\.weight$", name
     ):

@@ -36,12 +36,11 @@ class SourceLayout:
         """Say what was left out or assumed, a line each."""
         notes = []
         if self.names.left_out:
-            notes.append(
-                f"stored without what PEFT does not look for in tensor names: {', '.join(self.names.left_out)}"
-            )
+            left_out = ", ".join(self.names.left_out)
+            notes.append(f"left out of tensor names, since PEFT looks for none of it: {left_out}")
         if self.idle:
             notes.append(
-                f"no tensors of target modules {listed(self.idle)}: taken as names that the base model has not"
+                f"target modules without tensors, taken as not in the base model: {listed(self.idle)}"
             )
         return tuple(notes)
 

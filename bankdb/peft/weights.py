@@ -109,7 +109,8 @@ def load_adapter(
         raise AdapterError(
             f"{folder / CONFIG_NAME}: base model {' or '.join(map(repr, base_models))} was expected, "
             f"{one_line(repr(config.base_model), 160)} found; adapters of another base model cannot be combined with "
-            f"the bank's; if it is the same under another name, let it in by `bank alias {shlex.quote(one_line(config.base_model))}`"
+            "the bank's; if it is the same under another name, let it in by "
+            f"`bank alias {shlex.quote(one_line(config.base_model))}`"
         )
     with _opened(path) as (file, file_bytes):
         header = read_header(file, file_bytes, path)
@@ -325,11 +326,13 @@ def _check_layout(found: AdapterLayout, expected: AdapterLayout | None, path: Pa
     differences = [] if expected is None else expected.differences(found)
     if expected is None or not differences:
         return
-    if expected.same_but_for_paths(found):
+    paths = expected.elsewhere(found)
+    if paths is not None:
         raise AdapterError(
-            f"{path}: not of the bank's layout: {differences[-1]}: the same modules and shapes under other names, as "
-            "another version of transformers has them; load each of the bank's adapters and this one with PEFT in one "
-            "version, save them again, and ingest those into a new bank"
+            f"{path}: not of the bank's layout: its layers are {paths[0]!r}, the bank's {paths[1]!r}, and all else is "
+            "alike, as where another version of transformers names an architecture's modules otherwise; if that is "
+            "all, rename its tensors so (safetensors.numpy.load_file, save_file), and in target_modules where it "
+            "stands"
         )
     raise AdapterError(
         f"{path}: not of the bank's layout: {'; '.join(differences)}; train it like the others, or put it in "

@@ -9,9 +9,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.banks.malformed_adapters import CONFIG, WEIGHTS, read_weights, write_good_adapter, write_weights
+from tests.support.banks.malformed_adapters import (
+    CONFIG,
+    WEIGHTS,
+    read_weights,
+    write_good_adapter,
+    write_weights,
+)
 
-WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_model.model", "_x", "é")
+WRAPPERS = (
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "base_model.model",
+    "_x",
+    "é",
+)
 PATTERNS = (
     r".*\.(q|v)_proj",
     r"(.*)*x",
@@ -26,10 +40,25 @@ PATTERNS = (
     "(.*){200}" * 20 + "!",
 )
 OPTIONS = (
-    "alpha_pattern base_model_name_or_path bias exclude_modules fan_in_fan_out init_lora_weights layers_pattern "
-    "layers_to_transform lora_alpha modules_to_save peft_type r rank_pattern revision target_modules task_type use_dora "
-    "use_rslora auto_mapping trainable_token_indices anything"
-).split()
+    *(
+        "alpha_pattern",
+        "base_model_name_or_path",
+        "bias",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "init_lora_weights",
+    ),
+    *(
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "modules_to_save",
+        "peft_type",
+        "r",
+        "rank_pattern",
+    ),
+    *("revision", "target_modules", "task_type", "use_dora", "use_rslora", "auto_mapping", "anything"),
+)
 
 
 def value(rng: random.Random, depth: int = 0) -> Any:
@@ -39,9 +68,14 @@ def value(rng: random.Random, depth: int = 0) -> Any:
         lambda: rng.random() < 0.5,
         lambda: rng.choice([0, 1, -1, 4, 2**31, 2**63, 2**64, 10**400, -(10**30)]),
         lambda: rng.choice([0.0, 5e-324, 1e-30, 0.5, 1e308, -1e-5]),
-        lambda: rng.choice(["", "a\nb", "q_proj", "\x1b[2J", "x" * rng.choice([10, 10**4, 5 * 10**6]), "é" * 5]),
+        lambda: rng.choice(
+            ["", "a\nb", "q_proj", "\x1b[2J", "x" * rng.choice([10, 10**4, 5 * 10**6]), "é" * 5]
+        ),
         lambda: rng.choice(PATTERNS),
-        lambda: [rng.choice(["q_proj", "v_proj", 0, 1, "layers", None]) for _ in range(rng.choice([0, 1, 2, 10**5]))],
+        lambda: [
+            rng.choice(["q_proj", "v_proj", 0, 1, "layers", None])
+            for _ in range(rng.choice([0, 1, 2, 10**5]))
+        ],
         lambda: {f"k{index}": index for index in range(rng.choice([0, 1, 10**5]))},
     ]
     if depth < 3:
@@ -59,7 +93,9 @@ def _flip(rng: random.Random, path: Path, most: int | None = None) -> None:
 def _cut(rng: random.Random, path: Path) -> None:
     raw = path.read_bytes()
     at = rng.randrange(len(raw))
-    path.write_bytes(rng.choice([raw[:at], raw[:at] + raw[at + 1 :], raw + raw[:at], raw[:at] + raw[at:][::-1], b""]))
+    path.write_bytes(
+        rng.choice([raw[:at], raw[:at] + raw[at + 1 :], raw + raw[:at], raw[:at] + raw[at:][::-1], b""])
+    )
 
 
 def _config(rng: random.Random, folder: Path) -> None:
@@ -102,11 +138,15 @@ def _entry(rng: random.Random, folder: Path) -> None:
     entry = header[name]
     kind = rng.randrange(5)
     if kind == 0:
-        entry["data_offsets"] = [rng.choice([0, 256, 257, -1, 2**63, 2**70, 3.5, None, "0"]) for _ in range(2)]
+        entry["data_offsets"] = [
+            rng.choice([0, 256, 257, -1, 2**63, 2**70, 3.5, None, "0"]) for _ in range(2)
+        ]
     elif kind == 1:
         entry["dtype"] = rng.choice(["F64", "BF16", "F16", "I32", "F8_E4M3", "", "x" * 5 * 10**6, None, 3])
     elif kind == 2:
-        entry["shape"] = rng.choice([[], [64], [4, 16, 1], [2**32, 2**32], [2**62] * 10**5, [1] * 10**6, "4", [4.0, 16]])
+        entry["shape"] = rng.choice(
+            [[], [64], [4, 16, 1], [2**32, 2**32], [2**62] * 10**5, [1] * 10**6, "4", [4.0, 16]]
+        )
     elif kind == 3:
         entry[rng.choice(["dtype", "shape", "data_offsets", "more"])] = value(rng)
     else:
@@ -119,11 +159,11 @@ def _name(rng: random.Random, folder: Path) -> None:
     header, data = read_weights(folder)
     names = [key for key in header if key != "__metadata__"]
     alike = rng.random() < 0.6
-    old = rng.choice([".self_attn", "base_model.model", ".weight", ".lora_A", ".layers.0", "model.model", ".q_proj"])
-    new = rng.choice(
-        [f"{old}.{rng.choice(WRAPPERS)}", f"{rng.choice(WRAPPERS)}.{old}", "", ".", f"{old}.default", old.upper(), "\x1b",
-         old + "x" * 5 * 10**6]
-    )  # fmt: skip
+    old = rng.choice(
+        [".self_attn", "base_model.model", ".weight", ".lora_A", ".layers.0", "model.model", ".q_proj"]
+    )
+    wrapped = [f"{old}.{rng.choice(WRAPPERS)}", f"{rng.choice(WRAPPERS)}.{old}", f"{old}.default"]
+    new = rng.choice([*wrapped, "", ".", old.upper(), "\x1b", old + "x" * 5 * 10**6])
     some = names if alike else [rng.choice(names)]
     renamed = {(key.replace(old, new, 1) if key in some else key): spec for key, spec in header.items()}
     write_weights(folder, renamed, data)
@@ -158,10 +198,17 @@ def _header_text(rng: random.Random, folder: Path) -> None:
     header, data = read_weights(folder)
     text = json.dumps(header)
     deep = rng.choice(["[", '{"a":']) * rng.choice([100, 10**5, 10**6])
-    bad = rng.choice([f'{text[:-1]}, "x": {deep}', text[:-1] + ", " + text[1:], text + " " * 10**6, "[]", "{}", '{"a": 1}',
-                      text.replace("{", "{" + "[]," * rng.choice([1, 10**6]), 1),
-                      '{"__metadata__": ' + "{" + ",".join(f'"{n}": "x"' for n in range(10**5)) + "}}"])  # fmt: skip
-    write_weights(folder, bad.encode(), data)
+    bad = [
+        f'{text[:-1]}, "x": {deep}',
+        text[:-1] + ", " + text[1:],
+        text + " " * 10**6,
+        "[]",
+        "{}",
+        '{"a": 1}',
+    ]
+    bad.append(text.replace("{", "{" + "[]," * rng.choice([1, 10**6]), 1))
+    bad.append('{"__metadata__": ' + "{" + ",".join(f'"{n}": "x"' for n in range(10**5)) + "}}")
+    write_weights(folder, rng.choice(bad).encode(), data)
 
 
 def _values(rng: random.Random, folder: Path) -> None:
@@ -200,7 +247,7 @@ def mutate(folder: Path, seed: int) -> None:
             return  # a hole: not to be read here
         try:
             rng.choice(KINDS)(rng, folder)
-        except (ValueError, KeyError, TypeError, AttributeError, struct.error, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error, IndexError, RecursionError):
             return  # what the first change left cannot be changed in that way once more
 
 

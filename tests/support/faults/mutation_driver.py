@@ -30,7 +30,11 @@ def outcome(folder: Path) -> str:
     except AdapterError as error:
         text = str(error)
         named = str(folder) in text
-        return "refused" if named and text.isprintable() and len(text) <= LONGEST else f"bad message {text[:300]!r}"
+        return (
+            "refused"
+            if named and text.isprintable() and len(text) <= LONGEST
+            else f"bad message {text[:300]!r}"
+        )
     raw = (folder / WEIGHTS_NAME).read_bytes()
     if not adapter.notes and source_file(adapter.vector, adapter.layout, adapter.header) != raw:
         return "not bit for bit"
