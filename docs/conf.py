@@ -7,7 +7,13 @@ author = "The lora-bank developers"
 project_copyright = "The lora-bank developers, Apache License 2.0"
 release = installed("lora-bank")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx_click"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_click",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"lora-bank {release}"
