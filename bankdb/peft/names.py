@@ -33,7 +33,7 @@ _MANGLED = (
     "'default'"
 )
 _ADVICE_OF_COPIES = (
-    "load the adapter with PEFT and save it with save_pretrained(FOLDER, save_embedding_layers=False)"
+    "load the adapter with PEFT and save it with save_pretrained(OUT, save_embedding_layers=False)"
 )
 
 
@@ -181,8 +181,8 @@ def _foreign_tensor(name: str, names: Sequence[str]) -> str:
         r"\.(embed_tokens|lm_head|wte|wpe|embed_in|embed_out|word_embeddings|embeddings)\.weight$", name
     ):
         return (
-            "a weight of the model itself, which PEFT saves along where its vocabulary was resized; to leave it out "
-            f"(what was trained in it is lost), resize the base model in the same way, {_ADVICE_OF_COPIES}"
+            "a weight of the model itself, saved along since its vocabulary was resized; to lose it, resize the base "
+            f"model so, {_ADVICE_OF_COPIES}"
         )
     return f"a weight of the model itself; {_ADVICE_OF_COPIES}"
 

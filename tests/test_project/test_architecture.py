@@ -201,7 +201,7 @@ ARROWS = {
         "bankdb.new_bank",
         "bankdb.peft",
     },
-    "bankdb.scaled_rows": {"bankdb.arrays", "bankdb.bank"},
+    "bankdb.scaled_rows": {"bankdb.arrays", "bankdb.bank", "bankdb.peft"},
     "bankdb.derived": {"bankdb.arrays", "bankdb.bank", "bankdb.catalog"},
     "bankdb.ingest": {
         "bankdb.arrays",

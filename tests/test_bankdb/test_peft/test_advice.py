@@ -71,7 +71,7 @@ def test_a_head_among_the_targets(tmp_path: Path, base_model: Any, targets: list
     model.save_pretrained(tmp_path / "saved", save_embedding_layers=True)
     message = refusal(tmp_path / "saved")
     assert "lm_head is a target" in message
-    assert "save_pretrained(FOLDER, save_embedding_layers=False)" in message
+    assert "save_pretrained(OUT, save_embedding_layers=False)" in message
     assert "modules_to_save" not in message
     loaded = PeftModel.from_pretrained(copy.deepcopy(base_model), tmp_path / "saved")
     loaded.save_pretrained(tmp_path / "again", save_embedding_layers=False)
