@@ -44,14 +44,14 @@ class Origins:
             votes[self._stated.get(str(sha256))] += int(count)
         return votes
 
-    def task_type(self) -> str | None:
+    def task_type(self) -> str:
         """Return the task type that most adapters state, with which predictions are written.
 
-        Adapters that state none have no vote. CAUSAL_LM where as many state it as another: texts are continued, and
-        so a prediction is loaded. None where no adapter states one: it loads as any.
+        Adapters that state none have no vote. CAUSAL_LM where as many state it as another, or none any: texts are
+        continued, and PEFT's AutoPeftModelForCausalLM loads no adapter that states none.
         """
         stated = {task: count for task, count in self.task_types().items() if task is not None}
-        return max(stated, key=lambda task: (stated[task], task == "CAUSAL_LM", task), default=None)
+        return max(stated, key=lambda task: (stated[task], task == "CAUSAL_LM", task), default="CAUSAL_LM")
 
     def add_aliases(self, names: Iterable[str]) -> tuple[str, ...]:
         """Record further names of the base model; return all that the bank has now."""

@@ -126,7 +126,7 @@ def ingest(
         )
         total, task_types = len(bank), bank.origins.task_types()
         written_as = bank.origins.task_type()
-    if len(task_types) > 1 and not as_json:
+    if task_types.keys() - {written_as} and not as_json:
         stated = ", ".join(f"{task or 'none'} by {count}" for task, count in task_types.most_common())
         click.echo(f"note: task_type is stated as {stated}; predictions are written as {written_as}")
     _tell_ingested(report, total, as_json)

@@ -23,6 +23,7 @@ from tests.support.banks.malformed_adapters import (
     write_weights,
 )
 from tests.support.banks.small_bank import ingest_folder, write_dataset
+from tests.support.banks.tiny_bank import BASE, NAMES, copy_pairs, make_bank
 
 
 def add(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
@@ -87,7 +88,7 @@ def test_wrapped_adapters_are_stored_and_exported_under_clean_names(
         (["SEQ_2_SEQ_LM", "CAUSAL_LM"], "CAUSAL_LM"),
         (["SEQ_2_SEQ_LM", "SEQ_2_SEQ_LM", "CAUSAL_LM"], "SEQ_2_SEQ_LM"),
         ([None, None, "CAUSAL_LM"], "CAUSAL_LM"),
-        ([None, None], None),
+        ([None, None], "CAUSAL_LM"),
         (["TOKEN_CLS", "FEATURE_EXTRACTION", None], "TOKEN_CLS"),
     ],
     ids=str,
@@ -103,12 +104,33 @@ def test_the_task_type_of_a_prediction_is_what_most_adapters_state(
             output = run(empty_bank, "ingest", tmp_path / f"pairs{index}").output
     if at_once:
         output = run(empty_bank, "ingest", tmp_path / "pairs").output
-    assert ("note: task_type" in output) == (len(set(stated)) > 1)
+    assert ("note: task_type" in output) == (set(stated) != {expected})
     assert empty_bank.origins.task_type() == expected
     new = write_dataset(tmp_path / "new", 9)
     out = tmp_path / "out"
     assert run(empty_bank, "predict", new, "--approach", "uniform", "--out", out).exit_code == 0
     assert json.loads((out / CONFIG).read_text())["task_type"] == expected
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "stated", [["SEQ_2_SEQ_LM", "CAUSAL_LM"], [None, None], [None, "CAUSAL_LM"]], ids=str
+)
+def test_autopeft_loads_a_prediction(tmp_path: Path, stated: list[str | None]) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    manifest = copy_pairs(tmp_path / "pairs", NAMES[:2])
+    for name, task_type in zip(NAMES, stated, strict=False):
+        path = tmp_path / "pairs" / "adapters" / name / CONFIG
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"task_type": task_type}))
+    out = tmp_path / "out"
+    with make_bank(tmp_path / "bank", manifest) as bank:
+        new = tmp_path / "pairs" / "datasets" / NAMES[0]
+        assert run(bank, "predict", new, "--approach", "uniform", "--out", out).exit_code == 0
+    config = json.loads((out / CONFIG).read_text()) | {"base_model_name_or_path": str(BASE)}
+    (out / CONFIG).write_text(json.dumps(config))
+    model = AutoPeftModelForCausalLM.from_pretrained(out)
+    assert all(bool(p.abs().sum() > 0) for name, p in model.named_parameters() if "lora_B" in name)
 
 
 def test_the_task_type_changes_with_what_is_in_the_bank(tmp_path: Path, empty_bank: AdapterBank) -> None:
