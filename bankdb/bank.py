@@ -346,7 +346,8 @@ class AdapterBank:
             The stored row is damaged.
         """
         from bankdb.arrays.adapter_store import row_sha256
-        from bankdb.peft.weights import source_file, write_adapter_folder
+        from bankdb.peft.folder import write_adapter_folder
+        from bankdb.peft.weights import source_file
 
         record = self.catalog.adapter(name)
         vector = self.store.read(record.row)

@@ -120,10 +120,12 @@ def is_partial(name: str) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all."""
+    """Write a file so that it appears whole or not at all, also after a crash."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         unfinished.write_text(text, encoding="utf-8")
+        fsync_path(unfinished)
         unfinished.replace(path)
+        fsync_path(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)

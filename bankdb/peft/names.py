@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bankdb.errors import AdapterError, listed, one_line
+from bankdb.peft.layout import PREFIX
 
-PREFIX = "base_model.model."
 # Segments that these put into names wherever they wrap a module; no model has such a name of its own.
 _WRAPPERS = {
     "_orig_mod": "torch.compile",

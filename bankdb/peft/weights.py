@@ -23,26 +23,10 @@ from numpy.typing import NDArray
 
 from bankdb.errors import AdapterError, BankFormatError, one_line
 from bankdb.peft.config import CONFIG_NAME, AdapterConfig, read_config
-from bankdb.peft.folder import write_adapter_folder
 from bankdb.peft.header import TensorEntry, check_data_bytes, parse_header, read_header, renamed_header
 from bankdb.peft.layout import AdapterLayout, TensorSpec
-from bankdb.peft.model_card import model_card
 from bankdb.peft.names import TensorNames, tensor_names
 from bankdb.peft.source_layout import check_idle, source_layout
-
-__all__ = [
-    "DTYPES",
-    "WEIGHTS_NAME",
-    "SourceAdapter",
-    "load_adapter",
-    "model_card",
-    "read_layout",
-    "source_file",
-    "source_pieces",
-    "write_adapter_folder",
-    "write_safetensors",
-    "write_source_file",
-]
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -216,22 +200,6 @@ def source_pieces(vector: NDArray[np.float32], layout: AdapterLayout, header: by
 def source_file(vector: NDArray[np.float32], layout: AdapterLayout, header: bytes) -> bytes:
     """Return the file that was ingested, bit for bit; `source_pieces` does it in pieces."""
     return b"".join(source_pieces(vector, layout, header))
-
-
-def write_source_file(path: Path, vector: NDArray[np.float32], layout: AdapterLayout, header: bytes) -> str:
-    """Write the file that was ingested, bit for bit, and return its SHA-256 in hexadecimal.
-
-    Raises
-    ------
-    BankFormatError
-        As `source_pieces`.
-    """
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for piece in source_pieces(vector, layout, header):
-            digest.update(piece)
-            file.write(piece)
-    return digest.hexdigest()
 
 
 def write_safetensors(path: Path, vector: NDArray[np.float32], layout: AdapterLayout, dtype: str) -> None:

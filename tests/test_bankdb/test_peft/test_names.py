@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from bankdb.errors import AdapterError
+from bankdb.peft.folder import write_adapter_folder
 from bankdb.peft.names import tensor_names
-from bankdb.peft.weights import left_out_of_names, load_adapter, source_file, write_adapter_folder
+from bankdb.peft.weights import left_out_of_names, load_adapter, source_file
 from tests.support.banks.malformed_adapters import (
     BASE_MODEL,
     CONFIG,
