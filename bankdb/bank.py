@@ -222,6 +222,8 @@ class AdapterBank(StoredBank):
     def export(self, name: str, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the stored adapter as the PEFT folder it came from, bit for bit; return the folder.
 
+        Tensor names in which a wrapper left segments that PEFT does not look for are written without them.
+
         Raises
         ------
         BankNotFoundError

@@ -6,6 +6,12 @@ This module imports nothing, so that every layer may import it.
 
 from collections.abc import Sequence
 
+# What turns an adapter of mlx_lm.lora into one of PEFT's.
+FROM_MLX = (
+    "to convert it, store lora_a.T as base_model.model.MODULE.lora_A.weight and lora_b.T as .lora_B.weight, and write "
+    "PEFT's adapter_config.json with r = rank and lora_alpha = scale * rank"
+)
+
 
 class BankError(Exception):
     """Root of all errors raised on purpose; its text is shown to users as it is."""

@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
 from bankdb.shown import html_summary, text_summary
 from bankdb.sources.pairs import check_case
-from bankdb.storage.stored_bank import StoredBank, other_revision
+from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
     from bankdb.datasets.tokenizer import TokenHistogram
@@ -62,7 +62,8 @@ class IngestReport:
     skipped: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     refused: list[RefusedPair] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    """What was left out or assumed of stored adapters, with the names of those."""
 
     def __repr__(self) -> str:
         """Return how many of each, and the first that were refused."""
@@ -138,7 +139,8 @@ def ingest(
         report.refused += other
         resolved = _resolved(references, resolve, report, progress)
         expected = _expected(bank, resolved)
-        report.notes += bank.tokenizer.notes  # loaded once, here, before threads share it
+        # Loaded once, here, before threads share it.
+        report.notes |= {note: [] for note in bank.tokenizer.notes}
 
         def prepare(pair: Pair) -> _Prepared | None:
             return _prepare(bank, pair, expected, options)
@@ -204,18 +206,17 @@ def _resolved(
 def _expected(bank: StoredBank, pairs: Sequence[Pair]) -> _Expected:
     """Return what the bank's adapters are; for an empty bank, what most of the adapters to come are."""
     from bankdb.peft.config import CONFIG_NAME, read_config
-    from bankdb.peft.layout import AdapterLayout
-    from bankdb.peft.weights import read_layout
+    from bankdb.peft.weights import is_base_model, read_layout
 
     record = bank.record
     base_models = (record.base_model, *record.base_model_aliases)
     if record.layout is not None:
-        return _Expected(base_models, AdapterLayout.from_json(record.layout), record.base_model_revision)
+        return _Expected(base_models, bank.layout, record.base_model_revision)
     votes: Counter[tuple[AdapterLayout, str | None]] = Counter()
     for pair in pairs:
         try:
             config = read_config(pair.adapter / CONFIG_NAME)
-            if config.base_model in base_models:
+            if is_base_model(config.base_model, base_models):
                 votes[read_layout(pair.adapter), config.revision] += 1
         except AdapterError:
             continue  # refused with its reason when its turn comes
@@ -230,6 +231,7 @@ def _prepare(
     options: IngestOptions,
 ) -> _Prepared | None:
     """Read, check and tokenize a pair; None if the bank has the very same already."""
+    from bankdb.peft.checks import check_range, other_revision
     from bankdb.peft.weights import load_adapter
 
     _check_text(pair)
@@ -245,6 +247,7 @@ def _prepare(
     if expected.layout is not None and adapter.config.revision != expected.revision:
         config = pair.adapter / "adapter_config.json"
         raise AdapterError(other_revision(str(config), expected.revision, adapter.config.revision))
+    adapter = replace(adapter, notes=(*adapter.notes, *check_range(adapter, pair.adapter)))
     dataset = dataset or _read(pair, options)
     histogram = bank.tokenizer.count(dataset.each_text(), str(pair.dataset[0]), _share(options))
     return _Prepared(pair, adapter, dataset.sha256, len(dataset), dataset.notes, histogram)
@@ -336,7 +339,8 @@ def _store_outcome(
         report.skipped.append(pair.name)
     else:
         (report.replaced if present else report.added).append(pair.name)
-        report.notes += (f"{pair.name}: {note}" for note in prepared.notes)
+        for note in (*prepared.adapter.notes, *prepared.notes):
+            report.notes.setdefault(note, []).append(pair.name)
 
 
 def _refresh_labels(bank: StoredBank, pair: Pair) -> None:

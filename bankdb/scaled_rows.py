@@ -12,6 +12,7 @@ from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.arrays.shard_format import Float32
 from bankdb.arrays.uncached import UncachedReader
 from bankdb.bank import AdapterBank
+from bankdb.peft.checks import check_scalings
 from bankdb.records import AdapterRecord
 
 
@@ -70,11 +71,18 @@ def read_scaled_into(
 
 
 def sources_of(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> Sources:
-    """Return the rows to combine, with what brings each to the bank's scaling."""
-    scaling = bank.record.scaling
+    """Return the rows to combine, with what brings each to the bank's scaling.
+
+    Raises
+    ------
+    BankFormatError
+        Layout or scalings in the database are damaged.
+    """
+    layout, scaling = bank.layout, bank.record.scaling
+    check_scalings(adapters, layout.rank)
     assert scaling is not None, "a bank with adapters has a scaling"
     return Sources(
         rows=np.asarray([record.row for record in adapters], dtype=np.int64),
         ratios=np.asarray([record.scaling / scaling for record in adapters], dtype=np.float32),
-        b_segments=bank.layout.b_segments(),
+        b_segments=layout.b_segments(),
     )

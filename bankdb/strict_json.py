@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from bankdb.errors import one_line
 
+_HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
-def parse_object(text: str) -> dict[str, Any]:
+
+def parse_object(text: str, *, most: int | None = None) -> dict[str, Any]:
     """Parse one JSON object, refusing what two readers could understand differently.
 
     Refused beyond what `json.loads` refuses: a value that is not an object, a key given twice, NaN and
     Infinity, nesting deeper than the parser can follow, and escapes that are no Unicode text (lone
     surrogates), which could be neither printed nor stored.
 
+    Parameters
+    ----------
+    text
+        The object.
+    most
+        Refuse a text of more commas and opening brackets than this before it is parsed: each value takes some 200
+        bytes, however short it is.
+
     Raises
     ------
     ValueError
         With a one-line reason that does not name the file: callers do.
     """
+    if most is not None and sum(map(text.count, ",[{")) > most:
+        raise ValueError(f"it has more than {most} values")
     try:
         value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode()
+        if _HALF_A_PAIR.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeEncodeError:

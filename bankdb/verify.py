@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from bankdb.arrays.durable import move, partial_files, relative_name
 from bankdb.derived import clear_unfinished, delete_damaged, derived_problems, unfinished
 from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError, DatabaseUnavailableError
 from bankdb.ingest import clear_leftovers_locked
-from bankdb.peft.config import scaling
+from bankdb.peft.checks import stored_differences
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 from bankdb.shown import html_summary
@@ -86,6 +85,7 @@ def verify(bank: StoredBank, *, repair: bool = False, progress: Progress | None 
 def _check(bank: StoredBank, repair: bool, report: VerifyReport, progress: Progress) -> None:
     for problem in bank.database_problems():
         report.damage.append(f"{bank.database_shown}: {problem}; restore it from a copy")
+    _check_record(bank, report)
     # First, so that what is foreign is out of the way of rows that are restored.
     _check_orphans(bank, repair, report)
     records = bank.adapters()
@@ -127,8 +127,7 @@ def _check_adapter(bank: StoredBank, record: AdapterRecord, repair: bool, report
 def _database_problem(bank: StoredBank, record: AdapterRecord) -> str | None:
     try:
         _check_counts(bank, record)
-        bank.catalog.blob(record.header_sha256)
-        _check_scaling(record, bank.catalog.blob(record.config_sha256))
+        _check_own_files(bank, record)
     except DatabaseUnavailableError:
         raise
     except BankError as error:
@@ -166,16 +165,30 @@ def _check_counts(bank: StoredBank, record: AdapterRecord) -> None:
         )
 
 
-def _check_scaling(record: AdapterRecord, config: bytes) -> None:
-    options = json.loads(config)
-    rank, alpha, rslora = options["r"], options["lora_alpha"], options.get("use_rslora", False)
-    expected = (rank, alpha, rslora, scaling(alpha, rank, rslora))
-    found = (record.rank, record.alpha, record.use_rslora, record.scaling)
-    if found != expected:
-        raise BankFormatError(
-            f"rank, alpha, use_rslora and scaling {expected} expected from its configuration, {found} found in "
-            "the database; remove and ingest it again"
-        )
+def _check_own_files(bank: StoredBank, record: AdapterRecord) -> None:
+    """Compare what the database says of an adapter, and of all, with its own header and configuration."""
+    header, config = bank.catalog.blob(record.header_sha256), bank.catalog.blob(record.config_sha256)
+    found = stored_differences(bank.record, record, header, config)
+    if found:
+        raise BankFormatError(f"{'; '.join(found)}; remove and ingest it again")
+
+
+def _check_record(bank: StoredBank, report: VerifyReport) -> None:
+    """Compare the bank's own record with its adapters' headers, and with its tokenizer."""
+    if not bank.record.layout:
+        return
+    try:
+        _ = bank.layout
+        found, expected = bank.record.vocabulary, bank.tokenizer.vocabulary
+        if found != expected:
+            raise BankFormatError(
+                f"a vocabulary of {expected} ids expected from its tokenizer, {found} found in the database; "
+                "restore it from a copy"
+            )
+    except DatabaseUnavailableError:
+        raise
+    except BankError as error:
+        report.damage.append(f"{bank.database_shown}: {error}")
 
 
 def _restore(bank: StoredBank, record: AdapterRecord) -> str | None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from bankdb.arrays.adapter_store import AdapterStore, Vector
@@ -13,8 +14,9 @@ from bankdb.arrays.remote import Location, located
 from bankdb.catalog.catalog import Catalog
 from bankdb.catalog.database import Database
 from bankdb.catalog.generations import GenerationStore
+from bankdb.catalog.origins import Origins
 from bankdb.catalog.runs import RunBook
-from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, TokenizerError
+from bankdb.errors import BankFormatError, BankNotFoundError, TokenizerError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, BankRecord, RunRecord
 from bankdb.storage.location import LOCATION_FILE, BankLocation
@@ -37,6 +39,8 @@ class StoredBank:
         Where its parts are: folder, database, arrays.
     catalog
         What is in it, by name.
+    origins
+        What its adapters' own files say of the bank.
     runs
         What was computed from it.
     generations
@@ -53,6 +57,7 @@ class StoredBank:
         self._database = database
         self._locks = database.locks(location.folder)
         self.catalog = Catalog(database)
+        self.origins = Origins(database)
         self.runs = RunBook(database)
         self.generations = GenerationStore(database)
         self.arrays: Location = self.path if location.arrays is None else located(location.arrays)
@@ -124,13 +129,34 @@ class StoredBank:
 
     @property
     def layout(self) -> AdapterLayout:
-        """How a row of the array maps to named tensors. Raises BankNotFoundError on an empty bank."""
-        from bankdb.peft.layout import AdapterLayout
+        """How a row of the array maps to named tensors, as the adapters' own headers have it.
 
-        text = self.record.layout
-        if text is None:
+        Raises
+        ------
+        BankNotFoundError
+            The bank is empty.
+        BankFormatError
+            The database's own record is damaged: it is not what an adapter's stored header says.
+        """
+        from bankdb.peft.checks import check_bank, checked_layout
+
+        record, first = self.record, self.origins.first_header()
+        if record.layout is None:
             raise BankNotFoundError(f"{self.path}: the bank has no adapters yet; add some with `bank ingest`")
-        return AdapterLayout.from_json(text)
+        layout = checked_layout(record.layout, None if first is None else self.catalog.blob(first))
+        check_bank(record, layout)
+        return layout
+
+    def export_record(self) -> BankRecord:
+        """Return the record that predictions are written by: its layout was checked, its task type is the majority's.
+
+        Raises
+        ------
+        BankNotFoundError, BankFormatError
+            As `layout`.
+        """
+        _ = self.layout
+        return replace(self.record, task_type=self.origins.task_type())
 
     @functools.cached_property
     def tokenizer(self) -> BankTokenizer:
@@ -185,6 +211,8 @@ class StoredBank:
         AdapterError
             The adapter's layout is not the bank's, or it was trained on another revision of the base model.
         """
+        from bankdb.peft.checks import check_fits
+        from bankdb.peft.layout import AdapterLayout
 
         with self._database.write() as session:
             record = self.catalog.bank_in(session)
@@ -203,7 +231,7 @@ class StoredBank:
                     base_model_revision=adapter.config.revision,
                 )
             else:
-                _check_fits(record, record.layout, name, adapter)
+                check_fits(record, AdapterLayout.from_json(record.layout), name, adapter)
             row = self.catalog.reserve(session, name)
             self.store.grow(row + 1)
             return row
@@ -241,21 +269,3 @@ class StoredBank:
         note = "another run is working on this bank; waiting for it to finish"
         with self._locks.exclusive("compute", lambda: progress.note(note)):
             yield
-
-
-def _check_fits(record: BankRecord, layout: str, name: str, adapter: SourceAdapter) -> None:
-    from bankdb.peft.layout import AdapterLayout
-
-    found = AdapterLayout.from_json(layout).differences(adapter.layout)
-    if found:
-        raise AdapterError(f"{name}: not of the bank's layout: {'; '.join(found)}")
-    if adapter.config.revision != record.base_model_revision:
-        raise AdapterError(other_revision(name, record.base_model_revision, adapter.config.revision))
-
-
-def other_revision(what: str, expected: str | None, found: str | None) -> str:
-    """Return the message for an adapter of another revision of the base model."""
-    return (
-        f"{what}: trained on revision {found!r} of the base model, the bank's adapters on {expected!r}; "
-        "keep them in separate banks"
-    )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, BankFormatError, ParameterError, PlanError
+from bankdb.peft.checks import check_scalings
 from bankdb.peft.config import scaling as scaling_of
 from bankdb.peft.layout import AdapterLayout, Module, TensorSpec, layout_of_rank, modules_of
 from bankdb.progress import Progress, SilentProgress
@@ -189,9 +190,11 @@ def _sources(bank: AdapterBank, adapters: Sequence[AdapterRecord], weights: NDAr
             f"{single.shape}; give a coefficient for each adapter"
         )
     used = np.flatnonzero(single)
+    rank = bank.layout.rank
+    check_scalings([adapters[index] for index in used.tolist()], rank)
     scalings = np.asarray([adapters[index].scaling for index in used.tolist()])
     rows = np.asarray([adapters[index].row for index in used.tolist()], dtype=np.int64)
-    return _Sources(bank.store, rows, single[used].astype(np.float64) * scalings, bank.layout.rank)
+    return _Sources(bank.store, rows, single[used].astype(np.float64) * scalings, rank)
 
 
 def check_rank_fits(bank: AdapterBank, rank: int | str | None) -> None:

@@ -156,7 +156,7 @@ def _export_delta_one(
         return DeltaExport(folder, form.layout.rank, kept[RETAINED])
     made = delta_adapter(bank, sources, weights, rank, memory=memory)
     record[RETAINED] = dict(made.retained)
-    write_prediction(bank.record, folder, made.vector, record, overwrite, form)
+    write_prediction(bank.export_record(), folder, made.vector, record, overwrite, form)
     return DeltaExport(folder, form.layout.rank, made.retained)
 
 
@@ -175,7 +175,7 @@ def _export_one(
         return written
     again = "delete predictions.zarr and run the same command again"
     vector = read_row(path / "adapters", index, again)
-    write_prediction(bank.record, folder, vector, record, overwrite)
+    write_prediction(bank.export_record(), folder, vector, record, overwrite)
     return written
 
 

@@ -155,7 +155,7 @@ def _predictions(
                 vector,
                 "none" if metric is None else metric.key,
                 way,
-                bank.record,
+                bank.export_record(),
                 delta,
                 fitted,
             )
