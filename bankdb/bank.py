@@ -144,12 +144,12 @@ class AdapterBank(StoredBank):
         input_column: str = "input",
         output_column: str = "output",
         replace: bool = False,
+        memory: int | None = None,
         progress: Progress | None = None,
     ) -> IngestReport:
         """Store every pair of adapter and dataset that can be stored; each whole or not at all.
 
-        A pair that is there already is skipped. One that cannot be stored is named in the report, with the reason,
-        and leaves nothing behind.
+        A pair that is there already is skipped; one that cannot be stored is named in the report and leaves nothing.
 
         Parameters
         ----------
@@ -167,13 +167,13 @@ class AdapterBank(StoredBank):
             Columns of the datasets with the input text and the output, or outputs.
         replace
             Store a pair anew where the bank has other content under its name.
+        memory
+            Bytes for reading and tokenizing; half of the machine's if not given.
 
         Raises
         ------
-        SourceError
-            A source names no pairs at all.
-        ParameterError
-            `group_pattern` is no regular expression with a group.
+        SourceError, ParameterError
+            A source names no pairs at all; `group_pattern` is no regular expression with a group.
         ArrayStoreUnavailableError, DatabaseUnavailableError
             The store of a bank on a URL, or its database, failed; what was stored before is kept.
 
@@ -182,15 +182,16 @@ class AdapterBank(StoredBank):
         >>> bank.ingest(pairs)
         IngestReport: 0 added, 6 there already, 0 replaced, 0 refused
         """
-        from bankdb.ingest import IngestOptions, ingest, resolver
-        from bankdb.sources.find import references_of
+        from bankdb.ingest import IngestOptions, ingest
+        from bankdb.sources.find import references_of, resolver
 
         references, refused = references_of(sources, hub, group_pattern)
+        options = IngestOptions(input_column, output_column, replace, memory)
         return ingest(
             self,
             references,
-            resolve=resolver(self),
-            options=IngestOptions(input_column, output_column, replace),
+            resolve=resolver(self.catalog.find),
+            options=options,
             refused=refused,
             progress=progress,
         )
@@ -221,6 +222,8 @@ class AdapterBank(StoredBank):
 
     def export(self, name: str, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the stored adapter as the PEFT folder it came from, bit for bit; return the folder.
+
+        Tensor names in which a wrapper left segments that PEFT does not look for are written without them.
 
         Raises
         ------

@@ -6,6 +6,12 @@ This module imports nothing, so that every layer may import it.
 
 from collections.abc import Sequence
 
+# What turns an adapter of mlx_lm.lora into one of PEFT's.
+FROM_MLX = (
+    "to convert it, store lora_a.T as base_model.model.MODULE.lora_A.weight and lora_b.T as .lora_B.weight, and write "
+    "PEFT's adapter_config.json with r = rank and lora_alpha = scale * rank"
+)
+
 
 class BankError(Exception):
     """Root of all errors raised on purpose; its text is shown to users as it is."""
@@ -60,9 +66,9 @@ class ArrayStoreUnavailableError(BankError):
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and how many more there are; a very long one is cut."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(one_line(name, 500) if len(name) > 500 else name for name in names[:most]) + more
 
 
 def one_line(found: object, most: int = 160) -> str:

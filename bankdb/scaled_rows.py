@@ -13,6 +13,7 @@ from bankdb.arrays.shard_format import Checksums, Float32
 from bankdb.arrays.uncached import UncachedReader
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError
+from bankdb.peft.checks import check_scalings
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 
@@ -116,14 +117,15 @@ def sources_of(
     Raises
     ------
     BankFormatError
-        A row of a bank that has no checksums yet is damaged.
+        Layout or scalings in the database are damaged, or a row of a bank that has no checksums yet is.
     """
-    scaling = bank.record.scaling
+    layout, scaling = bank.layout, bank.record.scaling
+    check_scalings(adapters, layout.rank)
     assert scaling is not None, "a bank with adapters has a scaling"
     return Sources(
         rows=np.asarray([record.row for record in adapters], dtype=np.int64),
         ratios=np.asarray([record.scaling / scaling for record in adapters], dtype=np.float32),
-        b_segments=bank.layout.b_segments(),
+        b_segments=layout.b_segments(),
         checksums=row_checksums(bank, adapters, progress),
     )
 

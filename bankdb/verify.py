@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from bankdb.arrays.adapter_store import StoredRow, row_sha256
-from bankdb.arrays.durable import move, partial_files
-from bankdb.arrays.remote import Location, RemotePath
+from bankdb.arrays.durable import move, partial_files, relative_name
+from bankdb.derived import clear_unfinished, delete_damaged, derived_problems, unfinished
 from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError, DatabaseUnavailableError
 from bankdb.ingest import clear_leftovers_locked
-from bankdb.peft.config import scaling
+from bankdb.peft.checks import stored_differences
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 from bankdb.shown import html_summary
@@ -21,7 +20,6 @@ from bankdb.storage.stored_bank import StoredBank
 
 # Lines that a report shows of itself.
 _LISTED = 10
-_DERIVED = ("distributions", "distances", "gram", "predictions", "neural")
 
 
 @dataclass(slots=True)
@@ -87,6 +85,7 @@ def verify(bank: StoredBank, *, repair: bool = False, progress: Progress | None 
 def _check(bank: StoredBank, repair: bool, report: VerifyReport, progress: Progress) -> None:
     _check_database(bank, repair, report)
     _check_owner(bank, repair, report)
+    _check_record(bank, report)
     # First, so that what is foreign is out of the way of rows that are restored.
     _check_orphans(bank, repair, report)
     records = bank.catalog.whole_adapters()
@@ -98,10 +97,10 @@ def _check(bank: StoredBank, repair: bool, report: VerifyReport, progress: Progr
     if len(records) == len(bank):
         _check_leftovers(bank, repair, report)
     if not repair:
-        _check_derived(bank, False, report)
+        _check_derived(bank, False, report, progress)
         return
     with bank.nobody_computing() as alone:
-        _check_derived(bank, alone, report)
+        _check_derived(bank, alone, report, progress)
 
 
 def _check_database(bank: StoredBank, repair: bool, report: VerifyReport) -> None:
@@ -154,8 +153,7 @@ def _check_adapter(bank: StoredBank, record: AdapterRecord, repair: bool, report
 def _database_problem(bank: StoredBank, record: AdapterRecord) -> str | None:
     try:
         _check_counts(bank, record)
-        bank.catalog.blob(record.header_sha256)
-        _check_scaling(record, bank.catalog.blob(record.config_sha256))
+        _check_own_files(bank, record)
     except DatabaseUnavailableError:
         raise
     except BankError as error:
@@ -213,16 +211,30 @@ def _check_counts(bank: StoredBank, record: AdapterRecord) -> None:
         )
 
 
-def _check_scaling(record: AdapterRecord, config: bytes) -> None:
-    options = json.loads(config)
-    rank, alpha, rslora = options["r"], options["lora_alpha"], options.get("use_rslora", False)
-    expected = (rank, alpha, rslora, scaling(alpha, rank, rslora))
-    found = (record.rank, record.alpha, record.use_rslora, record.scaling)
-    if found != expected:
-        raise BankFormatError(
-            f"rank, alpha, use_rslora and scaling {expected} expected from its configuration, {found} found in "
-            "the database; remove and ingest it again"
-        )
+def _check_own_files(bank: StoredBank, record: AdapterRecord) -> None:
+    """Compare what the database says of an adapter, and of all, with its own header and configuration."""
+    header, config = bank.catalog.blob(record.header_sha256), bank.catalog.blob(record.config_sha256)
+    found = stored_differences(bank.record, record, header, config)
+    if found:
+        raise BankFormatError(f"{'; '.join(found)}; remove and ingest it again")
+
+
+def _check_record(bank: StoredBank, report: VerifyReport) -> None:
+    """Compare the bank's own record with its adapters' headers, and with its tokenizer."""
+    if not bank.record.layout:
+        return
+    try:
+        _ = bank.layout
+        found, expected = bank.record.vocabulary, bank.tokenizer.vocabulary
+        if found != expected:
+            raise BankFormatError(
+                f"a vocabulary of {expected} ids expected from its tokenizer, {found} found in the database; "
+                "restore it from a copy"
+            )
+    except DatabaseUnavailableError:
+        raise
+    except BankError as error:
+        report.damage.append(f"{bank.database_shown}: {error}")
 
 
 def _restore(bank: StoredBank, record: AdapterRecord) -> str | None:
@@ -255,18 +267,12 @@ def _check_orphans(bank: StoredBank, repair: bool, report: VerifyReport) -> None
                 f"{item}: orphan, not the bank's; --repair moves it to {bank.arrays / 'orphans'}"
             )
             continue
-        target = bank.arrays / "orphans" / _within(item, bank.arrays)
+        target = bank.arrays / "orphans" / relative_name(item, bank.arrays)
         if target.exists():
             report.damage.append(f"{item}: orphan, and {target} is taken; move one of them away")
             continue
         move(item, target)
         report.repaired.append(f"{item}: moved to {target}")
-
-
-def _within(item: Location, place: Location) -> str:
-    if isinstance(item, RemotePath) and isinstance(place, RemotePath):
-        return item.relative_to(place)
-    return str(Path(str(item)).relative_to(str(place)))
 
 
 def _check_leftovers(bank: StoredBank, repair: bool, report: VerifyReport) -> None:
@@ -288,17 +294,20 @@ def _check_leftovers(bank: StoredBank, repair: bool, report: VerifyReport) -> No
     report.leftovers += [f"{file}: left by an interrupted write" for file in partial_files(bank.store.path)]
 
 
-def _check_derived(bank: StoredBank, repair: bool, report: VerifyReport) -> None:
-    """Find what interrupted computations left, and runs whose array was deleted: they are made again."""
-    for file in (file for kind in _DERIVED for file in partial_files(bank.array_path(kind))):
-        if repair:
-            file.unlink(missing_ok=True)
-            report.repaired.append(f"cleared unfinished file {file.name}")
+def _check_derived(bank: StoredBank, repair: bool, report: VerifyReport, progress: Progress) -> None:
+    """Find what interrupted computations left, blocks that are damaged, and runs whose array was deleted."""
+    if repair:
+        report.repaired += [f"cleared unfinished file {name}" for name in clear_unfinished(bank)]
+    else:
+        report.leftovers += [f"{file}: left by an interrupted write" for file in unfinished(bank)]
+    for problem in list(derived_problems(bank, progress)):
+        if repair and problem.damage and delete_damaged(bank, problem):
+            report.repaired.append(f"deleted {problem.delete}, to be computed again ({problem.text})")
         else:
-            report.leftovers.append(f"{file}: left by an interrupted write")
+            (report.damage if problem.damage else report.leftovers).append(problem.text)
     for run in bank.runs.all():
         path = bank.run_array(run)
-        if path is None or path.exists() or not bank.runs.done_pieces(run.id):
+        if path is None or path.exists() or not (run.state == "done" or bank.runs.done_pieces(run.id)):
             continue
         if repair:
             bank.runs.reopen(run.id)

@@ -5,8 +5,8 @@
 
 Three readings of a bank: the chunks alone, one after another; the slices of the Gram matrix; and one combination of
 all adapters. Each is done with and without the check in turn, which goes first too; a ratio is of the least times of
-all rounds. Processor time is what a busy machine changes least, the wall's time what one waits for; products are computed
-by one thread, as in a worker, since idle threads of BLAS take processor time too.
+all rounds. Processor time is what a busy machine changes least, the wall's time what one waits for; products are
+computed by one thread, as in a worker, since idle threads of BLAS take processor time too.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def scored(bank: AdapterBank, made: DeltaAdapter, name: str, score: Score) -> fl
     form = made.form
     with tempfile.TemporaryDirectory() as folder:
         config = render_config(
-            str(BASE), form.layout, (form.alpha, form.use_rslora), bank.record.task_type, revision=None
+            str(BASE), form.layout, (form.alpha, form.use_rslora), bank.origins.task_type(), revision=None
         )
         (Path(folder) / "adapter_config.json").write_text(config)
         write_safetensors(Path(folder) / "adapter_model.safetensors", made.vector, form.layout, "float32")

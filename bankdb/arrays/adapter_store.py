@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bankdb.arrays.durable import fsync_path, fsync_written, is_partial, partial_files
 from bankdb.arrays.remote import Location, RemotePath, delete, objects_below
 from bankdb.arrays.remote_shards import RemoteShards, forget
-from bankdb.arrays.shard_format import NOT_THE_CATALOGUES, Checksums, checksum
+from bankdb.arrays.shard_format import Checksums
 from bankdb.arrays.shards import Shards, shards_of
 from bankdb.arrays.zarr_arrays import (
     chunk_file,
@@ -27,7 +27,6 @@ from bankdb.arrays.zarr_arrays import (
     create_array,
     grow_array,
     open_array,
-    read_region,
 )
 from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError
 
@@ -47,8 +46,7 @@ class StoredRow(NamedTuple):
     sha256
         Of its values, little-endian float32.
     checksums
-        uint32, shape (chunks,): what each of its chunks ends with, the CRC32C of it as it is stored; in an array of
-        another layout than this version writes, that of its values.
+        uint32, shape (chunks,): what each of its chunks ends with, the CRC32C of it as it is stored.
     """
 
     sha256: str
@@ -72,7 +70,7 @@ class AdapterStore:
     def __init__(self, path: Location) -> None:
         self.path = path
         self._array: zarr.Array[Any] | None = None
-        self._shards: tuple[zarr.Array[Any], Shards | RemoteShards | None] | None = None
+        self._shards: tuple[zarr.Array[Any], Shards | RemoteShards] | None = None
 
     def create(self, parameters: int, identity: str, owner: str | None = None) -> None:
         """Make the array for rows of `parameters` columns; the caller knows that no row is ready."""
@@ -147,14 +145,9 @@ class AdapterStore:
             )
         if not np.isfinite(vector).all():
             raise AdapterError(f"{self.path}: row {row} was expected to be finite, NaN or Inf found")
-        shards = self._known_shards()
-        if shards is None:
-            self.array[row, :] = vector
-            checksums = self._value_checksums(vector)
-        else:
-            written: list[int] = []
-            shards.write(row, 0, [np.ascontiguousarray(vector, dtype=np.float32)[None, :]], written)
-            checksums = np.asarray(written, dtype="<u4")
+        written: list[int] = []
+        self._known_shards().write(row, 0, [np.ascontiguousarray(vector, dtype=np.float32)[None, :]], written)
+        checksums = np.asarray(written, dtype="<u4")
         fsync_written(self.path, [self.file(row)])
         return StoredRow(row_sha256(vector), checksums)
 
@@ -195,7 +188,7 @@ class AdapterStore:
         panel
             Its rows are C-contiguous. What it holds after an error is undefined.
         uncached
-            Reads past the page cache, where rows are in the layout that this version writes.
+            Reads past the page cache.
         checksums
             The catalogue's, of the chunks that are read: shape (len(rows), chunks). None compares nothing, for
             whoever looks at the whole row's sha256.
@@ -207,28 +200,14 @@ class AdapterStore:
         """
         for row in rows:
             self._check_row(row)
-        shards = self._known_shards()
-        if shards is not None:
-            shards.read_rows(rows, start, stop, panel, uncached, checksums)
-            return
-        for position, row in enumerate(rows):
-            panel[position] = self._read_one(
-                row, start, stop, None if checksums is None else checksums[position]
-            )
+        self._known_shards().read_rows(rows, start, stop, panel, uncached, checksums)
 
     def read_stored(self, row: int) -> tuple[Vector, StoredRow]:
         """Read one row, shape (p,), with what it is known by. Raises BankFormatError as `read` does."""
-        shards = self._known_shards()
+        self._check_row(row)
+        checksums = self._known_shards().checksums(row)  # before the chunks, which are held against them
         vector = np.empty((1, int(self.array.shape[1])), dtype=np.float32)
-        checksums = None
-        if shards is not None:
-            self._check_row(row)
-            checksums = shards.checksums(row)  # before the chunks, which are held against them
-        self.read_into(
-            [row], 0, vector.shape[1], vector, None, None if checksums is None else checksums[None]
-        )
-        if checksums is None:
-            checksums = self._value_checksums(vector[0])
+        self.read_into([row], 0, vector.shape[1], vector, None, checksums[None])
         return vector[0], StoredRow(row_sha256(vector[0]), checksums)
 
     @property
@@ -238,8 +217,8 @@ class AdapterStore:
 
     def prefetch(self, rows: Sequence[int], start: int, stop: int) -> None:
         """Ask the kernel for columns that will be read soon: a disk works while a processor does."""
-        shards = self._known_shards()
-        if shards is not None and hasattr(os, "posix_fadvise"):
+        if hasattr(os, "posix_fadvise"):
+            shards = self._known_shards()
             for row in rows:
                 shards.prefetch(row, start, stop)
 
@@ -252,38 +231,18 @@ class AdapterStore:
         if row >= rows:
             raise BankFormatError(f"{self.path}: row {row} is beyond the array's {rows} rows; {_RESTORE}")
 
-    def _known_shards(self) -> Shards | RemoteShards | None:
+    def _known_shards(self) -> Shards | RemoteShards:
+        """Return the array's shards. zarr would read others too, and believe what their chunks say of themselves."""
         array = self.array
         if self._shards is None or self._shards[0] is not array:
-            self._shards = (array, shards_of(array, self.path, _RESTORE))
-        return self._shards[1]
-
-    def _read_one(self, row: int, start: int, stop: int, checksums: Checksums | None = None) -> Vector:
-        """Read a row through zarr, for an array of another layout than this version writes."""
-        # Whole chunks' worth of columns, whose values have checksums.
-        first = start // self.chunk * self.chunk
-        last = min(-(-stop // self.chunk) * self.chunk, int(self.array.shape[1]))
-        values: Vector = read_region(self.array, (row, slice(first, last)), f"row {row}: {_RESTORE}")
-        # A missing chunk reads as NaN throughout; no stored value is NaN.
-        if np.isnan(values[:: self.chunk]).any() or np.isnan(values[-1:]).any():
-            raise BankFormatError(f"{self.file(row)}: row {row} lacks chunks; {_RESTORE}")
-        if checksums is not None:
-            foreign = np.flatnonzero(self._value_checksums(values) != checksums)
-            if len(foreign):
-                number = first // self.chunk + int(foreign[0])
+            found = shards_of(array, self.path, _RESTORE)
+            if found is None:
                 raise BankFormatError(
-                    f"{self.file(row)}: row {row}: chunk {number} {NOT_THE_CATALOGUES}; {_RESTORE}"
+                    f"{self.path / 'zarr.json'}: of a layout that this version does not write; put the bank's own "
+                    "adapters.zarr back"
                 )
-        return values[start - first : stop - first]
-
-    def _value_checksums(self, values: Vector) -> Checksums:
-        """Return the CRC32C of each chunk's values, for a layout whose chunks end with none that is known here."""
-        parts = np.ascontiguousarray(values, dtype="<f4")
-        ends = [
-            checksum(b"", parts[at : at + self.chunk].view(np.uint8))
-            for at in range(0, len(parts), self.chunk)
-        ]
-        return np.frombuffer(b"".join(ends), "<u4")
+            self._shards = (array, found)
+        return self._shards[1]
 
     def _shape_with(self, row: int) -> tuple[int, int]:
         """The array's shape; looked up again if another process may have grown it to hold `row`."""

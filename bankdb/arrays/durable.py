@@ -6,12 +6,14 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bankdb.arrays import remote
 from bankdb.arrays.remote import Location, RemotePath
+from bankdb.errors import BankFormatError
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 
@@ -25,6 +27,45 @@ def fsync_path(path: Location) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_file(file: Location) -> bytes | None:
+    """Return what is in a file, or an object; None if it is not there.
+
+    Raises
+    ------
+    BankFormatError
+        There is something that cannot be read.
+    ArrayStoreUnavailableError
+        The store of a URL failed.
+    """
+    if isinstance(file, RemotePath):
+        return remote.read_ranges([(file, 0, None)])[0]
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise BankFormatError(f"{file}: cannot be read ({error.strerror or error})") from error
+
+
+def write_file(file: Location, data: bytes) -> None:
+    """Write a file so that it appears whole, in place of one that was there, and is there after a crash."""
+    if isinstance(file, RemotePath):
+        remote.put({file: data})
+        return
+    partial = partial_of(file)
+    try:
+        with naming(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(file)
+        fsync_path(file.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def fsync_written(path: Location, files: Iterable[Location]) -> None:
@@ -47,18 +88,50 @@ def fsync_folders(path: Location, files: Iterable[Location]) -> None:
         fsync_path(folder)
 
 
-def fsync_tree(path: Location) -> None:
-    """Flush all files below `path`, and their folders."""
-    if isinstance(path, Path):
-        fsync_written(path, [file for file in path.rglob("*") if file.is_file()])
-
-
 def folders_in(path: Location) -> list[Location]:
     """Return what lies in `path` and holds something."""
     if isinstance(path, RemotePath):
         inside = {name.split("/")[0] for name in remote.objects_below(path) if "/" in name}
         return [path / name for name in sorted(inside)]
     return sorted(item for item in path.iterdir() if item.is_dir()) if path.is_dir() else []
+
+
+def files_below(path: Location) -> list[str]:
+    """Return the names, from `path` on, of all files below it; no symbolic link is followed."""
+    if isinstance(path, RemotePath):
+        return remote.objects_below(path)
+    found = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return sorted(file.relative_to(path).as_posix() for file in found)
+
+
+def delete_files(path: Location, names: Iterable[str]) -> None:
+    """Delete files below `path`, in this order, and the folders that are left empty, `path` among them."""
+    if isinstance(path, RemotePath):
+        for name in names:
+            remote.delete(path / name)
+        return
+    for name in names:
+        (path / name).unlink(missing_ok=True)
+    if not path.is_symlink():
+        for folder, _, _ in os.walk(path, topdown=False):
+            with contextlib.suppress(OSError):  # it holds something
+                os.rmdir(folder)
+
+
+def is_linked(path: Location, top: Location) -> bool:
+    """Whether `path`, or a folder between it and `top`, is a symbolic link."""
+    if isinstance(path, RemotePath) or isinstance(top, RemotePath):
+        return False
+    inside = path.absolute().relative_to(top.absolute()).parts
+    return any(top.joinpath(*inside[:number]).is_symlink() for number in range(1, len(inside) + 1))
+
+
+def free_space(path: Location) -> int | None:
+    """Return the bytes that are free where `path` is, or will be; None where that is not known, under a URL."""
+    if isinstance(path, RemotePath):
+        return None
+    there = next(item for item in (path.absolute(), *path.absolute().parents) if item.exists())
+    return shutil.disk_usage(there).free
 
 
 def delete_tree(path: Location) -> None:
@@ -87,6 +160,20 @@ def move(item: Location, target: Location) -> None:
     shutil.move(item, target)
     fsync_path(target.parent)
     fsync_path(item.parent)
+
+
+def new_place(place: Location, prefix: str) -> Location:
+    """Return a place of its own within another; a folder is made."""
+    if isinstance(place, RemotePath):
+        return place / f"{prefix}{uuid.uuid4().hex}"
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=place)).absolute()
+
+
+def relative_name(item: Location, place: Location) -> str:
+    """Return the names that lead from a place to what is below it."""
+    if isinstance(item, RemotePath) and isinstance(place, RemotePath):
+        return item.relative_to(place)
+    return Path(str(item)).relative_to(str(place)).as_posix()
 
 
 def partial_files(path: Location) -> list[Path]:

@@ -98,6 +98,30 @@ def located(text: str) -> Location:
     return Path(rest) if scheme in {"file", "local"} else RemotePath(text.rstrip("/"))
 
 
+def checked_place(text: str) -> Location:
+    """Return the place that a text names as every process understands it: an absolute path, or a URL that can be used.
+
+    Raises
+    ------
+    ParameterError
+        It names no place within a bucket, or one of a kind that is not known here.
+    """
+    place = located(text)
+    if isinstance(place, Path):
+        return place.absolute()
+    if "/" not in place.url.partition("://")[2].strip("/"):
+        raise ParameterError(
+            f"{text}: expected a URL of a bucket and a name in it, such as s3://BUCKET/PREFIX"
+        )
+    place.check()
+    return place
+
+
+def requests_at_once(place: Location) -> int:
+    """Return how many requests to a place overlap: one in a folder, many under a URL."""
+    return 1 if isinstance(place, Path) else _CONNECTIONS
+
+
 def filesystem(url: str, *, asynchronous: bool = False) -> Any:
     """Return fsspec's file system for a URL, made once in this process, for all threads.
 

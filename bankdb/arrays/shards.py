@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.durable import fsync_path, naming, partial_of
+from bankdb.arrays.metadata import METADATA, read_layout
 from bankdb.arrays.remote import Location, RemotePath
 from bankdb.arrays.remote_shards import RemoteShards
 from bankdb.arrays.shard_format import (
@@ -315,3 +316,22 @@ def shards_of(array: zarr.Array[Any], location: Location, advice: str) -> Shards
         found = ShardFormat.of(array)
         return None if found is None else RemoteShards(location, found, advice)
     return Shards.of(array, location, advice)
+
+
+def read_row(location: Location, row: int, advice: str) -> Float32:
+    """Read a whole row of a sharded array that this project wrote, shape (columns,).
+
+    Raises
+    ------
+    BankFormatError
+        The row, or the array's metadata, are missing or damaged; the message ends with `advice`.
+    """
+    layout, _ = read_layout(location)
+    if layout.shards is None:
+        raise BankFormatError(f"{location / METADATA}: an array in shards was expected; {advice}")
+    form = ShardFormat.from_layout(layout)
+    out = np.empty((1, form.columns), dtype=np.float32)
+    kind = RemoteShards if isinstance(location, RemotePath) else Shards
+    kind(location, form, advice).read_rows([row], 0, form.columns, out)  # type: ignore[arg-type]
+    values: Float32 = out[0]
+    return values

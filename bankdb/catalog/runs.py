@@ -37,9 +37,17 @@ class RunBook:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin(self, kind: str, parameters: Mapping[str, Any], *, seed: int | None = None) -> RunRecord:
-        """Return the run of these parameters: the one that is there, or a new one."""
-        digest = inputs_hash(kind, parameters if seed is None else {**parameters, "seed": seed})
+    def begin(
+        self,
+        kind: str,
+        parameters: Mapping[str, Any],
+        *,
+        seed: int | None = None,
+        key: Mapping[str, Any] | None = None,
+    ) -> RunRecord:
+        """Return the run of these parameters, or of this key if one is given: the one that is there, or a new one."""
+        inputs = parameters if key is None else key
+        digest = inputs_hash(kind, inputs if seed is None else {**inputs, "seed": seed})
         with self._database.write() as session:
             row = session.scalar(select(RunRow).where(RunRow.inputs_sha256 == digest))
             if row is None:

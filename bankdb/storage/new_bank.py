@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bankdb.arrays.durable import fsync_path, is_empty
-from bankdb.arrays.remote import Location, located
+from bankdb.arrays.remote import Location, checked_place, located
 from bankdb.arrays.zarr_arrays import ensure_group, group_attributes
 from bankdb.catalog.catalog import Catalog
 from bankdb.catalog.database import Database
 from bankdb.catalog.url import parse_database, shown_database
 from bankdb.datasets.read import TEXT_RULE
-from bankdb.errors import BankNotFoundError, ConflictError, ParameterError, TokenizerError
+from bankdb.errors import BankNotFoundError, ConflictError, TokenizerError
 from bankdb.storage.location import LOCATION_FILE, UNFINISHED_LOCATION_FILE, BankLocation
 
 if TYPE_CHECKING:
@@ -129,15 +129,7 @@ def parse_arrays(text: str) -> str:
     ParameterError
         It names no place, or one of a kind that is not known here.
     """
-    place = located(text)
-    if isinstance(place, Path):
-        return str(place.absolute())
-    if "/" not in place.url.partition("://")[2].strip("/"):
-        raise ParameterError(
-            f"{text}: expected a URL of a bucket and a name in it, such as s3://BUCKET/PREFIX"
-        )
-    place.check()
-    return place.url
+    return str(checked_place(text))
 
 
 def check_arrays_free(location: BankLocation) -> None:

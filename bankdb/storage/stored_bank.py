@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from bankdb.arrays.adapter_store import AdapterStore, StoredRow, Vector
@@ -13,13 +14,14 @@ from bankdb.arrays.remote import Location, located
 from bankdb.catalog.catalog import Catalog
 from bankdb.catalog.database import Database
 from bankdb.catalog.generations import GenerationStore
-from bankdb.catalog.ownership import Ownership
+from bankdb.catalog.origins import Origins
 from bankdb.catalog.runs import RunBook
 from bankdb.errors import BankFormatError, BankNotFoundError, TokenizerError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, BankRecord, RunRecord
 from bankdb.storage.location import LOCATION_FILE, BankLocation
 from bankdb.storage.new_bank import claim_arrays
+from bankdb.storage.ownership import Ownership
 
 if TYPE_CHECKING:
     from bankdb.datasets.tokenizer import BankTokenizer
@@ -38,6 +40,8 @@ class StoredBank:
         Where its parts are: folder, database, arrays.
     catalog
         What is in it, by name.
+    origins
+        What its adapters' own files say of the bank.
     runs
         What was computed from it.
     generations
@@ -56,6 +60,7 @@ class StoredBank:
         self._database = database
         self._locks = database.locks(location.folder)
         self.catalog = Catalog(database)
+        self.origins = Origins(database)
         self.runs = RunBook(database)
         self.generations = GenerationStore(database)
         self.arrays: Location = self.path if location.arrays is None else located(location.arrays)
@@ -128,13 +133,34 @@ class StoredBank:
 
     @property
     def layout(self) -> AdapterLayout:
-        """How a row of the array maps to named tensors. Raises BankNotFoundError on an empty bank."""
-        from bankdb.peft.layout import AdapterLayout
+        """How a row of the array maps to named tensors, as the adapters' own headers have it.
 
-        text = self.record.layout
-        if text is None:
+        Raises
+        ------
+        BankNotFoundError
+            The bank is empty.
+        BankFormatError
+            The database's own record is damaged: it is not what an adapter's stored header says.
+        """
+        from bankdb.peft.checks import check_bank, checked_layout
+
+        record, first = self.record, self.origins.first_header()
+        if record.layout is None:
             raise BankNotFoundError(f"{self.path}: the bank has no adapters yet; add some with `bank ingest`")
-        return AdapterLayout.from_json(text)
+        layout = checked_layout(record.layout, None if first is None else self.catalog.blob(first))
+        check_bank(record, layout)
+        return layout
+
+    def export_record(self) -> BankRecord:
+        """Return the record that predictions are written by: its layout was checked, its task type is the majority's.
+
+        Raises
+        ------
+        BankNotFoundError, BankFormatError
+            As `layout`.
+        """
+        _ = self.layout
+        return replace(self.record, task_type=self.origins.task_type())
 
     @functools.cached_property
     def tokenizer(self) -> BankTokenizer:
@@ -153,7 +179,7 @@ class StoredBank:
             raise TokenizerError(
                 f"{folder}: the bank's tokenizer is missing; copy {record.tokenizer_name} there"
             )
-        loaded = BankTokenizer(folder)
+        loaded = BankTokenizer(folder, record.tokenizer_fingerprint)
         if loaded.fingerprint != record.tokenizer_fingerprint:
             raise TokenizerError(
                 f"{folder}: expected the tokenizer with fingerprint {record.tokenizer_fingerprint[:12]} "
@@ -191,7 +217,8 @@ class StoredBank:
         ConflictError
             Another copy of the bank has written rows.
         """
-        from bankdb.peft.fit import check_fits
+        from bankdb.peft.checks import check_fits
+        from bankdb.peft.layout import AdapterLayout
 
         with self._database.write() as session:
             self.ownership.check(session)
@@ -211,7 +238,7 @@ class StoredBank:
                     base_model_revision=adapter.config.revision,
                 )
             else:
-                check_fits(record, record.layout, name, adapter)
+                check_fits(record, AdapterLayout.from_json(record.layout), name, adapter)
             row = self.catalog.reserve(session, name)
             self.store.grow(row + 1)
             return row

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.display import print_json, print_table, shown_progress
-from cli.options import bank_option, column_options, json_option, opened, overwrite_option
+from cli.options import bank_option, column_options, json_option, memory_option, opened, overwrite_option
 
 if TYPE_CHECKING:
     from bankdb.ingest import IngestReport
+
+
+_MOST_NOTES = 9
 
 
 @click.command(
@@ -66,6 +69,9 @@ def init(
         arrays=arrays,
     ) as bank:
         record = bank.record
+        notes = bank.tokenizer.notes
+    for note in notes:
+        click.echo(note, err=True)
     if as_json:
         print_json(asdict(record))
         return
@@ -90,6 +96,7 @@ def init(
 @click.option(
     "--group-pattern", metavar="REGEX", help="Its first group, found in a name, is the dataset's group."
 )
+@memory_option
 @click.option(
     "--replace", is_flag=True, help="Store a pair anew where the bank has other content under its name."
 )
@@ -101,6 +108,7 @@ def ingest(
     input_column: str,
     output_column: str,
     group_pattern: str | None,
+    memory: str | None,
     replace: bool,
     as_json: bool,
 ) -> None:
@@ -109,6 +117,8 @@ def ingest(
     A pair that is there already is skipped. One that cannot be stored is named at the end and leaves
     nothing behind; the others are stored, and the exit status is 1.
     """
+    from compute.cluster.machine import parse_memory
+
     with opened(bank_path) as bank:
         report = bank.ingest(
             list(sources),
@@ -117,18 +127,30 @@ def ingest(
             input_column=input_column,
             output_column=output_column,
             replace=replace,
+            memory=None if memory is None else parse_memory(memory),
             progress=shown_progress(),
         )
-        total = len(bank)
+        total, task_types = len(bank), bank.origins.task_types()
+        written_as = bank.origins.task_type()
+    if task_types.keys() - {written_as} and not as_json:
+        stated = ", ".join(f"{task or 'none'} by {count}" for task, count in task_types.most_common())
+        click.echo(f"note: task_type is stated as {stated}; predictions are written as {written_as}")
     _tell_ingested(report, total, as_json)
     if report.refused:
         sys.exit(1)
 
 
 def _tell_ingested(report: IngestReport, total: int, as_json: bool) -> None:
+    from bankdb.errors import listed
+
     if as_json:
         print_json(asdict(report) | {"adapters": total})
         return
+    notes = [f"note: {f'{listed(names)}: ' if names else ''}{note}" for note, names in report.notes.items()]
+    for line in notes[:_MOST_NOTES]:
+        click.echo(line, err=True)
+    if len(notes) > _MOST_NOTES:
+        click.echo(f"note: and {len(notes) - _MOST_NOTES} more such notes; --json has all", err=True)
     for item in report.refused:
         click.echo(f"refused {item.name}: {' '.join(item.reason.split())}", err=True)
     parts = [f"{len(report.added)} added", f"{len(report.skipped)} there already"]
@@ -168,6 +190,7 @@ def show(bank_path: Path, name: str | None, as_json: bool) -> None:
         if name is None:
             values = asdict(bank.record) | {"adapters": len(bank)}
             values.pop("layout")
+            values["task_type"] = bank.origins.task_type()
         else:
             values = asdict(bank.catalog.adapter(name))
     if as_json:
@@ -226,10 +249,29 @@ def remove(bank_path: Path, names: tuple[str, ...]) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @overwrite_option
 def export(bank_path: Path, name: str, out: Path, overwrite: bool) -> None:
-    """Write a stored adapter as the PEFT folder it came from, bit for bit."""
+    """Write a stored adapter as the PEFT folder it came from, bit for bit.
+
+    Where a wrapper left segments in the tensors' names, which PEFT would not find, they are written without these.
+    """
+    from bankdb.peft.weights import left_out_of_names
+
     with opened(bank_path) as bank:
         folder = bank.export(name, out, overwrite=overwrite)
+        left_out = left_out_of_names(bank.catalog.blob(bank.catalog.adapter(name).header_sha256))
+    if left_out:
+        click.echo(f"note: tensor names are not those of the source, but without {', '.join(left_out)}")
     click.echo(f"wrote {folder}{os.sep}")
 
 
-COMMANDS = (init, ingest, list_adapters, show, verify, remove, export)
+@click.command(epilog="\b\nExample:\n  bank alias /models/mistral-7b")
+@bank_option
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def alias(bank_path: Path, names: tuple[str, ...]) -> None:
+    """Let adapters in that state the base model under another name, such as a path."""
+    with opened(bank_path) as bank:
+        aliases = bank.origins.add_aliases(names)
+        base_model = bank.record.base_model
+    click.echo(f"adapters may state the base model as {', '.join((base_model, *aliases))}")
+
+
+COMMANDS = (init, alias, ingest, list_adapters, show, verify, remove, export)

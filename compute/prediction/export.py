@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from bankdb.arrays.remote import Location
-from bankdb.arrays.zarr_arrays import open_array, read_region
+from bankdb.arrays.shards import read_row
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankFormatError, ParameterError
+from bankdb.errors import ParameterError
 from bankdb.peft.folder import clear_unfinished
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import RunRecord
@@ -156,7 +156,7 @@ def _export_delta_one(
         return DeltaExport(folder, form.layout.rank, kept[RETAINED])
     made = delta_adapter(bank, sources, weights, rank, memory=memory)
     record[RETAINED] = dict(made.retained)
-    write_prediction(bank.record, folder, made.vector, record, overwrite, form)
+    write_prediction(bank.export_record(), folder, made.vector, record, overwrite, form)
     return DeltaExport(folder, form.layout.rank, made.retained)
 
 
@@ -170,15 +170,12 @@ def _export_one(
     overwrite: bool,
 ) -> str:
     """Write a stored prediction, unless it is there already; return the dtype of its weights."""
-    target = found.adapters[index]
     record, written = _leave_one_out(bank, found, index, dtype)
     if already_there(folder, record, overwrite) is not None:
         return written
     again = "delete predictions.zarr and run the same command again"
-    vector = read_region(open_array(path / "adapters"), np.s_[index, :], again)
-    if not np.isfinite(vector).all():
-        raise BankFormatError(f"{path}: the prediction for {target.name} lacks shards; {again}")
-    write_prediction(bank.record, folder, vector, record, overwrite)
+    vector = read_row(path / "adapters", index, again)
+    write_prediction(bank.export_record(), folder, vector, record, overwrite)
     return written
 
 

@@ -116,7 +116,7 @@ def predict(
     for way in ways:
         _check(bank, way)
     budget = memory_budget(memory)
-    dataset, place = _dataset(data, input_column, output_column)
+    dataset, place = _dataset(data, input_column, output_column, budget)
     called = name or dataset_name(data)
     made = _predictions(bank, dataset, place, called, ways, include_same, cluster, budget, shown)
     return made[0] if options is None or isinstance(options, PredictionOptions) else made
@@ -134,7 +134,7 @@ def _predictions(
     progress: Progress,
 ) -> list[Prediction]:
     adapters = ready_adapters(bank)
-    target = _target(bank, dataset, place, progress)
+    target = _target(bank, dataset, place, budget, progress)
     same = np.asarray([not include_same and record.content_sha256 == dataset.sha256 for record in adapters])
     left_out = _left_out(adapters, same, place, progress)
     made = []
@@ -155,7 +155,7 @@ def _predictions(
                 vector,
                 "none" if metric is None else metric.key,
                 way,
-                bank.record,
+                bank.export_record(),
                 delta,
                 fitted,
             )
@@ -182,9 +182,11 @@ def _check(bank: AdapterBank, options: PredictionOptions) -> None:
         )
 
 
-def _target(bank: AdapterBank, dataset: Dataset, place: str, progress: Progress) -> TokenCounts:
+def _target(bank: AdapterBank, dataset: Dataset, place: str, budget: int, progress: Progress) -> TokenCounts:
+    for note in (*bank.tokenizer.notes, *dataset.notes):
+        progress.note(note)
     progress.begin("tokenize", 1)
-    histogram = bank.tokenizer.count(dataset.texts(), place)
+    histogram = bank.tokenizer.count(dataset.each_text(), place, budget)
     progress.end()
     return TokenCounts.stack([(histogram.ids, histogram.counts)], bank.record.vocabulary)
 
@@ -258,11 +260,14 @@ def dataset_name(data: str | Path | Dataset) -> str:
     return path.parent.name if stem == "train" and not path.is_dir() else stem or path.name
 
 
-def _dataset(data: str | Path | Dataset, input_column: str, output_column: str) -> tuple[Dataset, str]:
+def _dataset(
+    data: str | Path | Dataset, input_column: str, output_column: str, budget: int
+) -> tuple[Dataset, str]:
     if isinstance(data, Dataset):
         return data, "the dataset"
     files = training_files(Path(data))
-    return read_dataset(files, input_column=input_column, output_column=output_column), str(data)
+    found = read_dataset(files, input_column=input_column, output_column=output_column, memory=budget)
+    return found, str(data)
 
 
 def _distances(

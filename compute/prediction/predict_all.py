@@ -202,7 +202,7 @@ def _predict_all(
         gram = compute_gram(bank, cluster, progress)
         targets, size = np.arange(len(adapters)), bank.layout.size
         errors = [weight_space_errors(way.values, gram, targets, size).relative for way in found]
-    runs = [open_predictions(bank, adapters, way.values, way.metric, way.options) for way in found]
+    runs = [open_predictions(bank, adapters, way.values, way.metric, way.options, progress) for way in found]
     combine_missing(bank, runs, sources_of(bank, adapters, progress), cluster, progress)
     for (run, _), way, error in zip(runs, found, errors, strict=True):
         _store_records(bank, run, way, error)

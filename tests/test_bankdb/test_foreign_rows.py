@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from bankdb.arrays.adapter_store import AdapterStore, row_sha256
+from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.arrays.remote import RemotePath, located, objects_below, put, read_ranges
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.errors import BankFormatError, ConflictError
@@ -178,32 +178,6 @@ def test_a_panel_carries_its_own_checksums_alone(tmp_path: Path, tokenizer_folde
             expected = np.stack([bank.store.read(row)[first:last] for row in range(3)])
             assert read_scaled(bank.store, own, range(3), first, last).tobytes() == expected.tobytes()
     bank.close()
-
-
-def test_an_array_of_another_layout_is_checked_too(tmp_path: Path) -> None:
-    """Left to zarr: the checksums are those of its values."""
-    import zarr
-
-    path = tmp_path / "adapters.zarr"
-    zarr.create_array(path, shape=(3, 1000), chunks=(1, 1000), dtype="float32", fill_value=float("nan"))
-    store = AdapterStore(path)
-    rows = [store.write_row(row, noise(1000, row)) for row in range(3)]
-    assert [item.sha256 for item in rows] == [row_sha256(noise(1000, row)) for row in range(3)]
-    checksums = np.stack([item.checksums for item in rows])
-    panel = np.empty((3, 300), np.float32)
-    store.read_into([0, 1, 2], 100, 400, panel, None, checksums)
-    assert panel.tobytes() == np.stack([noise(1000, row)[100:400] for row in range(3)]).tobytes()
-    assert store.read_stored(2)[1].checksums.tolist() == rows[2].checksums.tolist()
-    exchange_folders(path, 0, 2)
-    with pytest.raises(BankFormatError, match=f"row 0: chunk 0 {FOREIGN}"):
-        store.read_into([0], 100, 400, panel[:1], None, checksums[:1])
-
-
-def exchange_folders(path: Path, first: int, second: int) -> None:
-    one, other = path / "c" / str(first), path / "c" / str(second)
-    one.rename(path / "aside")
-    other.rename(one)
-    (path / "aside").rename(other)
 
 
 # -- checksums that are not there yet ------------------------------------------------------------------

@@ -204,7 +204,7 @@ ARROWS = {
         "bankdb.storage",
         "bankdb.verify",
     },
-    "bankdb.scaled_rows": {"bankdb.arrays", "bankdb.bank"},
+    "bankdb.scaled_rows": {"bankdb.arrays", "bankdb.bank", "bankdb.peft"},
     "bankdb.derived": {"bankdb.arrays", "bankdb.catalog", "bankdb.storage"},
     "bankdb.ingest": {
         "bankdb.arrays",

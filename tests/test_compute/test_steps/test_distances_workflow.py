@@ -21,6 +21,7 @@ from scipy.stats import entropy, wasserstein_distance
 
 from bankdb.arrays.zarr_arrays import open_array
 from bankdb.bank import AdapterBank
+from bankdb.derived import set_attributes
 from bankdb.errors import BankFormatError, BankNotFoundError, ComputeError, ParameterError, PlanError
 from bankdb.progress import SilentProgress
 from compute.approaches.options import PredictionOptions
@@ -312,7 +313,7 @@ def test_a_truncated_chunk_is_named(many: SyntheticBank, cluster: Cluster, place
 
 
 def test_damaged_distributions_are_told_and_written_again(many: SyntheticBank, cluster: Cluster) -> None:
-    path, _ = write_distributions(many.bank, many.bank.adapters())
+    path, _ = write_distributions(many.bank, many.bank.adapters(), SilentProgress())
     chunk = next(path.glob("ids/c/*"))
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[: len(whole) // 2])
@@ -374,7 +375,7 @@ def test_a_first_run_goes_on_with_the_tiles_that_are_missing(
     path = many.bank.array_path("distances") / "wasserstein"
     (run,) = many.bank.runs.all("distances")
     many.bank.runs.forget_pieces(run.id, ["0-1"])
-    open_array(path, mode="r+").attrs["complete"] = {}
+    set_attributes(many.bank, path, complete={})
     counted.clear()
     np.testing.assert_array_equal(distances(many.bank, "wd", cluster=cluster).values, expected)
     assert counted == [2 * edge * (n - edge)]
@@ -516,7 +517,7 @@ def test_memory_that_is_not_enough_is_said_before_anything_is_computed(many: Syn
 
 def test_a_tile_stays_within_the_memory_it_was_planned_with(many: SyntheticBank, cluster: Cluster) -> None:
     adapters = many.bank.adapters()
-    path, nnz = write_distributions(many.bank, adapters)
+    path, nnz = write_distributions(many.bank, adapters, SilentProgress())
     metric = get_metric("kl")
     distances(many.bank, "kl", cluster=cluster)
     tile = Tile(0, CHUNK_ROWS, CHUNK_ROWS, len(adapters))
