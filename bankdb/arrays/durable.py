@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -120,10 +122,40 @@ def is_partial(name: str) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write a file so that it appears whole or not at all.
+
+    A link stays, and what it points to is written so. What is no regular file, such as a device, a named pipe or
+    `/dev/stdout`, is written into.
+    """
+    target = _link_target(path)
+    if _is_stream(target):
+        with naming(path), target.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+        return
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        with naming(path):
+            unfinished.write_text(text, encoding="utf-8")
+            if target.exists():
+                shutil.copymode(target, unfinished)
+            unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _link_target(path: Path) -> Path:
+    """Follow links, but those to what a process has open, which a path cannot replace."""
+    for _ in range(40):  # as many as the kernel follows
+        if not path.is_symlink() or path.is_relative_to("/proc"):
+            return path
+        path = path.parent / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def _is_stream(path: Path) -> bool:
+    if path.is_relative_to("/proc"):
+        return True
+    try:
+        return not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
+    except FileNotFoundError:
+        return False

@@ -6,12 +6,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol
+
+from bankdb.errors import PlatformError
+
+try:
+    import fcntl
+except ImportError as error:
+    raise PlatformError(
+        f"lora-bank runs on Linux and macOS, found {sys.platform}, which has no file locks of their kind (fcntl); "
+        "on Windows, use it in WSL"
+    ) from error
 
 LockName = Literal["ingest", "compute"]
 

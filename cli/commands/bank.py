@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.display import print_json, print_table, shown_progress
+from cli.display import print_json, print_table, shown_progress, tell
 from cli.options import bank_option, column_options, json_option, opened, overwrite_option
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def init(
     if as_json:
         print_json(asdict(record))
         return
-    click.echo(f"made {bank_path}: base model {record.base_model}, tokenizer of {record.vocabulary:,} ids")
+    tell(f"made {bank_path}: base model {record.base_model}, tokenizer of {record.vocabulary:,} ids")
 
 
 @click.command(
@@ -135,13 +135,13 @@ def _tell_ingested(report: IngestReport, total: int, as_json: bool) -> None:
         print_json(asdict(report) | {"adapters": total})
         return
     for item in report.refused:
-        click.echo(f"refused {item.name}: {' '.join(item.reason.split())}", err=True)
+        tell(f"refused {item.name}: {' '.join(item.reason.split())}", err=True)
     parts = [f"{len(report.added)} added", f"{len(report.skipped)} there already"]
     if report.replaced:
         parts.append(f"{len(report.replaced)} replaced")
     if report.refused:
         parts.append(f"{len(report.refused)} refused")
-    click.echo(f"{', '.join(parts)}; the bank has {total} adapters")
+    tell(f"{', '.join(parts)}; the bank has {total} adapters")
 
 
 @click.command("list", epilog="\b\nExample:\n  bank list --json")
@@ -155,7 +155,7 @@ def list_adapters(bank_path: Path, as_json: bool) -> None:
         print_json([asdict(record) for record in records])
         return
     if not records:
-        click.echo("the bank has no adapters yet; add some with `bank ingest`")
+        tell("the bank has no adapters yet; add some with `bank ingest`")
         return
     headings = ("name", "group", "examples", "tokens", "rank", "dtype", "licence")
     print_table(
@@ -204,12 +204,12 @@ def verify(bank_path: Path, repair: bool, as_json: bool) -> None:
         print_json(asdict(report) | {"clean": report.clean})
     else:
         for line in report.repaired:
-            click.echo(f"repaired: {line}")
+            tell(f"repaired: {line}")
         for line in report.leftovers:
-            click.echo(f"leftover: {line}")
+            tell(f"leftover: {line}")
         for line in report.damage:
-            click.echo(f"damage: {' '.join(line.split())}", err=True)
-        click.echo(f"{report.checked} adapters checked: {'clean' if report.clean else 'NOT clean'}")
+            tell(f"damage: {' '.join(line.split())}", err=True)
+        tell(f"{report.checked} adapters checked: {'clean' if report.clean else 'NOT clean'}")
     if not report.clean:
         sys.exit(1)
 
@@ -224,7 +224,7 @@ def remove(bank_path: Path, names: tuple[str, ...]) -> None:
             bank.catalog.adapter(name)
         for name in names:
             bank.remove(name)
-            click.echo(f"removed {name}")
+            tell(f"removed {name}")
 
 
 @click.command(epilog="\b\nExample:\n  bank export task1391 --out ./task1391")
@@ -236,7 +236,7 @@ def export(bank_path: Path, name: str, out: Path, overwrite: bool) -> None:
     """Write a stored adapter as the PEFT folder it came from, bit for bit."""
     with opened(bank_path) as bank:
         folder = bank.export(name, out, overwrite=overwrite)
-    click.echo(f"wrote {folder}{os.sep}")
+    tell(f"wrote {folder}{os.sep}")
 
 
 COMMANDS = (init, ingest, list_adapters, show, verify, remove, export)

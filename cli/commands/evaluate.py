@@ -17,7 +17,7 @@ from cli.commands.weights import (
     tell_weights,
     write_sizes,
 )
-from cli.display import print_json, print_table, shown_progress, write_text
+from cli.display import print_json, print_table, shown_progress, tell, write_csv, write_text
 from cli.options import (
     APPROACHES,
     Parameters,
@@ -171,7 +171,7 @@ def evaluate(
     _tell(evaluation, curves, other["csv"], other["out"], other["as_json"])
     if evaluation.failures:
         for failure in evaluation.failures:
-            click.echo(f"not evaluated: {failure.reason}", err=True)
+            tell(f"not evaluated: {failure.reason}", err=True)
         raise click.exceptions.Exit(1)
 
 
@@ -226,17 +226,17 @@ def _tell(
 
     found = summaries(evaluation)
     if csv is not None and str(csv) == "-":
-        click.echo(summary_csv(found), nl=False)
+        write_csv(csv, summary_csv(found))
     elif csv is not None:
-        write_text(csv, summary_csv(found))
-        click.echo(f"wrote {csv}", err=True)
+        write_csv(csv, summary_csv(found))
+        tell(f"wrote {csv}", err=True)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "systems.csv", summary_csv(found))
-        write_text(out / "targets.csv", target_csv(evaluation))
+        write_csv(out / "systems.csv", summary_csv(found))
+        write_csv(out / "targets.csv", target_csv(evaluation))
         write_text(out / "evaluation.json", evaluation.to_json() + "\n")
         write_sizes(curves, out)
-        click.echo(f"wrote {out}/", err=True)
+        tell(f"wrote {out}/", err=True)
     if as_json:
         print_json(
             {
@@ -275,11 +275,11 @@ def _print(evaluation: Evaluation, found: list[Summary]) -> None:
                 "model and own adapters"
             )
         )
-        click.echo(f"best by leaving out the {left_out}: {best.system.name}, {closed}")
-    click.echo(f"the paper's best, jensen-shannon normalized, closes {PAPER_SHARE:.0%} on its 502 tasks")
+        tell(f"best by leaving out the {left_out}: {best.system.name}, {closed}")
+    tell(f"the paper's best, jensen-shannon normalized, closes {PAPER_SHARE:.0%} on its 502 tasks")
     for line in _correlations(evaluation):
-        click.echo(line)
-    click.echo(f"kept in the bank as evaluation {evaluation.identity}")
+        tell(line)
+    tell(f"kept in the bank as evaluation {evaluation.identity}")
 
 
 def _correlations(evaluation: Evaluation) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table, shown_progress, write_matrices
+from cli.display import print_json, print_table, shown_progress, tell, write_matrices
 from cli.options import (
     Parameters,
     approach_option,
@@ -137,7 +137,7 @@ def _show_matrices(
     if csv is not None:
         write_matrices(csv, matrices, labels)
         if str(csv) != "-":
-            click.echo(f"wrote {csv}", err=as_json)
+            tell(f"wrote {csv}", err=as_json)
     if as_json:
         names = [str(name) for name in matrices[0]["source"].values]
         print_json(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table, shown_progress
+from cli.display import print_json, print_table, shown_progress, tell
 from cli.options import approach_option, bank_option, json_option, memory_option, metric_option, opened
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _show(
             }
         )
         return
-    click.echo(
+    tell(
         f"{shape.adapters:,} adapters of {shape.parameters:,} parameters; {shape.mean_distinct:,} distinct ids of "
         f"{shape.vocabulary:,} a dataset; {slots} workers, {size_text(budget)} a task"
     )
@@ -198,15 +198,13 @@ def _show(
     print_table(headings, rows)
     for step in steps:
         if step.problem is not None:
-            click.echo(f"{step.name}: {step.problem}")
+            tell(f"{step.name}: {step.problem}")
     if rates is None:
-        click.echo("for the expected time: --measure, or --rates FILE")
+        tell("for the expected time: --measure, or --rates FILE")
     else:
         missing = len(seconds) - len(timed)
         without = f", without {missing} steps whose time is not known" if missing else ""
-        click.echo(
-            f"expected in all: {time_text(sum(timed))}{without}; the start of the processes not counted"
-        )
+        tell(f"expected in all: {time_text(sum(timed))}{without}; the start of the processes not counted")
 
 
 def _row(step: StepForecast) -> list[object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from bankdb.arrays.durable import write_whole
-from cli.display import shown_progress
+from cli.display import shown_progress, tell
 from cli.options import Parameters, approach_option, bank_option, metric_option, opened
 
 # Without the network.
@@ -60,16 +60,19 @@ def report(
     from compute.reporting.evaluations import reported_evaluations
     from compute.reporting.gather import gather
 
-    if out.exists() and not overwrite:
+    if (out.is_file() or out.is_dir()) and not overwrite:
         raise ConflictError(f"{out}: already there; choose another --out, or give --overwrite")
     with opened(bank_path) as bank:
         _ = bank.layout
         scored = reported_evaluations(bank, evaluations)
         ways = Parameters().combinations(metrics, approaches)
         gathered = gather(bank, ways, evaluations=scored, progress=shown_progress())
-    write_whole(out, render(gathered, title=title, command=_command(context)))
-    megabytes = out.stat().st_size / 1e6
-    click.echo(f"wrote {out} ({megabytes:.1f} MB): {len(gathered.adapters)} adapters; open it in any browser")
+    page = render(gathered, title=title, command=_command(context))
+    write_whole(out, page)
+    tell(
+        f"wrote {out} ({len(page.encode()) / 1e6:.1f} MB): {len(gathered.adapters)} adapters; open it in any browser",
+        err=not out.is_file(),
+    )
 
 
 def _command(context: click.Context) -> str:

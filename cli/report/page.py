@@ -14,6 +14,7 @@ from bokeh.resources import Resources
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from bankdb.errors import printable
 from cli.report import tables, words
 from cli.report.comparisons import Figures, comparisons
 from cli.report.images import EncodedMatrix, encode_coefficients, encode_distances
@@ -121,6 +122,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
     )
     return environment.from_string(_asset("page.html.j2"))
 
