@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bankdb.arrays.adapter_store import AdapterStore, Vector
 from bankdb.arrays.durable import fsync_path
 from bankdb.arrays.remote import Location, located
+from bankdb.aside import computed_aside
 from bankdb.catalog.catalog import Catalog
 from bankdb.catalog.database import Database
 from bankdb.catalog.generations import GenerationStore
-from bankdb.catalog.locks import exclusive_lock
 from bankdb.catalog.runs import RunBook
 from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, TokenizerError
 from bankdb.location import LOCATION_FILE, BankLocation
@@ -23,6 +24,7 @@ from bankdb.new_bank import (
     check_free,
     check_places_free,
     claim_arrays,
+    making,
     new_location,
     record_bank,
     save_tokenizer,
@@ -51,22 +53,24 @@ class AdapterBank:
         What was computed from it.
     generations
         What adapters answered to test examples.
-    arrays
-        Where its arrays are: its folder, another one, or a URL.
+    arrays, derived
+        Where its arrays are: its folder, another one, or a URL; and those that are computed from others.
     store
         The adapters' array.
     """
 
     def __init__(self, location: BankLocation, database: Database) -> None:
-        self.location = location
-        self.path = location.folder
-        self._database = database
-        self._locks = database.locks(location.folder)
-        self.catalog = Catalog(database)
-        self.runs = RunBook(database)
-        self.generations = GenerationStore(database)
+        self.location, self.path = location, location.folder
+        self.use_database(database, location.folder)
         self.arrays: Location = self.path if location.arrays is None else located(location.arrays)
+        self.derived, self._aside = self.arrays, contextlib.ExitStack()
         self.store = AdapterStore(self.arrays / "adapters.zarr")
+
+    def use_database(self, database: Database, folder: Path) -> None:
+        """Take catalogue, runs and generations from a database, and locks from a folder."""
+        self._database, self._locks = database, database.locks(folder)
+        self.catalog, self.runs = Catalog(database), RunBook(database)
+        self.generations = GenerationStore(database)
 
     # -- making and opening ---------------------------------------------------------------------
 
@@ -118,7 +122,7 @@ class AdapterBank:
         check_places_free(location)
         loaded = BankTokenizer(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(folder / ".ingest.lock", lambda: None):
+        with making(location):
             check_free(folder)  # of two that came so far together, one goes on
             save_tokenizer(loaded, folder / "tokenizer")
             location.record()
@@ -193,6 +197,7 @@ class AdapterBank:
     def close(self) -> None:
         """Close the database."""
         self._database.close()
+        self._aside.close()
 
     def __enter__(self) -> AdapterBank:
         """Return the bank itself."""
@@ -254,12 +259,12 @@ class AdapterBank:
 
     def array_path(self, kind: str) -> Location:
         """Return the place of a derived array: `distances`, `gram`, `predictions`, `distributions`, `neural`."""
-        return self.arrays / f"{kind}.zarr"
+        return self.derived / f"{kind}.zarr"
 
     def run_array(self, run: RunRecord) -> Location | None:
         """Return the place of the array that a run writes, or None if it writes none."""
         name = json.loads(run.parameters).get("array")
-        return None if name is None else self.arrays / str(name)
+        return None if name is None else self.derived / str(name)
 
     @property
     def database_shown(self) -> str:
@@ -280,7 +285,6 @@ class AdapterBank:
         AdapterError
             The adapter's layout is not the bank's, or it was trained on another revision of the base model.
         """
-
         with self._database.write() as session:
             record = self.catalog.bank_in(session)
             if record.layout is None:
@@ -347,30 +351,27 @@ class AdapterBank:
 
     # -- locks ----------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def ingesting(self) -> Iterator[None]:
+    def ingesting(self) -> AbstractContextManager[None]:
         """Announce that rows may be reserved by this process; several may do so at once."""
-        with self._locks.shared("ingest"):
-            yield
+        return self._locks.shared("ingest")
 
-    @contextlib.contextmanager
-    def nobody_ingesting(self) -> Iterator[bool]:
+    def nobody_ingesting(self) -> AbstractContextManager[bool]:
         """Yield True while no process can be inside `ingesting`; False at once if one is."""
-        with self._locks.try_exclusive("ingest") as alone:
-            yield alone
+        return self._locks.try_exclusive("ingest")
 
-    @contextlib.contextmanager
-    def nobody_computing(self) -> Iterator[bool]:
+    def nobody_computing(self) -> AbstractContextManager[bool]:
         """Yield True while no process can be inside `computing`; False at once if one is."""
-        with self._locks.try_exclusive("compute") as alone:
-            yield alone
+        return self._locks.try_exclusive("compute")
 
-    @contextlib.contextmanager
-    def computing(self, progress: Progress) -> Iterator[None]:
-        """Be the only process that writes derived arrays; waits for another that does."""
+    def computing(self, progress: Progress) -> AbstractContextManager[None]:
+        """Be the only process that writes derived arrays; waits for another that does.
+
+        Of a bank that may only be read, they are written elsewhere from now on, until it is closed.
+        """
+        if self._database.read_only:
+            self._aside.enter_context(computed_aside(self, self._database, progress))
         note = "another run is working on this bank; waiting for it to finish"
-        with self._locks.exclusive("compute", lambda: progress.note(note)):
-            yield
+        return self._locks.exclusive("compute", lambda: progress.note(note))
 
 
 def _check_fits(record: BankRecord, layout: str, name: str, adapter: SourceAdapter) -> None:

@@ -55,6 +55,10 @@ class ComputeError(BankError):
     """A tile, panel or piece of a run failed; it is named in the message."""
 
 
+class FileSystemError(BankError):
+    """A file system lacks what a bank needs of it, as some network disks do, or may not be written."""
+
+
 class PlatformError(BankError, ImportError):
     """This operating system has not what a bank needs."""
 

@@ -15,16 +15,26 @@ from pathlib import Path
 from bankdb.arrays import remote
 from bankdb.arrays.remote import Location, RemotePath
 
+# What fsync of a folder gives where only files are flushed.
+_NO_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 
 
 def fsync_path(path: Location) -> None:
-    """Flush a file or a folder to the disk."""
+    """Flush a file or a folder to the disk.
+
+    Some network disks flush files alone, and say so of a folder: there, a file that was just made may be gone after
+    the power failed, though its content was flushed.
+    """
     if isinstance(path, RemotePath):
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDERS or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 # Stage: module, the task's function, what it flushes by.
 STAGES = {
     "distances": ("compute.pairwise.tile", "compute_tile", "fsync_written"),
-    "gram": ("compute.gram.matrix", "gram_slice", "fsync_written"),
+    "gram": ("compute.gram.slices", "gram_slice", "fsync_written"),
     "combine": ("compute.combination.panel", "combine_panel", "fsync_folders"),
 }
 

@@ -1,0 +1,53 @@
+"""What is computed from a bank that may only be read: it goes to a temporary folder, and with the bank's end."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import URL
+
+from bankdb.catalog.database import Database
+from bankdb.progress import Progress
+
+if TYPE_CHECKING:
+    from bankdb.bank import AdapterBank
+
+# Stored predictions are as large as the bank, and are no part of anything else.
+_TAKEN_OVER = ("distributions", "distances", "gram", "neural")
+
+
+@contextlib.contextmanager
+def computed_aside(bank: AdapterBank, database: Database, progress: Progress) -> Iterator[None]:
+    """Have a bank keep its records and derived arrays in a temporary folder, beginning with those that it has.
+
+    The adapters themselves are read where they are.
+    """
+    with tempfile.TemporaryDirectory(prefix="lora-bank-") as name:
+        folder = Path(name)
+        progress.note(
+            f"{bank.path}: may only be read; what is computed goes to a folder in {folder.parent}, and is not kept"
+        )
+        database.copy_to(folder / "bank.db")
+        for kind in _TAKEN_OVER:
+            stored = bank.array_path(kind)
+            if isinstance(stored, Path) and stored.is_dir():
+                _copy(stored, folder / stored.name)
+        database.close()
+        aside = Database(URL.create("sqlite", database=str(folder / "bank.db")))
+        bank.use_database(aside, folder)
+        bank.derived = folder
+        yield
+        aside.close()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder without its permissions, which do not allow to write."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    for item in (target, *target.rglob("*")):
+        if item.is_dir():
+            item.chmod(0o700)
