@@ -148,6 +148,13 @@ def parse_arrays(text: str) -> str:
     place = located(text)
     if isinstance(place, Path):
         return str(place.absolute())
+    if "@" in place.url.partition("://")[2].split("/")[0] or "?" in place.url:
+        # Not repeated: the URL is stored, and shown in messages.
+        raise ParameterError(
+            "arrays: expected a URL of a place alone, such as s3://BUCKET/PREFIX, found a user, a password or options "
+            "in it; give credentials as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or in ~/.aws, and an address as "
+            "AWS_ENDPOINT_URL"
+        )
     if "/" not in place.url.partition("://")[2].strip("/"):
         raise ParameterError(
             f"{text}: expected a URL of a bucket and a name in it, such as s3://BUCKET/PREFIX"

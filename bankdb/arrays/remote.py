@@ -25,6 +25,8 @@ _BODY_ATTEMPTS = 3
 # Requests in flight; ten, as botocore has it, leave a fast network idle while they wait for their first byte.
 _CONNECTIONS = 32
 _S3 = ("s3", "s3a")
+# Of fsspec's, those that write, and whose URL says where an object is: of others, address or user are given apart.
+_KINDS = (*_S3, "gs", "gcs", "az", "abfs", "abfss", "memory")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -123,6 +125,10 @@ def _surroundings() -> tuple[int, str | None]:
 def _filesystem(scheme: str, process: int, address: str | None, asynchronous: bool) -> Any:
     import fsspec
 
+    if scheme not in _KINDS:
+        raise ParameterError(
+            f"{scheme}://: no such kind of URL can hold arrays; expected s3://BUCKET/PREFIX, or a folder"
+        )
     # Listings would be kept, and other processes write too.
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in _S3:
@@ -137,8 +143,6 @@ def _filesystem(scheme: str, process: int, address: str | None, asynchronous: bo
         raise ParameterError(
             f"{scheme}://: needs a package that is not installed ({error}); `pip install lora-bank[s3]` for s3://"
         ) from error
-    except ValueError as error:
-        raise ParameterError(f"{scheme}://: no such kind of URL is known ({error}); s3:// is") from error
     if scheme in _S3:
         made.retries = _BODY_ATTEMPTS
         if asynchronous:

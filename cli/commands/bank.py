@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.display import print_json, print_table, shown_progress, tell
+from cli.option_rules import CheckedCommand
 from cli.options import bank_option, column_options, json_option, opened, overwrite_option
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExample:\n  bank init --base-model mistralai/Mistral-7B-Instruct-v0.2 --tokenizer ./mistral-7b\n"
-    "  bank init --base-model ... --tokenizer ... --arrays s3://bucket/my-bank"
+    "  bank init --base-model ... --tokenizer ... --arrays s3://bucket/my-bank",
 )
 @bank_option
 @click.option(
@@ -74,10 +76,11 @@ def init(
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank ingest ./pairs                 datasets/NAME/ and adapters/NAME/\n"
     "  bank ingest manifest.csv            columns name, adapter, dataset, group, licence\n"
-    "  bank ingest --hub OWNER/ADAPTER@REV=OWNER/DATASET@REV"
+    "  bank ingest --hub OWNER/ADAPTER@REV=OWNER/DATASET@REV",
 )
 @bank_option
 @click.argument("sources", nargs=-1, required=True, metavar="FOLDER|MANIFEST|ID...")
@@ -144,7 +147,7 @@ def _tell_ingested(report: IngestReport, total: int, as_json: bool) -> None:
     tell(f"{', '.join(parts)}; the bank has {total} adapters")
 
 
-@click.command("list", epilog="\b\nExample:\n  bank list --json")
+@click.command("list", cls=CheckedCommand, epilog="\b\nExample:\n  bank list --json")
 @bank_option
 @json_option
 def list_adapters(bank_path: Path, as_json: bool) -> None:
@@ -163,7 +166,7 @@ def list_adapters(bank_path: Path, as_json: bool) -> None:
     )
 
 
-@click.command(epilog="\b\nExamples:\n  bank show\n  bank show task1391")
+@click.command(cls=CheckedCommand, epilog="\b\nExamples:\n  bank show\n  bank show task1391")
 @bank_option
 @click.argument("name", required=False)
 @json_option
@@ -183,7 +186,7 @@ def show(bank_path: Path, name: str | None, as_json: bool) -> None:
     )
 
 
-@click.command(epilog="\b\nExample:\n  bank verify --repair")
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank verify --repair")
 @bank_option
 @click.option(
     "--repair",
@@ -214,7 +217,7 @@ def verify(bank_path: Path, repair: bool, as_json: bool) -> None:
         sys.exit(1)
 
 
-@click.command(epilog="\b\nExample:\n  bank remove task1391")
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank remove task1391")
 @bank_option
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def remove(bank_path: Path, names: tuple[str, ...]) -> None:
@@ -227,7 +230,7 @@ def remove(bank_path: Path, names: tuple[str, ...]) -> None:
             tell(f"removed {name}")
 
 
-@click.command(epilog="\b\nExample:\n  bank export task1391 --out ./task1391")
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank export task1391 --out ./task1391")
 @bank_option
 @click.argument("name")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")

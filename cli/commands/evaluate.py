@@ -18,6 +18,7 @@ from cli.commands.weights import (
     write_sizes,
 )
 from cli.display import print_json, print_table, shown_progress, tell, write_csv, write_text
+from cli.option_rules import CheckedCommand
 from cli.options import (
     APPROACHES,
     Parameters,
@@ -59,11 +60,12 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank evaluate --model ./smollm2-135m-instruct\n"
     "  bank evaluate --metric js --approach normalized --leave-out both --max-examples 100\n"
     "  bank evaluate --targets task1391 --targets task190 --out results\n"
-    "  bank evaluate --weights-only --approach ridge --leave-out both --bank-sizes 4,8,16,32"
+    "  bank evaluate --weights-only --approach ridge --leave-out both --bank-sizes 4,8,16,32",
 )
 @bank_option
 @click.option(
@@ -109,12 +111,14 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Of the base model, and of the weights after an adapter is merged; on a CPU, float32 is the fastest.",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(1), help="Prompts of a batch; chosen by their lengths if not given."
+    "--batch-size",
+    type=click.IntRange(1, 65_536),
+    help="Prompts of a batch; chosen by their lengths if not given.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Cores to generate on; all if not given.")
+@click.option("--threads", type=click.IntRange(1, 4096), help="Cores to generate on; all if not given.")
 @click.option(
     "--resamples",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1_000_000),
     default=10_000,
     show_default=True,
     help="Of the bootstrap over targets.",
@@ -136,7 +140,11 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     "with --out drawn; of all approaches but neural.",
 )
 @click.option(
-    "--draws", type=click.IntRange(1), default=10, show_default=True, help="Random subsets of each size."
+    "--draws",
+    type=click.IntRange(1, 10_000),
+    default=10,
+    show_default=True,
+    help="Random subsets of each size.",
 )
 @json_option
 @cluster_options

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.display import print_json, print_table, shown_progress, tell, write_matrices
+from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
     approach_option,
@@ -34,7 +35,7 @@ csv_option = click.option(
 _LISTED = 10
 
 
-@click.command(epilog="\b\nExample:\n  bank distances --metric all --csv distances.csv")
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank distances --metric all --csv distances.csv")
 @bank_option
 @metric_option(many=True)
 @metric_parameters
@@ -89,7 +90,8 @@ def _summary(matrix: xarray.DataArray) -> tuple[str, float, float, float]:
 
 
 @click.command(
-    epilog="\b\nExample:\n  bank coefficients --metric js --approach normalized --csv coefficients.csv"
+    cls=CheckedCommand,
+    epilog="\b\nExample:\n  bank coefficients --metric js --approach normalized --csv coefficients.csv",
 )
 @bank_option
 @metric_option(many=True)

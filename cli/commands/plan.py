@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.display import print_json, print_table, shown_progress, tell
+from cli.option_rules import CheckedCommand
 from cli.options import approach_option, bank_option, json_option, memory_option, metric_option, opened
 
 if TYPE_CHECKING:
@@ -21,37 +22,44 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank plan --measure\n"
     "  bank plan --metric all --approach neural --workers 8 --memory 64GiB --rates rates.json\n"
-    "  bank plan --adapters 10000 --parameters 9437184 --workers 64 --memory 512GiB"
+    "  bank plan --adapters 10000 --parameters 9437184 --workers 64 --memory 512GiB",
 )
 @bank_option
-@click.option("--adapters", type=click.IntRange(2), help="Plan a bank of so many adapters, without a bank.")
-@click.option("--parameters", type=click.IntRange(1), help="With --adapters: parameters of an adapter.")
+@click.option(
+    "--adapters", type=click.IntRange(2, 10**9), help="Plan a bank of so many adapters, without a bank."
+)
+@click.option(
+    "--parameters", type=click.IntRange(1, 10**13), help="With --adapters: parameters of an adapter."
+)
 @click.option(
     "--vocabulary",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 2**31 - 1),
     default=32_000,
     show_default=True,
     help="With --adapters: ids of the tokenizer.",
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10**13),
     default=70_000,
     show_default=True,
     help="With --adapters: tokens of a dataset.",
 )
 @click.option(
     "--distinct",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 2**31 - 1),
     help="With --adapters: distinct ids of a dataset; those of a Zipf distribution if not given.",
 )
 @metric_option(many=True)
 @approach_option()
 @click.option("--weight-error", is_flag=True, help="As of bank predict: with the Gram matrix.")
-@click.option("--workers", type=click.IntRange(1), help="Tasks that run at once; the cores if not given.")
+@click.option(
+    "--workers", type=click.IntRange(1, 1_000_000), help="Tasks that run at once; the cores if not given."
+)
 @memory_option
 @click.option("--measure", is_flag=True, help="Measure the rates of this machine, for the expected time.")
 @click.option(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.display import print_json, print_table, shown_progress, tell
+from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
     approach_option,
@@ -40,11 +41,12 @@ _LISTED = 10
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank predict my-data.jsonl --out my-adapter\n"
     "  bank predict --all --metric js --approach normalized --export predicted\n"
     "  bank predict --all --metric all --approach all --weight-error\n"
-    "  bank predict --all --space delta --rank full --export predicted"
+    "  bank predict --all --space delta --rank full --export predicted",
 )
 @bank_option
 @click.argument("newdata", required=False, type=click.Path(path_type=Path))

@@ -9,6 +9,7 @@ import click
 
 from bankdb.arrays.durable import write_whole
 from cli.display import shown_progress, tell
+from cli.option_rules import CheckedCommand
 from cli.options import Parameters, approach_option, bank_option, metric_option, opened
 
 # Without the network.
@@ -16,9 +17,10 @@ _APPROACHES = ("all", "tuned", "ridge", "matching", "oracle")
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank report --out report.html\n"
-    "  bank report --out report.html --metric js --approach normalized --approach neural"
+    "  bank report --out report.html --metric js --approach normalized --approach neural",
 )
 @bank_option
 @click.option(

@@ -133,7 +133,7 @@ def stored_model(
     wanted = json.loads(json.dumps({"metric": metric, "options": asdict(options)}))
     for run in reversed(bank.runs.all("neural")):
         parameters = json.loads(run.parameters)
-        path = bank.arrays / str(parameters["array"])
+        path = bank.derived / str(parameters["array"])
         if (
             run.state != "done"
             or not is_whole(path)
@@ -175,7 +175,7 @@ def _run_of(
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
     parameters["array"] = f"neural.zarr/{digest[:16]}"
     run = bank.runs.begin("neural", parameters, seed=options.seed)
-    return run, bank.arrays / parameters["array"]
+    return run, bank.derived / parameters["array"]
 
 
 def _digest(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> str:
