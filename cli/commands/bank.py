@@ -1,4 +1,4 @@
-"""Commands about what a bank holds: init, ingest, list, show, verify, remove, export."""
+"""Commands about what a bank holds: init, ingest, list, show, verify, group, remove, export."""
 
 from __future__ import annotations
 
@@ -230,6 +230,54 @@ def remove(bank_path: Path, names: tuple[str, ...]) -> None:
             tell(f"removed {name}")
 
 
+@click.command(
+    cls=CheckedCommand,
+    epilog="\b\nExamples:\n"
+    "  bank group --pattern '^([^_]+)_'     forms_plural is of group forms\n"
+    "  bank group task1391 entailment task190 entailment\n"
+    "  bank group task1391 ''              of no group",
+)
+@bank_option
+@click.argument("names", nargs=-1, metavar="NAME GROUP...")
+@click.option("--pattern", metavar="REGEX", help="Its first group, found in a name, is the dataset's group.")
+@json_option
+def group(bank_path: Path, names: tuple[str, ...], pattern: str | None, as_json: bool) -> None:
+    """Set groups of datasets that are in the bank: those of one source, which are left out together.
+
+    Names in which the pattern is not found keep their group. What was computed with other groups is kept, and is
+    not used for these.
+    """
+    from bankdb.errors import ParameterError
+    from bankdb.sources.pairs import groups_in_names
+
+    if (pattern is None) == (not names) or len(names) % 2:
+        raise ParameterError("expected --pattern REGEX, or names each with a group; give one of them")
+    with opened(bank_path) as bank:
+        before = {record.name: record for record in bank.adapters()}
+        asked = dict(zip(names[::2], names[1::2], strict=True))
+        if pattern is not None:
+            asked = groups_in_names(before, pattern)
+        for name in asked:
+            bank.catalog.adapter(name)
+        changed = {name: new or None for name, new in asked.items() if (new or None) != before[name].group}
+        for name, new in changed.items():
+            bank.catalog.set_group(name, new, before[name].licence)
+        after = {record.name: record.group for record in bank.adapters()}
+    if as_json:
+        print_json({"changed": changed, "groups": after})
+        return
+    if changed:
+        print_table(
+            ("name", "group before", "group now"),
+            [(name, before[name].group, new) for name, new in changed.items()],
+        )
+    grouped = [one for one in after.values() if one is not None]
+    tell(
+        f"{len(changed)} changed; {len(grouped)} of {len(after)} datasets have one of {len(set(grouped))} groups"
+        + ("" if grouped or pattern is None else "; the pattern is found in no name")
+    )
+
+
 @click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank export task1391 --out ./task1391")
 @bank_option
 @click.argument("name")
@@ -242,4 +290,4 @@ def export(bank_path: Path, name: str, out: Path, overwrite: bool) -> None:
     tell(f"wrote {folder}{os.sep}")
 
 
-COMMANDS = (init, ingest, list_adapters, show, verify, remove, export)
+COMMANDS = (init, ingest, list_adapters, show, verify, group, remove, export)

@@ -171,6 +171,7 @@ def evaluate(
     progress = shown_progress()
     with opened(bank_path) as bank:
         _ = bank.layout
+        left_out = _sensible(bank, left_out, progress)
         if other["weights_only"]:
             tell_weights(bank, combinations, left_out, weights, cluster_of(other), progress)
             return
@@ -181,6 +182,17 @@ def evaluate(
         for failure in evaluation.failures:
             tell(f"not evaluated: {failure.reason}", err=True)
         raise click.exceptions.Exit(1)
+
+
+def _sensible(bank: AdapterBank, left_out: list[str], progress: Progress) -> list[str]:
+    """Return what to leave out: of both, not groups where there are none, which would be the same figures again."""
+    if len(left_out) > 1 and not any(record.group for record in bank.adapters()):
+        progress.note(
+            "no dataset has a group: groups are not left out; set them with `bank group --pattern REGEX`, "
+            "or give --group-pattern to `bank ingest`"
+        )
+        return ["adapter"]
+    return left_out
 
 
 def _combinations(
@@ -242,7 +254,7 @@ def _tell(
         out.mkdir(parents=True, exist_ok=True)
         write_csv(out / "systems.csv", summary_csv(found))
         write_csv(out / "targets.csv", target_csv(evaluation))
-        write_text(out / "evaluation.json", evaluation.to_json() + "\n")
+        write_text(out / "evaluation.json", _without_paths(evaluation).to_json() + "\n")
         write_sizes(curves, out)
         tell(f"wrote {out}/", err=True)
     if as_json:
@@ -262,6 +274,14 @@ def _tell(
     elif csv is None or str(csv) != "-":
         _print(evaluation, found)
         print_sizes(curves)
+
+
+def _without_paths(evaluation: Evaluation) -> Evaluation:
+    """Return what may be given away: reasons name files of this machine."""
+    from bankdb.records import without_folders
+
+    failures = [replace(one, reason=without_folders(one.reason)) for one in evaluation.failures]
+    return replace(evaluation, failures=tuple(failures))
 
 
 def _print(evaluation: Evaluation, found: list[Summary]) -> None:

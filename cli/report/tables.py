@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bankdb.records import published
 from cli.report.words import duration
 from compute.reporting.records import Report
 
@@ -115,7 +116,7 @@ def made_tables(report: Report) -> list[HtmlTable]:
         ("bank", bank.identity),
         ("bank format", str(bank.format_version)),
         ("bank made (UTC)", bank.created.replace("T", " ").removesuffix("Z")),
-        ("tokenizer", f"{bank.tokenizer_name}, fingerprint {bank.tokenizer_fingerprint[:12]}"),
+        ("tokenizer", f"{published(bank.tokenizer_name)}, fingerprint {bank.tokenizer_fingerprint[:12]}"),
         ("text of an example", bank.text_rule),
         ("scaling of B A", f"{bank.scaling:g}" if bank.scaling is not None else ""),
         ("modules", _modules(bank.layout)),

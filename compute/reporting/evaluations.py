@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError, ParameterError
+from bankdb.records import without_folders
 from compute.evaluation.bootstrap import Interval, gap_share, mean_difference
 from compute.evaluation.records import (
     BASE,
@@ -64,9 +65,13 @@ def _one(bank: AdapterBank, name: str) -> Evaluation:
 
 def reported(evaluation: Evaluation) -> ReportedEvaluation:
     """Return what a report shows of an evaluation; intervals are drawn with its own seed."""
-    settings = [(key.replace("_", " "), str(value)) for key, value in evaluation.settings.items()]
+    settings = [
+        (key.replace("_", " "), without_folders(str(value))) for key, value in evaluation.settings.items()
+    ]
     settings.append(("time to generate all answers", f"{evaluation.seconds:.0f} s"))
-    settings += [(f"not evaluated: {item.target}", item.reason) for item in evaluation.failures]
+    settings += [
+        (f"not evaluated: {item.target}", without_folders(item.reason)) for item in evaluation.failures
+    ]
     systems = {system.name: way_of_system(system) for system in evaluation.systems}
     left_out = {system.name: system.leave_out or ADAPTER for system in evaluation.systems}
     return ReportedEvaluation(
