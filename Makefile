@@ -9,7 +9,7 @@ PYTEST ?= -n 2
 # The tests of test-core.
 CORE ?= not torch and not browser and not postgres and not netns
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling bench-cluster example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling bench-cluster docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -54,6 +54,12 @@ bench-scaling: $(VENV)/core.stamp  ## How cost grows with N and p, drawn (minute
 bench-cluster: $(VENV)/core.stamp  ## One worker process and two, the overhead of a task (about 16 minutes).
 	$(BIN)/python benchmarks/cluster.py --out docs/cluster
 
+docs: $(VENV)/docs.stamp  ## The site: pages, commands and the Python interface; a warning is an error.
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
+
+hooks: $(VENV)/dev.stamp  ## What CI checks first, before each commit.
+	$(BIN)/pre-commit install
+
 example: $(VENV)/torch.stamp  ## Train the example bank again (minutes on a CPU).
 	$(BIN)/python examples/make_tiny_bank.py --out examples/tiny_bank --seed 0
 
@@ -71,5 +77,9 @@ $(VENV)/torch.stamp: $(VENV)/dev.stamp
 	$(BIN)/pip install --quiet -e .[torch,dev]
 	touch $@
 
+$(VENV)/docs.stamp: $(VENV)/core.stamp
+	$(BIN)/pip install --quiet -e .[docs]
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO_BANK)
+	rm -rf $(VENV) $(DEMO_BANK) build

@@ -3,7 +3,7 @@
 python examples/make_tiny_bank.py --out examples/tiny_bank --seed 0
 python examples/make_tiny_bank.py --out other --base examples/tiny_bank/base --seeds different
 
-Needs the ``torch`` extra; runs on a CPU in minutes (see examples/README.md for the measured time). The base
+Needs the ``torch`` extra; runs on a CPU in minutes (see docs/example-bank.md for the measured time). The base
 model is trained on all tasks mixed, but mostly with answers in a plain or a chatty style; each adapter then
 learns its dataset's own way of answering, and more of its task's skill.
 """

@@ -161,9 +161,9 @@ def test_an_interrupted_init_is_finished_by_running_it_again(
     import bankdb.datasets.tokenizer
 
     owner = {
-        "save": bankdb.tokens.BankTokenizer,
+        "save": bankdb.datasets.tokenizer.BankTokenizer,
         "Database": bankdb.bank,
-        "create_bank": bankdb.catalog.Catalog,
+        "create_bank": bankdb.catalog.catalog.Catalog,
     }
     name = point.rsplit(".", 1)[1]
     original = getattr(owner[name], name)

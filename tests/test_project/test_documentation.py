@@ -9,16 +9,11 @@ from pathlib import Path
 import click
 import pytest
 
-from cli.document import reference
 from cli.main import cli
 from tests.support.banks.small_bank import write_dataset
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def test_the_reference_of_commands_is_up_to_date() -> None:
-    assert (ROOT / "docs" / "commands.md").read_text() == reference()
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))

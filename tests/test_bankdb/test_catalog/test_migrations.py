@@ -40,7 +40,7 @@ def set_revision(database: Database, revision: str) -> None:
 @pytest.fixture
 def scripts() -> ScriptDirectory:
     config = Config()
-    config.set_main_option("script_location", "bankdb:migrations")
+    config.set_main_option("script_location", "bankdb:catalog/migrations")
     return ScriptDirectory.from_config(config)
 
 

@@ -431,7 +431,10 @@ def test_offline_finds_what_the_client_downloaded_by_branch(hub, tmp_path):
 
 
 def test_nothing_heavy_is_imported_with_the_module():
-    code = "import sys, bankdb.hub, bankdb.datasets; print({'huggingface_hub', 'pyarrow', 'yaml'} & set(sys.modules))"
+    code = (
+        "import sys, bankdb.sources.hub, bankdb.datasets.read;"
+        "print({'huggingface_hub', 'pyarrow', 'yaml'} & set(sys.modules))"
+    )
     root = Path(__file__).parents[3]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

@@ -132,7 +132,8 @@ def test_gradient_equals_finite_differences(
 @pytest.mark.torch
 def test_training_follows_that_of_torch_on_materialised_adapters() -> None:
     import torch
-    from test_mlp import torch_sequential
+
+    from tests.test_compute.test_approaches.test_mlp import torch_sequential
 
     theta, gram, distances = random_bank()
     rows = np.arange(14)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -159,13 +162,35 @@ def fake_distribution(folder: Path, package: str, version: str) -> str:
     return str(folder)
 
 
-def copied_code(folder: Path) -> str:
-    """This package as somebody else has it: one line differs."""
+def copied_code(folder: Path, changed: str) -> str:
+    """This package as somebody else has it: one line of one module differs."""
     for name in ("bankdb", "compute"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    with (folder / "compute" / "gram.py").open("a") as file:
+    with (folder / changed).open("a") as file:
         file.write("\n# another line\n")
     return str(folder)
+
+
+CODE = sorted(
+    min(path for path in (ROOT / name).rglob("*.py") if path.parent == folder).relative_to(ROOT).as_posix()
+    for name in ("bankdb", "compute")
+    for folder in {path.parent for path in (ROOT / name).rglob("*.py")}
+)
+"""A module of each folder of code that tasks may run."""
+
+
+@pytest.mark.parametrize("changed", CODE)
+def test_a_changed_line_in_any_folder_is_other_code(tmp_path: Path, changed: str) -> None:
+    program = "from compute.cluster.workers import code_digest; print(code_digest())"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=copied_code(tmp_path, changed),
+        env=os.environ | {"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() != workers.code_digest()
 
 
 @pytest.mark.parametrize(
@@ -174,14 +199,17 @@ def copied_code(folder: Path) -> str:
         ("numpy", "1.26.4", r"has numpy 1\.26\.4, the client .*pip install 'numpy==.*and start it again"),
         ("dask", "2020.1.0", r"has dask 2020\.1\.0, the client .*pip install 'dask=="),
         ("lora-bank", "0.0.9", r"has lora-bank 0\.0\.9, the client .*pip install 'lora-bank=="),
-        ("", "", "has other code of lora-bank"),
+        ("", "bankdb/arrays/shards.py", "has other code of lora-bank"),
+        ("", "compute/approaches/neural/network.py", "has other code of lora-bank"),
+        ("", "compute/cluster/workers.py", "has other code of lora-bank"),
     ],
 )
 def test_a_worker_of_another_version_is_named(
     started: DaskProcesses, options: ClusterOptions, tmp_path: Path, package: str, version: str, message: str
 ) -> None:
-    front = fake_distribution(tmp_path, package, version) if package else copied_code(tmp_path / "code")
-    paths = f"{front}:{ROOT}:{ROOT / 'tests'}"
+    code = tmp_path / "code"
+    front = fake_distribution(code, package, version) if package else copied_code(code, version)
+    paths = f"{front}:{ROOT}"
     with DaskProcesses(tmp_path, started.certificates) as extra:
         extra.start_worker("odd", scheduler=started.address, PYTHONPATH=paths)
         with (

@@ -252,8 +252,8 @@ def test_a_second_report_loads_neither_torch_nor_the_model(tiny: AdapterBank, te
     evaluate(tiny, [NORMALIZED], OPTIONS)
     program = (
         "import sys; from bankdb.bank import AdapterBank;"
-        "from compute.evaluation import EvaluationOptions, evaluate;"
-        "from compute.options import PredictionOptions;"
+        "from compute.evaluation.evaluate import EvaluationOptions, evaluate;"
+        "from compute.approaches.options import PredictionOptions;"
         f"bank = AdapterBank.open({str(tiny.path)!r});"
         f"evaluate(bank, [PredictionOptions()], EvaluationOptions(model={str(BASE)!r}, max_examples=4, resamples=50));"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
-from test_metrics import NEARLY_EQUAL, Row, awkward_block, block_of, exact, zipf_block
 
 from compute.metrics import base as blocks
 from compute.metrics import divergences, mixtures, wasserstein
@@ -24,6 +23,14 @@ from compute.metrics.base import allow_compiled, compiled_kernels, worth_compili
 from compute.metrics.distributions import TokenCounts, dense
 from compute.metrics.divergences import Compatible
 from compute.metrics.registry import Metric, get_metric
+from tests.test_compute.test_metrics.test_metrics import (
+    NEARLY_EQUAL,
+    Row,
+    awkward_block,
+    block_of,
+    exact,
+    zipf_block,
+)
 
 METRICS = {
     metric.key: metric
@@ -270,8 +277,8 @@ def test_small_blocks_are_not_worth_it() -> None:
 def test_a_small_block_loads_no_compiler() -> None:
     program = (
         "import sys, numpy as np\n"
-        "from compute.distributions import TokenCounts\n"
-        "from compute.metrics import METRIC_NAMES, get_metric\n"
+        "from compute.metrics.distributions import TokenCounts\n"
+        "from compute.metrics.registry import METRIC_NAMES, get_metric\n"
         "row = (np.arange(50), np.arange(1, 51))\n"
         "counts = TokenCounts.stack([row, row], 60)\n"
         "[get_metric(name).block(counts, counts) for name in METRIC_NAMES]\n"
@@ -314,7 +321,7 @@ def test_compiled_loops_can_be_forbidden(fresh: Callable[[], None]) -> None:
 @needs_numba
 def test_numba_told_not_to_compile_leaves_it_to_numpy() -> None:
     """Interpreted, the loops would be far slower than NumPy."""
-    program = "from compute import blocks; blocks.LEAST_SAVING = 0.0; print(blocks.compiled_kernels(1, 1.0))"
+    program = "from compute.metrics import base; base.LEAST_SAVING = 0.0; print(base.compiled_kernels(1, 1.0))"
     done = subprocess.run(
         [sys.executable, "-c", program],
         check=True,

@@ -470,7 +470,9 @@ def test_a_kept_folder_is_not_computed(
 ) -> None:
     found = leave_one_out(bank, PredictionOptions(space="delta"))
     export_delta(bank, found, tmp_path / "out")
-    monkeypatch.setattr(compute.delta_space, "_combine_module", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(
+        compute.combination.delta, "_combine_module", lambda *_: pytest.fail("computed again")
+    )
     export_delta(bank, found, tmp_path / "out")
 
 

@@ -242,7 +242,7 @@ def test_panels_read_ahead_and_past_the_cache_are_the_columns(
 ) -> None:
     values = np.random.default_rng(3).standard_normal((3, 131_072 * 2 + 100)).astype(np.float32)
     store = write_rows(tmp_path / "adapters.zarr", values)
-    monkeypatch.setattr(gram_module, "machine_memory", lambda: 0 if past else 2**40)
+    monkeypatch.setattr("compute.gram.slices.machine_memory", lambda: 0 if past else 2**40)
     sources = Sources(np.arange(3), np.ones(3, np.float32), ())
     starts = range(0, values.shape[1], store.chunk)
     found = [panel.copy() for panel in _panels(store, sources, starts, values.shape[1], ahead)]
