@@ -156,6 +156,7 @@ def write_whole(path: Path, text: str) -> None:
 def _link_target(path: Path) -> Path:
     """Follow links, but those to what a process has open, which a path cannot replace."""
     for _ in range(40):  # as many as the kernel follows
+        path = path.parent.resolve() / path.name  # /dev/fd is a link to a folder of /proc
         if not path.is_symlink() or path.is_relative_to("/proc"):
             return path
         path = path.parent / path.readlink()

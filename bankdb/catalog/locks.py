@@ -145,10 +145,10 @@ def _open(path: Path) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS} and path.exists():
             raise FileSystemError(
-                f"{path}: cannot be opened to lock the bank ({error.strerror}): the bank may only be read here; get "
-                "permission to write its folder and files, or copy the bank and use the copy"
+                f"{path}: cannot be opened to lock the bank ({error.strerror}): it is read-only here; make the folder "
+                "and its files writable, or use a copy of the bank"
             ) from error
         raise
     try:

@@ -57,8 +57,8 @@ class SqliteBackend:
         reason = one_line(error.orig) or type(error).__name__
         advice = {
             "database is locked": f"another process held the lock for {BUSY_SECONDS:.0f} s; try again",
-            "attempt to write a readonly database": "the bank may only be read here; get permission to write "
-            "its folder and files, or copy the bank and use the copy",
+            "attempt to write a readonly database": "the folder or file is read-only; make it writable, or use "
+            "a copy of the bank",
             "unable to open database file": "the folder is missing, or may not be read or written",
             "database or disk is full": "free some space and run the same command again",
             "disk I/O error": "the disk reported an error; check its space and health",
@@ -109,7 +109,8 @@ def _check_file(path: Path) -> None:
 
 
 def _writable(path: Path) -> bool:
-    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    effective = os.access in os.supports_effective_ids
+    return all(os.access(one, os.W_OK, effective_ids=effective) for one in (path, path.parent))
 
 
 def _has_log(path: Path) -> bool:

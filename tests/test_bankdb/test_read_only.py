@@ -99,7 +99,7 @@ def test_another_user_reads_and_predicts(stored: Path, new: Path, tmp_path: Path
     for number in range(len(WAYS)):
         assert weights(theirs / str(number)) == weights(tmp_path / "own" / str(number))
     assert "may only be read; what is computed goes to a folder" in found[5][2]
-    assert all("may only be read here" in message for _, _, message in found[6:])
+    assert all("read-only" in message for _, _, message in found[6:])
     assert digests(stored) == before
     assert sorted(item.name for item in theirs.iterdir() if not item.name.startswith("dask")) == ["0", "1"]
 

@@ -321,7 +321,9 @@ def test_compiled_loops_can_be_forbidden(fresh: Callable[[], None]) -> None:
 @needs_numba
 def test_numba_told_not_to_compile_leaves_it_to_numpy() -> None:
     """Interpreted, the loops would be far slower than NumPy."""
-    program = "from compute.metrics import base; base.LEAST_SAVING = 0.0; print(base.compiled_kernels(1, 1.0))"
+    program = (
+        "from compute.metrics import base; base.LEAST_SAVING = 0.0; print(base.compiled_kernels(1, 1.0))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program],
         check=True,
