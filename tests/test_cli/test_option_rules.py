@@ -59,6 +59,7 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
     ("plan", ["--approach", "uniform"], [["--metric", "js"]]),
     ("plan", ["--adapters", "9", "--parameters", "9"], [["--bank", "x"]]),
     ("coefficients", [], [["--wait-seconds", "3"]]),
+    ("distances", [], [["--wait-seconds", "3"]]),
 ]  # fmt: skip
 CASES = [(command, arguments, option) for command, arguments, options in NOTHING for option in options]
 
@@ -133,7 +134,7 @@ NUMBERS = [
 WITH = {
     "--seed": ["--approach", "neural"],
     "--width": ["--approach", "neural"],
-    "--bank-sizes": ["--workers", "1"],
+    "--bank-sizes": ["--workers", "1", "--approach", "uniform"],
     "--sigma": ["--metric", "mmd", "--mmd-kernel", "gaussian"],
     "--rank": ["--space", "delta"],
     "--wait-seconds": ["--scheduler", "tcp://127.0.0.1:1", "--wait-workers", "2"],
