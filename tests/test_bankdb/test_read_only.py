@@ -121,6 +121,7 @@ def test_a_read_only_file_system(mounted: Path, stored: Path, new: Path, tmp_pat
         run(first, "--bank", mounted, *rest)
     for command in predictions(mounted, new, tmp_path / "out"):
         run(*command)
+    run("export", "--bank", mounted, "task001", "--out", tmp_path / "exported")
     csv, free = tmp_path / "coefficients.csv", tmp_path / "free.csv"
     _, notes = run("coefficients", "--bank", mounted, "--csv", csv, "--workers", "1")
     assert notes.count("may only be read") == 1
