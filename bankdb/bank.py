@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bankdb.arrays.adapter_store import AdapterStore, Vector
 from bankdb.arrays.durable import fsync_path
 from bankdb.arrays.remote import Location, located
-from bankdb.aside import computed_aside
+from bankdb.catalog.aside import computed_aside
 from bankdb.catalog.catalog import Catalog
 from bankdb.catalog.database import Database
 from bankdb.catalog.generations import GenerationStore
@@ -332,7 +332,8 @@ class AdapterBank:
             The stored row is damaged.
         """
         from bankdb.arrays.adapter_store import row_sha256
-        from bankdb.peft.weights import source_file, write_adapter_folder
+        from bankdb.peft.folder import write_adapter_folder
+        from bankdb.peft.weights import source_file
 
         record = self.catalog.adapter(name)
         vector = self.store.read(record.row)

@@ -74,8 +74,10 @@ def listed(names: Sequence[str], most: int = 6) -> str:
 
 
 def one_line(found: object, most: int = 160) -> str:
-    """What another library says, on one line of at most so many characters."""
+    """What another library says, on one line of at most so many characters; an error without text by its kind."""
     text = " ".join(str(found).split())
+    if not text and isinstance(found, BaseException):
+        text = type(found).__name__
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

@@ -131,10 +131,10 @@ def ingest(
 def clear_leftovers(bank: AdapterBank) -> list[str]:
     """Clear what killed processes left, unless some process is ingesting now; return what was cleared."""
     with bank.nobody_ingesting() as alone:
-        return clear_leftovers_alone(bank) if alone else []
+        return clear_leftovers_locked(bank) if alone else []
 
 
-def clear_leftovers_alone(bank: AdapterBank) -> list[str]:
+def clear_leftovers_locked(bank: AdapterBank) -> list[str]:
     """Clear what killed processes left; the caller is inside `nobody_ingesting`."""
     cleared: list[str] = []
     for reserved in bank.catalog.reserved():

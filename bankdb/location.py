@@ -64,10 +64,10 @@ class BankLocation:
         except (IsADirectoryError, UnicodeDecodeError) as error:
             raise _damaged(file, f"it is no text file ({error})") from error
         try:
-            found = parse_object(text)
+            content = parse_object(text)
         except ValueError as error:
             raise _damaged(file, str(error)) from error
-        return cls(folder, *_checked(file, found))
+        return cls(folder, *_checked(file, content))
 
     def record(self) -> None:
         """Write `bank.json`, durably, in place of one that is there.
@@ -98,19 +98,19 @@ class BankLocation:
         return self.database or URL.create("sqlite", database=str((self.folder / "bank.db").absolute()))
 
 
-def _checked(file: Path, found: dict[str, Any]) -> tuple[URL | None, str | None, str | None]:
-    version = found.pop("format", None)
+def _checked(file: Path, content: dict[str, Any]) -> tuple[URL | None, str | None, str | None]:
+    version = content.pop("format", None)
     if version != _FORMAT:
         raise BankFormatError(
             f"{file}: expected format {_FORMAT}, found {version!r}: upgrade lora-bank, or restore the file"
         )
-    unknown = sorted(found.keys() - set(_KEYS))
+    unknown = sorted(content.keys() - set(_KEYS))
     if unknown:
         raise _damaged(file, f"the key {unknown[0]!r} is not known")
     for key in _KEYS:
-        if not isinstance(found.get(key), str | None):
-            raise _damaged(file, f"{key!r} should be a string or null, it is {json_type(found[key])}")
-    database, arrays, identity = (found.get(key) for key in _KEYS)
+        if not isinstance(content.get(key), str | None):
+            raise _damaged(file, f"{key!r} should be a string or null, it is {json_type(content[key])}")
+    database, arrays, identity = (content.get(key) for key in _KEYS)
     try:
         return None if database is None else parse_database(database), arrays, identity
     except ParameterError as error:

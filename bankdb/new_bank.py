@@ -51,8 +51,8 @@ def check_free(folder: Path) -> None:
     location = BankLocation.of(folder)
     if location.database is None and not (folder / "bank.db").is_file():
         return
-    found = _bank_in(location)
-    if found is not None and location.identity in {None, found}:  # else the database is another bank's
+    present = _bank_in(location)
+    if present is not None and location.identity in {None, present}:  # else the database is another bank's
         raise ConflictError(f"{folder}: a bank is already here; use it, or choose another folder with --bank")
 
 

@@ -13,7 +13,7 @@ from bankdb.arrays.durable import move, partial_files
 from bankdb.arrays.remote import Location, RemotePath
 from bankdb.bank import AdapterBank
 from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError, DatabaseUnavailableError
-from bankdb.ingest import clear_leftovers_alone
+from bankdb.ingest import clear_leftovers_locked
 from bankdb.peft.config import scaling
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
@@ -205,7 +205,7 @@ def _within(item: Location, place: Location) -> str:
 def _check_leftovers(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
     """Find what killed or running processes left: the next ingest clears it, or this with `repair`."""
     if repair:
-        report.repaired += [f"cleared {what}" for what in clear_leftovers_alone(bank)]
+        report.repaired += [f"cleared {what}" for what in clear_leftovers_locked(bank)]
     # In this order: a row goes from reserved to ready, and is on the disk only after it was reserved.
     rows = bank.store.rows_on_disk()
     reserved = {item.row: item.name for item in bank.catalog.reserved()}

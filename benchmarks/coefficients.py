@@ -15,7 +15,7 @@ from pathlib import Path
 from bankdb.bank import AdapterBank
 from compute.approaches.options import PredictionOptions
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
-from compute.evaluation.weight_space import as_markdown, as_record, weight_space_table
+from compute.evaluation.weight_space import WaySummary, WeightSpaceTable, as_record, weight_space_table
 from compute.metrics.registry import FURTHER_METRIC_NAMES, METRIC_NAMES
 from compute.prediction.matrices import bank_matrices
 
@@ -33,13 +33,35 @@ def ways(neural: bool) -> list[PredictionOptions]:
     return chosen
 
 
+def error_table(table: WeightSpaceTable) -> str:
+    """Relative errors, plain and grouped side by side, with differences to the paper's best, as Markdown."""
+    by_system: dict[str, dict[str | None, WaySummary]] = {}
+    for summary in table.summaries():
+        by_system.setdefault(summary.system.key, {})[summary.system.leave_out] = summary
+    order = sorted(by_system.values(), key=lambda found: found["group"].relative_error)
+    headings = "| approach | metric | adapter left out | difference | group left out | difference |"
+    lines = [headings, f"|{'---|' * 6}"]
+    for summaries in order:
+        system = summaries["group"].system
+        cells = [part for kind in ("adapter", "group") for part in cells_of(summaries[kind])]
+        lines.append(f"| {' | '.join([system.approach, system.metric or 'none', *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+def cells_of(summary: WaySummary) -> tuple[str, str]:
+    error, difference = f"{summary.relative_error:.4f}", summary.to_paper
+    if difference is None:
+        return error, ""
+    return error, f"{difference.estimate:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+
+
 def curve_table(curves: list[SizeCurve]) -> str:
     """Mean relative error and its spread over the draws, approaches down, sizes across."""
     sizes = curves[0].sizes
     lines = [f"| approach | {' | '.join(map(str, sizes))} |", f"|{'---|' * (len(sizes) + 1)}"]
     for curve in curves:
         cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(curve.mean, curve.spread, strict=True)]
-        lines.append(f"| {curve.options.approach} | {' | '.join(cells)} |")
+        lines.append(f"| {curve.system.approach} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -64,7 +86,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with AdapterBank.open(arguments.bank) as bank:
         table = weight_space_table(bank, ways(arguments.neural))
-        print(as_markdown(table))
+        print(error_table(table))
         if arguments.json:
             arguments.json.write_text(json.dumps(as_record(table)) + "\n")
         if arguments.sizes:

@@ -19,6 +19,7 @@ from bankdb.arrays.durable import delete_tree
 from bankdb.arrays.remote import located
 from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
+from bankdb.scaled_rows import sources_of
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterOptions
@@ -30,7 +31,7 @@ from compute.metrics.registry import METRIC_NAMES
 from compute.prediction.coefficients import coefficients
 from compute.prediction.export import export_all
 from compute.prediction.matrices import distances
-from compute.prediction.predict_all import predict_all, sources_of
+from compute.prediction.predict_all import predict_all
 
 DENSE = PredictionOptions(metric="js", approach="normalized")
 NEURAL = PredictionOptions(metric="js", approach="neural")

@@ -21,6 +21,7 @@ from synthetic import Shape, make_bank
 
 from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
+from bankdb.scaled_rows import sources_of
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterOptions
@@ -29,7 +30,7 @@ from compute.metrics.registry import METRIC_NAMES
 from compute.prediction.coefficients import coefficients
 from compute.prediction.matrices import distances
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import predict_all, sources_of
+from compute.prediction.predict_all import predict_all
 
 ADAPTERS = (32, 64, 128, 256, 512)
 HIDDEN = (256, 512, 1024, 2048)

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from bankdb.bank import AdapterBank
 from bankdb.ingest import ingest
 from bankdb.peft.layout import AdapterLayout
+from bankdb.scaled_rows import sources_of
 from bankdb.sources.pairs import find_references, resolve
 from compute.approaches.options import PredictionOptions
 from compute.combination.combine import combine_one
 from compute.combination.delta import DeltaAdapter, DeltaForm, delta_adapter
 from compute.prediction.coefficients import Coefficients, leave_one_out
-from compute.prediction.predict_all import sources_of
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "examples" / "tiny_bank" / "base"

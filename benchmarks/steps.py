@@ -20,7 +20,9 @@ from synthetic import Shape
 
 from bankdb.bank import AdapterBank
 from bankdb.progress import SilentProgress
-from compute.approaches.neural.leave_one_out import NeuralOptions, apply
+from bankdb.scaled_rows import sources_of
+from compute.approaches.neural.leave_one_out import apply
+from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.options import PredictionOptions
 from compute.cluster.options import Cluster
 from compute.gram.matrix import gram_matrix
@@ -29,7 +31,7 @@ from compute.prediction.coefficients import coefficients, coefficients_by
 from compute.prediction.matrices import distances
 from compute.prediction.neural_models import stored_model
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import predict_all, predict_all_ways, sources_of
+from compute.prediction.predict_all import predict_all, predict_all_ways
 
 DENSE = PredictionOptions(metric="js", approach="normalized")
 PAPER = [

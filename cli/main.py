@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import click
 
-from bankdb.errors import BankError, ParameterError, printable
+from bankdb.errors import BankError, ParameterError, one_line, printable
 
 
 class _Failure(click.ClickException):
@@ -60,9 +60,8 @@ def _failure(error: Exception) -> Exception:
         }
         hint = advice.get(error.errno or 0, "check the path and the disk")
         return _Failure(f"{error.filename or 'disk'}: {error.strerror or error}; {hint}")
-    reason = (str(error) or "no message").strip().splitlines()[0]
     return _Failure(
-        f"internal error ({type(error).__name__}: {reason}); run it again as `bank --debug ...` and report it"
+        f"internal error ({type(error).__name__}: {one_line(error)}); run it again as `bank --debug ...` and report it"
     )
 
 

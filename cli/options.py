@@ -15,22 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compute.approaches.registry import approaches as known_approaches
+from compute.approaches.registry import descriptions, get_approach
+from compute.approaches.registry import names as approach_names
+
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
     from compute.cluster.options import ClusterOptions
 
 METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd", "tf-idf", "wd", "kl", "js")
-APPROACHES = (
-    "attentional",
-    "normalized",
-    "neural",
-    "uniform",
-    "nearest",
-    "tuned",
-    "ridge",
-    "matching",
-    "oracle",
-)
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -225,19 +218,60 @@ def metric_option(*, many: bool, default: str = "jensen-shannon") -> Decorator:
     )
 
 
+class ApproachChoice(click.Choice[str]):
+    """The names of all approaches that are registered when it is asked, and `all`."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The names."""
+        return (*approach_names(), "all")
+
+    @choices.setter
+    def choices(self, _: object) -> None: ...
+
+
+class ApproachOption(click.Option):
+    """`--approach`, whose help tells of every approach that is registered when it is asked."""
+
+    @property
+    def help(self) -> str:
+        """What the option is, and each approach in a line."""
+        lines = (f"{name}: {about}" for name, about in descriptions().items())
+        return f"How distances become coefficients; may be given several times. {'; '.join(lines)}. {self._which}"
+
+    @help.setter
+    def help(self, which: str) -> None:
+        self._which = which
+
+
 def approach_option(
-    default: Sequence[str] = ("normalized",),
-    which: str = ". 'all' is every one that needs no training and no answer: without neural and oracle.",
+    default: Sequence[str] | Callable[[], Sequence[str]] = ("normalized",),
+    which: str = "'all' is every one as quick as attentional, normalized, uniform and nearest.",
+    shown: str | bool = True,
 ) -> Decorator:
-    """Return `--approach`: names, or `all`; `which` ends the help: what that, or the default, is."""
+    """Return `--approach`: names, or `all`.
+
+    Parameters
+    ----------
+    default
+        Names, or what returns them when the command runs.
+    which
+        Ends the help: what `all`, or the default, is.
+    shown
+        The default in words, where it is not a list of names.
+    """
     return click.option(
         "--approach",
         "approaches",
-        type=click.Choice([*APPROACHES, "all"]),
+        cls=ApproachOption,
+        type=ApproachChoice(),
         multiple=True,
-        default=list(default),
-        show_default=True,
-        help=f"How distances become coefficients; may be given several times{which}",
+        default=default if callable(default) else list(default),
+        show_default=shown,
+        help=which,
     )
 
 
@@ -251,12 +285,9 @@ def chosen_metrics(metrics: tuple[str, ...]) -> list[str]:
 
 
 def chosen_approaches(approaches: tuple[str, ...]) -> list[str]:
-    """Return the approaches asked for, each once; `all` leaves out what must be trained or knows the answer."""
-    from compute.approaches.by_distance import APPROACHES as known
-
-    if "all" in approaches:
-        return [*known, *(name for name in dict.fromkeys(approaches) if name not in known and name != "all")]
-    return list(dict.fromkeys(approaches))
+    """Return the approaches asked for, each once; `all` is those that take one pass over the distances."""
+    every = [known.name for known in known_approaches() if known.quick] if "all" in approaches else []
+    return list(dict.fromkeys([*every, *(name for name in approaches if name != "all")]))
 
 
 def opened(path: Path) -> AdapterBank:
@@ -294,19 +325,19 @@ class Parameters:
         """Return the options of one prediction, with the parameters that it reads."""
         from compute.approaches.options import PredictionOptions
 
-        names = ["compatible", "leave_out"]
-        names += ["kernel", "sigma"] if metric == "mmd" or approach == "matching" else []
-        names += ["protocol", "seed", "width"] if approach == "neural" else ["temperature", "top_k"]
+        how = get_approach(approach)
+        names = {"compatible", "leave_out", *how.reads}
+        names |= {"kernel", "sigma"} if (how.metric or metric) == "mmd" else set()
+        # Given with several approaches, they are for the others; what has other weights of its own refuses them.
+        names |= set() if how.trained else {"temperature", "top_k"}
         given = {name: self.settings[name] for name in names if name in self.settings}
         return PredictionOptions(metric=metric, approach=approach, **given)
 
     def combinations(self, metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[PredictionOptions]:
         """Return every metric with every approach; an approach of no metric, or of its own, once."""
-        from compute.approaches.options import NO_DISTANCES
-
         names = chosen_metrics(metrics)
         return [
-            self.combination(metric, approach)
-            for approach in chosen_approaches(approaches)
-            for metric in (names[:1] if approach in (*NO_DISTANCES, "matching") else names)
+            self.combination(metric, how.name)
+            for how in map(get_approach, chosen_approaches(approaches))
+            for metric in (names if how.reads_distances and how.metric is None else names[:1])
         ]

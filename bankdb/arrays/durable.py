@@ -132,7 +132,7 @@ def is_partial(name: str) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all.
+    """Write a file so that it appears whole or not at all, also after a crash.
 
     A link stays, and what it points to is written so. What is no regular file, such as a device, a named pipe or
     `/dev/stdout`, is written into.
@@ -148,7 +148,9 @@ def write_whole(path: Path, text: str) -> None:
             unfinished.write_text(text, encoding="utf-8")
             if target.exists():
                 shutil.copymode(target, unfinished)
+            fsync_path(unfinished)
             unfinished.replace(target)
+            fsync_path(target.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bankdb.errors import ArrayStoreUnavailableError, BankError, ParameterError
+from bankdb.errors import ArrayStoreUnavailableError, BankError, ParameterError, one_line
 
 # Attempts of a request that fails for a reason that may pass (5xx, throttling, a connection that is reset or
 # refused), with growing random pauses, up to about 15 s in all: botocore's standard mode.
@@ -94,8 +94,8 @@ def located(text: str) -> Location:
 
     A folder is given by its absolute path, so that no name of one is taken for a URL.
     """
-    scheme, found, rest = text.partition("://")
-    if not found or not scheme.replace("+", "").isalnum():
+    scheme, separator, rest = text.partition("://")
+    if not separator or not scheme.replace("+", "").isalnum():
         return Path(text)
     return Path(rest) if scheme in {"file", "local"} else RemotePath(text.rstrip("/"))
 
@@ -187,7 +187,7 @@ def reaching(location: object, *, missing: bool = True) -> Iterator[None]:
 
 def unavailable(location: object, error: Exception) -> ArrayStoreUnavailableError:
     """Return the error that says that a store did not do what was asked."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = one_line(error)
     return ArrayStoreUnavailableError(
         f"{location}: the array store cannot be reached, or refuses ({type(error).__name__}: {reason}); check that it "
         "runs, its address (AWS_ENDPOINT_URL) and the credentials (AWS_*), and run the same command again: what "
@@ -271,11 +271,11 @@ def objects_below(location: RemotePath) -> list[str]:
     made = filesystem(location.url)
     with reaching(location):
         try:
-            found = made.find(location.url)
+            names = made.find(location.url)
         except FileNotFoundError:
             return []
     root = str(made._strip_protocol(location.url)).rstrip("/") + "/"
-    return sorted(name.removeprefix(root) for name in found if name.startswith(root))
+    return sorted(name.removeprefix(root) for name in names if name.startswith(root))
 
 
 def move(item: RemotePath, target: RemotePath) -> None:

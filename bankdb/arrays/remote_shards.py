@@ -174,8 +174,8 @@ class RemoteShards:
 
     def _read_indexes(self, files: Sequence[tuple[int, RemotePath]]) -> dict[int, NDArray[np.uint64]]:
         """Return the index of each row's shard; those that this process has not read yet are read together."""
-        found = {row: index for row, file in files if (index := _kept(file)) is not None}
-        missing = [item for item in dict.fromkeys(files) if item[0] not in found]
+        indexes = {row: index for row, file in files if (index := _kept(file)) is not None}
+        missing = [item for item in dict.fromkeys(files) if item[0] not in indexes]
         answers = read_ranges([(file, -self.format.index_bytes, None) for _, file in missing])
         for (row, file), raw in zip(missing, answers, strict=True):
             if raw is None:
@@ -184,8 +184,8 @@ class RemoteShards:
             if index is None:
                 raise self._damaged(file, row, "its index does not match its checksum, truncated or damaged")
             _keep(file, index)
-            found[row] = index
-        return found
+            indexes[row] = index
+        return indexes
 
     def prefetch(self, row: int, start: int, stop: int) -> None:
         """Do nothing: there is no cache between here and the store that could be filled."""

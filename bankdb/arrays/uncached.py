@@ -36,10 +36,10 @@ class UncachedReader:
         buffer = self._room(last - first)
         descriptor = _open(file)
         try:
-            found = _fill(descriptor, buffer, first)
+            filled = _fill(descriptor, buffer, first)
         finally:
             os.close(descriptor)
-        return buffer[offset - first : min(found, offset + length - first)]
+        return buffer[offset - first : min(filled, offset + length - first)]
 
     def _room(self, size: int) -> memoryview:
         if len(self._buffer) < size:
@@ -57,10 +57,10 @@ def _open(file: Path) -> int:
 
 def _fill(descriptor: int, buffer: memoryview, first: int) -> int:
     """Fill the buffer from offset `first` of the file on; return the bytes that there were."""
-    found = 0
-    while found < len(buffer):
-        count = os.preadv(descriptor, [buffer[found:]], first + found)
-        found += count
-        if not count or found % _ALIGNMENT:  # the file's end
+    filled = 0
+    while filled < len(buffer):
+        count = os.preadv(descriptor, [buffer[filled:]], first + filled)
+        filled += count
+        if not count or filled % _ALIGNMENT:  # the file's end
             break
-    return found
+    return filled

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bankdb.arrays import remote
 from bankdb.arrays.durable import delete_tree, fsync_path, fsync_tree
 from bankdb.arrays.remote import Location, RemotePath, located
-from bankdb.errors import BankFormatError, BankNotFoundError
+from bankdb.errors import BankFormatError, BankNotFoundError, one_line
 
 if TYPE_CHECKING:
     import zarr
@@ -93,10 +93,10 @@ def group_attributes(path: Location) -> dict[str, Any] | None:
     import zarr
 
     try:
-        found = zarr.open_group(array_store(path, read_only=True), mode="r", zarr_format=3)
+        group = zarr.open_group(array_store(path, read_only=True), mode="r", zarr_format=3)
     except (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError):
         return None
-    return dict(found.attrs)
+    return dict(group.attrs)
 
 
 def open_array(path: str | Location, *, mode: str = "r") -> zarr.Array[Any]:
@@ -118,18 +118,18 @@ def open_array(path: str | Location, *, mode: str = "r") -> zarr.Array[Any]:
         store = array_store(location, read_only=mode == "r")
         if isinstance(location, RemotePath):
             # One request, which says also that nothing is there.
-            found: Any = zarr.open_array(store, mode=mode, zarr_format=3)
+            opened: Any = zarr.open_array(store, mode=mode, zarr_format=3)
         elif not metadata.is_file():
             raise BankNotFoundError(missing)
         else:
-            found = zarr.open(store, mode=mode)  # type: ignore[arg-type]
+            opened = zarr.open(store, mode=mode)  # type: ignore[arg-type]
     except FileNotFoundError as error:
         raise BankNotFoundError(missing) from error
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise BankFormatError(f"{metadata}: unreadable array metadata ({_first_line(error)})") from error
-    if not isinstance(found, zarr.Array):
+        raise BankFormatError(f"{metadata}: unreadable array metadata ({one_line(error)})") from error
+    if not isinstance(opened, zarr.Array):
         raise BankFormatError(f"{path}: expected a zarr array, found a group")
-    return found
+    return opened
 
 
 def read_region(array: zarr.Array[Any], selection: Any, advice: str) -> NDArray[Any]:
@@ -144,7 +144,7 @@ def read_region(array: zarr.Array[Any], selection: Any, advice: str) -> NDArray[
         return np.asarray(array[selection])
     except (ValueError, LookupError, ArithmeticError, RuntimeError, OSError) as error:
         raise BankFormatError(
-            f"{array.store_path}: stored chunks cannot be read ({type(error).__name__}: {_first_line(error)}); {advice}"
+            f"{array.store_path}: stored chunks cannot be read ({type(error).__name__}: {one_line(error)}); {advice}"
         ) from error
 
 
@@ -171,8 +171,8 @@ def stored_chunks(path: Location) -> set[tuple[int, ...]]:
         walked = os.walk(path / "c")
         names = [
             (*Path(folder).relative_to(path / "c").parts, name)
-            for folder, _, found in walked
-            for name in found
+            for folder, _, files in walked
+            for name in files
         ]
     return {tuple(map(int, name)) for name in names if all(part.isdecimal() for part in name)}
 
@@ -198,7 +198,3 @@ def appearing_group(path: Location) -> Iterator[Location]:
 def is_whole(path: Location) -> bool:
     """Return whether the group that `appearing_group` makes is there."""
     return path.is_dir() if isinstance(path, Path) else (path / "zarr.json").is_file()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -232,8 +232,8 @@ class Catalog:
     def adapters(self) -> list[AdapterRecord]:
         """Return every ready adapter, by row."""
         with self._database.read() as session:
-            found = session.execute(_joined().order_by(AdapterRow.row)).all()
-            return [_adapter_record(adapter, dataset) for adapter, dataset in found]
+            rows = session.execute(_joined().order_by(AdapterRow.row)).all()
+            return [_adapter_record(adapter, dataset) for adapter, dataset in rows]
 
     def adapter(self, name: str) -> AdapterRecord:
         """Return one ready adapter. Raises BankNotFoundError if there is none of that name."""
@@ -245,8 +245,8 @@ class Catalog:
     def find(self, name: str) -> AdapterRecord | None:
         """Return one ready adapter, or None."""
         with self._database.read() as session:
-            found = session.execute(_joined().where(AdapterRow.name == name)).one_or_none()
-            return None if found is None else _adapter_record(found[0], found[1])
+            row = session.execute(_joined().where(AdapterRow.name == name)).one_or_none()
+            return None if row is None else _adapter_record(row[0], row[1])
 
     def count(self) -> int:
         """Return the number of ready adapters."""
@@ -280,7 +280,7 @@ class Catalog:
         BankFormatError
             A row has no counts under the bank's tokenizer and text rule, or they are damaged.
         """
-        found: dict[int, tuple[NDArray[np.uint32], NDArray[np.uint32]]] = {}
+        counts_by_row: dict[int, tuple[NDArray[np.uint32], NDArray[np.uint32]]] = {}
         with self._database.read() as session:
             bank = _the_bank(session)
             for start in range(0, len(rows), _BATCH):
@@ -308,14 +308,14 @@ class Catalog:
                             f"token counts of row {row} do not match their checksum: restore the database "
                             "from a copy, or remove and ingest that adapter again"
                         )
-                    found[row] = (_uint32(ids), _uint32(counts))
-        missing = [row for row in rows if row not in found]
+                    counts_by_row[row] = (_uint32(ids), _uint32(counts))
+        missing = [row for row in rows if row not in counts_by_row]
         if missing:
             raise BankFormatError(
                 f"rows {missing[:5]} have no token counts under the bank's tokenizer; "
                 "remove and ingest those adapters again"
             )
-        return [found[row] for row in rows]
+        return [counts_by_row[row] for row in rows]
 
 
 def changed_pair(name: str) -> ConflictError:

@@ -52,5 +52,5 @@ def shown_database(url: URL) -> str:
 
 
 def _option(url: URL, name: str) -> str:
-    found = url.query.get(name, "")
-    return found if isinstance(found, str) else ",".join(found)
+    value = url.query.get(name, "")
+    return value if isinstance(value, str) else ",".join(value)

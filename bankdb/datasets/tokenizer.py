@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.errors import DatasetError, TokenizerError
+from bankdb.errors import DatasetError, TokenizerError, one_line
 from bankdb.progress import quiet_loggers
 
 _BATCH = 512
@@ -147,10 +147,9 @@ def _load(source: str) -> Any:
         try:
             return AutoTokenizer.from_pretrained(source)
         except Exception as error:
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise TokenizerError(
-                f"{source}: no tokenizer could be loaded from it ({reason}); pass a folder with tokenizer.json, "
-                "or a name on the hub"
+                f"{source}: no tokenizer could be loaded from it ({one_line(error)}); pass a folder with "
+                "tokenizer.json, or a name on the hub"
             ) from error
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bankdb.errors import AdapterError, BankFormatError, listed
 from bankdb.strict_json import parse_object
 
+PREFIX = "base_model.model."
 A_SUFFIX = ".lora_A.weight"
 
 B_SUFFIX = ".lora_B.weight"
@@ -261,7 +262,7 @@ def modules_of(layout: AdapterLayout) -> list[Module]:
     for name, a in specs.items():
         if name.endswith(A_SUFFIX):
             path = name.removesuffix(A_SUFFIX)
-            found.append(Module(path.removeprefix("base_model.model."), a, specs[path + B_SUFFIX]))
+            found.append(Module(path.removeprefix(PREFIX), a, specs[path + B_SUFFIX]))
     return found
 
 

@@ -22,24 +22,8 @@ from numpy.typing import NDArray
 
 from bankdb.errors import AdapterError, BankFormatError, listed
 from bankdb.peft.config import CONFIG_NAME, AdapterConfig, read_config
-from bankdb.peft.folder import write_adapter_folder
 from bankdb.peft.header import TensorEntry, check_data_bytes, parse_header, read_header
-from bankdb.peft.layout import AdapterLayout, TensorSpec
-from bankdb.peft.model_card import model_card
-
-__all__ = [
-    "DTYPES",
-    "WEIGHTS_NAME",
-    "SourceAdapter",
-    "load_adapter",
-    "model_card",
-    "read_layout",
-    "source_file",
-    "source_pieces",
-    "write_adapter_folder",
-    "write_safetensors",
-    "write_source_file",
-]
+from bankdb.peft.layout import A_SUFFIX, B_SUFFIX, PREFIX, AdapterLayout, TensorSpec
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -48,7 +32,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_PREFIX = "base_model.model."
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>[\w-]+(?:\.[\w-]+)*)\.lora_(?P<factor>[AB])\.weight")
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin", "adapter_model.pth")
 
@@ -181,22 +164,6 @@ def source_file(vector: NDArray[np.float32], layout: AdapterLayout, header: byte
     return b"".join(source_pieces(vector, layout, header))
 
 
-def write_source_file(path: Path, vector: NDArray[np.float32], layout: AdapterLayout, header: bytes) -> str:
-    """Write the file that was ingested, bit for bit, and return its SHA-256 in hexadecimal.
-
-    Raises
-    ------
-    BankFormatError
-        As `source_pieces`.
-    """
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for piece in source_pieces(vector, layout, header):
-            digest.update(piece)
-            file.write(piece)
-    return digest.hexdigest()
-
-
 def write_safetensors(path: Path, vector: NDArray[np.float32], layout: AdapterLayout, dtype: str) -> None:
     """Write a vector as an `adapter_model.safetensors` that PEFT and vLLM load.
 
@@ -322,7 +289,7 @@ def _layout(entries: Sequence[TensorEntry], config: AdapterConfig, path: Path) -
         match = _FACTOR.fullmatch(entry.name)
         if match is None:
             raise AdapterError(
-                f"{path}: LoRA factors ({_PREFIX}MODULE.lora_A.weight, .lora_B.weight) alone were expected, "
+                f"{path}: LoRA factors ({PREFIX}MODULE{A_SUFFIX}, {B_SUFFIX}) alone were expected, "
                 f"{entry.name!r} found: {_foreign_tensor(entry.name)}"
             )
         factors.setdefault(match["module"], {})[match["factor"]] = entry.shape
@@ -342,8 +309,8 @@ def _foreign_tensor(name: str) -> str:
         return "a bias; train with bias 'none' and without lora_bias"
     if re.search(r"\.lora_[AB]\.[^.]+\.weight$", name):
         return "the adapter's name is in the tensor's; save it with PEFT's save_pretrained"
-    if ".lora_" in name and not name.startswith(_PREFIX):
-        return f"it does not begin with {_PREFIX}; save it with PEFT's save_pretrained"
+    if ".lora_" in name and not name.startswith(PREFIX):
+        return f"it does not begin with {PREFIX}; save it with PEFT's save_pretrained"
     if ".lora_" in name:
         return "a variant of LoRA; train a plain LoRA"
     return "a weight of the model itself; save the adapter alone, without modules_to_save"
@@ -354,19 +321,19 @@ def _check_pairs(factors: dict[str, dict[str, tuple[int, ...]]], rank: int, path
         if len(shapes) != 2:
             missing = "A" if "B" in shapes else "B"
             raise AdapterError(
-                f"{path}: missing tensor {_PREFIX}{module}.lora_{missing}.weight: each module was expected to "
+                f"{path}: missing tensor {PREFIX}{module}.lora_{missing}.weight: each module was expected to "
                 "have both factors; save the adapter again with PEFT"
             )
         for factor, position in (("A", 0), ("B", 1)):
             shape = shapes[factor]
             if len(shape) != 2:
                 raise AdapterError(
-                    f"{path}: {_PREFIX}{module}.lora_{factor}.weight was expected to be a matrix, shape {shape} "
+                    f"{path}: {PREFIX}{module}.lora_{factor}.weight was expected to be a matrix, shape {shape} "
                     "found; target linear modules alone"
                 )
             if shape[position] != rank:
                 raise AdapterError(
-                    f"{path}: {_PREFIX}{module}.lora_{factor}.weight was expected to have rank {rank} (r in "
+                    f"{path}: {PREFIX}{module}.lora_{factor}.weight was expected to have rank {rank} (r in "
                     f"{CONFIG_NAME}), shape {shape} found; train every module with one rank"
                 )
 

@@ -19,7 +19,6 @@ from bankdb.sources.hub_client import (
     CARD_FILE,
     HubReference,
     Information,
-    PinnedFile,
     PinnedRepository,
     downloaded,
     repository_information,
@@ -33,17 +32,6 @@ from bankdb.sources.pairs import (
     local_dataset,
     name_key,
 )
-
-__all__ = [
-    "HubReference",
-    "PinnedFile",
-    "PinnedPair",
-    "PinnedRepository",
-    "fetch",
-    "parse_reference",
-    "pin",
-    "references_from_arguments",
-]
 
 _ID_PART = r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(f"{_ID_PART}/{_ID_PART}")

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.commands.weights import (
-    WeightsOnly,
+    WeightsOutput,
     print_sizes,
+    print_weights,
     size_curves,
     sizes_option,
     sizes_record,
-    tell_weights,
     write_sizes,
 )
 from cli.display import print_json, print_table, shown_progress, tell, write_csv, write_text
 from cli.option_rules import CheckedCommand
 from cli.options import (
-    APPROACHES,
     Parameters,
     approach_option,
     approach_parameters,
@@ -33,6 +32,7 @@ from cli.options import (
     opened,
     space_options,
 )
+from compute.approaches.registry import approaches as known_approaches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     from compute.evaluation.records import Evaluation
     from compute.evaluation.tables import Summary
 
-PAPER_METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd")
-PAPER_APPROACHES = ("attentional", "normalized", "neural")
+
+def _of_the_paper() -> list[str]:
+    return [approach.name for approach in known_approaches() if approach.of_the_paper]
 
 
 def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,9 +77,10 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @metric_option(many=True, default="all")
 @approach_option(
-    PAPER_APPROACHES,
-    "; all is every one but oracle. The base model, own adapters, uniform and nearest (by Jensen-Shannon) are "
-    "always there.",
+    _of_the_paper,
+    "'all' is every one that does not know the answer. The base model, own adapters, uniform and nearest (by "
+    "Jensen-Shannon) are always there.",
+    "the paper's",
 )
 @metric_parameters
 @_leave_out_of_both
@@ -137,7 +139,7 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     callback=sizes_option,
     metavar="N,N,...",
     help="Also the distance in weights of predictions from nested random subsets of so many adapters, printed, and "
-    "with --out drawn; of all approaches but neural.",
+    "with --out drawn; of all approaches that train no network.",
 )
 @click.option(
     "--draws",
@@ -165,7 +167,7 @@ def evaluate(
     # What is left out is told for each way, once the ways are known.
     combinations = _combinations(Parameters({**other, "leave_out": "adapter"}), metrics, approaches)
     left_out = ["adapter", "group"] if other["leave_out"] == "both" else [other["leave_out"]]
-    weights = WeightsOnly(
+    weights = WeightsOutput(
         other["bank_sizes"], other["draws"], other["seed"], other["csv"], other["out"], other["as_json"]
     )
     progress = shown_progress()
@@ -173,7 +175,7 @@ def evaluate(
         _ = bank.layout
         left_out = _sensible(bank, left_out, progress)
         if other["weights_only"]:
-            tell_weights(bank, combinations, left_out, weights, cluster_of(other), progress)
+            print_weights(bank, combinations, left_out, weights, cluster_of(other), progress)
             return
         evaluation = _evaluated(bank, combinations, left_out, other, progress)
         curves = size_curves(bank, combinations, left_out, weights, progress)
@@ -199,7 +201,7 @@ def _combinations(
     parameters: Parameters, metrics: tuple[str, ...], approaches: tuple[str, ...]
 ) -> list[PredictionOptions]:
     if "all" in approaches:
-        approaches = (*(name for name in APPROACHES if name != "oracle"), *approaches)
+        approaches = (*(known.name for known in known_approaches() if not known.knows_answer), *approaches)
     return parameters.combinations(metrics, tuple(name for name in approaches if name != "all"))
 
 
@@ -285,7 +287,8 @@ def _without_paths(evaluation: Evaluation) -> Evaluation:
 
 
 def _print(evaluation: Evaluation, found: list[Summary]) -> None:
-    from compute.evaluation.tables import PAPER_SHARE, best_predictions, table1, table3
+    from compute.evaluation.systems import PAPER_SHARE
+    from compute.evaluation.tables import best_predictions, table1, table3
 
     examples = sum(target.examples for target in evaluation.targets)
     headings, rows = table1(found)

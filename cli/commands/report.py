@@ -11,9 +11,11 @@ from bankdb.arrays.durable import write_whole
 from cli.display import shown_progress, tell
 from cli.option_rules import CheckedCommand
 from cli.options import Parameters, approach_option, bank_option, metric_option, opened
+from compute.approaches.registry import approaches as known_approaches
 
-# Without the network.
-_APPROACHES = ("all", "tuned", "ridge", "matching", "oracle")
+
+def _untrained() -> list[str]:
+    return [approach.name for approach in known_approaches() if not approach.trained]
 
 
 @click.command(
@@ -31,7 +33,7 @@ _APPROACHES = ("all", "tuned", "ridge", "matching", "oracle")
     help="The HTML file to write; it needs no network to be read.",
 )
 @metric_option(many=True, default="all")
-@approach_option(_APPROACHES, ". The default is every one but neural, which takes minutes to train.")
+@approach_option(_untrained, "Training a network takes minutes.", "every one for which no network is trained")
 @click.option(
     "--evaluation",
     "evaluations",

@@ -35,7 +35,7 @@ def sizes_option(_context: click.Context, _option: click.Parameter, value: str |
 
 
 @dataclass(frozen=True, slots=True)
-class WeightsOnly:
+class WeightsOutput:
     """What was asked for: where results go, and the sizes of banks whose curves are drawn."""
 
     sizes: tuple[int, ...]
@@ -54,11 +54,11 @@ def compared_ways(combinations: Sequence[PredictionOptions]) -> list[PredictionO
     return list(dict.fromkeys([*baselines, *combinations, PredictionOptions(approach="oracle")]))
 
 
-def tell_weights(
+def print_weights(
     bank: AdapterBank,
     combinations: Sequence[PredictionOptions],
     leave_outs: Sequence[str],
-    asked: WeightsOnly,
+    asked: WeightsOutput,
     cluster: ClusterOptions,
     progress: Progress,
 ) -> None:
@@ -77,20 +77,20 @@ def size_curves(
     bank: AdapterBank,
     combinations: Sequence[PredictionOptions],
     leave_outs: Sequence[str],
-    asked: WeightsOnly,
+    asked: WeightsOutput,
     progress: Progress,
 ) -> list[SizeCurve]:
-    """Compute the curves over bank sizes of all but `neural`; none where no sizes were asked for."""
+    """Compute the curves over bank sizes of all that train no network; none where no sizes were asked for."""
     from compute.evaluation.weight_space import bank_size_curves
 
     if not asked.sizes:
         return []
-    ways = [way for way in compared_ways(combinations) if way.approach != "neural"]
+    ways = [way for way in compared_ways(combinations) if not way.how.trained]
     wanted = [replace(way, leave_out=leave_out) for leave_out in leave_outs for way in ways]
     return bank_size_curves(bank, wanted, asked.sizes, draws=asked.draws, seed=asked.seed, progress=progress)
 
 
-def _tell(table: WeightSpaceTable, curves: Sequence[SizeCurve], asked: WeightsOnly) -> None:
+def _tell(table: WeightSpaceTable, curves: Sequence[SizeCurve], asked: WeightsOutput) -> None:
     from compute.evaluation.weight_space import as_csv, as_record
 
     to_screen = asked.csv is not None and str(asked.csv) == "-"
@@ -109,7 +109,7 @@ def _tell(table: WeightSpaceTable, curves: Sequence[SizeCurve], asked: WeightsOn
 
 
 def _print_table(table: WeightSpaceTable) -> None:
-    from compute.evaluation.weight_space import as_rows
+    from compute.evaluation.weight_space import summary_rows
 
     headings = [
         "metric",
@@ -130,7 +130,7 @@ def _print_table(table: WeightSpaceTable) -> None:
             f"{row[6]:.1f}",
             None if row[7] is None else f"{row[7]:+.4f} [{row[8]:+.4f}, {row[9]:+.4f}]",
         ]
-        for row in as_rows(table)
+        for row in summary_rows(table)
     ]
     title = (
         f"Distance in weights of {len(table.names)} predictions to the trained adapters, nothing generated"
@@ -182,11 +182,11 @@ def _drawn(curves: Sequence[SizeCurve]) -> str:
     from cli.report.plots import Curve, curve_plot
 
     plots = []
-    for leave_out in dict.fromkeys(curve.options.leave_out for curve in curves):
+    for leave_out in dict.fromkeys(curve.system.leave_out for curve in curves):
         lines = []
         for curve in curves:
             known = [index for index, mean in enumerate(curve.mean) if mean == mean]
-            if curve.options.leave_out != leave_out or not known:
+            if curve.system.leave_out != leave_out or not known:
                 continue
             means = [float(curve.mean[index]) for index in known]
             spreads = [0.0 if curve.spread[i] != curve.spread[i] else float(curve.spread[i]) for i in known]
@@ -205,9 +205,6 @@ def _drawn(curves: Sequence[SizeCurve]) -> str:
     return str(file_html(column(*plots, sizing_mode="stretch_width"), INLINE, title))
 
 
-def _named(curve: SizeCurve) -> tuple[str, str]:
-    from compute.approaches.options import NO_DISTANCES
-
-    way = curve.options
-    name = way.approach if way.approach in NO_DISTANCES else f"{way.metric} {way.approach}"
-    return name, way.leave_out
+def _named(curve: SizeCurve) -> tuple[str, str | None]:
+    system = curve.system
+    return " ".join(filter(None, (system.metric, system.approach, system.detail))), system.leave_out

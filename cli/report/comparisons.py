@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cli.report.plots import Whiskers, whisker_plot
 from cli.report.tables import HtmlTable, Part, Plot
 from cli.report.words import (
     LEFT_OUT,
-    PAPER_SHARE,
     interval,
+    left_out,
     metric_words,
     number,
     percent,
     share,
-    way_words,
+    spread,
+    system_words,
 )
+from compute.evaluation.bootstrap import Interval
+from compute.evaluation.systems import PAPER_SHARE, System
+from compute.evaluation.tables import Spread, Summary
+from compute.evaluation.weight_space import WaySummary
 from compute.reporting.gather import best_scores, nearest_row
-from compute.reporting.records import (
-    ADAPTER,
-    GROUP,
-    Estimate,
-    Report,
-    ReportedEvaluation,
-    Scores,
-    Way,
-    WeightSpaceRow,
-)
+from compute.reporting.records import ADAPTER, GROUP, Report, ReportedEvaluation
 
 Figures = dict[str, Any]
-Measure = Callable[[Scores], tuple[float, float] | None]
+Measure = Callable[[Summary], Spread]
 
 
 def comparisons(report: Report) -> tuple[list[Part], Figures]:
@@ -49,17 +46,17 @@ def comparisons(report: Report) -> tuple[list[Part], Figures]:
 
 
 def _by_weights(report: Report) -> tuple[Part, Figures]:
-    plain = sorted(_of(report.weight_space, ADAPTER), key=lambda row: row.relative)
-    grouped = {row.way: row for row in _of(report.weight_space, GROUP)}
+    plain = sorted(_of(report.weight_space, ADAPTER), key=lambda row: row.relative_error)
+    grouped = {row.system.key: row for row in _of(report.weight_space, GROUP)}
     each = ("relative distance", "to uniform [95%]", "to the paper’s best [95%]")
     headings = ("approach", *each, *(each if grouped else ()), "cosine", "sources")
     over = (("", 1), (LEFT_OUT[ADAPTER], 3), (LEFT_OUT[GROUP], 3), (LEFT_OUT[ADAPTER], 2)) if grouped else ()
     rows = []
     for row in plain:
-        cells = [way_words(row.way), *_distances(row)]
+        cells = [system_words(row.system), *_distances(row)]
         if grouped:
-            cells += _distances(grouped[row.way])
-        rows.append((*cells, number(row.cosine), number(row.effective, 1)))
+            cells += _distances(grouped[row.system.key])
+        rows.append((*cells, number(row.cosine), number(row.effective_sources, 1)))
     best = nearest_row(report.weight_space, ADAPTER)
     table = HtmlTable(
         f"Means over {len(report.adapters)} targets, nearest first; oracle knows the answer and is a bound",
@@ -70,9 +67,9 @@ def _by_weights(report: Report) -> tuple[Part, Figures]:
         over=over,
     )
     whiskers = [
-        _whiskers(row.way, row.leave_out, row.against_uniform)
-        for row in [*plain, *(grouped[row.way] for row in plain if grouped)]
-        if row.against_uniform is not None
+        _whiskers(row.system, row.to_uniform)
+        for row in [*plain, *(grouped[row.system.key] for row in plain if grouped)]
+        if row.to_uniform is not None
     ]
     texts = (
         "The relative distance of a prediction to the adapter that training gave: 0 is the same weights, 1 is "
@@ -90,44 +87,50 @@ def _by_weights(report: Report) -> tuple[Part, Figures]:
     return Part("Distance to the trained weights", texts, (table,), (plot,)), {plot.id: figure}
 
 
-def _distances(row: WeightSpaceRow) -> list[str]:
-    return [number(row.relative), interval(row.against_uniform), interval(row.against_paper)]
+def _distances(row: WaySummary) -> list[str]:
+    return [number(row.relative_error), interval(row.to_uniform), interval(row.to_paper)]
 
 
-def _of(rows: Sequence[WeightSpaceRow], leave_out: str) -> list[WeightSpaceRow]:
-    return [row for row in rows if row.leave_out == leave_out]
+def _of(rows: Sequence[WaySummary], leave_out: str) -> list[WaySummary]:
+    return [row for row in rows if row.system.leave_out == leave_out]
 
 
-def _whiskers(way: Way, leave_out: str, estimate: Estimate) -> Whiskers:
-    return Whiskers(way_words(way), LEFT_OUT[leave_out], estimate.value, estimate.low, estimate.high)
+def _whiskers(system: System, difference: Interval) -> Whiskers:
+    return Whiskers(
+        system_words(system),
+        LEFT_OUT[left_out(system)],
+        difference.estimate,
+        difference.low,
+        difference.high,
+    )
 
 
 # -- by answers ----------------------------------------------------------------------------------------
 
 
-def _by_answers(evaluation: ReportedEvaluation, position: int) -> tuple[Part, Figures]:
+def _by_answers(reported: ReportedEvaluation, position: int) -> tuple[Part, Figures]:
     measures: tuple[tuple[str, Measure], ...] = (
-        ("Rouge-L", lambda scores: scores.rouge),
-        ("Exact match", lambda scores: scores.exact),
-        ("Exact match without stripping, as the paper’s code has it", lambda scores: scores.unstripped),
+        ("Rouge-L", lambda one: one.rouge),
+        ("Exact match", lambda one: one.exact),
+        ("Exact match without stripping, as the paper’s code has it", lambda one: one.exact_unstripped),
     )
-    tables = [_differences(evaluation)]
+    tables = [_differences(reported)]
     tables += [
-        table for title, measure in measures if (table := _by_metric(evaluation, title, measure)) is not None
+        table for title, measure in measures if (table := _by_metric(reported, title, measure)) is not None
     ]
     texts = (
-        f"Greedy answers to {evaluation.examples:,} test examples of {evaluation.targets} targets. Rouge-L "
+        f"Greedy answers to {reported.examples:,} test examples of {len(reported.evaluation.targets)} targets. Rouge-L "
         "measures how much of the reference the answer shares, exact match how often it is the reference; "
         "both are from 0 to 1.",
         f"The gap is that between the base model and each target’s own trained adapter. The paper’s best, "
         f"Jensen-Shannon normalized, closes {percent(PAPER_SHARE)} of it on 502 tasks and Mistral-7B.",
     )
     whiskers = [
-        _whiskers(scores.way, scores.leave_out, scores.rouge_against_base)
-        for scores in sorted(evaluation.scores, key=lambda scores: -scores.rouge[0])
-        if scores.rouge_against_base is not None and scores.way.approach != "base"
+        _whiskers(one.system, one.rouge_to_base)
+        for one in sorted(reported.summaries, key=lambda one: -one.rouge.mean)
+        if one.rouge_to_base is not None
     ]
-    heading = f"Generated answers (evaluation {evaluation.identity})"
+    heading = f"Generated answers (evaluation {reported.evaluation.identity})"
     if not whiskers:
         return Part(heading, texts, tuple(tables), ()), {}
     caption = "Difference in mean Rouge-L to the base model, with 95% intervals; right is better."
@@ -136,12 +139,12 @@ def _by_answers(evaluation: ReportedEvaluation, position: int) -> tuple[Part, Fi
     return Part(heading, texts, tuple(tables), (plot,)), {plot.id: figure}
 
 
-def _differences(evaluation: ReportedEvaluation) -> HtmlTable:
+def _differences(reported: ReportedEvaluation) -> HtmlTable:
     """Every system: means, differences to base and uniform, share of the gap; side by side by what is left out."""
-    both = [name for name in LEFT_OUT if any(scores.leave_out == name for scores in evaluation.scores)]
-    measured = [scores for scores in evaluation.scores if scores.leave_out in both]
-    ways = list(dict.fromkeys(s.way for s in sorted(measured, key=lambda scores: -scores.rouge[0])))
-    by_way = {(scores.way, scores.leave_out): scores for scores in measured}
+    both = [name for name in LEFT_OUT if any(left_out(one.system) == name for one in reported.summaries)]
+    best_first = sorted(reported.summaries, key=lambda one: -one.rouge.mean)
+    systems = {one.system.key: one.system for one in best_first}
+    by_place = {(one.system.key, left_out(one.system)): one for one in reported.summaries}
     each = (
         "Rouge‑L",
         "to base [95%]",
@@ -152,50 +155,53 @@ def _differences(evaluation: ReportedEvaluation) -> HtmlTable:
     )
     headings = ("system", *(each * len(both)))
     rows = []
-    for way in ways:
-        cells = [way_words(way)]
-        for leave_out in both:
-            scores = by_way.get((way, leave_out))
-            cells += ["–"] * len(each) if scores is None else _cells(scores)
+    for key, system in systems.items():
+        cells = [system_words(system)]
+        for name in both:
+            one = by_place.get((key, name))
+            cells += ["–"] * len(each) if one is None else _cells(one)
         rows.append(tuple(cells))
-    best = best_scores([evaluation], both[0]) if both else None
+    best = best_scores([reported], both[0]) if both else None
     return HtmlTable(
         f"All systems, best first; the paper’s best closes {percent(PAPER_SHARE)} of its gap",
         headings,
         tuple(rows),
         numeric=tuple(range(1, len(headings))),
         over=(("", 1), *((LEFT_OUT[name], len(each)) for name in both)) if len(both) > 1 else (),
-        strong=tuple(i for i, way in enumerate(ways) if best is not None and way == best.way),
+        strong=tuple(i for i, key in enumerate(systems) if best is not None and key == best.system.key),
     )
 
 
-def _cells(scores: Scores) -> list[str]:
+def _cells(one: Summary) -> list[str]:
     return [
-        number(scores.rouge[0]),
-        interval(scores.rouge_against_base),
-        interval(scores.rouge_against_uniform),
-        interval(scores.rouge_against_paper),
-        share(scores.gap_closed),
-        number(scores.exact[0]),
+        number(one.rouge.mean),
+        interval(one.rouge_to_base),
+        interval(one.rouge_to_uniform),
+        interval(one.rouge_to_paper),
+        share(one.gap_share),
+        number(one.exact.mean),
     ]
 
 
-def _by_metric(evaluation: ReportedEvaluation, title: str, measure: Measure) -> HtmlTable | None:
+def _by_metric(reported: ReportedEvaluation, title: str, measure: Measure) -> HtmlTable | None:
     """Approaches down, metrics across, mean and standard deviation, as in the paper's tables 1 and 3."""
-    chosen = [scores for scores in evaluation.scores if measure(scores) is not None]
-    metrics = list(dict.fromkeys(scores.way.metric for scores in chosen if scores.way.metric))
+    systems = [one.system for one in reported.summaries]
+    metrics = list(dict.fromkeys(system.metric for system in systems if system.metric))
     if not metrics:
         return None
-    both = [name for name in LEFT_OUT if any(s.leave_out == name and s.way.metric for s in chosen)]
-    found = {(s.leave_out, s.way.approach, s.way.detail, s.way.metric): measure(s) for s in chosen}
+    both = [name for name in LEFT_OUT if any(s.leave_out == name and s.metric for s in systems)]
+    spreads = {(left_out(one.system), one.system.key): measure(one) for one in reported.summaries}
+    # A row for what differs in the metric alone.
     rows = []
-    for approach, detail in dict.fromkeys((scores.way.approach, scores.way.detail) for scores in chosen):
+    for system in {
+        plain.key: plain for plain in (replace(system, metric=None) for system in systems)
+    }.values():
         cells = [
-            found.get((left_out, approach, detail, None)) or found.get((left_out, approach, detail, metric))
-            for left_out in both
+            spreads.get((name, system.key)) or spreads.get((name, replace(system, metric=metric).key))
+            for name in both
             for metric in metrics
         ]
-        rows.append((way_words(Way(approach, None, detail)), *(_mean_and_deviation(cell) for cell in cells)))
+        rows.append((system_words(system), *(spread(cell) for cell in cells)))
     return HtmlTable(
         f"{title}, mean ± standard deviation over targets",
         ("approach", *[metric_words(metric) for metric in metrics] * len(both)),
@@ -203,7 +209,3 @@ def _by_metric(evaluation: ReportedEvaluation, title: str, measure: Measure) -> 
         numeric=tuple(range(1, len(metrics) * len(both) + 1)),
         over=(("", 1), *((LEFT_OUT[name], len(metrics)) for name in both)),
     )
-
-
-def _mean_and_deviation(pair: tuple[float, float] | None) -> str:
-    return "–" if pair is None else f"{number(pair[0])} ± {number(pair[1])}"

@@ -78,8 +78,8 @@ def encode_coefficients(values: NDArray[np.float64]) -> EncodedMatrix:
 def encode_distances(values: NDArray[np.float64]) -> EncodedMatrix:
     """Encode distances in equal steps; the diagonal, a dataset's distance to itself, is left out."""
     others = ~np.eye(len(values), dtype=np.bool_)
-    found = values[others] if others.any() else np.zeros(1)
-    low, high = float(found.min()), float(found.max())
+    entries = values[others] if others.any() else np.zeros(1)
+    low, high = float(entries.min()), float(entries.max())
     return EncodedMatrix(_codes(values, others, low, high), low, high, logarithmic=False)
 
 

@@ -22,8 +22,9 @@ from cli.report.payload import json_in_html, left_out_of, payload
 from cli.report.plots import Curve, MatrixFigures, bar_plot, curve_plot
 from cli.report.tables import HtmlTable, Plot
 from compute.approaches.by_distance import effective_sources
+from compute.evaluation.bank_sizes import SizeCurve
 from compute.reporting.ordering import runs_of_equal
-from compute.reporting.records import Matrix, Report, SizeCurve, Way
+from compute.reporting.records import Matrix, Report
 
 CONTENTS = (
     ("bank", "What the bank holds"),
@@ -63,10 +64,8 @@ def render(report: Report, *, title: str | None = None, command: str = "") -> st
     parts, figures = comparisons(report)
     pictures, encoded, matrix_figures, framed = _pictures(report)
     size_plots, size_figures = _sizes(report.sizes)
-    shown = [matrix for matrix in report.coefficients if matrix.way.approach != "uniform"] or list(
-        report.coefficients
-    )
-    chosen = next((matrix for matrix in shown if matrix.way == report.recommended), shown[0])
+    shown = [matrix for matrix in report.coefficients if not _is_uniform(matrix)] or list(report.coefficients)
+    chosen = next((matrix for matrix in shown if matrix.key == report.recommended.key), shown[0])
     figures = {**figures, **matrix_figures, **size_figures, "bars": bar_plot(min(12, len(report.names) - 1))}
     document, roots = embedded(figures)
     title = title or f"Report of the adapter bank for {report.bank.base_model}"
@@ -85,9 +84,9 @@ def render(report: Report, *, title: str | None = None, command: str = "") -> st
         ordered_by=words.metric_words(report.ordered_by),
         framed=framed,
         pictures=pictures,
-        chosen=chosen.way.key,
+        chosen=chosen.key,
         names=sorted(enumerate(report.names), key=lambda item: item[1]),
-        ways=[(i, words.way_words(matrix.way)) for i, matrix in enumerate(report.coefficients)],
+        ways=[(i, words.matrix_words(matrix)) for i, matrix in enumerate(report.coefficients)],
         chosen_way=next(i for i, matrix in enumerate(report.coefficients) if matrix is chosen),
         has_scores=bool(report.evaluations),
         left_out=[words.LEFT_OUT[name] for name in left_out_of(report)],
@@ -102,6 +101,10 @@ def render(report: Report, *, title: str | None = None, command: str = "") -> st
         figures=Markup(json_in_html({"document": document, "roots": roots})),
     )
     return page
+
+
+def _is_uniform(matrix: Matrix) -> bool:
+    return matrix.system is not None and matrix.system.is_uniform
 
 
 def _lead(report: Report) -> str:
@@ -150,13 +153,11 @@ def _pictures(
     encoded: dict[str, tuple[str, EncodedMatrix]] = {}
     alone = _without_metric(report)
     for matrix in (*report.coefficients, *report.distances):
-        if matrix.way.approach == "uniform":
+        if _is_uniform(matrix):
             continue  # one colour
         ordered = matrix.values[np.ix_(order, order)]
-        codes = (
-            encode_distances(ordered) if matrix.way.approach == "distance" else encode_coefficients(ordered)
-        )
-        single = matrix.way.approach in alone
+        codes = encode_distances(ordered) if matrix.system is None else encode_coefficients(ordered)
+        single = matrix.system is not None and matrix.system.approach in alone
         picture = _picture(matrix, codes, len(encoded), single)
         rows.setdefault("other coefficients" if single else _row_title(matrix), []).append(picture)
         encoded[picture.key] = (picture.words, codes)
@@ -166,67 +167,71 @@ def _pictures(
 
 def _without_metric(report: Report) -> set[str]:
     """Approaches with a single picture, which share a row."""
-    counts = Counter(matrix.way.approach for matrix in report.coefficients)
+    counts = Counter(matrix.system.approach for matrix in report.coefficients if matrix.system)
     return {approach for approach, count in counts.items() if count == 1}
 
 
 def _row_title(matrix: Matrix) -> str:
-    return "distances" if matrix.way.approach == "distance" else f"{matrix.way.approach} coefficients"
+    return "distances" if matrix.system is None else f"{matrix.system.approach} coefficients"
 
 
 def _picture(matrix: Matrix, codes: EncodedMatrix, position: int, single: bool) -> Picture:
-    way = matrix.way
-    distance = way.approach == "distance"
-    title = way.approach if single or not way.metric else words.metric_words(way.metric)
-    if way.detail:
-        title += f", {way.detail}"
-    text = f"{title}, distance" if distance else words.way_words(way)
+    system = matrix.system
+    distance = system is None
+    title = words.metric_words(matrix.metric or "")
+    if system is not None:
+        title = system.label if single or not matrix.metric else title
+        title += f", {system.detail}" if system.detail else ""
+    text = words.matrix_words(matrix)
     spread = f"{codes.low:.3g} to {codes.high:.3g}"
     note = "" if distance else f"{effective_sources(matrix.values).mean():.1f} sources"
     what = "distances between datasets" if distance else "coefficients"
     alt = f"Picture of {what}: {text}, {spread}, {len(matrix.values)} targets by {len(matrix.values)} sources"
-    return Picture(way.key, f"picture-{position}", title, text, note, alt)
+    return Picture(matrix.key, f"picture-{position}", title, text, note, alt)
 
 
 # -- bank sizes ----------------------------------------------------------------------------------------
 
 
+_MEASURE = "Relative distance to the trained adapter"
+_BAND = "least to largest draw"
+
+
 def _sizes(curves: Sequence[SizeCurve]) -> tuple[list[Plot], Figures]:
-    plots: list[Plot] = []
-    figures: Figures = {}
-    for position, curve in enumerate(curves):
-        ways = list(dict.fromkeys(point.way for point in curve.points))
-        series = []
-        for way in ways:
-            points = sorted((p for p in curve.points if p.way == way), key=lambda point: point.size)
-            columns = zip(*((p.size, p.mean, p.low, p.high) for p in points), strict=True)
-            series.append(Curve(words.way_words(way), *columns))
-        good = "lower" if curve.lower_is_better else "higher"
-        caption = (
-            f"{curve.measure} by the number of adapters in the bank; {good} is better. Bands: {curve.spread}."
-        )
-        table = _size_table(curve, ways)
-        plot = Plot(
-            f"size-plot-{position}", f"Plot. {caption} The table below has the numbers.", caption, table
-        )
-        plots.append(plot)
-        figures[plot.id] = curve_plot(series, curve.measure, name=plot.id)
-    return plots, figures
+    """The curves in one plot, at the sizes at which every draw has a prediction."""
+    series = [curve for curve in map(_series, curves) if curve.sizes]
+    if not series:
+        return [], {}
+    caption = f"{_MEASURE} by the number of adapters in the bank; lower is better. Bands: {_BAND}."
+    alt = f"Plot. {caption} The table below has the numbers."
+    draws = max(len(curve.relative) for curve in curves)
+    plot = Plot("size-plot", alt, caption, _size_table(series, draws))
+    return [plot], {plot.id: curve_plot(series, _MEASURE, name=plot.id)}
 
 
-def _size_table(curve: SizeCurve, ways: Sequence[Way]) -> HtmlTable:
-    sizes = sorted({point.size for point in curve.points})
-    found = {(point.way, point.size): point for point in curve.points}
+def _series(curve: SizeCurve) -> Curve:
+    known = np.flatnonzero(np.isfinite(curve.relative).all(axis=0))
+    drawn = curve.relative[:, known]
+    return Curve(
+        words.system_words(curve.system),
+        tuple(curve.sizes[column] for column in known),
+        tuple(drawn.mean(axis=0).tolist()),
+        tuple(drawn.min(axis=0).tolist()),
+        tuple(drawn.max(axis=0).tolist()),
+    )
+
+
+def _size_table(series: Sequence[Curve], draws: int) -> HtmlTable:
+    sizes = sorted({size for curve in series for size in curve.sizes})
     rows = []
-    for way in ways:
-        points = [found.get((way, size)) for size in sizes]
-        cells = [
-            f"{words.number(p.mean)} [{words.number(p.low)}, {words.number(p.high)}]" if p else "–"
-            for p in points
-        ]
-        rows.append((words.way_words(way), *cells))
-    draws = max(point.draws for point in curve.points)
-    caption = f"{curve.measure}, mean over up to {draws} draws and [{curve.spread}], by adapters in the bank"
+    for curve in series:
+        points = zip(curve.means, curve.lows, curve.highs, strict=True)
+        cells = {
+            size: f"{words.number(mean)} [{words.number(low)}, {words.number(high)}]"
+            for size, (mean, low, high) in zip(curve.sizes, points, strict=True)
+        }
+        rows.append((curve.label, *(cells.get(size, "–") for size in sizes)))
+    caption = f"{_MEASURE}, mean over up to {draws} draws and [{_BAND}], by adapters in the bank"
     return HtmlTable(caption, ("approach", *map(str, sizes)), tuple(rows), tuple(range(1, len(sizes) + 1)))
 
 
@@ -251,10 +256,10 @@ def embedded(figures: Figures) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _renumbered(value: Any, numbers: dict[str, str]) -> Any:
     if isinstance(value, dict):
-        found = {key: _renumbered(item, numbers) for key, item in value.items()}
+        renumbered = {key: _renumbered(item, numbers) for key, item in value.items()}
         if isinstance(value.get("id"), str):
-            found["id"] = numbers.setdefault(value["id"], f"m{len(numbers) + 1}")
-        return found
+            renumbered["id"] = numbers.setdefault(value["id"], f"m{len(numbers) + 1}")
+        return renumbered
     if isinstance(value, list | tuple):
         return [_renumbered(item, numbers) for item in value]
     return value

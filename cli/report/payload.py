@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from bankdb.errors import printable
 from cli.report.images import EncodedMatrix
 from cli.report.plots import PALETTE, short
-from cli.report.words import LEFT_OUT, way_words
+from cli.report.words import LEFT_OUT, left_out, system_words
 from compute.approaches.by_distance import effective_sources
-from compute.reporting.records import Matrix, Report, ReportedEvaluation, Sample, Way
+from compute.evaluation.records import Evaluation, Outcome
+from compute.evaluation.systems import System
+from compute.reporting.records import Matrix, Report
 
 TOP_SOURCES = 12
 _LONGEST_PROMPT = 1500
@@ -55,7 +57,7 @@ def payload(
             for key, (words, matrix) in pictures.items()
         },
         "top": min(TOP_SOURCES, len(report.names) - 1),
-        "ways": [_way(matrix) for matrix in ways],
+        "ways": [_way(matrix, matrix.system) for matrix in ways if matrix.system is not None],
         "scores": _scores(report),
         "samples": _samples(report),
     }
@@ -77,12 +79,12 @@ def packed(values: NDArray[Any], dtype: str) -> str:
     return base64.b64encode(np.ascontiguousarray(values.astype(dtype)).tobytes()).decode("ascii")
 
 
-def _way(matrix: Matrix) -> dict[str, Any]:
+def _way(matrix: Matrix, system: System) -> dict[str, Any]:
     """The largest coefficients of each target, and how many sources there are in effect."""
     top = min(TOP_SOURCES, len(matrix.values) - 1)
     order = np.argsort(-matrix.values, axis=1, kind="stable")[:, :top]
     return {
-        "words": way_words(matrix.way),
+        "words": system_words(system),
         "sources": packed(order, "<i4"),
         "weights": packed(np.take_along_axis(matrix.values, order, axis=1), "<f4"),
         "effective": packed(effective_sources(matrix.values), "<f4"),
@@ -91,8 +93,8 @@ def _way(matrix: Matrix) -> dict[str, Any]:
 
 def left_out_of(report: Report) -> list[str]:
     """What the systems with scores leave out, in the order of the columns."""
-    found = {score.leave_out for evaluation in report.evaluations for score in evaluation.by_target}
-    return [name for name in LEFT_OUT if name in found]
+    present = {left_out(item.system) for reported in report.evaluations for item in reported.summaries}
+    return [name for name in LEFT_OUT if name in present]
 
 
 def _scores(report: Report) -> dict[int, list[tuple[str, list[float | None]]]]:
@@ -100,15 +102,17 @@ def _scores(report: Report) -> dict[int, list[tuple[str, list[float | None]]]]:
     index = {name: i for i, name in enumerate(report.names)}
     both = left_out_of(report)
     rows: dict[int, dict[str, list[float | None]]] = defaultdict(dict)
-    for evaluation in report.evaluations:
-        for score in evaluation.by_target:
-            if score.target in index:
+    for reported in report.evaluations:
+        systems = _systems(reported.evaluation)
+        for outcome in reported.evaluation.outcomes:
+            if outcome.target in index:
+                system = systems[outcome.system]
                 nothing: list[float | None] = [None] * (2 * len(both))
-                found = rows[index[score.target]].setdefault(way_words(score.way), nothing)
-                place = 2 * both.index(score.leave_out)
-                found[place : place + 2] = [round(score.rouge, 4), round(score.exact, 4)]
+                cells = rows[index[outcome.target]].setdefault(system_words(system), nothing)
+                place = 2 * both.index(left_out(system))
+                cells[place : place + 2] = [round(outcome.rouge, 4), round(outcome.exact, 4)]
     return {
-        target: sorted(found.items(), key=lambda item: -(item[1][0] or 0.0)) for target, found in rows.items()
+        target: sorted(cells.items(), key=lambda item: -(item[1][0] or 0.0)) for target, cells in rows.items()
     }
 
 
@@ -116,34 +120,46 @@ def _samples(report: Report) -> dict[int, list[dict[str, Any]]]:
     index = {name: i for i, name in enumerate(report.names)}
     each = max(1, min(3, _MOST_SAMPLES // max(1, len(index))))
     rows: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for evaluation in report.evaluations:
-        ways = _ways_of(evaluation)
-        for sample in evaluation.samples:
-            target = index.get(sample.target)
-            if target is not None and len(rows[target]) < each:
-                rows[target].append(_sample(sample, ways))
+    for reported in report.evaluations:
+        outcomes: dict[str, list[Outcome]] = defaultdict(list)
+        for outcome in reported.evaluation.outcomes:
+            outcomes[outcome.target].append(outcome)
+        for name, of_target in outcomes.items():
+            if name in index:
+                room = each - len(rows[index[name]])
+                rows[index[name]] += _samples_of(of_target, _systems(reported.evaluation))[: max(0, room)]
     return dict(rows)
 
 
-def _ways_of(evaluation: ReportedEvaluation) -> dict[str, Way]:
-    return {score.way.key: score.way for score in evaluation.by_target}
+def _systems(evaluation: Evaluation) -> dict[str, System]:
+    return {system.name: system for system in evaluation.systems}
 
 
-def _sample(sample: Sample, ways: dict[str, Way]) -> dict[str, Any]:
-    """Prompt, reference, and each answer with the systems that gave it."""
-    right = {reference.strip() for reference in sample.references}
-    systems: dict[str, dict[str, list[str]]] = {}
-    for key, leave_out, text in sample.answers:
-        way = ways.get(key)
-        left = "" if way is None or way.approach in ("base", "own") else LEFT_OUT[leave_out]
-        name = key if way is None else way_words(way)
-        systems.setdefault(text, {}).setdefault(left, []).append(name)
+def _samples_of(outcomes: list[Outcome], systems: dict[str, System]) -> list[dict[str, Any]]:
+    """Prompt, reference, and each answer with the systems that gave it, of the kept examples of one target."""
+    places = max(len(outcome.samples) for outcome in outcomes)
+    return [
+        _sample([item for item in outcomes if place < len(item.samples)], place, systems)
+        for place in range(places)
+    ]
+
+
+def _sample(outcomes: list[Outcome], place: int, systems: dict[str, System]) -> dict[str, Any]:
+    example = outcomes[0].samples[place]
+    right = {reference.strip() for reference in example.references}
+    answers: dict[str, dict[str, list[str]]] = {}
+    for outcome in outcomes:
+        system = systems[outcome.system]
+        left = "" if system.leave_out is None else LEFT_OUT[system.leave_out]
+        answers.setdefault(outcome.samples[place].answer, {}).setdefault(left, []).append(
+            system_words(system)
+        )
     return {
-        "prompt": cut(sample.prompt, _LONGEST_PROMPT),
-        "reference": cut(" / ".join(sample.references), _LONGEST_ANSWER),
+        "prompt": cut(example.input, _LONGEST_PROMPT),
+        "reference": cut(" / ".join(example.references), _LONGEST_ANSWER),
         "answers": [
-            (cut(text, _LONGEST_ANSWER), text.strip() in right, [_line(*item) for item in found.items()])
-            for text, found in systems.items()
+            (cut(text, _LONGEST_ANSWER), text.strip() in right, [_line(*item) for item in by_left.items()])
+            for text, by_left in answers.items()
         ],
     }
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bankdb.records import published
+from bankdb.records import published, without_folders
 from cli.report.words import duration
 from compute.reporting.records import Report
 
@@ -60,7 +60,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
     groups = {record.group for record in adapters if record.group}
     examples = sum(record.examples for record in adapters)
     tokens = sum(record.tokens for record in adapters)
-    found = [
+    pairs = [
         ("Base model", bank.base_model),
         ("Adapters", f"{len(adapters):,}"),
         ("Groups", f"{len(groups):,}" if groups else "none recorded"),
@@ -71,8 +71,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("Vocabulary", f"{bank.vocabulary:,} ids"),
     ]
     if bank.base_model_revision:
-        found.insert(1, ("Revision", bank.base_model_revision[:12]))
-    return found
+        pairs.insert(1, ("Revision", bank.base_model_revision[:12]))
+    return pairs
 
 
 def groups(report: Report) -> list[tuple[str, int]]:
@@ -122,8 +122,17 @@ def made_tables(report: Report) -> list[HtmlTable]:
         ("modules", _modules(bank.layout)),
     ]
     tables = [_pairs("Settings", settings), _pairs("Versions", report.versions)]
-    for evaluation in report.evaluations:
-        about = [("made (UTC)", evaluation.created.replace("T", " ").removesuffix("Z")), *evaluation.settings]
+    for reported in report.evaluations:
+        evaluation = reported.evaluation
+        about = [("made (UTC)", evaluation.created.replace("T", " ").removesuffix("Z"))]
+        about += [
+            (key.replace("_", " "), without_folders(str(value))) for key, value in evaluation.settings.items()
+        ]
+        about.append(("time to generate all answers", f"{evaluation.seconds:.0f} s"))
+        about += [
+            (f"not evaluated: {failure.target}", without_folders(failure.reason))
+            for failure in evaluation.failures
+        ]
         tables.append(_pairs(f"Evaluation {evaluation.identity}", about))
     return tables
 

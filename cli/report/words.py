@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import math
 
+from compute.approaches.registry import is_bound
+from compute.evaluation.bootstrap import Interval
+from compute.evaluation.systems import BASE, OWN, PAPER_SHARE, System
+from compute.evaluation.tables import Spread, Summary
+from compute.evaluation.weight_space import WaySummary
 from compute.reporting.gather import best_scores, nearest_row
-from compute.reporting.records import (
-    ADAPTER,
-    GROUP,
-    Estimate,
-    Report,
-    ReportedEvaluation,
-    Scores,
-    Way,
-    WeightSpaceRow,
-)
-
-PAPER_SHARE = 0.59
-"""Share of the Rouge-L gap that the paper's best, Jensen-Shannon normalized, closes (section 4)."""
+from compute.reporting.records import ADAPTER, GROUP, Matrix, Report, ReportedEvaluation
 
 HARDLY = 0.005
 """A difference in relative distance that is nothing to speak of."""
@@ -29,7 +22,6 @@ _METRICS = {
     "mmd": "MMD",
     "tf-idf": "tf-idf",
 }
-_APPROACHES = {"base": "base model", "own": "own adapter"}
 LEFT_OUT = {ADAPTER: "target left out", GROUP: "group left out"}
 
 
@@ -38,11 +30,22 @@ def metric_words(name: str) -> str:
     return _METRICS.get(name, name)
 
 
-def way_words(way: Way) -> str:
-    """Return a way in words, such as `Jensen-Shannon, normalized`."""
-    approach = _APPROACHES.get(way.approach, way.approach)
-    parts = [metric_words(way.metric) if way.metric else "", approach, way.detail]
+def system_words(system: System) -> str:
+    """Return a system in words, such as `Jensen-Shannon, normalized`; what is left out is said elsewhere."""
+    parts = [metric_words(system.metric) if system.metric else "", system.label, system.detail]
     return ", ".join(part for part in parts if part)
+
+
+def matrix_words(matrix: Matrix) -> str:
+    """Return in words what a matrix holds."""
+    if matrix.system is None:
+        return f"{metric_words(matrix.metric or '')}, distance"
+    return system_words(matrix.system)
+
+
+def left_out(system: System) -> str:
+    """Return what a system leaves out; one that is not predicted stands with those that leave out the target."""
+    return system.leave_out or ADAPTER
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -55,15 +58,21 @@ def signed(value: float, digits: int = 3) -> str:
     return f"{value:+.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
-def interval(estimate: Estimate | None, digits: int = 3) -> str:
-    """Return a difference with its 95% interval."""
-    if estimate is None:
+def spread(values: Spread | None) -> str:
+    """Return a mean with its standard deviation; a single value has none."""
+    if values is None:
         return "–"
-    if abs(estimate.value) < 0.5 * 10**-digits:
+    return number(values.mean) + ("" if values.deviation is None else f" ± {number(values.deviation)}")
+
+
+def interval(difference: Interval | None, digits: int = 3) -> str:
+    """Return a difference with its 95% interval."""
+    if difference is None:
+        return "–"
+    if abs(difference.estimate) < 0.5 * 10**-digits:
         digits += 1
-    return (
-        f"{signed(estimate.value, digits)} [{signed(estimate.low, digits)}, {signed(estimate.high, digits)}]"
-    )
+    low, high = signed(difference.low, digits), signed(difference.high, digits)
+    return f"{signed(difference.estimate, digits)} [{low}, {high}]"
 
 
 def percent(value: float) -> str:
@@ -71,11 +80,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.0f}%".replace("-", "−") if math.isfinite(value) else "–"
 
 
-def share(estimate: Estimate | None) -> str:
+def share(closed: Interval | None) -> str:
     """Return a share with its 95% interval, in per cent."""
-    if estimate is None:
+    if closed is None:
         return "–"
-    return f"{percent(estimate.value)} [{percent(estimate.low)}, {percent(estimate.high)}]"
+    return f"{percent(closed.estimate)} [{percent(closed.low)}, {percent(closed.high)}]"
 
 
 def duration(seconds: int) -> str:
@@ -98,44 +107,44 @@ def headline(report: Report) -> tuple[str, list[str]]:
     return _weighed(report, nearest)
 
 
-def _evaluated(report: Report, best: Scores) -> tuple[str, list[str]]:
-    evaluation = next(item for item in report.evaluations if best in item.scores)
-    base, own = (_scores_of(evaluation, name) for name in ("base", "own"))
+def _evaluated(report: Report, best: Summary) -> tuple[str, list[str]]:
+    reported = next(item for item in report.evaluations if best in item.summaries)
+    base, own = (_summary_of(reported, one.system) for one in (BASE, OWN))
     sentences = [
-        f"Of the predictions whose answers were scored, {way_words(best.way)} has the highest mean Rouge-L: "
-        f"{number(best.rouge[0])}"
-        + (f", against {number(base.rouge[0])} of the base model" if base else "")
-        + (f" and {number(own.rouge[0])} of each target’s own trained adapter" if own else "")
-        + f" ({evaluation.targets} targets, {evaluation.examples:,} test examples)."
+        f"Of the predictions whose answers were scored, {system_words(best.system)} has the highest mean Rouge-L: "
+        f"{number(best.rouge.mean)}"
+        + (f", against {number(base.rouge.mean)} of the base model" if base else "")
+        + (f" and {number(own.rouge.mean)} of each target’s own trained adapter" if own else "")
+        + f" ({best.tasks} targets, {reported.examples:,} test examples)."
     ]
-    if best.rouge_against_base is not None:
-        sentences.append(f"Difference to the base model: {interval(best.rouge_against_base)}.")
-    if best.rouge_against_uniform is not None:
+    if best.rouge_to_base is not None:
+        sentences.append(f"Difference to the base model: {interval(best.rouge_to_base)}.")
+    if best.rouge_to_uniform is not None:
         sentences.append(
-            f"Difference to the uniform mean of all other adapters: {interval(best.rouge_against_uniform)}"
-            f"{_verdict(best.rouge_against_uniform)}."
+            f"Difference to the uniform mean of all other adapters: {interval(best.rouge_to_uniform)}"
+            f"{_verdict(best.rouge_to_uniform)}."
         )
-    if best.rouge_against_paper is not None:
+    if best.rouge_to_paper is not None:
         sentences.append(
             "Difference to Jensen-Shannon, normalized, the paper’s best: "
-            f"{interval(best.rouge_against_paper)}{_verdict(best.rouge_against_paper, mean=False)}."
+            f"{interval(best.rouge_to_paper)}{_verdict(best.rouge_to_paper, mean=False)}."
         )
-    if best.gap_closed is not None:
+    if best.gap_share is not None:
         sentences.append(
-            f"It closes {share(best.gap_closed)} of the gap between the base model and the own adapters; the paper "
+            f"It closes {share(best.gap_share)} of the gap between the base model and the own adapters; the paper "
             f"reports {percent(PAPER_SHARE)} for its best, on other models and tasks."
         )
-    return f"Best by generated answers: {way_words(best.way)}", sentences + _by_group(report)
+    return f"Best by generated answers: {system_words(best.system)}", sentences + _by_group(report)
 
 
-def _scores_of(evaluation: ReportedEvaluation, approach: str) -> Scores | None:
-    return next((item for item in evaluation.scores if item.way.approach == approach), None)
+def _summary_of(reported: ReportedEvaluation, system: System) -> Summary | None:
+    return next((item for item in reported.summaries if item.system == system), None)
 
 
-def _verdict(difference: Estimate, better: str = "above", *, mean: bool = True) -> str:
+def _verdict(difference: Interval, better: str = "above", *, mean: bool = True) -> str:
     if difference.low <= 0.0 <= difference.high:
         return ", which may be chance: the interval holds zero"
-    ahead = difference.value > 0 if better == "above" else difference.value < 0
+    ahead = difference.estimate > 0 if better == "above" else difference.estimate < 0
     return ", beyond chance" if ahead else (", so the plain mean is better" if mean else ", which is better")
 
 
@@ -146,43 +155,48 @@ def _by_group(report: Report) -> list[str]:
     if best is None:
         return []
     return [
-        f"With the whole group of a target left out, the best is {way_words(best.way)} at "
-        f"{number(best.rouge[0])}"
-        + (f"; it closes {share(best.gap_closed)} of the gap." if best.gap_closed else ".")
+        f"With the whole group of a target left out, the best is {system_words(best.system)} at "
+        f"{number(best.rouge.mean)}"
+        + (f"; it closes {share(best.gap_share)} of the gap." if best.gap_share else ".")
     ]
 
 
-def _weighed(report: Report, best: WeightSpaceRow) -> tuple[str, list[str]]:
-    uniform = next((row for row in report.weight_space if row.way.approach == "uniform"), None)
-    oracle = next((row for row in report.weight_space if row.way.approach == "oracle"), None)
+def _weighed(report: Report, best: WaySummary) -> tuple[str, list[str]]:
+    uniform = next((row for row in report.weight_space if row.system.is_uniform), None)
+    oracle = next((row for row in report.weight_space if is_bound(row.system.approach)), None)
     sentences = [
         "No evaluation of generated answers is in this report, so this goes by weights alone: nearness to the "
         "trained weights is not quality. Run bank evaluate to measure quality.",
         f"Over all {len(report.adapters)} targets, each predicted from the other adapters, the relative "
-        f"distance of {way_words(best.way)} to the trained adapter is {number(best.relative)} on average"
-        + (f"; uniform, the mean of all others, has {number(uniform.relative)}" if uniform else "")
-        + (f", and {number(oracle.relative)} is the least that any combination can have" if oracle else "")
+        f"distance of {system_words(best.system)} to the trained adapter is {number(best.relative_error)} on average"
+        + (f"; uniform, the mean of all others, has {number(uniform.relative_error)}" if uniform else "")
+        + (
+            f", and {number(oracle.relative_error)} is the least that any combination can have"
+            if oracle
+            else ""
+        )
         + ". 0 is the trained adapter, 1 is no adapter at all.",
     ]
-    if best.against_uniform is not None:
+    if best.to_uniform is not None:
         sentences.append(
-            f"Difference to uniform: {interval(best.against_uniform)}{_verdict(best.against_uniform, 'below')}."
+            f"Difference to uniform: {interval(best.to_uniform)}{_verdict(best.to_uniform, 'below')}."
         )
     grouped = nearest_row(report.weight_space, GROUP)
     if grouped is not None:
         sentences.append(_grouped_weights(report, grouped))
-    return f"Nearest in weights: {way_words(best.way)}", sentences
+    return f"Nearest in weights: {system_words(best.system)}", sentences
 
 
-def _grouped_weights(report: Report, best: WeightSpaceRow) -> str:
+def _grouped_weights(report: Report, best: WaySummary) -> str:
     uniform = next(
-        (row for row in report.weight_space if row.way.approach == "uniform" and row.leave_out == GROUP), None
+        (row for row in report.weight_space if row.system.is_uniform and row.system.leave_out == GROUP), None
     )
     text = "With the whole group of a target left out, "
-    if uniform is not None and best.way.approach == "uniform":
+    if uniform is not None and best.system.is_uniform:
         return f"{text}nothing asked for is nearer than the plain mean of the other groups."
-    text += f"the nearest is {way_words(best.way)} at {number(best.relative)}"
+    text += f"the nearest is {system_words(best.system)} at {number(best.relative_error)}"
     if uniform is None:
         return f"{text}."
-    hardly = uniform.relative - best.relative < HARDLY
-    return f"{text}, {'hardly nearer than uniform with' if hardly else 'and uniform has'} {number(uniform.relative)}."
+    hardly = uniform.relative_error - best.relative_error < HARDLY
+    compared = "hardly nearer than uniform with" if hardly else "and uniform has"
+    return f"{text}, {compared} {number(uniform.relative_error)}."

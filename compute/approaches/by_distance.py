@@ -9,11 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ComputeError, ParameterError
-
-FloatArray = NDArray[np.float64]
+from compute.types import COMPATIBLE, FloatArray
 
 APPROACHES = ("attentional", "normalized", "uniform", "nearest")
-COMPATIBLE = ("correct", "published")
 NO_SPREAD = 1e-12
 """A row whose distances differ by less than this share of the largest differs by rounding alone."""
 

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from bankdb.errors import ParameterError
 from compute.approaches.by_distance import check_distances
 from compute.approaches.oracle import oracle, simplex_least_squares
-
-FloatArray = NDArray[np.float64]
+from compute.types import FloatArray
 
 
 def matching(distances: FloatArray, excluded: NDArray[np.bool_]) -> FloatArray:
@@ -62,11 +61,6 @@ def matching_new(to_sources: FloatArray, between_sources: FloatArray) -> FloatAr
     row = np.asarray(to_sources, dtype=np.float64)[None, :]
     check_distances(row, np.ones(row.shape, dtype=bool))
     return simplex_least_squares(_inner_products(between_sources), -0.5 * row[0])
-
-
-def objective(weights: FloatArray, to_sources: FloatArray, between_sources: FloatArray) -> float:
-    """Squared MMD of a target and the mixture by these weights, which sum to 1."""
-    return float(weights @ to_sources - 0.5 * weights @ between_sources @ weights)
 
 
 def _inner_products(distances: FloatArray) -> FloatArray:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from bankdb.errors import ParameterError
-from compute.approaches.by_distance import APPROACHES, coefficients
+from compute.approaches.base import Approach
+from compute.approaches.by_distance import coefficients
 from compute.approaches.groups import LEAVE_OUT
 from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.registry import get_approach
 from compute.metrics.base import Metric
 from compute.metrics.distributions import TokenCounts, median_sigma
 from compute.metrics.registry import canonical_metric_name, get_metric
@@ -18,11 +20,6 @@ from compute.metrics.tfidf import inverse_document_frequencies
 
 FULL = "full"
 
-ALL_APPROACHES = (*APPROACHES, "neural", "matching", "tuned", "ridge", "oracle")
-NO_DISTANCES = ("uniform", "oracle")
-NEEDS_GRAM = ("neural", "tuned", "ridge", "oracle")
-OWN_WEIGHTS = (*NEEDS_GRAM, "matching")
-"""Approaches that temperature and top-k do not go with."""
 SPACES = ("factors", "delta")
 _NEURAL = NeuralOptions()
 
@@ -36,9 +33,9 @@ class PredictionOptions:
     metric
         `wasserstein`, `kullback-leibler`, `jensen-shannon`, `mmd`, or `wd`, `kl`, `js`; or `tf-idf`.
     approach
-        `attentional`, `normalized`, `neural`, `uniform`, `nearest`; `tuned`, `ridge` and `matching`, which
-        are none of the paper's; `oracle` knows the answer and is a bound only. `matching` is by MMD, whatever
-        the metric.
+        Name of one that is registered: see `compute.approaches.registry`. `attentional`, `normalized`, `neural`,
+        `uniform`, `nearest`; `tuned`, `ridge` and `matching`, which are none of the paper's; `oracle` knows the
+        answer and is a bound only. `matching` is by MMD, whatever the metric.
     temperature
         Divides the distances, or z-scores, before the softmin.
     top_k
@@ -76,12 +73,8 @@ class PredictionOptions:
     rank: int | str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        metric = "mmd" if self.approach == "matching" else canonical_metric_name(self.metric)
-        object.__setattr__(self, "metric", metric)
-        if self.approach not in ALL_APPROACHES:
-            raise ParameterError(
-                f"approach: expected one of {', '.join(ALL_APPROACHES)}, found {self.approach!r}; use one of them"
-            )
+        how = self.how
+        object.__setattr__(self, "metric", canonical_metric_name(how.metric or self.metric))
         # Refused here, before hours of distances: a row of one source goes through the same checks.
         coefficients(
             np.zeros((1, 1)),
@@ -98,7 +91,8 @@ class PredictionOptions:
             raise ParameterError(
                 f"leave_out: expected {' or '.join(LEAVE_OUT)}, found {self.leave_out!r}; use one of them"
             )
-        if self.approach in OWN_WEIGHTS and (self.temperature != 1 or self.top_k is not None):
+        given = {"temperature": self.temperature != 1, "top_k": self.top_k is not None}
+        if any(given[name] for name in given.keys() - set(how.reads)):
             raise ParameterError(
                 f"temperature and top-k: not for {self.approach}, which has its own weights; leave them out"
             )
@@ -113,6 +107,11 @@ class PredictionOptions:
             raise ParameterError(
                 f"rank: goes with space delta, {self.space} found; combined factors have the bank's rank"
             )
+
+    @property
+    def how(self) -> Approach:
+        """The approach itself, with all that it states. Raises ParameterError if it is none (any more)."""
+        return get_approach(self.approach)
 
     @property
     def neural(self) -> NeuralOptions:

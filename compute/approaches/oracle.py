@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from bankdb.errors import ComputeError, ParameterError
-
-FloatArray = NDArray[np.float64]
+from compute.types import FloatArray
 
 TOLERANCE = 1e-11
 """Largest violation of the optimality conditions, relative to the largest squared norm about the mean."""

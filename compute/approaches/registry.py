@@ -1,150 +1,191 @@
-"""Coefficients by any approach that trains no network, from a bank's matrices; the Gram matrix where needed."""
+"""Approaches by name: those of this project, installed packages' own, and any that a program registers.
+
+A package offers an approach by an entry point of the group `lora_bank.approaches`: its name, and the class.
+Such a class is loaded when it is asked for, and not before.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+import functools
+import re
+from importlib import metadata
+from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from bankdb.errors import ConflictError, ParameterError
+from compute.approaches.base import OPTIONS, Approach
+from compute.approaches.kinds.by_distance import Attentional, Nearest, Normalized, Uniform
+from compute.approaches.kinds.matching import Matching
+from compute.approaches.kinds.neural import Neural
+from compute.approaches.kinds.oracle import Oracle
+from compute.approaches.kinds.ridge import Ridge
+from compute.approaches.kinds.tuned import Tuned
 
-from bankdb.errors import ParameterError
-from compute.approaches import ridge as kernel_ridge
-from compute.approaches import tuned as tuning
-from compute.approaches.by_distance import coefficients
-from compute.approaches.groups import same_unit
-from compute.approaches.matching import matching, matching_new
-from compute.approaches.options import NEEDS_GRAM, NO_DISTANCES, PredictionOptions
-from compute.approaches.oracle import oracle
+_Registered = TypeVar("_Registered", bound=Approach | type[Approach])
 
-FloatArray = NDArray[np.float64]
-Fitted = dict[str, Any]
-"""What was chosen for one target by the bank's own rows, under the names of the settings."""
+GROUP = "lora_bank.approaches"
+RESERVED = ("all", "base", "own", "distance")
+"""What `--approach` and reports call something else by."""
+
+_registered: dict[str, Approach] = {
+    approach.name: approach
+    for approach in (
+        Attentional(),
+        Normalized(),
+        Neural(),
+        Uniform(),
+        Nearest(),
+        Tuned(),
+        Ridge(),
+        Matching(),
+        Oracle(),
+    )
+}
 
 
-def leave_one_out_coefficients(
-    options: PredictionOptions,
-    distances: FloatArray | None,
-    gram: FloatArray | None,
-    units: NDArray[np.intp],
-) -> tuple[FloatArray, tuple[Fitted, ...] | None]:
-    """Coefficients of each dataset over those outside of its unit; shape (N, N), rows sum to 1.
+def register(approach: _Registered) -> _Registered:
+    """Make an approach available by its name: to every workflow, the command line and its help.
 
     Parameters
     ----------
-    options
-        Any approach but `neural`.
-    distances
-        Shape (N, N), rows are targets; None for an approach that reads none.
-    gram
-        Shape (N, N): inner products of the adapters; None for an approach that does not need it.
-    units
-        Shape (N,): number from 0 on of what each row is left out with.
+    approach
+        An approach, or a class of which one is made without arguments; it is returned, so that this may stand
+        above a class.
 
-    Returns
-    -------
-    The coefficients, and for `tuned` and `ridge` what was chosen for each row.
+    Raises
+    ------
+    ConflictError
+        There is one of this name.
+    ParameterError
+        It is no approach, or states no name that a command line can have.
+    """
+    made = _instance(approach, "register")
+    if made.name in names():
+        raise ConflictError(f"approach {made.name}: already registered; choose another name")
+    _registered[made.name] = made
+    return approach
+
+
+def unregister(name: str) -> None:
+    """Take an approach away again; what was stored by it stays.
 
     Raises
     ------
     ParameterError
-        Nothing is left to combine or to fit on.
-    ComputeError
-        For a distance or a Gram matrix that is damaged.
+        None of this name is registered.
     """
-    excluded = same_unit(units)
-    if options.approach == "oracle":
-        return oracle(_given(gram), excluded), None
-    if options.approach == "matching":
-        return matching(_given(distances), excluded), None
-    if options.approach == "tuned":
-        tuned = tuning.fit(_given(distances), _given(gram), units)
-        weights = tuning.leave_one_out(_given(distances), units, tuned)
-        return weights, tuple(map(asdict, tuned.settings))
-    if options.approach == "ridge":
-        ridge = kernel_ridge.fit(_given(distances), _given(gram), units)
-        weights = kernel_ridge.leave_one_out(_given(distances), units, ridge)
-        return weights, tuple(map(asdict, ridge.rows))
-    if options.approach in NO_DISTANCES:
-        distances = np.zeros(excluded.shape)
-    by_distance = coefficients(
-        _given(distances),
-        excluded,
-        options.approach,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        compatible=options.compatible,
-        self_index=np.arange(len(units)),
-    )
-    return by_distance, None
+    if name not in _registered:
+        raise _unknown(name)
+    del _registered[name]
 
 
-def new_coefficients(
-    options: PredictionOptions,
-    to_sources: FloatArray,
-    between_sources: FloatArray | None,
-    gram: FloatArray | None,
-    units: NDArray[np.intp],
-) -> tuple[FloatArray, Fitted | None]:
-    """Coefficients of M targets that are not among the S sources; shape (M, S), rows sum to 1.
+def names() -> tuple[str, ...]:
+    """Return the names of all approaches, in the order of their registration; installed packages' come last."""
+    return (*_registered, *(name for name in _installed() if name not in _registered))
 
-    Parameters
-    ----------
-    options
-        Any approach but `neural` and `oracle`.
-    to_sources
-        Shape (M, S); not read by `uniform`.
-    between_sources
-        Shape (S, S): for `matching`, `tuned` and `ridge`.
-    gram
-        Shape (S, S): for `tuned` and `ridge`.
-    units
-        Shape (S,): number of what each source is left out with, where these two are fitted.
 
-    Returns
-    -------
-    The coefficients, and for `tuned` and `ridge` what was chosen.
+def get_approach(name: str) -> Approach:
+    """Return the approach of this name.
 
     Raises
     ------
-    ParameterError, ComputeError
-        As `leave_one_out_coefficients`.
+    ParameterError
+        There is none, or what an installed package offers under the name is no approach.
     """
-    if options.approach == "oracle" or options.approach == "neural":
+    if not isinstance(name, str):
+        raise _unknown(name)
+    if name not in _registered:
+        offered = _installed().get(name)
+        if offered is None:
+            raise _unknown(name)
+        _registered[name] = _loaded(offered)
+    return _registered[name]
+
+
+def approaches() -> tuple[Approach, ...]:
+    """Return all approaches; installed packages' are loaded."""
+    return tuple(map(get_approach, names()))
+
+
+def descriptions() -> dict[str, str]:
+    """Return what each approach does, by name, in a line; of one not loaded yet, which package it is from."""
+    return {
+        name: _registered[name].about if name in _registered else f"from the package {_package(name)}"
+        for name in names()
+    }
+
+
+def is_bound(name: str) -> bool:
+    """Whether a stored result is by an approach that knows the answer; no, if it is by none that is known."""
+    return name in names() and get_approach(name).knows_answer
+
+
+def is_baseline(name: str) -> bool:
+    """Whether a stored result is by the approach that others are compared with; likewise."""
+    return name in names() and get_approach(name).baseline
+
+
+def _unknown(name: str) -> ParameterError:
+    return ParameterError(f"approach: expected one of {', '.join(names())}, found {name!r}; use one of them")
+
+
+def _instance(approach: object, origin: str) -> Approach:
+    made = approach
+    if isinstance(approach, type) and issubclass(approach, Approach):
+        try:
+            made = approach()
+        except TypeError as error:
+            raise ParameterError(f"{origin}: no approach can be made of {approach!r}: {error}") from error
+    if not isinstance(made, Approach):
         raise ParameterError(
-            f"approach: {options.approach} has no coefficients for new datasets by distances"
+            f"{origin}: expected a class derived from compute.approaches.base.Approach, found {approach!r}"
         )
-    if options.approach == "matching":
-        return np.stack([matching_new(row, _given(between_sources)) for row in to_sources]), None
-    if options.approach == "tuned":
-        tuned = tuning.fit(_given(between_sources), _given(gram), units, nested=False)
-        none = np.zeros(to_sources.shape, dtype=np.bool_)
-        return tuning.apply(tuned.overall, tuned.spread, to_sources, none), asdict(tuned.overall)
-    if options.approach == "ridge":
-        ridge = kernel_ridge.fit(_given(between_sources), _given(gram), units, nested=False)
-        weights = kernel_ridge.new_target(to_sources, _given(between_sources), ridge.overall, ridge.median)
-        return weights, asdict(ridge.overall)
-    by_distance = coefficients(
-        np.zeros(to_sources.shape) if options.approach in NO_DISTANCES else to_sources,
-        np.zeros(to_sources.shape, dtype=np.bool_),
-        options.approach,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        compatible=options.compatible,
-    )
-    return by_distance, None
+    stated: tuple[Any, ...] = getattr(made, "name", None), getattr(made, "about", None)
+    if not all(isinstance(text, str) and text for text in stated):
+        raise ParameterError(f"{origin}: expected a name and a line about it in {approach!r}; set both")
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", made.name) or made.name in RESERVED:
+        raise ParameterError(
+            f"{origin}: expected a name of small letters, digits and single hyphens, and none of"
+            f" {', '.join(RESERVED)}, found {made.name!r}; choose another"
+        )
+    unknown = set(made.reads) - set(OPTIONS)
+    if unknown:
+        raise ParameterError(
+            f"{origin}: expected {made.name} to read some of {', '.join(OPTIONS)}, found {', '.join(sorted(unknown))};"
+            " correct reads"
+        )
+    return made
 
 
-def needs_matrices(options: PredictionOptions) -> bool:
-    """Whether a prediction for a new dataset needs the bank's own distances."""
-    return options.approach in ("matching", "tuned", "ridge")
+@functools.cache
+def _installed() -> dict[str, metadata.EntryPoint]:
+    """What installed packages offer, by name; looked for once, since every package's files are read."""
+    found: dict[str, metadata.EntryPoint] = {}
+    for offered in metadata.entry_points(group=GROUP):
+        if offered.name in found or offered.name in _registered:
+            other = found.get(offered.name)
+            whose = "this project" if other is None else f"the package {_package_of(other)}"
+            raise ConflictError(
+                f"approach {offered.name}: of the package {_package_of(offered)} and of {whose}; uninstall one"
+            )
+        found[offered.name] = offered
+    return found
 
 
-def needs_gram(options: PredictionOptions) -> bool:
-    """Whether the approach needs the Gram matrix of the adapters."""
-    return options.approach in NEEDS_GRAM
+def _package(name: str) -> str:
+    return _package_of(_installed()[name])
 
 
-def _given(matrix: FloatArray | None) -> FloatArray:
-    assert matrix is not None, "the caller gives what the approach needs"
-    return matrix
+def _package_of(offered: metadata.EntryPoint) -> str:
+    return offered.dist.name if offered.dist is not None else offered.value
+
+
+def _loaded(offered: metadata.EntryPoint) -> Approach:
+    origin = f"approach {offered.name} of the package {_package_of(offered)}"
+    try:
+        loaded = offered.load()
+    except Exception as error:
+        raise ParameterError(f"{origin}: cannot be loaded: {error}; repair or uninstall it") from error
+    made = _instance(loaded, origin)
+    if made.name != offered.name:
+        raise ParameterError(f"{origin}: expected a class of this name, found {made.name!r}; tell its author")
+    return made

@@ -38,12 +38,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-from bankdb.errors import ComputeError, ParameterError
+from bankdb.errors import ComputeError
 from compute.approaches.by_distance import check_distances
 from compute.approaches.oracle import checked_gram, project_to_simplex
-from compute.approaches.tuned import first_of_the_least
-
-FloatArray = NDArray[np.float64]
+from compute.approaches.tuned import least_of, too_few
+from compute.types import FloatArray
 
 SCALES = (10.0, 3.0, 1.0, 0.3, 0.1)
 PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
@@ -122,15 +121,13 @@ def fit(
     grid = default_grid() if grid is None else grid
     median = median_distance(distances)
     losses = nested_losses(distances, gram, units, grid, nested=nested)
-    best = [grid[index] for index in first_of_the_least(losses)]
-    rows = tuple(best[unit] for unit in units.tolist()) if losses.shape[1] > 1 else ()
-    return FittedRidge(rows, best[-1], median)
+    return FittedRidge(*least_of(grid, losses, units), median)
 
 
 def leave_one_out(distances: FloatArray, units: NDArray[np.intp], fitted: FittedRidge) -> FloatArray:
     """Coefficients of each row over the sources outside of its unit; shape (N, N), rows sum to 1."""
     if not fitted.rows:
-        raise _too_few(int(units.max(initial=-1)) + 1, 3)
+        raise too_few("ridge", int(units.max(initial=-1)) + 1, 3)
     weights = np.zeros(distances.shape)
     makers: dict[Ridge, FloatArray] = {}
     for unit in range(int(units.max()) + 1):
@@ -242,7 +239,7 @@ def nested_losses(
     gram = checked_gram(gram)
     number = int(units.max(initial=-1)) + 1
     if number < 2:
-        raise _too_few(number, 2)
+        raise too_few("ridge", number, 2)
     median = median_distance(distances)
     # B takes any common part of the adapters to zero; without it, no digits are lost to it.
     means = gram.mean(axis=1)
@@ -256,13 +253,6 @@ def nested_losses(
         b = _residual_maker(*spectra[chosen.scale], chosen.penalty)
         losses[index] = _Residuals(b, b @ centred @ b, units).losses(nested)
     return losses
-
-
-def _too_few(found: int, needed: int) -> ParameterError:
-    return ParameterError(
-        f"ridge: expected at least {needed} adapters or groups to fit on, found {found}; ingest more, or use"
-        " normalized"
-    )
 
 
 def _residual_maker(values: FloatArray, vectors: FloatArray, penalty: float) -> FloatArray:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,7 @@ from bankdb.errors import ParameterError
 from compute.approaches.by_distance import check_distances, coefficients, softmin, z_scores
 from compute.approaches.groups import same_unit
 from compute.approaches.oracle import checked_gram
-
-FloatArray = NDArray[np.float64]
+from compute.types import FloatArray
 
 SCALES = ("row", "bank")
 TEMPERATURES = (100.0, 20.0, 7.0, 3.5, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.2, 0.1, 0.05)
@@ -39,6 +39,9 @@ TIE = 1e-9
 DOMINANT = 0.5
 """Where sources that are left out had more of a row's weight than this, the row is computed anew."""
 ENTRIES_AT_ONCE = 2**21
+
+
+_Point = TypeVar("_Point")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +120,20 @@ def fit(
     if grid is None:
         grid = [point for point in default_grid() if point.top_k is None or point.top_k < len(units) - 1]
     losses, spread = nested_losses(distances, gram, units, grid, nested=nested)
-    best = [grid[index] for index in first_of_the_least(losses)]
-    settings = tuple(best[unit] for unit in units.tolist()) if losses.shape[1] > 1 else ()
-    return Tuned(settings, best[-1], spread)
+    return Tuned(*least_of(grid, losses, units), spread)
 
 
-def first_of_the_least(losses: FloatArray) -> list[int]:
-    """Index of each column's smallest entry, the first of those that are equal up to rounding."""
+def least_of(
+    grid: Sequence[_Point], losses: FloatArray, units: NDArray[np.intp]
+) -> tuple[tuple[_Point, ...], _Point]:
+    """Return the point of the grid with the least loss for each row, none if nothing is nested, and over all.
+
+    Of points that are equal up to rounding it is the first. Losses have shape (points, units + 1) or (points, 1).
+    """
     least = losses.min(axis=0)
-    return np.argmax(losses <= least * (1 + TIE), axis=0).tolist()  # type: ignore[no-any-return]
+    best = [grid[index] for index in np.argmax(losses <= least * (1 + TIE), axis=0)]
+    rows = tuple(best[unit] for unit in units.tolist()) if losses.shape[1] > 1 else ()
+    return rows, best[-1]
 
 
 def apply(setting: Setting, spread: float, distances: FloatArray, excluded: NDArray[np.bool_]) -> FloatArray:
@@ -139,7 +147,7 @@ def apply(setting: Setting, spread: float, distances: FloatArray, excluded: NDAr
 def leave_one_out(distances: FloatArray, units: NDArray[np.intp], tuned: Tuned) -> FloatArray:
     """Coefficients of each row over the sources outside of its unit, by its own setting; shape (N, N)."""
     if not tuned.settings:
-        raise _too_few(int(units.max(initial=0)) + 1, 3)
+        raise too_few("tuning", int(units.max(initial=0)) + 1, 3)
     excluded, weights = same_unit(units), np.zeros(distances.shape)
     for setting in dict.fromkeys(tuned.settings):
         rows = [row for row, own in enumerate(tuned.settings) if own == setting]
@@ -166,16 +174,17 @@ def nested_losses(
     used = ~same_unit(units)
     number = int(units.max(initial=-1)) + 1
     if number < 2:
-        raise _too_few(number, 2)
+        raise too_few("tuning", number, 2)
     check_distances(distances, used)
     means = gram.mean(axis=1)
     rows = _Rows(distances, gram - means[:, None] - means + means.mean(), units, number, used)
     return np.stack([rows.losses(setting, nested and number > 2) for setting in grid]), rows.spread
 
 
-def _too_few(found: int, needed: int) -> ParameterError:
+def too_few(fitted: str, found: int, needed: int) -> ParameterError:
+    """Return the error that says that a bank is too small to fit on."""
     return ParameterError(
-        f"tuning: expected at least {needed} adapters or groups to fit on, found {found}; ingest more, or use"
+        f"{fitted}: expected at least {needed} adapters or groups to fit on, found {found}; ingest more, or use"
         " normalized"
     )
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
-from compute.approaches.oracle import FloatArray, checked_gram
+from compute.approaches.oracle import checked_gram
+from compute.types import FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from bankdb.errors import ParameterError
 
-_SIZES = {"": 1, "B": 1, "K": 1024, "KB": 1000, "KIB": 1024, "M": 2**20, "MB": 10**6, "MIB": 2**20,
-          "G": 2**30, "GB": 10**9, "GIB": 2**30, "T": 2**40, "TB": 10**12, "TIB": 2**40}  # fmt: skip
-
 
 def parse_memory(text: str) -> int:
     """Return bytes from text such as `4GiB`, `500MB` or `1073741824`.
@@ -16,14 +13,16 @@ def parse_memory(text: str) -> int:
     ParameterError
         The text is not a positive size.
     """
-    compact = text.strip().replace(" ", "").upper()
-    number = compact.rstrip("BKMGTI")
-    factor = _SIZES.get(compact[len(number) :])
+    from dask.utils import parse_bytes
+
+    compact = text.replace(" ", "")
     try:
-        size = float(number) * (factor or 0)
+        # `4G` is 4GiB here, as users of memory mean it; to the library it is 4GB.
+        size = parse_bytes(compact + "iB" if compact[-1:].upper() in tuple("KMGT") else compact)
     except ValueError:
-        size = 0.0
-    if not 1 <= size < 2**60:
+        size = 0
+    # A unit without a number is one of it to the library.
+    if not compact or compact[0].isalpha() or not 1 <= size < 2**60:
         raise ParameterError(f"memory: expected a size such as 4GiB or 500MB, found {text!r}")
     return int(size)
 

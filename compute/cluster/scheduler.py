@@ -158,15 +158,15 @@ def _no_answer(address: str, error: BaseException) -> ComputeError:
 
 
 def _wait(client: Client, address: str, count: int, seconds: float, progress: Progress) -> None:
-    found = len(client.scheduler_info(n_workers=-1)["workers"])
-    if found < count:
-        progress.note(f"waiting up to {seconds:.0f} s for {count} workers, {found} are there")
+    present = len(client.scheduler_info(n_workers=-1)["workers"])
+    if present < count:
+        progress.note(f"waiting up to {seconds:.0f} s for {count} workers, {present} are there")
     try:
         client.wait_for_workers(count, timeout=seconds)
     except TimeoutError as error:
-        found = len(client.scheduler_info(n_workers=-1)["workers"])
+        present = len(client.scheduler_info(n_workers=-1)["workers"])
         raise ComputeError(
-            f"{address}: expected {count} workers within {seconds:.0f} s, found {found}; start more, "
+            f"{address}: expected {count} workers within {seconds:.0f} s, found {present}; start more, "
             "or look into their logs"
         ) from error
 

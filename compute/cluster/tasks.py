@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bankdb.errors import BankError, ComputeError
+from bankdb.errors import BankError, ComputeError, one_line
 from bankdb.progress import Progress
 from compute.budget import roomy
 from compute.cluster.blas import blas_threads, bounded_blas
@@ -87,7 +87,7 @@ class _Flight:
         What came to an end and was not looked at yet.
     seconds
         Of the task that ended last; before there is one, as if it took long.
-    looked, manned
+    workers_counted, workers_seen
         When workers were counted, and when there were some.
     """
 
@@ -99,8 +99,8 @@ class _Flight:
     names: dict[Key, tuple[str, Any]] = field(default_factory=dict)
     ended: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     seconds: float = _AHEAD_SECONDS + 1
-    looked: float = field(default_factory=time.monotonic)
-    manned: float = field(default_factory=time.monotonic)
+    workers_counted: float = field(default_factory=time.monotonic)
+    workers_seen: float = field(default_factory=time.monotonic)
 
     def fill(self, waiting: Iterator[tuple[str, tuple[Any, ...]]], step: Callable[[str], str] | None) -> None:
         """Submit tasks for as long as there is room."""
@@ -127,7 +127,7 @@ class _Flight:
     def next(self) -> tuple[str, Any] | None:
         """Wait for a task that ends, and return its name and result; None if none did for some time."""
         now = time.monotonic()
-        if now - self.looked > _LOOK_SECONDS:
+        if now - self.workers_counted > _LOOK_SECONDS:
             self._look(now)
         try:
             future = self.ended.get(timeout=_LOOK_SECONDS)
@@ -139,15 +139,15 @@ class _Flight:
 
     def _look(self, now: float) -> None:
         """Count the workers, some may have come; not to wait for ever is for where every worker is gone."""
-        self.looked = now
+        self.workers_counted = now
         client = self.cluster.client
         if client.status != "running":
             return  # asking a scheduler that is lost takes long; what was waited for comes as cancelled
         workers = client.scheduler_info()["workers"].values()
         self.slots = max(self.cluster.slots, sum(worker["nthreads"] for worker in workers))
         if workers:
-            self.manned = now
-        elif now - self.manned > _ALONE_SECONDS:
+            self.workers_seen = now
+        elif now - self.workers_seen > _ALONE_SECONDS:
             raise ComputeError(
                 f"{self.stage}: expected workers, found none for {_ALONE_SECONDS:.0f} s; what was done before is kept: "
                 "start some, and run the same command again to go on"
@@ -177,18 +177,20 @@ def _bounded(
 
 def _result(future: Any, stage: str, name: str) -> tuple[float, Any]:
     try:
-        found: tuple[float, Any] = future.result()
+        answer: tuple[float, Any] = future.result()
     except BankError:
         raise
     except Exception as error:
         if future.status != "error":  # no answer of the task's own
             raise _lost(stage, name, error) from error
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        reason = one_line(
+            str(error).strip().partition("\n")[0] or error
+        )  # others' lines below it are details
         raise ComputeError(
             f"{stage}: piece {name} failed ({type(error).__name__}: {reason}); what was done before is kept, "
             "run the same command again to go on"
         ) from error
-    return found
+    return answer
 
 
 def _lost(stage: str, name: str, error: Exception) -> ComputeError:

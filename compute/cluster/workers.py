@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bankdb.arrays.remote import Location, RemotePath, located, read_ranges
-from bankdb.errors import BankError, ComputeError
+from bankdb.errors import BankError, ComputeError, one_line
 from compute.cluster.blas import threads_by_host
 
 if TYPE_CHECKING:
@@ -113,19 +113,19 @@ def _compare(name: str, own: Mapping[str, Any], other: Mapping[str, Any], packag
         here, there = _version(package, own), _version(package, other)
         if here == there or (package == _OWN and None in (here, there)):
             continue  # not installed but on the path: its code is compared
-        found = other.get(package) or "none"
+        installed = other.get(package) or "none"
         fix = f"python -m pip install '{package}=={own.get(package)}'"
         if package == "python":
             fix = f"use Python {here}"
         raise ComputeError(
-            f"{name} has {package} {_plain(package, found)}, the client {_plain(package, own.get(package))}; on that "
-            f"host: {fix}, and start it again"
+            f"{name} has {package} {_plain(package, installed)}, the client {_plain(package, own.get(package))}; "
+            f"on that host: {fix}, and start it again"
         )
 
 
 def _version(package: str, versions: Mapping[str, Any]) -> str | None:
-    found = versions.get(package)
-    return ".".join(str(found).split(".")[:2]) if found and package in _MINOR else found
+    version = versions.get(package)
+    return ".".join(str(version).split(".")[:2]) if version and package in _MINOR else version
 
 
 def _plain(package: str, version: Any) -> str:
@@ -146,7 +146,7 @@ def _silent(client: Client) -> ComputeError:
 
 
 def _unanswered(name: str, error: BaseException) -> ComputeError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = one_line(error)
     if isinstance(error, ImportError):
         return ComputeError(
             f"{name} cannot import what tasks are made of ({reason}), expected this package; on that host: "
@@ -228,13 +228,13 @@ def _check_folder(client: Client, folder: Location, facts: Mapping[str, WorkerFa
             return
         time.sleep(0.5)
         facts = _facts(client, folder)
-    address, found = wrong[0]
-    found = found if found.startswith("nothing") else "another array"
+    address, what = wrong[0]
+    what = what if what.startswith("nothing") else "another array"
     advice = "keep the bank in a folder that all hosts mount at the same path"
     if isinstance(folder, RemotePath):
         advice = "give all hosts the same address and credentials (AWS_ENDPOINT_URL, AWS_*)"
     raise ComputeError(
-        f"worker {address} finds {found} at {folder.absolute()}, expected the client's; {advice}"
+        f"worker {address} finds {what} at {folder.absolute()}, expected the client's; {advice}"
         + (f" ({len(wrong)} of {len(facts)} workers)" if len(wrong) > 1 else "")
     )
 

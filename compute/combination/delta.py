@@ -104,40 +104,6 @@ class _Panel:
     values: NDArray[np.float32]
 
 
-def delta_vector(
-    bank: AdapterBank,
-    adapters: Sequence[AdapterRecord],
-    weights: NDArray[np.floating],
-    *,
-    memory: int | None = None,
-) -> tuple[NDArray[np.float32], Mapping[str, float]]:
-    """Return the combination in delta space in the bank's own layout and scaling, at the bank's rank.
-
-    It can stand wherever a row of the bank, or a combination of factors, can: `bank.layout.unflatten` gives
-    its tensors, and `bank.record.scaling * B @ A` of a module is the sum, cut to the rank.
-
-    Parameters
-    ----------
-    adapters
-        N sources.
-    weights
-        Shape (N,); a source of weight zero (in single precision) is not read.
-    memory
-        Bytes that may be used; default: half of the machine's memory.
-
-    Returns
-    -------
-    float32 vector of shape (p,), and the retained energy by module: see `DeltaAdapter`.
-
-    Raises
-    ------
-    ParameterError, PlanError, BankFormatError
-        See `delta_adapter`.
-    """
-    found = delta_adapter(bank, adapters, weights, memory=memory)
-    return found.vector, found.retained
-
-
 def delta_adapter(
     bank: AdapterBank,
     adapters: Sequence[AdapterRecord],
@@ -177,10 +143,10 @@ def delta_adapter(
     modules = modules_of(bank.layout)
     tensors, retained = {}, {}
     progress.begin("delta space", len(modules))
-    for module, found in _combined(sources, modules, form.layout.rank, budget):
-        tensors[module.a.name] = (found.a / root).astype(np.float32)
-        tensors[module.b.name] = (found.b / root).astype(np.float32)
-        retained[module.name] = found.retained
+    for module, factors in _combined(sources, modules, form.layout.rank, budget):
+        tensors[module.a.name] = (factors.a / root).astype(np.float32)
+        tensors[module.b.name] = (factors.b / root).astype(np.float32)
+        retained[module.name] = factors.retained
         progress.advance()
     progress.end()
     return DeltaAdapter(form.layout.flatten(tensors), form, retained)

@@ -81,8 +81,8 @@ def truncate_matrix(matrix: Float64, rank: int) -> LowRank:
         k; factors are filled with zeros where it exceeds min(d_out, d_in).
     """
     if matrix.shape[0] > matrix.shape[1]:
-        found = truncate_matrix(matrix.T, rank)
-        return LowRank(np.ascontiguousarray(found.a.T), np.ascontiguousarray(found.b.T), found.retained)
+        turned = truncate_matrix(matrix.T, rank)
+        return LowRank(np.ascontiguousarray(turned.a.T), np.ascontiguousarray(turned.b.T), turned.retained)
     short = matrix.shape[0]
     kept = min(rank, short)
     _, u = eigh(matrix @ matrix.T, subset_by_index=(short - kept, short - 1), check_finite=False)

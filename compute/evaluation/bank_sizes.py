@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
+from compute.approaches.coefficients import leave_one_out_coefficients, new_coefficients
 from compute.approaches.groups import same_unit
-from compute.approaches.options import NO_DISTANCES, PredictionOptions
-from compute.approaches.oracle import oracle
-from compute.approaches.registry import leave_one_out_coefficients, needs_matrices, new_coefficients
+from compute.approaches.options import PredictionOptions
 from compute.approaches.weight_errors import weight_space_errors
-
-FloatArray = NDArray[np.float64]
+from compute.evaluation.systems import System, system_of
+from compute.types import FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,14 +38,14 @@ class SizeCurve:
     targets
         Shape (draws, sizes): how many targets have one. A small subset may leave none for a target whose group
         it is of, or too few to fit on.
-    options
-        How predictions are made.
+    system
+        What predicts.
     """
 
     sizes: tuple[int, ...]
     relative: FloatArray
     targets: NDArray[np.intp]
-    options: PredictionOptions
+    system: System
 
     @property
     def mean(self) -> FloatArray:
@@ -99,7 +98,7 @@ def bank_size_curve(
     Parameters
     ----------
     options
-        Any approach but `neural`.
+        Any approach that trains no network.
     distances
         Shape (N, N), rows are targets; None for an approach that reads none.
     gram
@@ -112,7 +111,7 @@ def bank_size_curve(
     Raises
     ------
     ParameterError
-        For sizes, draws or a seed out of range, or the approach `neural`.
+        For sizes, draws or a seed out of range, or an approach that trains a network.
     """
     subsets = nested_subsets(len(units), sizes, draws, seed)
     relative, targets = np.full((draws, len(sizes)), np.nan), np.zeros((draws, len(sizes)), dtype=np.intp)
@@ -123,7 +122,7 @@ def bank_size_curve(
             targets[draw, size] = len(made)
             if len(made):
                 relative[draw, size] = np.nanmean(weight_space_errors(weights[made], gram, made, 1).relative)
-    return SizeCurve(tuple(sizes), relative, targets, options)
+    return SizeCurve(tuple(sizes), relative, targets, system_of(options))
 
 
 def subset_coefficients(
@@ -142,23 +141,24 @@ def subset_coefficients(
     Raises
     ------
     ParameterError
-        For the approach `neural`.
+        For an approach that trains a network.
     """
-    if options.approach == "neural":
+    how = options.how
+    if how.trained:
         raise ParameterError(
-            "bank sizes: expected an approach that trains no network, found neural; use another"
+            f"bank sizes: expected an approach that trains no network, found {options.approach}; use another"
         )
-    if options.approach == "oracle":
-        return _oracle(gram, units, subset)
+    if how.knows_answer:
+        return _bound(options, distances, gram, units, subset)
     number = len(units)
-    if options.approach in NO_DISTANCES or distances is None:
+    if not how.reads_distances or distances is None:
         distances = np.zeros((number, number))
-    needed = 2 if options.approach in ("tuned", "ridge") else 1
+    needed = 2 if how.fitted else 1
     weights = np.full((number, number), np.nan)
     inside = np.zeros(number, dtype=bool)
     inside[subset] = True
     own = _numbered(units[subset])
-    if needs_matrices(options) and own.max() >= needed:
+    if how.reads_bank and own.max() >= needed:
         # All rows of the subset at once, which nests what is fitted.
         block = np.ix_(subset, subset)
         made, _ = leave_one_out_coefficients(options, distances[block], gram[block], own)
@@ -193,7 +193,7 @@ def _from(
     sources: NDArray[np.intp],
 ) -> FloatArray:
     to_sources = distances[np.ix_(targets, sources)]
-    if options.approach == "ridge":
+    if options.how.averages_directions:
         to_sources = (to_sources + distances[np.ix_(sources, targets)].T) / 2.0
     block = np.ix_(sources, sources)
     weights, _ = new_coefficients(
@@ -207,11 +207,17 @@ def _numbered(units: NDArray[np.intp]) -> NDArray[np.intp]:
     return numbers
 
 
-def _oracle(gram: FloatArray, units: NDArray[np.intp], subset: NDArray[np.intp]) -> FloatArray:
+def _bound(
+    options: PredictionOptions,
+    distances: FloatArray | None,
+    gram: FloatArray,
+    units: NDArray[np.intp],
+    subset: NDArray[np.intp],
+) -> FloatArray:
     excluded = same_unit(units)
     excluded[:, np.setdiff1d(np.arange(len(units)), subset)] = True
     nothing = excluded.all(axis=1)
     excluded[nothing] = False
-    weights = oracle(gram, excluded)
+    weights, _ = leave_one_out_coefficients(options, distances, gram, units, excluded)
     weights[nothing] = np.nan
     return weights

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
-
-FloatArray = NDArray[np.float64]
+from compute.types import FloatArray
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+_BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,12 @@ def task_weights(
     if members.shape != (tasks,):
         raise ParameterError(f"bootstrap: expected the unit of each of {tasks} tasks, found {members.shape}")
     number = int(members.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=resamples)
-    counts = drawn[:, members]
-    shares: FloatArray = counts / counts.sum(axis=1, keepdims=True)
+    rng = np.random.default_rng(seed)
+    shares = np.empty((resamples, tasks))
+    for start in range(0, resamples, _BLOCK):  # in blocks: the counts would be as large again
+        block = shares[start : start + _BLOCK]
+        block[:] = rng.multinomial(number, np.full(number, 1 / number), size=len(block))[:, members]
+        block /= block.sum(axis=1, keepdims=True)
     return shares
 
 

@@ -6,14 +6,13 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from compute.approaches.groups import units_of
 from compute.evaluation.bootstrap import Interval, mean_difference, task_weights
 from compute.evaluation.records import Evaluation
+from compute.types import FloatArray
 
-FloatArray = NDArray[np.float64]
 FEWEST = 3
 """Ranks of fewer systems say nothing."""
 
@@ -45,13 +44,13 @@ class WeightCorrelation:
 
 def weight_correlations(evaluation: Evaluation) -> list[WeightCorrelation]:
     """Return the correlations of an evaluation, for what was left out; none with fewer than three systems."""
-    found = []
+    correlations = []
     for leave_out in ("adapter", "group"):
         names = [system.name for system in evaluation.systems if system.leave_out == leave_out]
         errors, scores = _tables(evaluation, names)
         if len(errors) >= FEWEST:
-            found.append(_correlation(evaluation, leave_out, errors, scores))
-    return found
+            correlations.append(_correlation(evaluation, leave_out, errors, scores))
+    return correlations
 
 
 def _tables(evaluation: Evaluation, names: list[str]) -> tuple[FloatArray, FloatArray]:

@@ -19,6 +19,7 @@ from bankdb.records import AdapterRecord, GenerationKey, GenerationRecord, now, 
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterOptions
+from compute.evaluation.adapters import BASE_SHA256, evaluated_adapters
 from compute.evaluation.bootstrap import RESAMPLES
 from compute.evaluation.jobs import Job, Machine, generate_missing
 from compute.evaluation.records import (
@@ -26,12 +27,11 @@ from compute.evaluation.records import (
     Failure,
     Outcome,
     Sample,
-    System,
     Target,
     store_evaluation,
 )
 from compute.evaluation.scores import exact_match, rouge_l
-from compute.evaluation.systems import BASE_SHA256, EvaluatedAdapter, evaluated_adapters
+from compute.evaluation.systems import EvaluatedAdapter, System
 from compute.generation.base_model import model_fingerprint, model_folder
 from compute.generation.generate import check_extra
 from compute.generation.prompts import MARGIN
@@ -198,10 +198,10 @@ def _keys(
 
 
 def _kept(bank: AdapterBank, key: GenerationKey) -> GenerationRecord:
-    found = bank.generations.find(key)
-    if found is None:
+    record = bank.generations.find(key)
+    if record is None:
         raise BankError("answers that were kept are gone: another process changed the bank; run it again")
-    return found
+    return record
 
 
 def _outcome(
@@ -246,7 +246,7 @@ def _evaluation(
     failed: Mapping[str, str],
     settings: str,
 ) -> Evaluation:
-    limits = {key.test_sha256: found.new_tokens for key, found in kept.items()}
+    limits = {key.test_sha256: record.new_tokens for key, record in kept.items()}
     about = bank.record
     described = tuple(
         Target(
@@ -281,7 +281,7 @@ def _evaluation(
         targets=described,
         outcomes=tuple(outcomes),
         failures=tuple(Failure(name, reason) for name, reason in failed.items()),
-        seconds=float(sum(found.seconds for found in kept.values())),
+        seconds=float(sum(record.seconds for record in kept.values())),
     )
 
 

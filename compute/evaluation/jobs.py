@@ -14,7 +14,8 @@ from bankdb.errors import DatasetError
 from bankdb.progress import Progress
 from bankdb.records import GenerationKey, GenerationRecord
 from compute.cluster.machine import core_count
-from compute.evaluation.systems import EvaluatedAdapter, adapter_tensors
+from compute.evaluation.adapters import adapter_tensors
+from compute.evaluation.systems import EvaluatedAdapter
 from compute.generation.generate import Answers, Generator, load_generator, threads_of_torch
 from compute.generation.prompts import Prompts, encode_prompts
 

@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bankdb.arrays.durable import fsync_path
+from bankdb.arrays.durable import write_whole
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, BankNotFoundError, listed
 from bankdb.strict_json import parse_object
+from compute.evaluation.systems import System
 
 FORMAT = 1
 FOLDER = "evaluations"
-BASE, OWN, UNIFORM = "base", "own", "uniform"
-
-
-@dataclass(frozen=True, slots=True)
-class System:
-    """What answers: the base model, each target's own adapter, or adapters predicted in one way.
-
-    Attributes
-    ----------
-    name
-        Unique in an evaluation.
-    approach
-        `base`, `own`, or as `--approach` names it.
-    metric
-        As `--metric` names it; None where no distance is read.
-    leave_out
-        `adapter` or `group`; None for `base` and `own`.
-    space
-        `factors` or `delta`; None for `base`.
-    parameters
-        Further options that are not the default.
-    """
-
-    name: str
-    approach: str
-    metric: str | None = None
-    leave_out: str | None = None
-    space: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +141,10 @@ class Evaluation:
         """
         try:
             content = parse_object(text)
-            found = content.pop("format")
-            if found != FORMAT:
+            version = content.pop("format")
+            if version != FORMAT:
                 raise BankFormatError(
-                    f"{where}: evaluation format {found}, this version reads {FORMAT}; evaluate again"
+                    f"{where}: evaluation format {version}, this version reads {FORMAT}; evaluate again"
                 )
             for key, record in (("systems", System), ("targets", Target), ("failures", Failure)):
                 content[key] = tuple(record(**item) for item in content[key])
@@ -186,9 +157,9 @@ class Evaluation:
 
     def outcome(self, system: str, target: str) -> Outcome:
         """Return how one system did on one target. Raises BankNotFoundError if there is none."""
-        for found in self.outcomes:
-            if found.system == system and found.target == target:
-                return found
+        for outcome in self.outcomes:
+            if outcome.system == system and outcome.target == target:
+                return outcome
         raise BankNotFoundError(f"evaluation {self.identity}: no outcome of {system!r} on {target!r}")
 
 
@@ -211,22 +182,15 @@ def store_evaluation(bank: AdapterBank, evaluation: Evaluation) -> Path:
     """Write an evaluation into the bank's folder, whole or not at all; return the file."""
     path = evaluation_path(bank, evaluation.identity)
     path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        unfinished.write_text(evaluation.to_json(), encoding="utf-8")
-        fsync_path(unfinished)
-        unfinished.replace(path)
-        fsync_path(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, evaluation.to_json())
     return path
 
 
 def stored_evaluations(bank: AdapterBank) -> list[Evaluation]:
     """Return every evaluation in the bank's folder, oldest first."""
     files = sorted((bank.path / FOLDER).glob("[!.]*.json"))
-    found = [Evaluation.from_json(path.read_text(encoding="utf-8"), str(path)) for path in files]
-    return sorted(found, key=lambda evaluation: (evaluation.created, evaluation.identity))
+    evaluations = [Evaluation.from_json(path.read_text(encoding="utf-8"), str(path)) for path in files]
+    return sorted(evaluations, key=lambda evaluation: (evaluation.created, evaluation.identity))
 
 
 def stored_evaluation(bank: AdapterBank, identity: str) -> Evaluation:

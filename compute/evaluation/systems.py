@@ -1,33 +1,115 @@
-"""The adapters that an evaluation compares: what each is made of, a hash of that, and its tensors."""
+"""What an evaluation compares: the base model, each target's own adapter, and adapters that are predicted.
+
+A system is a class and a line: what is registered is part of every evaluation.
+"""
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays.zarr_arrays import column_chunk
-from bankdb.bank import AdapterBank
-from bankdb.progress import Progress
+from bankdb.errors import ParameterError
 from bankdb.records import AdapterRecord
-from bankdb.scaled_rows import sources_of
-from compute.approaches.options import NO_DISTANCES, PredictionOptions
-from compute.approaches.weight_errors import weight_space_errors
-from compute.cluster.options import Cluster
-from compute.combination.combine import combine_one
-from compute.combination.delta import check_rank_fits, delta_adapter
-from compute.evaluation.records import BASE, OWN, System
-from compute.prediction.coefficients import Coefficients, all_coefficients
+from compute.approaches.options import PredictionOptions
+from compute.approaches.registry import is_baseline, is_bound, names
+from compute.types import FloatArray
 
-BASE_SHA256 = hashlib.sha256(b"no adapter").hexdigest()
+if TYPE_CHECKING:
+    from compute.prediction.coefficients import Coefficients
+
+PAPER_SHARE = 0.59
+"""Share of the Rouge-L gap that the paper's best, Jensen-Shannon with normalized, closes on its 502 tasks."""
 LISTED_SOURCES = 8
-_MEMORY = 2**28
+_CHANGES_NORMALIZED = {"temperature", "top_k", "compatible"}
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """What answers: the base model, each target's own adapter, or adapters predicted in one way.
+
+    Attributes
+    ----------
+    name
+        Unique in an evaluation.
+    approach
+        `base`, `own`, or as `--approach` names it.
+    metric
+        As `--metric` names it; None where no distance is read.
+    leave_out
+        `adapter` or `group`; None for what is not predicted from other adapters.
+    space
+        `factors` or `delta`; None for `base`.
+    parameters
+        Further options that are not the default.
+    """
+
+    name: str
+    approach: str
+    metric: str | None = None
+    leave_out: str | None = None
+    space: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def detail(self) -> str:
+        """Options that are not the default, as text; empty where all are. What is left out is no part of it."""
+        chosen = sorted((key, value) for key, value in self.parameters.items() if key != "rank")
+        details = [f"{key.replace('_', '-')} {value}" for key, value in chosen]
+        if self.space not in (None, "factors"):
+            rank = self.parameters.get("rank")
+            details.append(f"{self.space} space" + ("" if rank is None else f" of rank {rank}"))
+        return ", ".join(details)
+
+    @property
+    def key(self) -> str:
+        """Identity, whatever is left out."""
+        return "/".join(part for part in (self.metric, self.approach, self.detail) if part)
+
+    @property
+    def label(self) -> str:
+        """The approach as a reader writes it."""
+        registered = REGISTERED.get(self.approach)
+        return self.approach if registered is None else registered.label
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether a new dataset could have it without training: it predicts, and does not know the answer."""
+        return self.leave_out is not None and not is_bound(self.approach)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether it is the mean of all sources, of factors."""
+        return is_baseline(self.approach) and self.space == "factors"
+
+    @property
+    def is_papers_best(self) -> bool:
+        """Whether it is the combination that the paper finds best, with nothing changed that changes it."""
+        way = (self.metric, self.approach, self.space)
+        unchanged = _CHANGES_NORMALIZED.isdisjoint(self.parameters)
+        return way == ("jensen-shannon", "normalized", "factors") and unchanged
+
+
+def system_of(way: PredictionOptions) -> System:
+    """Return the system that a way of predicting is, with its name."""
+    parameters = {
+        key: value for key, value in way.parameters().items() if key not in ("leave_out", "space", "rank")
+    }
+    if way.rank is not None:
+        parameters["rank"] = way.rank
+    metric = way.metric if way.how.reads_distances else None
+    name = way.approach if metric is None else f"{metric} {way.approach}"
+    system = System(name, way.approach, metric, way.leave_out, way.space, parameters)
+    left_out = "" if way.leave_out == "adapter" else f"{way.leave_out} left out"
+    details = ", ".join(filter(None, (system.detail, left_out)))
+    return replace(system, name=f"{name} ({details})") if details else system
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,10 +152,134 @@ class EvaluatedAdapter:
         return tuple((self.sources[index].name, float(self.weights[index])) for index in order)
 
 
+class EvaluatedSystem(abc.ABC):
+    """One of the systems that an evaluation compares: its record, what it reads, how its adapters are made.
+
+    Attributes
+    ----------
+    system
+        Its record; name and approach are one where it has no options.
+    label
+        As a reader writes it.
+    reads
+        How the coefficients are made that it needs; None where it needs none.
+    """
+
+    system: System
+    label: str
+    reads: PredictionOptions | None = None
+
+    @abc.abstractmethod
+    def adapters(
+        self, records: Sequence[AdapterRecord], made: Coefficients | None, errors: FloatArray | None
+    ) -> list[EvaluatedAdapter | None]:
+        """Return what answers for each adapter of the bank; None is the base model alone.
+
+        Parameters
+        ----------
+        records
+            The N adapters, by row.
+        made, errors
+            The coefficients that it reads, and the relative weight error of each row, shape (N,).
+        """
+
+
+class BaseModel(EvaluatedSystem):
+    """The base model without any adapter."""
+
+    system = System("base", "base")
+    label = "base model"
+
+    def adapters(
+        self, records: Sequence[AdapterRecord], made: Coefficients | None, errors: FloatArray | None
+    ) -> list[EvaluatedAdapter | None]:
+        """Return no adapter for each."""
+        return [None] * len(records)
+
+
+class OwnAdapter(EvaluatedSystem):
+    """The adapter that was trained on the target: what a prediction is to come near to."""
+
+    system = System("own", "own", space="factors")
+    label = "own adapter"
+
+    def adapters(
+        self, records: Sequence[AdapterRecord], made: Coefficients | None, errors: FloatArray | None
+    ) -> list[EvaluatedAdapter | None]:
+        """Return each adapter itself."""
+        return [EvaluatedAdapter((record,), np.ones(1, dtype=np.float32), 1.0) for record in records]
+
+
+class Combination(EvaluatedSystem):
+    """Each adapter predicted from others."""
+
+    def __init__(self, options: PredictionOptions) -> None:
+        self.system = system_of(options)
+        self.label = options.approach
+        self.reads = options
+
+    def adapters(
+        self, records: Sequence[AdapterRecord], made: Coefficients | None, errors: FloatArray | None
+    ) -> list[EvaluatedAdapter | None]:
+        """Return the combination of each row of coefficients."""
+        assert made is not None, "the caller computes what is read"
+        assert errors is not None
+        return [self._of_row(made, row, float(error)) for row, error in enumerate(errors)]
+
+    def _of_row(self, made: Coefficients, row: int, error: float) -> EvaluatedAdapter:
+        weights = made.values[row].astype(np.float32)
+        used = np.flatnonzero(weights)
+        way = made.options
+        return EvaluatedAdapter(
+            tuple(made.adapters[source] for source in used),
+            weights[used],
+            float(made.effective[row]),
+            way.space,
+            way.rank,
+            error if way.space == "factors" and math.isfinite(error) else None,
+        )
+
+
+REGISTERED: dict[str, EvaluatedSystem] = {}
+"""By approach: what every evaluation has, in this order, before the combinations asked for."""
+BASELINES = (PredictionOptions(approach="uniform"), PredictionOptions(approach="nearest"))
+"""What combinations are compared with: the mean of all sources, and the nearest by Jensen-Shannon."""
+
+
+def register(system: EvaluatedSystem) -> None:
+    """Make a system part of every evaluation.
+
+    Raises
+    ------
+    ParameterError
+        Another of its name is registered, or an approach to predict by has it.
+    """
+    approach = system.system.approach
+    if approach in REGISTERED or approach in names():
+        raise ParameterError(
+            f"system {approach!r}: expected a new name, found one that is taken; choose another"
+        )
+    REGISTERED[approach] = system
+
+
+BASE, OWN = BaseModel(), OwnAdapter()
+register(BASE)
+register(OWN)
+
+
+def compared_systems(ways: Sequence[PredictionOptions]) -> list[EvaluatedSystem]:
+    """Return the registered systems, then each way of predicting; ways of the same name are one."""
+    systems = {one.system.name: one for one in REGISTERED.values()}
+    for way in ways:
+        one = Combination(way)
+        systems.setdefault(one.system.name, one)
+    return list(systems.values())
+
+
 def default_ways(
     combinations: Sequence[PredictionOptions], leave_outs: Sequence[str], **options: Any
 ) -> list[PredictionOptions]:
-    """Return `uniform`, `nearest` by Jensen-Shannon, and the combinations asked for.
+    """Return the baselines, and the combinations asked for.
 
     Parameters
     ----------
@@ -82,93 +288,5 @@ def default_ways(
     options
         Set in every way: `space`, `rank`.
     """
-    ways = [PredictionOptions(approach="uniform"), PredictionOptions(approach="nearest"), *combinations]
+    ways = [*BASELINES, *combinations]
     return [replace(way, leave_out=leave_out, **options) for leave_out in leave_outs for way in ways]
-
-
-def system_of(way: PredictionOptions) -> System:
-    """Return the system that a way of predicting is, with its name."""
-    apart = ("leave_out", "space", "rank")
-    parameters = {key: value for key, value in way.parameters().items() if key not in apart}
-    reads = way.approach not in NO_DISTANCES
-    details = [f"{key.replace('_', '-')} {value}" for key, value in sorted(parameters.items())]
-    if way.space != "factors":
-        details.append(f"{way.space} space" + ("" if way.rank is None else f" of rank {way.rank}"))
-        parameters |= {} if way.rank is None else {"rank": way.rank}
-    if way.leave_out != "adapter":
-        details.append(f"{way.leave_out} left out")
-    name = f"{way.metric} {way.approach}" if reads else way.approach
-    return System(
-        name=name + (f" ({', '.join(details)})" if details else ""),
-        approach=way.approach,
-        metric=way.metric if reads else None,
-        leave_out=way.leave_out,
-        space=way.space,
-        parameters=parameters,
-    )
-
-
-def evaluated_adapters(
-    bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
-) -> tuple[list[System], dict[str, dict[str, EvaluatedAdapter | None]]]:
-    """Return the systems, and for each adapter of the bank what every system answers with.
-
-    Ways of the same name are one. The first systems are `base` and `own`.
-    """
-    systems = {BASE: System(BASE, BASE), OWN: System(OWN, OWN, space="factors")}
-    chosen = []
-    for way in ways:
-        system = system_of(way)
-        if system.name not in systems:
-            check_rank_fits(bank, way.rank)
-            systems[system.name] = system
-            chosen.append(way)
-    predictions, gram = all_coefficients(bank, chosen, cluster=cluster, progress=progress)
-    one = np.ones(1, dtype=np.float32)
-    rows: dict[str, dict[str, EvaluatedAdapter | None]] = {
-        record.name: {BASE: None, OWN: EvaluatedAdapter((record,), one, 1.0)} for record in bank.adapters()
-    }
-    for found in predictions:
-        targets = np.arange(len(found.adapters))
-        errors = weight_space_errors(found.values, gram, targets, bank.layout.size).relative
-        name = system_of(found.options).name
-        for index, record in enumerate(found.adapters):
-            rows.setdefault(record.name, {})[name] = _predicted(found, index, float(errors[index]))
-    return list(systems.values()), rows
-
-
-def _predicted(found: Coefficients, index: int, error: float) -> EvaluatedAdapter:
-    weights = found.values[index].astype(np.float32)
-    used = np.flatnonzero(weights)
-    way = found.options
-    return EvaluatedAdapter(
-        tuple(found.adapters[source] for source in used),
-        weights[used],
-        float(found.effective[index]),
-        way.space,
-        way.rank,
-        error if way.space == "factors" and math.isfinite(error) else None,
-    )
-
-
-def adapter_tensors(bank: AdapterBank, adapter: EvaluatedAdapter) -> tuple[dict[str, NDArray[Any]], float]:
-    """Return A and B of every module, by name, and the scaling of their product.
-
-    Raises
-    ------
-    BankFormatError
-        A row that is needed is damaged.
-    """
-    if adapter.space == "delta":
-        made = delta_adapter(bank, adapter.sources, adapter.weights, adapter.rank)
-        return made.form.layout.unflatten(made.vector), made.form.scaling
-    scaling = bank.record.scaling
-    assert scaling is not None, "a bank with adapters has a scaling"
-    vector = combine_one(
-        bank.store,
-        sources_of(bank, adapter.sources),
-        adapter.weights,
-        chunk=column_chunk(bank.layout.size),
-        budget=_MEMORY,
-    )
-    return bank.layout.unflatten(vector), scaling

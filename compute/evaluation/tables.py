@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
 from compute.approaches.groups import LEAVE_OUT, units_of
 from compute.evaluation.bootstrap import Interval, gap_share, mean_difference, task_weights
-from compute.evaluation.records import BASE, OWN, UNIFORM, Evaluation, System
+from compute.evaluation.records import Evaluation
+from compute.evaluation.systems import BASE, OWN, System
+from compute.types import FloatArray
 
-PAPER_SHARE = 0.59
-"""Share of the Rouge-L gap that the paper's best, Jensen-Shannon with normalized, closes on its 502 tasks."""
 MEASURES = ("rouge", "exact", "exact_unstripped")
 _INTERVALS = (
     "rouge_to_base",
@@ -81,20 +80,20 @@ def summaries(evaluation: Evaluation) -> list[Summary]:
         The evaluation lacks an outcome.
     """
     scores = _scores(evaluation)
-    weights = drawn_weights(evaluation)
+    weights = _drawn_weights(evaluation)
     return [
         _summary(
             system,
             scores,
             weights[system.leave_out or "adapter"],
-            peer(evaluation.systems, system, is_uniform),
-            peer(evaluation.systems, system, is_papers_best),
+            _peer(evaluation.systems, system.leave_out, lambda one: one.is_uniform),
+            _peer(evaluation.systems, system.leave_out, lambda one: one.is_papers_best),
         )
         for system in evaluation.systems
     ]
 
 
-def drawn_weights(evaluation: Evaluation) -> dict[str, NDArray[np.float64]]:
+def _drawn_weights(evaluation: Evaluation) -> dict[str, FloatArray]:
     """Return the shares of targets in resamples, by what is left out; see `task_weights`."""
     groups = [target.group for target in evaluation.targets]
     settings = evaluation.settings
@@ -109,34 +108,22 @@ def drawn_weights(evaluation: Evaluation) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def peer(systems: Sequence[System], system: System, wanted: Callable[[System], bool]) -> str | None:
-    """Return the name of the system that is wanted and leaves out the same as `system`; of base and own, the plain."""
-    leave_out = system.leave_out or "adapter"
+def _peer(systems: Sequence[System], leave_out: str | None, wanted: Callable[[System], bool]) -> str | None:
+    """Name of the system that is wanted and leaves out the same."""
     return next((one.name for one in systems if one.leave_out == leave_out and wanted(one)), None)
 
 
-def is_uniform(system: System) -> bool:
-    """Whether a system is the mean of all sources, of factors."""
-    return system.approach == UNIFORM and system.space == "factors"
-
-
-def is_papers_best(system: System) -> bool:
-    """Whether a system is the paper's best combination, with nothing changed."""
-    way = (system.metric, system.approach, system.space)
-    return way == ("jensen-shannon", "normalized", "factors") and not system.parameters
-
-
-_Scores = dict[str, dict[str, NDArray[np.float64]]]
+_Scores = dict[str, dict[str, FloatArray]]
 
 
 def _scores(evaluation: Evaluation) -> _Scores:
     """Mean of each task, shape (tasks,), by system and measure."""
-    found = {(outcome.system, outcome.target): outcome for outcome in evaluation.outcomes}
+    outcomes = {(outcome.system, outcome.target): outcome for outcome in evaluation.outcomes}
     lacking = [
         f"{system.name} on {target.name}"
         for system in evaluation.systems
         for target in evaluation.targets
-        if (system.name, target.name) not in found
+        if (system.name, target.name) not in outcomes
     ]
     if lacking:
         raise ParameterError(
@@ -145,7 +132,7 @@ def _scores(evaluation: Evaluation) -> _Scores:
     return {
         system.name: {
             measure: np.asarray(
-                [getattr(found[system.name, target.name], measure) for target in evaluation.targets]
+                [getattr(outcomes[system.name, target.name], measure) for target in evaluation.targets]
             )
             for measure in MEASURES
         }
@@ -154,14 +141,13 @@ def _scores(evaluation: Evaluation) -> _Scores:
 
 
 def _summary(
-    system: System, scores: _Scores, weights: NDArray[np.float64], uniform: str | None, paper: str | None
+    system: System, scores: _Scores, weights: FloatArray, uniform: str | None, paper: str | None
 ) -> Summary:
-    mine, base, own = scores[system.name], scores[BASE], scores[OWN]
-    against_base = system.name != BASE
-    predicted = system.name not in (BASE, OWN)
+    mine, base, own = scores[system.name], scores[BASE.system.name], scores[OWN.system.name]
+    is_base = system == BASE.system
 
-    def difference(measure: str, other: str | None, wanted: bool) -> Interval | None:
-        if other is None or other == system.name or not wanted:
+    def difference(measure: str, other: str | None) -> Interval | None:
+        if other is None or other == system.name:
             return None
         return mean_difference(weights, mine[measure], scores[other][measure])
 
@@ -172,19 +158,19 @@ def _summary(
         rouge=_spread(mine["rouge"]),
         exact=_spread(mine["exact"]),
         exact_unstripped=_spread(mine["exact_unstripped"]),
-        rouge_to_base=difference("rouge", BASE, against_base),
-        exact_to_base=difference("exact", BASE, against_base),
-        rouge_to_uniform=difference("rouge", uniform, predicted),
-        exact_to_uniform=difference("exact", uniform, predicted),
-        rouge_to_paper=difference("rouge", paper, predicted),
-        gap_share=gap_share(weights, mine["rouge"], base["rouge"], own["rouge"]) if against_base else None,
+        rouge_to_base=difference("rouge", BASE.system.name),
+        exact_to_base=difference("exact", BASE.system.name),
+        rouge_to_uniform=difference("rouge", uniform),
+        exact_to_uniform=difference("exact", uniform),
+        rouge_to_paper=difference("rouge", paper),
+        gap_share=None if is_base else gap_share(weights, mine["rouge"], base["rouge"], own["rouge"]),
         better=int(np.sum(gain > 0)),
         equal=int(np.sum(gain == 0)),
         worse=int(np.sum(gain < 0)),
     )
 
 
-def _spread(values: NDArray[np.float64]) -> Spread:
+def _spread(values: FloatArray) -> Spread:
     deviation = float(values.std(ddof=1)) if len(values) > 1 else None
     return Spread(float(values.mean()), deviation)
 
@@ -193,11 +179,11 @@ Table = tuple[list[str], list[list[object]]]
 """Headings and rows."""
 
 
-def table1(found: Sequence[Summary]) -> Table:
+def table1(compared: Sequence[Summary]) -> Table:
     """Every system: mean and standard deviation over tasks, as the paper's table 1."""
     headings = ["system", "Rouge-L", "sd", "exact", "sd", "exact, unstripped", "sd"]
     rows: list[list[object]] = []
-    for one in found:
+    for one in compared:
         row: list[object] = [one.system.name]
         for spread in (one.rouge, one.exact, one.exact_unstripped):
             row += [spread.mean, spread.deviation]
@@ -205,7 +191,7 @@ def table1(found: Sequence[Summary]) -> Table:
     return headings, rows
 
 
-def table3(found: Sequence[Summary]) -> Table:
+def table3(compared: Sequence[Summary]) -> Table:
     """Every way of predicting against base and uniform with 95% intervals, as the paper's table 3."""
     headings = [
         "system",
@@ -218,8 +204,8 @@ def table3(found: Sequence[Summary]) -> Table:
         "better/equal/worse",
     ]
     rows: list[list[object]] = []
-    for one in found:
-        if one.system.name == BASE:
+    for one in compared:
+        if one.system == BASE.system:
             continue
         row: list[object] = [one.system.name]
         row += [_shown(getattr(one, key)) for key in _INTERVALS[:-1]]
@@ -234,25 +220,25 @@ def _shown(interval: Interval | None, *, percent: bool = False) -> str | None:
     return form.format(interval.estimate, interval.low, interval.high)
 
 
-def best_predictions(found: Sequence[Summary]) -> dict[str, Summary]:
+def best_predictions(compared: Sequence[Summary]) -> dict[str, Summary]:
     """Return, for each thing that was left out, the prediction of the highest Rouge-L; without the oracle."""
     best: dict[str, Summary] = {}
-    for one in found:
+    for one in compared:
         left_out = one.system.leave_out
-        if left_out is None or one.system.approach == "oracle":
+        if left_out is None or not one.system.is_candidate:
             continue
         if left_out not in best or one.rouge.mean > best[left_out].rouge.mean:
             best[left_out] = one
     return best
 
 
-def summary_csv(found: Sequence[Summary]) -> str:
+def summary_csv(compared: Sequence[Summary]) -> str:
     """Return both tables as one CSV, a row a system, all digits kept."""
     headings = ["system", "approach", "metric", "leave_out", "space", "tasks"]
     headings += [name for measure in MEASURES for name in (f"{measure}_mean", f"{measure}_sd")]
     headings += [name for key in _INTERVALS for name in (key, f"{key}_low", f"{key}_high")]
     rows: list[list[object]] = []
-    for one in found:
+    for one in compared:
         system = one.system
         row: list[object] = [
             system.name,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
-from compute.approaches.groups import LEAVE_OUT, units_of
-from compute.approaches.options import NO_DISTANCES, PredictionOptions
+from compute.approaches.by_distance import coefficients as row_coefficients
+from compute.approaches.groups import LEAVE_OUT, same_unit, units_of
+from compute.approaches.options import PredictionOptions
 from compute.approaches.weight_errors import WeightSpaceErrors, weight_space_errors
 from compute.cluster.options import Cluster
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
+from compute.evaluation.bootstrap import RESAMPLES, Interval, mean_difference, task_weights
+from compute.evaluation.systems import System, system_of
 from compute.prediction.coefficients import Coefficients, all_coefficients
 from compute.prediction.matrices import bank_matrices
+from compute.types import FloatArray
 
-FloatArray = NDArray[np.float64]
-REFERENCE = ("jensen-shannon", "normalized")
-"""The paper's best combination, which the others are compared with."""
-DRAWS = 10_000
 HEADINGS = (
     "metric",
     "approach",
@@ -68,32 +68,33 @@ class WayErrors:
     errors: WeightSpaceErrors
     effective: FloatArray
 
+    @property
+    def system(self) -> System:
+        """What predicts."""
+        return system_of(self.options)
+
 
 @dataclass(frozen=True, slots=True)
 class WaySummary:
-    """Means over the targets, and the relative error less that of the reference, with its interval.
+    """How far the predictions of one system are from the trained adapters, on average over the targets.
 
     Attributes
     ----------
-    metric, approach, leave_out
-        How the predictions are made; the metric by name, or `none`.
     mse, cosine, relative_error, effective_sources
         Means over the targets.
-    difference, low, high
-        Mean difference of the relative errors to those of the reference with the same targets and the same
-        `leave_out`, and its 95% interval; None where the reference is not in the table.
+    to_uniform, to_paper
+        Mean difference of the relative errors to those of the uniform mean of the same sources, and of the
+        paper's best, Jensen-Shannon with `normalized`; with 95% intervals, below 0 is nearer. None for these two
+        themselves, and where the paper's best is not in the table.
     """
 
-    metric: str
-    approach: str
-    leave_out: str
+    system: System
     mse: float
     cosine: float
     relative_error: float
     effective_sources: float
-    difference: float | None
-    low: float | None
-    high: float | None
+    to_uniform: Interval | None
+    to_paper: Interval | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,44 +107,49 @@ class WeightSpaceTable:
         Of the N targets, by row.
     rows
         One for each way and each `leave_out`, in that order.
+    uniform
+        Relative errors of the mean of all sources, by what is left out; shape (N,).
     """
 
     names: tuple[str, ...]
     groups: tuple[str | None, ...]
     rows: tuple[WayErrors, ...]
+    uniform: Mapping[str, FloatArray]
 
-    def summaries(self, *, draws: int = DRAWS, seed: int = 0) -> list[WaySummary]:
-        """Summarise each row; see `WaySummary` and `difference_interval`."""
-        return [self._summary(row, draws, seed) for row in self.rows]
+    def summaries(self, *, draws: int = RESAMPLES, seed: int = 0) -> list[WaySummary]:
+        """Summarise each row; intervals are those of `mean_difference`, over units of what is left out."""
+        paper = {row.system.leave_out: row.errors.relative for row in self.rows if row.system.is_papers_best}
+        # An adapter of zeros has no relative error, whoever predicts it.
+        known = {key: np.flatnonzero(~np.isnan(errors)) for key, errors in self.uniform.items()}
+        weights = {key: self._weights(key, kept, draws, seed) for key, kept in known.items() if len(kept)}
 
-    def _summary(self, row: WayErrors, draws: int, seed: int) -> WaySummary:
-        leave_out = row.options.leave_out
-        relative = row.errors.relative
-        compared: tuple[float | None, float | None, float | None] = (None, None, None)
-        reference = self._reference(leave_out)
-        if reference is not None:
-            units = units_of(self.groups, leave_out)
-            compared = difference_interval(
-                relative - reference.errors.relative, units, draws=draws, seed=seed
+        def difference(row: WayErrors, other: FloatArray | None) -> Interval | None:
+            leave_out = row.options.leave_out
+            if other is None or leave_out not in weights:
+                return None
+            kept = known[leave_out]
+            return mean_difference(weights[leave_out], row.errors.relative[kept], other[kept])
+
+        return [
+            WaySummary(
+                system=row.system,
+                mse=float(np.mean(row.errors.mse)),
+                cosine=float(np.nanmean(row.errors.cosine)),
+                relative_error=float(np.nanmean(row.errors.relative)),
+                effective_sources=float(np.mean(row.effective)),
+                to_uniform=difference(
+                    row, None if row.system.is_uniform else self.uniform[row.options.leave_out]
+                ),
+                to_paper=difference(
+                    row, None if row.system.is_papers_best else paper.get(row.options.leave_out)
+                ),
             )
-        return WaySummary(
-            "none" if row.metric == "none" else row.options.metric,
-            row.options.approach,
-            leave_out,
-            float(np.mean(row.errors.mse)),
-            float(np.nanmean(row.errors.cosine)),
-            float(np.nanmean(relative)),
-            float(np.mean(row.effective)),
-            *compared,
-        )
+            for row in self.rows
+        ]
 
-    def _reference(self, leave_out: str) -> WayErrors | None:
-        for row in self.rows:
-            options = row.options
-            plain = options.temperature == 1 and options.top_k is None and options.compatible == "correct"
-            if plain and (options.metric, options.approach, options.leave_out) == (*REFERENCE, leave_out):
-                return row
-        return None
+    def _weights(self, leave_out: str, kept: NDArray[np.intp], draws: int, seed: int) -> FloatArray:
+        units = np.unique(units_of(self.groups, leave_out)[kept], return_inverse=True)[1]
+        return task_weights(len(kept), units=units.astype(np.intp), resamples=draws, seed=seed)
 
 
 def weight_space_table(
@@ -173,47 +179,41 @@ def weight_space_table(
     wanted = [replace(options, leave_out=one) for one in leave_out for options in ways]
     if not wanted:
         raise ParameterError("weight space: expected at least one approach, found none; name some")
-    found, gram = all_coefficients(bank, wanted, cluster=cluster, progress=progress)
-    adapters = found[0].adapters
-    size = bank.layout.size
-    return WeightSpaceTable(
-        tuple(record.name for record in adapters),
-        tuple(record.group for record in adapters),
-        tuple(_errors(way, gram, size) for way in found),
-    )
+    return table_of(*all_coefficients(bank, wanted, cluster=cluster, progress=progress), bank.layout.size)
 
 
-def _errors(found: Coefficients, gram: FloatArray, parameters: int) -> WayErrors:
-    targets = np.arange(len(gram))
-    errors = weight_space_errors(found.values, gram, targets, parameters)
-    return WayErrors(found.options, found.metric, errors, found.effective)
-
-
-def difference_interval(
-    differences: FloatArray, units: NDArray[np.intp], *, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95% percentile bootstrap interval (Efron and Tibshirani, 1993).
-
-    Units are drawn with replacement, and all differences of a unit with it: with groups left out, targets of
-    one group are predicted from the same sources and are not independent. Few groups make rough intervals.
+def table_of(made: Sequence[Coefficients], gram: FloatArray, parameters: int) -> WeightSpaceTable:
+    """Return the weight-space errors of leave-one-out coefficients, at least one, of adapters of p parameters.
 
     Parameters
     ----------
-    differences
-        Shape (N,); NaN (an adapter of zeros) is left out.
-    units
-        Shape (N,): number from 0 on.
+    made
+        All of the same N adapters.
+    gram
+        Shape (N, N): inner products of the adapters.
     """
-    known = ~np.isnan(differences)
-    sums = np.bincount(units[known], weights=differences[known], minlength=int(units.max()) + 1)
-    counts = np.bincount(units[known], minlength=len(sums))
-    sums, counts = sums[counts > 0], counts[counts > 0]
-    if not len(sums):
-        return math.nan, math.nan, math.nan
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(sums.sum() / counts.sum()), float(low), float(high)
+    adapters = made[0].adapters
+    groups = tuple(record.group for record in adapters)
+    targets = np.arange(len(gram))
+    uniform = {}
+    for leave_out in dict.fromkeys(one.options.leave_out for one in made):
+        excluded = same_unit(units_of(groups, leave_out))
+        mean = row_coefficients(np.zeros(gram.shape), excluded, "uniform")
+        uniform[leave_out] = weight_space_errors(mean, gram, targets, parameters).relative
+    return WeightSpaceTable(
+        tuple(record.name for record in adapters),
+        groups,
+        tuple(
+            WayErrors(
+                one.options,
+                one.metric,
+                weight_space_errors(one.values, gram, targets, parameters),
+                one.effective,
+            )
+            for one in made
+        ),
+        uniform,
+    )
 
 
 def bank_size_curves(
@@ -231,7 +231,7 @@ def bank_size_curves(
     Raises
     ------
     ParameterError
-        For sizes, draws or a seed out of range, and the approach `neural`.
+        For sizes, draws or a seed out of range, and an approach that trains a network.
     """
     shown = progress or SilentProgress()
     needed = [*ways, PredictionOptions(approach="oracle")]
@@ -240,8 +240,8 @@ def bank_size_curves(
     assert gram is not None, "the oracle reads it"
     shown.begin("bank sizes", len(ways))
     curves = []
-    for way, found in zip(ways, matrices, strict=False):
-        curves.append(bank_size_curve(way, found.distances, gram, found.units, sizes, draws=draws, seed=seed))
+    for way, needs in zip(ways, matrices, strict=False):
+        curves.append(bank_size_curve(way, needs.distances, gram, needs.units, sizes, draws=draws, seed=seed))
         shown.advance()
     shown.end()
     return curves
@@ -250,39 +250,36 @@ def bank_size_curves(
 # -- as text, CSV and JSON -----------------------------------------------------------------------------
 
 
-def as_rows(table: WeightSpaceTable, **bootstrap: int) -> list[tuple[Any, ...]]:
-    """Values of each summary in the order of `HEADINGS`, the smallest relative error first."""
+def summary_rows(table: WeightSpaceTable, **bootstrap: int) -> list[tuple[Any, ...]]:
+    """Values of each summary in the order of `HEADINGS`, the smallest relative error first.
+
+    The difference is that to the paper's best with the same left out; nothing for itself, and None where it is not
+    in the table.
+    """
     summaries = table.summaries(**bootstrap)
     order = {leave_out: index for index, leave_out in enumerate(LEAVE_OUT)}
-    summaries.sort(key=lambda summary: (order[summary.leave_out], summary.relative_error))
-    return [tuple(getattr(summary, heading) for heading in HEADINGS) for summary in summaries]
+    summaries.sort(key=lambda summary: (order[summary.system.leave_out or ""], summary.relative_error))
+    return [_row(summary) for summary in summaries]
 
 
-def as_markdown(table: WeightSpaceTable, **bootstrap: int) -> str:
-    """Relative errors, plain and grouped side by side, with differences to the reference, as Markdown."""
-    summaries = table.summaries(**bootstrap)
-    kinds = [kind for kind in LEAVE_OUT if any(summary.leave_out == kind for summary in summaries)]
-    by_way: dict[tuple[str, str], dict[str, WaySummary]] = {}
-    for summary in summaries:
-        by_way.setdefault((summary.approach, summary.metric), {})[summary.leave_out] = summary
-    order = sorted(by_way.items(), key=lambda item: item[1][kinds[-1]].relative_error)
-    headings = [
-        "approach",
-        "metric",
-        *(part for kind in kinds for part in (f"{kind} left out", "difference")),
-    ]
-    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-    for (approach, metric), found in order:
-        cells = [part for kind in kinds for part in _cells(found[kind])]
-        lines.append(f"| {' | '.join([approach, metric, *cells])} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cells(summary: WaySummary) -> tuple[str, str]:
-    error = f"{summary.relative_error:.4f}"
-    if summary.difference is None:
-        return error, ""
-    return error, f"{summary.difference:+.4f} [{summary.low:+.4f}, {summary.high:+.4f}]"
+def _row(summary: WaySummary) -> tuple[Any, ...]:
+    system, difference = summary.system, summary.to_paper
+    if system.is_papers_best:
+        difference = Interval(0.0, 0.0, 0.0)
+    return (
+        system.metric or "none",
+        system.approach,
+        system.leave_out,
+        summary.mse,
+        summary.cosine,
+        summary.relative_error,
+        summary.effective_sources,
+        *(
+            (None, None, None)
+            if difference is None
+            else (difference.estimate, difference.low, difference.high)
+        ),
+    )
 
 
 def as_csv(table: WeightSpaceTable, **bootstrap: int) -> str:
@@ -290,7 +287,9 @@ def as_csv(table: WeightSpaceTable, **bootstrap: int) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADINGS)
-    writer.writerows(["" if value is None else value for value in row] for row in as_rows(table, **bootstrap))
+    writer.writerows(
+        ["" if value is None else value for value in row] for row in summary_rows(table, **bootstrap)
+    )
     return text.getvalue()
 
 
@@ -299,8 +298,8 @@ def as_record(table: WeightSpaceTable, **bootstrap: int) -> dict[str, Any]:
     return {
         "names": list(table.names),
         "groups": list(table.groups),
-        "reference": dict(zip(("metric", "approach"), REFERENCE, strict=True)),
-        "summaries": [dict(zip(HEADINGS, row, strict=True)) for row in as_rows(table, **bootstrap)],
+        "reference": {"metric": "jensen-shannon", "approach": "normalized"},
+        "summaries": [dict(zip(HEADINGS, row, strict=True)) for row in summary_rows(table, **bootstrap)],
         "targets": [
             {
                 "metric": row.metric,
@@ -323,9 +322,9 @@ def size_rows(curves: Sequence[SizeCurve]) -> list[tuple[Any, ...]]:
     """Return way, what is left out, size, draws, targets with a prediction (least), mean error and its spread."""
     return [
         (
-            curve.options.metric if curve.options.approach not in NO_DISTANCES else "none",
-            curve.options.approach,
-            curve.options.leave_out,
+            curve.system.metric or "none",
+            curve.system.approach,
+            curve.system.leave_out,
             size,
             len(curve.relative),
             int(curve.targets[:, column].min()),

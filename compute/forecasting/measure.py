@@ -17,8 +17,8 @@ from bankdb.arrays.remote import Location
 from bankdb.arrays.zarr_arrays import create_array, open_array
 from bankdb.progress import Progress
 from compute.approaches.by_distance import coefficients
-from compute.approaches.neural.leave_one_out import train
 from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.training import train
 from compute.cluster.machine import core_count
 from compute.cluster.options import Cluster
 from compute.cluster.tasks import run_tasks
@@ -101,15 +101,15 @@ def _rates(
 ) -> Rates:
     """Join what the workers found: means of their cores, and sums of their shares of the storage."""
     metrics = {
-        name: MetricRate(*(_mean([found["metrics"][name][k] for found in processors]) for k in range(2)))
+        name: MetricRate(*(_mean([worker["metrics"][name][k] for worker in processors]) for k in range(2)))
         for name in processors[0]["metrics"]
     }
-    cores = {key: _mean([found[key] for found in processors]) for key in ("product", "symmetric", "entry")}
+    cores = {key: _mean([worker[key] for worker in processors]) for key in ("product", "symmetric", "entry")}
     threads = {
-        key: _mean([found[key] for found in disks]) for key in ("decode", "encode", "chunk", "opening")
+        key: _mean([worker[key] for worker in disks]) for key in ("decode", "encode", "chunk", "opening")
     }
-    storage = {key: sum(found[key] for found in disks) for key in ("read", "write")}
-    flush = 1 / sum(found["files"] for found in disks)
+    storage = {key: sum(worker[key] for worker in disks) for key in ("read", "write")}
+    flush = 1 / sum(worker["files"] for worker in disks)
     return Rates(**cores, **threads, **storage, **other, flush=flush, metrics=metrics)
 
 

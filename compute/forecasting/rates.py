@@ -16,8 +16,6 @@ from compute.forecasting.steps import StepForecast
 from compute.pairwise.plan import busiest
 
 _AGAIN = "write the file again with `bank plan --measure --save-rates FILE`"
-# Approaches that fit parameters on the bank, whose time no rate tells.
-UNTIMED = ("tuned", "ridge", "oracle", "matching")
 # Share of the shorter of arithmetic and storage that adds to the longer: the first read and the last write of a
 # worker, and what both want of the memory. Measured: see docs/scale.md.
 _NOT_HIDDEN = 0.5
@@ -127,7 +125,7 @@ def rates_of(values: Mapping[str, Any]) -> Rates:
     metrics = values["metrics"]
     if not isinstance(metrics, dict) or not all(isinstance(rate, dict) for rate in metrics.values()):
         raise ValueError("metrics: expected an object with an object for each metric")
-    found = {
+    metric_rates = {
         name: MetricRate(
             _number(f"{name} dataset", rate.get("dataset"), least=0.0),
             _number(f"{name} pair", rate.get("pair")),
@@ -140,7 +138,7 @@ def rates_of(values: Mapping[str, Any]) -> Rates:
         for name in names
         if name != "metrics"
     }
-    return Rates(**numbers, metrics=found)
+    return Rates(**numbers, metrics=metric_rates)
 
 
 def _number(name: str, value: Any, *, least: float | None = None) -> float:
@@ -174,7 +172,7 @@ def expected_seconds(
     ParameterError
         The rates lack a metric.
     """
-    if step.problem is not None or (step.kind == "coefficients" and step.detail in UNTIMED):
+    if step.problem is not None or not step.timed:
         return None
     if step.kind == "distances" and step.detail not in rates.metrics:
         known = ", ".join(rates.metrics)

@@ -19,8 +19,7 @@ from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.errors import ParameterError, PlanError
 from compute.approaches.neural.network import BATCH
 from compute.approaches.neural.options import NeuralOptions
-from compute.approaches.options import NO_DISTANCES, PredictionOptions
-from compute.approaches.registry import needs_gram
+from compute.approaches.options import PredictionOptions
 from compute.combination.plan import SHARD_ROWS, plan_combination
 from compute.gram.plan import plan_gram
 from compute.metrics.base import Metric
@@ -169,6 +168,8 @@ class StepForecast:
         Of coefficients: entries of their matrix.
     chunks
         Of export: stored chunks that are read one by one.
+    timed
+        Whether rates tell its time; what is fitted on the bank takes as long as it takes.
     problem
         Why the step cannot run as planned; None if it can.
     """
@@ -191,6 +192,7 @@ class StepForecast:
     points: int = 0
     pairs: int = 0
     chunks: int = 0
+    timed: bool = True
     problem: str | None = None
 
 
@@ -225,9 +227,9 @@ def forecast(
         raise ParameterError(
             f"leave-one-out needs at least 2 adapters and 1 approach, found {shape.adapters} and {len(ways)}"
         )
-    reading = dict.fromkeys(way.metric for way in ways if way.approach not in NO_DISTANCES)
+    reading = dict.fromkeys(way.metric for way in ways if way.how.reads_distances)
     steps = list(_distances(shape, tuple(reading), slots, budget))
-    if weight_errors or any(needs_gram(way) for way in ways):
+    if weight_errors or any(way.how.reads_gram for way in ways):
         steps.append(_planned("gram", "gram", lambda: _gram(shape, budget)))
     steps += [_coefficients(shape, way) for way in ways]
     steps.append(_planned("combine", "combine", lambda: _combine(shape, ways, budget)))
@@ -326,20 +328,22 @@ def _gram(shape: BankShape, budget: int) -> StepForecast:
 
 
 def _coefficients(shape: BankShape, way: PredictionOptions) -> StepForecast:
-    n = shape.adapters
-    name = f"coefficients {way.approach}" + ("" if way.approach in NO_DISTANCES else f" {way.metric}")
+    n, how = shape.adapters, way.how
+    name = f"coefficients {way.approach}" + (f" {way.metric}" if how.reads_distances else "")
     step = StepForecast(
         "coefficients",
         name,
         way.approach,
-        read=8 * n * n * ((way.approach not in NO_DISTANCES) + needs_gram(way)),
+        read=8 * n * n * (how.reads_distances + how.reads_gram),
         written=4 * n * n,
         files=1,
         flops=20 * n * n,
         pairs=n * n,
         memory=_COEFFICIENT_ARRAYS * 8 * n * n,
+        timed=how.quick or how.trained,
     )
-    return _neural(step, n, way.neural) if way.approach == "neural" else step
+    network = how.network(way)
+    return step if network is None else _neural(step, n, network)
 
 
 def _neural(step: StepForecast, n: int, options: NeuralOptions) -> StepForecast:
@@ -358,8 +362,8 @@ def _neural(step: StepForecast, n: int, options: NeuralOptions) -> StepForecast:
 def _combine(shape: BankShape, ways: Sequence[PredictionOptions], budget: int) -> StepForecast:
     n, p = shape.adapters, shape.parameters
     plan = plan_combination(n, p, len(ways), chunk=column_chunk(p), budget=budget)
-    # The nearest is copied; of other approaches every source may have a coefficient, and mostly has.
-    dense = sum(way.approach != "nearest" for way in ways)
+    # A single source is copied; of other approaches every source may have a coefficient, and mostly has.
+    dense = sum(not way.how.single_source for way in ways)
     chunks = len({panel.start for panel in plan.panels})
     return StepForecast(
         "combine",

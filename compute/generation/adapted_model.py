@@ -14,13 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import AdapterError, listed
-from bankdb.peft.layout import B_SUFFIX, AdapterLayout
+from bankdb.peft.layout import A_SUFFIX, B_SUFFIX, PREFIX, AdapterLayout
 
 if TYPE_CHECKING:
     import torch
-
-A_SUFFIX = ".lora_A.weight"
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +129,7 @@ def module_names(names: Any) -> list[str]:
 
 
 def _local(name: str) -> str:
-    return name.removeprefix(_PREFIX)
+    return name.removeprefix(PREFIX)
 
 
 def _slot(model: Any, name: str) -> _Slot:

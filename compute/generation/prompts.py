@@ -54,23 +54,23 @@ def encode_prompts(tokenizer: BankTokenizer, split: HeldOut, name: str) -> Promp
         An input has no tokens, so that there is nothing to continue.
     """
     end = tokenizer.end_of_sequence
-    ids = [tuple(found) for found in tokenizer.encode(split.inputs)]
-    if tokenizer.added_tokens() and all(found and found[-1] == end for found in ids):
-        ids = [found[:-1] for found in ids]
-    empty = [index for index, found in enumerate(ids) if not found]
+    ids = [tuple(tokens) for tokens in tokenizer.encode(split.inputs)]
+    if tokenizer.added_tokens() and all(tokens and tokens[-1] == end for tokens in ids):
+        ids = [tokens[:-1] for tokens in ids]
+    empty = [index for index, tokens in enumerate(ids) if not tokens]
     if empty:
         raise DatasetError(
             f"{name}: test example {empty[0] + 1} has an input without tokens; expected text to continue"
         )
     references = [answer for answers in split.references for answer in answers]
-    lengths = [len(found) - tokenizer.added_tokens() for found in tokenizer.encode(references)]
+    lengths = [len(tokens) - tokenizer.added_tokens() for tokens in tokenizer.encode(references)]
     return Prompts(tuple(ids), shared_tokens(ids), max(1, *lengths) + MARGIN)
 
 
 def shared_tokens(ids: Sequence[tuple[int, ...]]) -> int:
     """Return how many tokens all prompts begin with, leaving one of each."""
     shortest, longest = min(ids), max(ids)  # in the order of the alphabet: what these share, all share
-    most = min(len(found) for found in ids) - 1
+    most = min(len(tokens) for tokens in ids) - 1
     same = (index for index in range(most) if shortest[index] != longest[index])
     return next(same, most)
 

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compute.metrics.distributions import CountsRow
+from compute.types import FloatArray
 
-FloatArray = NDArray[np.float64]
 LARGEST_PRODUCT = 2**62
 """Products and their partial sums up to this fit in 64 bits; above it Python's own integers are used."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pair:
+class Aligned:
     """Distributions p and q on the union of their supports.
 
     Attributes
@@ -48,7 +48,7 @@ class Pair:
         return np.cumsum(self.numerators).astype(np.float64) / self.denominator
 
 
-def align(p: CountsRow, q: CountsRow) -> Pair:
+def align(p: CountsRow, q: CountsRow) -> Aligned:
     """Put two datasets on the union of their ids.
 
     With counts c and totals N, `p - q = (c_p N_q - c_q N_p) / (N_p N_q)`: integers until the division, so
@@ -64,4 +64,4 @@ def align(p: CountsRow, q: CountsRow) -> Pair:
         numerators = counts_p * total_q - counts_q * total_p
     else:
         numerators = counts_p.astype(object) * total_q - counts_q.astype(object) * total_p
-    return Pair(ids, counts_p / total_p, counts_q / total_q, numerators, float(total_p * total_q))
+    return Aligned(ids, counts_p / total_p, counts_q / total_q, numerators, float(total_p * total_q))

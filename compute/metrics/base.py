@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from compute.metrics.aligned import FloatArray, Pair, align
+from compute.metrics.aligned import Aligned, align
 from compute.metrics.distributions import CountsRow, TokenCounts
+from compute.types import FloatArray
 
 PANEL_BYTES = 2**25
 """Dense panels of one block together stay near this size (32 MB), within a shared cache."""
@@ -130,12 +131,12 @@ def panel(matrix: sparse.csr_array, start: int, stop: int) -> FloatArray:
 
 def wide_panel(matrix: sparse.csr_array, start: int, stop: int) -> FloatArray:
     """What `panel` returns, quicker where rows have many entries in it: others are not read."""
-    found = np.zeros((matrix.shape[0], stop - start))
+    wide = np.zeros((matrix.shape[0], stop - start))
     for row, (first, last) in enumerate(itertools.pairwise(matrix.indptr.tolist())):
         columns, values = matrix.indices[first:last], matrix.data[first:last]
         begin, end = np.searchsorted(columns, (start, stop))
-        found[row, columns[begin:end] - start] = values[begin:end]
-    return found
+        wide[row, columns[begin:end] - start] = values[begin:end]
+    return wide
 
 
 def worth_compiling(operations: int, saved: float) -> bool:
@@ -176,7 +177,7 @@ def recompute_cancelled(
     bound: FloatArray | float,
     targets: TokenCounts,
     sources: TokenCounts,
-    evaluate: Callable[[Pair], float],
+    evaluate: Callable[[Aligned], float],
     *,
     upper_only: bool = False,
 ) -> None:

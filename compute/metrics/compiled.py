@@ -16,8 +16,9 @@ from llvmlite import ir
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from compute.types import FloatArray
+
 Function = TypeVar("Function", bound=Callable[..., Any])
-FloatArray = NDArray[np.float64]
 Columns = NDArray[np.int32]
 Rows = NDArray[np.uint32]
 

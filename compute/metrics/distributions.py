@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from bankdb.errors import DatasetError, ParameterError
+from compute.types import FloatArray
 
 LARGEST_COUNT = np.iinfo(np.uint32).max
 BLOCK_ENTRIES = 2**15
@@ -119,18 +120,18 @@ class TokenCounts:
         return np.diff(self.indptr)
 
     @property
-    def totals(self) -> NDArray[np.float64]:
+    def totals(self) -> FloatArray:
         """Shape (B,): the number of tokens of each dataset, exact below 2**53."""
         if len(self) == 0:
             return np.zeros(0)
-        totals: NDArray[np.float64] = np.add.reduceat(self.counts, self.indptr[:-1], dtype=np.float64)
+        totals: FloatArray = np.add.reduceat(self.counts, self.indptr[:-1], dtype=np.float64)
         return totals
 
-    def row_sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def row_sums(self, values: FloatArray) -> FloatArray:
         """Sum values of shape (nnz,) within each row; shape (B,)."""
         if len(self) == 0:
             return np.zeros(0)
-        sums: NDArray[np.float64] = np.add.reduceat(values, self.indptr[:-1])
+        sums: FloatArray = np.add.reduceat(values, self.indptr[:-1])
         return sums
 
     def row(self, index: int) -> CountsRow:
@@ -176,7 +177,7 @@ def _check_shape(indptr: NDArray[Any], ids: NDArray[Any], counts: NDArray[Any]) 
         raise DatasetError(f"dataset {empty[0]}: expected at least one token, found none; leave it out")
 
 
-def probabilities(counts: TokenCounts) -> NDArray[np.float64]:
+def probabilities(counts: TokenCounts) -> FloatArray:
     """Empirical probability of each stored id, `counts / total` of its row; shape (nnz,)."""
     values = np.empty(len(counts.ids))
     ends = itertools.pairwise(counts.indptr.tolist())
@@ -191,44 +192,31 @@ def row_blocks(rows: int, size: int) -> list[NDArray[np.int64]]:
 
 
 def in_blocks(
-    function: Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], ...]],
-    values: NDArray[np.float64],
+    function: Callable[[FloatArray], tuple[FloatArray, ...]],
+    values: FloatArray,
     results: int,
-) -> tuple[NDArray[np.float64], ...]:
+) -> tuple[FloatArray, ...]:
     """Apply an elementwise function that makes several arrays, each of the values' shape.
 
     A block of values at a time: what is made on the way stays in a core's own cache, where arrays as large as
     `values` each come as fresh memory from the kernel.
     """
     # Apart, so that one can be freed without the others.
-    found = tuple(np.empty(len(values)) for _ in range(results))
+    arrays = tuple(np.empty(len(values)) for _ in range(results))
     for start in range(0, len(values), BLOCK_ENTRIES):
         entries = slice(start, start + BLOCK_ENTRIES)
-        for result, made in zip(found, function(values[entries]), strict=True):
+        for result, made in zip(arrays, function(values[entries]), strict=True):
             result[entries] = made
-    return found
+    return arrays
 
 
-def _scatter(counts: TokenCounts, values: NDArray[Any], width: int) -> NDArray[np.float64]:
-    """Write values of shape (nnz,) into a zero array of shape (B, width)."""
-    out = np.zeros((len(counts), width))
+def dense(counts: TokenCounts, width: int | None = None) -> FloatArray:
+    """Probabilities over the whole vocabulary; shape (B, V), rows sum to 1; wider, zeros follow."""
+    out = np.zeros((len(counts), width or counts.vocabulary))
+    values = probabilities(counts)
     for row, (start, stop) in enumerate(itertools.pairwise(counts.indptr.tolist())):
         out[row, counts.ids[start:stop]] = values[start:stop]
     return out
-
-
-def dense(counts: TokenCounts, width: int | None = None) -> NDArray[np.float64]:
-    """Probabilities over the whole vocabulary; shape (B, V), rows sum to 1; wider, zeros follow."""
-    return _scatter(counts, probabilities(counts), width or counts.vocabulary)
-
-
-def cumulative(counts: TokenCounts) -> NDArray[np.float64]:
-    """Cumulative distribution functions over token ids; shape (B, V), the last column is 1."""
-    # Summing counts is exact, so that each value is rounded once, in the division.
-    sums = _scatter(counts, counts.counts, counts.vocabulary)
-    np.cumsum(sums, axis=1, out=sums)
-    sums /= counts.totals[:, None]
-    return sums
 
 
 def merge_last_two(counts: TokenCounts) -> TokenCounts:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy import sparse, special
 
-from compute.metrics.aligned import FloatArray, Pair, align
+from compute.metrics.aligned import Aligned, align
 from compute.metrics.base import (
     Metric,
     Support,
@@ -27,8 +26,8 @@ from compute.metrics.base import (
 )
 from compute.metrics.distributions import CountsRow, TokenCounts, in_blocks, merge_last_two, probabilities
 from compute.metrics.mixtures import MixtureTerms, distances_by_loops
+from compute.types import Compatible, FloatArray
 
-Compatible = Literal["correct", "published"]
 EPSILON = 1e-10
 CANCELLED = 3e-5
 """An entry below this share of the terms it was subtracted from has lost too many digits.
@@ -80,7 +79,7 @@ class _Divergence(Metric):
         return merge_last_two(counts) if self.published else counts
 
     @abstractmethod
-    def _distance(self, pair: Pair, bins: int) -> float:
+    def _distance(self, pair: Aligned, bins: int) -> float:
         """Evaluate one aligned pair, its ids already binned."""
 
 
@@ -135,7 +134,7 @@ class KullbackLeibler(_Divergence):
     def _mass(self, bins: int) -> float:
         return 1.0 if self.published else 1.0 + bins * EPSILON
 
-    def _distance(self, pair: Pair, bins: int) -> float:
+    def _distance(self, pair: Aligned, bins: int) -> float:
         """Sum `x log(x / y) - x + y`, never negative; the added terms cancel, both masses being equal."""
         x, y, difference = pair.p + EPSILON, pair.q + EPSILON, pair.difference
         u = difference / y
@@ -264,7 +263,7 @@ class JensenShannon(_Divergence):
     def _largest(self, bins: int) -> float:
         return float(np.log(2.0) * (1.0 + bins * self._epsilon))
 
-    def _distance(self, pair: Pair, bins: int) -> float:
+    def _distance(self, pair: Aligned, bins: int) -> float:
         """Sum `m ((1 + t) log(1 + t) + (1 - t) log(1 - t)) / 2` with `t = (p - q) / (2 m)`."""
         m = (pair.p + pair.q) / 2 + self._epsilon
         t = np.minimum(np.abs(pair.difference) / (2 * m), 1.0)

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from compute.metrics.aligned import FloatArray
 from compute.metrics.base import Support
 from compute.metrics.distributions import TokenCounts, in_blocks, probabilities, row_blocks
+from compute.types import FloatArray
 
 SUMMED_ROWS = 32
 """Datasets whose terms are summed at once."""

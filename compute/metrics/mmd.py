@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from compute.metrics.aligned import FloatArray, Pair, align
+from compute.metrics.aligned import Aligned, align
 from compute.metrics.base import Metric, recompute_cancelled, support_bytes
 from compute.metrics.distributions import CountsRow, TokenCounts, dense, probabilities, row_blocks
+from compute.types import FloatArray
 
 MULTISCALE_BANDWIDTHS = (0.2, 0.5, 0.9, 1.3)
 ROWS_AT_ONCE = 128
@@ -161,7 +162,7 @@ class _Evaluator:
             self._summed = None if curvatures is None else _Toeplitz(curvatures, self.vocabulary)
         return self._summed
 
-    def distance(self, pair: Pair) -> float:
+    def distance(self, pair: Aligned) -> float:
         """`d^T K d` for d = p - q, or the equal `D^T M D` for D, the cumulative sums of d.
 
         A smooth kernel is blind to fine detail of d, and the first form cancels. With M the negative second

@@ -6,27 +6,16 @@ import math
 from typing import cast
 
 from bankdb.errors import ParameterError
-from compute.metrics.aligned import FloatArray
 from compute.metrics.base import Metric
-from compute.metrics.divergences import Compatible, JensenShannon, KullbackLeibler
+from compute.metrics.divergences import JensenShannon, KullbackLeibler
 from compute.metrics.mmd import KERNEL_NAMES, GaussianKernel, Kernel, MaximumMeanDiscrepancy, MultiscaleKernel
 from compute.metrics.tfidf import TfIdf
 from compute.metrics.wasserstein import Wasserstein
-
-__all__ = [
-    "COMPATIBLE",
-    "FURTHER_METRIC_NAMES",
-    "KERNEL_NAMES",
-    "METRIC_NAMES",
-    "Metric",
-    "canonical_metric_name",
-    "get_metric",
-]
+from compute.types import COMPATIBLE, Compatible, FloatArray
 
 METRIC_NAMES = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd")
 """The paper's four."""
 FURTHER_METRIC_NAMES = ("tf-idf",)
-COMPATIBLE = ("correct", "published")
 _SHORT_NAMES = {"wd": "wasserstein", "kl": "kullback-leibler", "js": "jensen-shannon"}
 
 

@@ -19,9 +19,10 @@ from typing import ClassVar
 import numpy as np
 
 from bankdb.errors import ParameterError
-from compute.metrics.aligned import FloatArray, Pair, align
+from compute.metrics.aligned import Aligned, align
 from compute.metrics.base import Metric, Support, panel, panel_width, recompute_cancelled, support_bytes
 from compute.metrics.distributions import CountsRow, TokenCounts, probabilities
+from compute.types import FloatArray
 
 CANCELLED = 1e-5
 """Distances below this are computed from the difference of the vectors; above it, one minus the cosine has
@@ -99,7 +100,7 @@ class TfIdf(Metric):
         unit: FloatArray = values / np.repeat(np.sqrt(counts.row_sums(values * values)), counts.lengths)
         return unit
 
-    def _distance(self, pair: Pair) -> float:
+    def _distance(self, pair: Aligned) -> float:
         """One minus the cosine of x and y = x - d, from the parts of y along x and across it.
 
         With these u and v it is `1 - u / h = v^2 / (h (h + u))`, h = sqrt(u^2 + v^2): nothing cancels, as the

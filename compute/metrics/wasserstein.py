@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from compute.metrics.aligned import FloatArray, Pair, align
+from compute.metrics.aligned import Aligned, align
 from compute.metrics.base import (
     Metric,
     Support,
@@ -21,6 +21,7 @@ from compute.metrics.base import (
     support_bytes,
 )
 from compute.metrics.distributions import CountsRow, TokenCounts
+from compute.types import FloatArray
 
 ROUNDING = 4 * np.finfo(np.float64).eps
 """Rounding of one difference of two cumulative sums, with a margin."""
@@ -113,6 +114,6 @@ def _cumulative_panels(
         yield sums
 
 
-def _distance(pair: Pair) -> float:
+def _distance(pair: Aligned) -> float:
     gaps = np.diff(pair.ids)
     return float(np.abs(pair.cumulative_difference[:-1]) @ gaps)

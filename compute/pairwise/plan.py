@@ -187,8 +187,8 @@ def _improved(start: Sequence[int], cuts: int, cost: Callable[[Sequence[int]], i
         improved = False
         for metric, cut in itertools.product(range(len(chosen)), range(cuts)):
             other = [*chosen[:metric], cut, *chosen[metric + 1 :]]
-            if (found := cost(other)) < least:
-                chosen, least, improved = other, found, True
+            if (cost_of_other := cost(other)) < least:
+                chosen, least, improved = other, cost_of_other, True
     return chosen
 
 
@@ -196,13 +196,13 @@ def _cuts(
     metrics: Sequence[Metric], largest: Sequence[int], rows: int, slots: int
 ) -> list[tuple[int, list[Counter[int]]]]:
     """Return sides to choose from, the largest first, each with the costs of each metric's tiles."""
-    found = []
+    choices = []
     for side in _sides(chunk_count(rows), max(largest)):
         costs = [_costs(metric, rows, min(side, most)) for metric, most in zip(metrics, largest, strict=True)]
-        found.append((side, costs))
+        choices.append((side, costs))
         if sum(each.total() for each in costs) > _MOST_TASKS * slots:
             break
-    return found
+    return choices
 
 
 def _sides(chunks: int, largest: int) -> Iterable[int]:

@@ -13,9 +13,10 @@ from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 from bankdb.scaled_rows import sources_of
+from compute.approaches.base import Fitted, given
 from compute.approaches.by_distance import effective_sources
+from compute.approaches.coefficients import leave_one_out_coefficients
 from compute.approaches.options import PredictionOptions
-from compute.approaches.registry import Fitted, leave_one_out_coefficients
 from compute.cluster.options import Cluster
 from compute.combination.delta import check_rank_fits
 from compute.gram.matrix import gram_matrix
@@ -44,7 +45,7 @@ class Coefficients:
     options
         How they were made.
     fitted
-        For `tuned` and `ridge`: what was chosen for each target.
+        Of an approach that is fitted: what was chosen for each target.
     """
 
     adapters: tuple[AdapterRecord, ...]
@@ -147,13 +148,12 @@ def _coefficients(
     bank: AdapterBank, options: PredictionOptions, found: Matrices, progress: Progress
 ) -> Coefficients:
     adapters, units, fitted = found.adapters, found.units, None
-    if options.approach == "neural":
-        distances, gram = found.distances, found.gram
-        assert distances is not None
-        assert gram is not None
+    network = options.how.network(options)
+    if network is not None:
+        distances, gram = given(found.distances, "reads_distances"), given(found.gram, "reads_gram")
         left_out = None if options.leave_out == "adapter" else units
         values = neural_coefficients(
-            bank, adapters, found.metric, distances, gram, options.neural, progress, left_out
+            bank, adapters, found.metric, distances, gram, network, progress, left_out
         )
     else:
         values, fitted = leave_one_out_coefficients(options, found.distances, found.gram, units)

@@ -22,8 +22,7 @@ from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
 from bankdb.scaled_rows import sources_of
 from compute.approaches.groups import excluded_sources
-from compute.approaches.options import NO_DISTANCES, PredictionOptions
-from compute.approaches.registry import needs_gram
+from compute.approaches.options import PredictionOptions
 from compute.cluster.options import Cluster
 from compute.gram.matrix import gram_matrix
 from compute.pairwise.counts import token_counts
@@ -87,21 +86,21 @@ def compute_matrices(
             "groups with `bank group --pattern REGEX`, or give --group-pattern to `bank ingest`"
         )
     units = [excluded_sources(names, groups, way.leave_out)[0] for way in ways]
-    reading = [way for way in ways if way.approach not in NO_DISTANCES]
+    reading = [way for way in ways if way.how.reads_distances]
     found = iter(compute_distances(bank, reading, cluster, progress) if reading else [])
     gram = None
-    if any(needs_gram(way) for way in ways):
+    if any(way.how.reads_gram for way in ways):
         gram = gram_matrix(bank, adapters, sources_of(bank, adapters), cluster, progress)
     matrices = []
     for way, unit in zip(ways, units, strict=True):
-        distances = None if way.approach in NO_DISTANCES else next(found)
+        distances = next(found) if way.how.reads_distances else None
         matrices.append(
             Matrices(
                 adapters,
                 unit,
                 None if distances is None else distances.values,
                 "none" if distances is None else distances.metric,
-                gram if needs_gram(way) else None,
+                gram if way.how.reads_gram else None,
             )
         )
     return matrices

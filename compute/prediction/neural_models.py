@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,10 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
-from compute.approaches.groups import same_unit
-from compute.approaches.neural.leave_one_out import NeuralOptions, ScalarMLP, neural_leave_one_out, train
+from compute.approaches.neural.leave_one_out import left_out_together, neural_leave_one_out
+from compute.approaches.neural.network import ScalarMLP
+from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.training import train
 
 _DAMAGED = "delete neural.zarr and run the same command again"
 _COEFFICIENTS = "coefficients"
@@ -83,10 +85,7 @@ def _trained(
     units: NDArray[np.intp] | None,
 ) -> tuple[NDArray[np.float64], ScalarMLP]:
     """Leave-one-out coefficients, and the network for new datasets."""
-    groups = excluded = None
-    if units is not None:
-        groups, excluded = [str(unit) for unit in units.tolist()], same_unit(units)
-        options = replace(options, folds=min(options.folds, max(len(set(groups)), 2)))
+    options, groups, excluded = left_out_together(options, units)
     final = options.protocol != "published"
     progress.begin(f"train neural {metric}", (options.trainings + final) * options.epochs)
     told = 0

@@ -16,10 +16,11 @@ from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 from bankdb.scaled_rows import sources_of
+from compute.approaches.base import Fitted
 from compute.approaches.by_distance import effective_sources
+from compute.approaches.coefficients import new_coefficients
 from compute.approaches.neural.leave_one_out import apply
-from compute.approaches.options import NO_DISTANCES, PredictionOptions
-from compute.approaches.registry import Fitted, needs_matrices, new_coefficients
+from compute.approaches.options import PredictionOptions
 from compute.cluster.machine import memory_budget
 from compute.combination.combine import combine_one
 from compute.combination.delta import DeltaAdapter, check_rank_fits, delta_adapter
@@ -47,8 +48,8 @@ class Prediction:
     adapters
         The N adapters of the bank, by row.
     distances
-        float64, shape (N,); NaN throughout for an approach that reads none. For `ridge` the mean of both
-        directions where they differ.
+        float64, shape (N,); NaN throughout for an approach that reads none. For `ridge`, and
+        others that say so, the mean of both directions where they differ.
     coefficients
         float64, shape (N,), sum 1.
     effective_sources
@@ -65,7 +66,7 @@ class Prediction:
     delta
         In delta space: the adapter with its layout, scaling and retained energies.
     fitted
-        For `tuned` and `ridge`: what was chosen by the bank's own rows.
+        Of an approach that is fitted: what was chosen by the bank's own rows.
     """
 
     name: str
@@ -155,9 +156,10 @@ def _left_out(
 
 def _check(bank: AdapterBank, options: PredictionOptions) -> None:
     check_rank_fits(bank, options.rank)
-    if options.approach == "oracle":
+    if options.how.knows_answer:
         raise ParameterError(
-            "approach: oracle needs the adapter that is to be predicted; it is for --all only, use normalized"
+            f"approach: {options.approach} needs the adapter that is to be predicted; it is for --all only, use"
+            " normalized"
         )
 
 
@@ -178,9 +180,10 @@ def _coefficients(
     progress: Progress,
 ) -> tuple[NDArray[np.float64], Fitted | None]:
     """Coefficients over all sources, shape (N,), and what was chosen for them."""
-    if options.approach == "neural" and metric is not None:
-        model = stored_model(bank, metric.key, options.neural, adapters, progress, options.leave_out)
-        return apply(model, distances[None, :], excluded[None, :], options.neural)[0], None
+    how, network = options.how, options.how.network(options)
+    if network is not None and metric is not None:
+        model = stored_model(bank, metric.key, network, adapters, progress, options.leave_out)
+        return apply(model, distances[None, :], excluded[None, :], network)[0], None
     kept = np.flatnonzero(~excluded)
     if not len(kept):
         raise ParameterError(
@@ -189,7 +192,7 @@ def _coefficients(
         )
     between = gram = None
     units = np.arange(len(kept))
-    if needs_matrices(options):
+    if how.reads_bank:
         found = bank_matrices(bank, options, progress=progress)
         block = np.ix_(kept, kept)
         between = None if found.distances is None else found.distances[block]
@@ -251,7 +254,7 @@ def _distances(
 ) -> tuple[Metric | None, NDArray[np.float64]]:
     """Distances from one target to every source, shape (N,), in blocks that fit the budget."""
     row = np.full(len(adapters), np.nan)
-    if options.approach in NO_DISTANCES:
+    if not options.how.reads_distances:
         return None, row
     counts = token_counts(bank, adapters) if options.needs_counts else None
     metric = options.resolve_metric(counts)
@@ -260,8 +263,7 @@ def _distances(
     for start in range(0, len(adapters), block):
         part = adapters[start : start + block]
         counts = token_counts(bank, part)
-        if options.approach == "ridge" and not metric.symmetric:
-            # Its kernel is symmetric: see compute.kernel_ridge.
+        if options.how.averages_directions and not metric.symmetric:
             there, back = metric.both(target, counts)
             row[start : start + len(part)] = (there[0] + back[:, 0]) / 2
         else:

@@ -8,41 +8,25 @@ from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import RunRecord, library_versions
-from compute.approaches.by_distance import APPROACHES
-from compute.approaches.by_distance import coefficients as row_coefficients
-from compute.approaches.groups import same_unit, units_of
-from compute.approaches.options import NO_DISTANCES, PredictionOptions
-from compute.approaches.weight_errors import weight_space_errors
+from compute.approaches.groups import units_of
+from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterOptions
-from compute.evaluation.bank_sizes import bank_size_curve
-from compute.evaluation.weight_space import difference_interval
+from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
+from compute.evaluation.systems import System, system_of
+from compute.evaluation.tables import Summary
+from compute.evaluation.weight_space import WaySummary, table_of
 from compute.prediction.coefficients import Coefficients, all_coefficients
 from compute.prediction.matrices import bank_matrices
 from compute.reporting.ordering import clustered_order
-from compute.reporting.records import (
-    ADAPTER,
-    GROUP,
-    NO_PREDICTION,
-    Estimate,
-    Matrix,
-    Report,
-    ReportedEvaluation,
-    Scores,
-    SizeCurve,
-    SizePoint,
-    StageTime,
-    Way,
-    WeightSpaceRow,
-)
+from compute.reporting.records import ADAPTER, GROUP, Matrix, Report, ReportedEvaluation, StageTime
+from compute.types import FloatArray
 
-FloatArray = NDArray[np.float64]
 SIZE_DRAWS = 10
 FITTED_CURVES_UP_TO = 100
 """Curves over bank sizes of what is fitted, and of the oracle, take minutes on larger banks."""
@@ -77,24 +61,27 @@ def gather(
         with open_cluster(ClusterOptions(processes=False), shown) as threads:
             return gather(bank, ways, evaluations=evaluations, cluster=threads, progress=progress)
     matrices = _distances(bank, _with(ways, ADAPTER), cluster, shown)
-    found, gram = _coefficients(bank, [*_with(ways, ADAPTER), *_grouped(bank, ways)], cluster, shown)
-    plain = [item for item in found if item.options.leave_out == ADAPTER]
-    adapters = found[0].adapters
-    weight_space = _weight_space(bank, found, gram)
+    made, gram = _coefficients(bank, [*_with(ways, ADAPTER), *_grouped(bank, ways)], cluster, shown)
+    plain = [item for item in made if item.options.leave_out == ADAPTER]
+    adapters = made[0].adapters
+    weight_space = table_of(made, gram, bank.layout.size).summaries()
     chosen = recommended(weight_space, evaluations)
     default = PredictionOptions().metric
-    ordering = next((item for item in matrices if item.way.metric == default), matrices[0])
+    ordering = next((item for item in matrices if item.metric == default), matrices[0])
     return Report(
         bank=bank.record,
         adapters=adapters,
         rank=bank.layout.rank,
         order=clustered_order(ordering.values),
-        ordered_by=ordering.way.metric or "",
+        ordered_by=ordering.metric or "",
         distances=tuple(matrices),
-        coefficients=tuple(Matrix(way_of(item.options), item.values) for item in plain),
+        coefficients=tuple(
+            Matrix(item.values, system.metric, system)
+            for item, system in ((item, system_of(item.options)) for item in plain)
+        ),
         weight_space=tuple(weight_space),
         evaluations=tuple(evaluations),
-        sizes=tuple(_size_curve(plain, matrices, gram, chosen)),
+        sizes=tuple(_size_curves(plain, matrices, gram, chosen)),
         stages=tuple(stage_times(bank.runs.all())),
         recommended=chosen,
         versions=tuple(sorted(library_versions().items())),
@@ -116,151 +103,82 @@ def _coefficients(
 ) -> tuple[list[Coefficients], FloatArray]:
     """The coefficients of each way, told one by one: some take minutes on a large bank; and the Gram matrix."""
     _, gram = all_coefficients(bank, [], cluster=cluster, progress=progress)
-    trained = [options for options in ways if options.approach == "neural"]
+    trained = [options for options in ways if options.how.trained]
     if trained:  # tells of its own progress
         all_coefficients(bank, trained, cluster=cluster, progress=progress)
-    found = []
+    made = []
     progress.begin("coefficients", len(ways))
     for options in ways:
-        found += all_coefficients(bank, [options], cluster=cluster)[0]
+        made += all_coefficients(bank, [options], cluster=cluster)[0]
         progress.advance()
     progress.end()
-    return found, gram
+    return made, gram
 
 
-def way_of(options: PredictionOptions) -> Way:
-    """Return the way that options describe; what is left out is no part of it."""
-    metric = None if options.approach in NO_DISTANCES else options.metric
-    chosen = {key: value for key, value in options.parameters().items() if key != "leave_out"}
-    detail = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in chosen.items())
-    return Way(options.approach, metric, detail)
-
-
-def best_scores(evaluations: Sequence[ReportedEvaluation], leave_out: str) -> Scores | None:
+def best_scores(evaluations: Sequence[ReportedEvaluation], leave_out: str) -> Summary | None:
     """Return the prediction with the highest mean Rouge-L; None where none was evaluated so."""
-    scores = [item for evaluation in evaluations for item in evaluation.scores]
-    chosen = [
-        item for item in scores if item.leave_out == leave_out and item.way.approach not in NO_PREDICTION
-    ]
-    return max(chosen, key=lambda item: item.rouge[0], default=None)
+    summaries = [item for evaluation in evaluations for item in evaluation.summaries]
+    chosen = [item for item in summaries if item.system.is_candidate and item.system.leave_out == leave_out]
+    return max(chosen, key=lambda item: item.rouge.mean, default=None)
 
 
-def nearest_row(rows: Sequence[WeightSpaceRow], leave_out: str) -> WeightSpaceRow | None:
+def nearest_row(rows: Sequence[WaySummary], leave_out: str) -> WaySummary | None:
     """Return the way whose predictions are nearest to the trained adapters; None where none is there."""
-    chosen = [item for item in rows if item.leave_out == leave_out and item.way.approach not in NO_PREDICTION]
-    return min(chosen, key=lambda item: item.relative, default=None)
+    chosen = [item for item in rows if item.system.is_candidate and item.system.leave_out == leave_out]
+    return min(chosen, key=lambda item: item.relative_error, default=None)
 
 
-def recommended(weight_space: Sequence[WeightSpaceRow], evaluations: Sequence[ReportedEvaluation]) -> Way:
-    """Return the best way by Rouge-L where there is an evaluation, else the nearest in weight space.
+def recommended(weight_space: Sequence[WaySummary], evaluations: Sequence[ReportedEvaluation]) -> System:
+    """Return the best by Rouge-L where there is an evaluation, else the nearest in weight space.
 
     With the target alone left out, as a new dataset finds the bank; by group only where that is all there is.
     """
     for leave_out in (ADAPTER, GROUP):
         scores = best_scores(evaluations, leave_out)
         if scores is not None:
-            return scores.way
+            return scores.system
     row = nearest_row(weight_space, ADAPTER)
-    return weight_space[0].way if row is None else row.way
+    return weight_space[0].system if row is None else row.system
 
 
 def _distances(
     bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
 ) -> list[Matrix]:
     """The distances of each metric that the ways read, in their order; of the default if they read none."""
-    reading = [options for options in ways if options.approach not in NO_DISTANCES] or [PredictionOptions()]
+    reading = [options for options in ways if options.how.reads_distances] or [PredictionOptions()]
     matrices: dict[str, Matrix] = {}
     for options in reading:
         if options.metric not in matrices:
             by_nearest = replace(options, approach="nearest", temperature=1.0, top_k=None)
             values = bank_matrices(bank, by_nearest, cluster=cluster, progress=progress).distances
             assert values is not None, "nearest reads distances"
-            matrices[options.metric] = Matrix(Way("distance", options.metric), values)
+            matrices[options.metric] = Matrix(values, options.metric)
     return list(matrices.values())
-
-
-# -- weight space --------------------------------------------------------------------------------------
-
-
-def _weight_space(bank: AdapterBank, found: Sequence[Coefficients], gram: FloatArray) -> list[WeightSpaceRow]:
-    """Errors of every way, compared with those that leave the same out of their sources."""
-    rows: list[WeightSpaceRow] = []
-    for leave_out in (ADAPTER, GROUP):
-        chosen = [item for item in found if item.options.leave_out == leave_out]
-        if chosen:
-            units = units_of([record.group for record in chosen[0].adapters], leave_out)
-            rows += _errors(chosen, units, gram, bank.layout.size, leave_out)
-    return rows
-
-
-def _errors(
-    found: Sequence[Coefficients],
-    units: NDArray[np.intp],
-    gram: FloatArray,
-    parameters: int,
-    leave_out: str,
-) -> list[WeightSpaceRow]:
-    targets = np.arange(len(gram))
-    mean = row_coefficients(np.zeros(gram.shape), same_unit(units), "uniform")
-    uniform = weight_space_errors(mean, gram, targets, parameters).relative
-    errors = [weight_space_errors(item.values, gram, targets, parameters) for item in found]
-    ways = [way_of(item.options) for item in found]
-    paper = next(
-        (error.relative for way, error in zip(ways, errors, strict=True) if way.is_papers_best), None
-    )
-    return [
-        WeightSpaceRow(
-            way=way,
-            leave_out=leave_out,
-            relative=float(np.nanmean(error.relative)),
-            mse=float(error.mse.mean()),
-            cosine=float(np.nanmean(error.cosine)),
-            effective=float(item.effective.mean()),
-            against_uniform=None if way.approach == "uniform" else _compared(error.relative, uniform, units),
-            against_paper=None if way.is_papers_best else _compared(error.relative, paper, units),
-        )
-        for way, item, error in zip(ways, found, errors, strict=True)
-    ]
-
-
-def _compared(errors: FloatArray, others: FloatArray | None, units: NDArray[np.intp]) -> Estimate | None:
-    """Mean paired difference with its interval; None where there is nothing to compare or draw."""
-    if others is None or units.max() < 1:
-        return None
-    value, low, high = difference_interval(errors - others, units)
-    return Estimate(value, low, high) if np.isfinite(value) else None
 
 
 # -- bank sizes ----------------------------------------------------------------------------------------
 
 
-def _size_curve(
-    found: Sequence[Coefficients], distances: Sequence[Matrix], gram: FloatArray, chosen: Way
+def _size_curves(
+    made: Sequence[Coefficients], distances: Sequence[Matrix], gram: FloatArray, chosen: System
 ) -> list[SizeCurve]:
     """Weight-space errors from random subsets, for a few ways; none for a bank too small to halve twice."""
     number = len(gram)
     sizes = bank_sizes(number)
     if len(sizes) < 3:
         return []
-    by_metric = {matrix.way.metric: matrix.values for matrix in distances}
-    points: list[SizePoint] = []
-    for item in found:
-        way = way_of(item.options)
-        shown = way == chosen or way.is_papers_best or way.approach in ("uniform", "oracle")
-        quick = number <= FITTED_CURVES_UP_TO or way.approach in APPROACHES
-        if not shown or not quick or way.approach == "neural":
-            continue
-        curve = bank_size_curve(
-            item.options, by_metric.get(way.metric), gram, np.arange(number), sizes, draws=SIZE_DRAWS
-        )
-        for column, size in enumerate(curve.sizes):
-            drawn = curve.relative[:, column]
-            if np.isfinite(drawn).all():
-                ends = float(drawn.min()), float(drawn.max())
-                points.append(SizePoint(way, size, len(drawn), float(drawn.mean()), *ends))
-    return [
-        SizeCurve("Relative distance to the trained adapter", True, "least to largest draw", tuple(points))
-    ]
+    by_metric = {matrix.metric: matrix.values for matrix in distances}
+    curves = []
+    for item in made:
+        system, how = system_of(item.options), item.options.how
+        shown = system.key == chosen.key or system.is_papers_best or how.baseline or how.knows_answer
+        quick = number <= FITTED_CURVES_UP_TO or how.quick
+        if shown and quick and not how.trained:
+            values = None if system.metric is None else by_metric.get(system.metric)
+            curves.append(
+                bank_size_curve(item.options, values, gram, np.arange(number), sizes, draws=SIZE_DRAWS)
+            )
+    return curves
 
 
 def bank_sizes(number: int) -> list[int]:
@@ -280,8 +198,8 @@ def stage_times(runs: Sequence[RunRecord]) -> list[StageTime]:
             metric = parameters.get("metric") if run.kind in ("distances", "neural") else None
             stages.setdefault(" ".join(filter(None, (run.kind, metric))), []).append(run)
     return [
-        StageTime(stage, len(found), _span(found), min(run.created for run in found))
-        for stage, found in stages.items()
+        StageTime(stage, len(of_stage), _span(of_stage), min(run.created for run in of_stage))
+        for stage, of_stage in stages.items()
     ]
 
 

@@ -26,7 +26,8 @@ from bankdb.verify import verify
 from tests.support.banks.bank_content import assert_nothing_else, content
 from tests.support.banks.malformed_adapters import BASE_MODEL, write_good_adapter
 from tests.support.banks.small_bank import create_bank, ingest_folder, write_pairs
-from tests.support.faults.fault_driver import ROOT, FaultServer
+from tests.support.faults.fault_driver import FaultServer
+from tests.support.faults.fork_server import ROOT
 from tests.support.servers.backends import move_database
 from tests.support.servers.postgres_server import PostgresServer
 

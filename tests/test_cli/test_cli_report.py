@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 from bankdb.bank import AdapterBank
 from cli.main import cli
 from cli.report.page import render
-from compute.evaluation.records import Evaluation, Outcome, Sample, System, Target, store_evaluation
+from compute.evaluation.records import Evaluation, Outcome, Sample, Target, store_evaluation
+from compute.evaluation.systems import System
 from compute.reporting.evaluations import reported
 from tests.support.banks.small_report import NAMES, larger, small_report
 from tests.support.servers.report_browser import (
@@ -157,19 +158,20 @@ def test_an_evaluation_of_another_bank_is_refused(bank: AdapterBank, tmp_path: P
 
 def test_scores_of_an_evaluation(bank: AdapterBank) -> None:
     found = reported(evaluation_of(bank))
-    scores = {item.way.approach: item for item in found.scores}
-    assert scores["own"].rouge == pytest.approx((0.8, np.std([-0.1, 0, 0.1])))
+    scores = {item.system.approach: item for item in found.summaries}
+    assert scores["own"].rouge.mean == pytest.approx(0.8)
+    assert scores["own"].rouge.deviation == pytest.approx(np.std([-0.1, 0, 0.1], ddof=1))
     normalized = scores["normalized"]
-    assert normalized.way.detail == "top-k 2"
-    assert normalized.rouge_against_base is not None
-    assert normalized.rouge_against_base.value == pytest.approx(0.45)
-    assert normalized.rouge_against_uniform is not None
-    assert normalized.rouge_against_uniform.value == pytest.approx(0.15)
-    assert normalized.gap_closed is not None
-    assert normalized.gap_closed.value == pytest.approx(0.75)
-    assert scores["base"].gap_closed is None
-    assert scores["uniform"].rouge_against_uniform is None
-    assert [sample.answers[0][2] for sample in found.samples] == ["base"] * 3
+    assert normalized.system.detail == "top-k 2"
+    assert normalized.rouge_to_base is not None
+    assert normalized.rouge_to_base.estimate == pytest.approx(0.45)
+    assert normalized.rouge_to_uniform is not None
+    assert normalized.rouge_to_uniform.estimate == pytest.approx(0.15)
+    assert normalized.gap_share is not None
+    assert normalized.gap_share.estimate == pytest.approx(0.75)
+    assert scores["base"].gap_share is None
+    assert scores["uniform"].rouge_to_uniform is None
+    assert [outcome.samples[0].answer for outcome in found.evaluation.outcomes][::4] == ["base"] * 3
 
 
 # -- in a browser --------------------------------------------------------------------------------------
@@ -278,7 +280,7 @@ def point_at(driver: Any, column: float, row: float) -> str:
 @pytest.mark.browser
 def test_a_cell_tells_its_names_and_number(browser: Any) -> None:
     report = small_report()
-    (values,) = (m.values for m in report.coefficients if m.way == report.recommended)
+    (values,) = (m.values for m in report.coefficients if m.key == report.recommended.key)
     for place in ((1, 5), (7, 2)):
         source, target = (int(report.order[i]) for i in place)
         expected = [NAMES[target], NAMES[source], f"{values[target, source]:.3g}"]
@@ -342,7 +344,7 @@ def test_one_colour_scale_changes_the_colours(browser: Any) -> None:
 @pytest.mark.browser
 def test_another_target_has_other_sources_scores_and_answers(browser: Any) -> None:
     report = small_report()
-    (values,) = (m.values for m in report.coefficients if m.way == report.recommended)
+    (values,) = (m.values for m in report.coefficients if m.key == report.recommended.key)
     seen = set()
     for target in (0, 3, 5):
         select(browser, "target", NAMES[target])

@@ -22,13 +22,15 @@ from bankdb.records import RunRecord
 from cli.report.images import FLOOR, encode_coefficients, encode_distances
 from cli.report.page import render
 from cli.report.payload import cut, json_in_html, payload
-from cli.report.words import duration, headline, interval, way_words
+from cli.report.words import duration, headline, interval, system_words
 from compute.approaches.by_distance import coefficients
 from compute.approaches.options import PredictionOptions
+from compute.evaluation.bootstrap import Interval
+from compute.evaluation.systems import OWN, System, system_of
 from compute.prediction.coefficients import coefficients as bank_coefficients
-from compute.reporting.gather import bank_sizes, gather, recommended, stage_times, way_of
+from compute.reporting.gather import bank_sizes, gather, recommended, stage_times
 from compute.reporting.ordering import clustered_order, runs_of_equal
-from compute.reporting.records import ADAPTER, GROUP, Estimate, Report, Way
+from compute.reporting.records import ADAPTER, GROUP, Report
 from tests.support.banks.small_report import HOSTILE, NAMES, larger, small_report
 from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic
 
@@ -160,7 +162,7 @@ def gathered(grouped: SyntheticBank) -> Report:
 
 
 def test_coefficients_are_those_of_the_bank(grouped: SyntheticBank, gathered: Report) -> None:
-    assert [matrix.way for matrix in gathered.coefficients] == [way_of(options) for options in WAYS]
+    assert [matrix.system for matrix in gathered.coefficients] == [system_of(options) for options in WAYS]
     for options, matrix in zip(WAYS, gathered.coefficients, strict=True):
         np.testing.assert_array_equal(matrix.values, bank_coefficients(grouped.bank, options).values)
 
@@ -172,41 +174,45 @@ def brute_errors(theta: NDArray[np.float64], values: NDArray[np.float64]) -> NDA
 def test_weight_space_errors_are_those_of_the_predicted_adapters(
     grouped: SyntheticBank, gathered: Report
 ) -> None:
-    plain = [row for row in gathered.weight_space if row.leave_out == ADAPTER]
+    plain = [row for row in gathered.weight_space if row.system.leave_out == ADAPTER]
     uniform = brute_errors(grouped.theta, (1 - np.eye(9)) / 8)
     for row, matrix in zip(plain, gathered.coefficients, strict=True):
         errors = brute_errors(grouped.theta, matrix.values)
-        assert row.way == matrix.way
-        assert row.relative == pytest.approx(errors.mean(), rel=1e-5)
-        if row.against_uniform is None:
-            assert row.way.approach == "uniform"
+        assert row.system == matrix.system
+        assert row.relative_error == pytest.approx(errors.mean(), rel=1e-5)
+        if row.to_uniform is None:
+            assert row.system.approach == "uniform"
         else:
-            assert row.against_uniform.value == pytest.approx((errors - uniform).mean(), abs=1e-6)
-            assert row.against_uniform.low <= row.against_uniform.value <= row.against_uniform.high
+            assert row.to_uniform.estimate == pytest.approx((errors - uniform).mean(), abs=1e-6)
+            assert row.to_uniform.low <= row.to_uniform.estimate <= row.to_uniform.high
 
 
 def test_groups_are_left_out_together(grouped: SyntheticBank, gathered: Report) -> None:
-    (row,) = (r for r in gathered.weight_space if (r.leave_out, r.way.approach) == (GROUP, "uniform"))
+    (row,) = (
+        r for r in gathered.weight_space if (r.system.leave_out, r.system.approach) == (GROUP, "uniform")
+    )
     units = np.array([0, 0, 0, 1, 1, 1, 2, 3, 4])
     allowed = units[:, None] != units[None, :]
     errors = brute_errors(grouped.theta, allowed / allowed.sum(axis=1, keepdims=True))
-    assert row.relative == pytest.approx(errors.mean(), rel=1e-5)
+    assert row.relative_error == pytest.approx(errors.mean(), rel=1e-5)
 
 
 def test_without_groups_there_is_no_grouped_figure(bank: AdapterBank) -> None:
     found = gather(bank, [PredictionOptions(), PredictionOptions(approach="uniform")])
-    assert {row.leave_out for row in found.weight_space} == {ADAPTER}
+    assert {row.system.leave_out for row in found.weight_space} == {ADAPTER}
     assert len(found.adapters) == 6
 
 
 def test_a_size_curve_ends_with_the_whole_bank(gathered: Report) -> None:
-    (curve,) = gathered.sizes
-    whole = {row.way: row.relative for row in gathered.weight_space if row.leave_out == ADAPTER}
-    last = [point for point in curve.points if point.size == 9]
-    assert {point.way for point in last} >= {Way("uniform"), Way("oracle"), gathered.recommended}
-    for point in last:
-        assert point.mean == pytest.approx(whole[point.way], rel=1e-6)
-        assert point.low == pytest.approx(point.high)
+    whole = {
+        row.system: row.relative_error for row in gathered.weight_space if row.system.leave_out == ADAPTER
+    }
+    expected = [system_of(PredictionOptions(approach=name)) for name in ("uniform", "oracle")]
+    assert {curve.system for curve in gathered.sizes} >= {*expected, gathered.recommended}
+    for curve in gathered.sizes:
+        assert curve.sizes[-1] == 9
+        assert curve.mean[-1] == pytest.approx(whole[curve.system], rel=1e-6)
+        assert curve.relative[:, -1].min() == pytest.approx(curve.relative[:, -1].max())
 
 
 def test_bank_sizes() -> None:
@@ -216,7 +222,7 @@ def test_bank_sizes() -> None:
 
 
 def test_the_order_is_of_jensen_shannon_distances(gathered: Report) -> None:
-    (distances,) = (m.values for m in gathered.distances if m.way.metric == "jensen-shannon")
+    (distances,) = (m.values for m in gathered.distances if m.metric == "jensen-shannon")
     assert gathered.ordered_by == "jensen-shannon"
     np.testing.assert_array_equal(gathered.order, clustered_order(distances))
 
@@ -228,8 +234,10 @@ def test_a_report_of_nothing_is_refused(bank: AdapterBank) -> None:
 
 def test_the_evaluation_decides_what_is_recommended() -> None:
     report = small_report()
-    assert recommended(report.weight_space, ()) == Way("attentional", "jensen-shannon")
-    assert recommended(report.weight_space, report.evaluations) == Way("uniform")
+    assert recommended(report.weight_space, ()) == system_of(PredictionOptions(approach="attentional"))
+    assert recommended(report.weight_space, report.evaluations) == system_of(
+        PredictionOptions(approach="uniform")
+    )
 
 
 def run(kind: str, created: int, finished: int | None, **parameters: str) -> RunRecord:
@@ -257,15 +265,15 @@ def test_run_times_count_no_second_twice() -> None:
 
 
 def test_ways_in_words() -> None:
-    assert way_words(Way("normalized", "jensen-shannon")) == "Jensen-Shannon, normalized"
-    assert way_words(Way("own")) == "own adapter"
-    assert way_words(way_of(PredictionOptions(top_k=3))) == "Jensen-Shannon, normalized, top-k 3"
-    assert way_of(PredictionOptions(approach="uniform", leave_out="group")) == Way("uniform")
+    assert system_words(System("any", "normalized", "jensen-shannon")) == "Jensen-Shannon, normalized"
+    assert system_words(OWN.system) == "own adapter"
+    assert system_words(system_of(PredictionOptions(top_k=3))) == "Jensen-Shannon, normalized, top-k 3"
+    assert system_of(PredictionOptions(approach="uniform", leave_out="group")).key == "uniform"
 
 
 def test_numbers_in_words() -> None:
-    assert interval(Estimate(-0.07, -0.1, -0.04)) == "−0.070 [−0.100, −0.040]"
-    assert interval(Estimate(0.0002, -0.0001, 0.0005)) == "+0.0002 [−0.0001, +0.0005]"
+    assert interval(Interval(-0.07, -0.1, -0.04)) == "−0.070 [−0.100, −0.040]"
+    assert interval(Interval(0.0002, -0.0001, 0.0005)) == "+0.0002 [−0.0001, +0.0005]"
     assert interval(None) == "–"
     assert [duration(s) for s in (0, 5, 119, 180, 9000)] == ["under 1 s", "5 s", "119 s", "3.0 min", "2.5 h"]
 

@@ -17,6 +17,7 @@ PACKAGES = ("bankdb", "compute", "cli")
 # Pure functions of arrays, and plans of integers: whole folders, and modules of others.
 KERNELS = (
     "budget",
+    "types",
     *(
         path.relative_to(ROOT / "compute").with_suffix("").as_posix().replace("/", ".")
         for folder in ("metrics", "approaches")

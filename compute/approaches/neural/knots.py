@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import BSpline
 
 from bankdb.errors import ParameterError
-
-FloatArray = NDArray[np.float64]
+from compute.types import FloatArray
 
 DEGREE = 3
 FEWEST_KNOTS = DEGREE + 1

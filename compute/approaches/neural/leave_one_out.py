@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compute.approaches.by_distance import softmin, used_entries
+from compute.approaches.groups import same_unit
 from compute.approaches.neural.knots import points_for
 from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.splits import fold_of_rows
 from compute.approaches.neural.training import Report, Trained, check_values, standardised, train
-
-__all__ = [
-    "NeuralOptions",
-    "ScalarMLP",
-    "Trained",
-    "apply",
-    "fold_of_rows",
-    "neural_leave_one_out",
-    "train",
-]
-
-FloatArray = NDArray[np.float64]
+from compute.types import FloatArray
 
 APPLICATION_KNOTS = 4
 """To apply a network takes one forward pass, so that it affords this many times the knots of its training."""
@@ -70,6 +61,30 @@ def apply(
     return softmin(values, used, 1.0)
 
 
+def left_out_together(
+    options: NeuralOptions, units: NDArray[np.intp] | None
+) -> tuple[NeuralOptions, list[str] | None, NDArray[np.bool_] | None]:
+    """What training needs to know where units are left out, None where adapters are; for fewer units, fewer folds.
+
+    Returns
+    -------
+    The options, and `groups` and `excluded` as `train` takes them.
+    """
+    if units is None:
+        return options, None, None
+    groups = [str(unit) for unit in units.tolist()]
+    folds = min(options.folds, max(len(set(groups)), 2))
+    return replace(options, folds=folds), groups, same_unit(units)
+
+
+def rows_for_new(number: int, options: NeuralOptions) -> NDArray[np.intp]:
+    """Rows that the network for new datasets is trained on: all, or `published`'s random share; ascending."""
+    if options.protocol != "published":
+        return np.arange(number)
+    share = round(options.training_share * number)
+    return np.sort(options.generator("share").permutation(number)[:share])
+
+
 def neural_leave_one_out(
     distances: FloatArray,
     gram: FloatArray,
@@ -109,9 +124,7 @@ def neural_leave_one_out(
     number = len(distances)
     everything = np.arange(number)
     if options.protocol == "published":
-        share = round(options.training_share * number)
-        rows = np.sort(options.generator("share").permutation(number)[:share])
-        plan = [(rows, everything)]
+        plan = [(rows_for_new(number, options), everything)]
         groups = None
     else:
         fold = fold_of_rows(number, options, groups)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bankdb.errors import ParameterError
-from compute.approaches.by_distance import COMPATIBLE
 from compute.approaches.neural.knots import FEWEST_KNOTS
+from compute.types import COMPATIBLE
 
 PROTOCOLS = ("cross-fitted", "published")
 HELD_OUT = {"cross-fitted": 0.1, "published": 0.0}

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
+from compute.approaches.groups import units_of
 from compute.approaches.neural.options import NeuralOptions
 
 FEWEST_ROWS = 3
@@ -85,8 +86,6 @@ def _units(
         raise ParameterError(
             f"groups: expected one for each of {number} datasets, found {len(groups)}; use None for no group"
         )
-    members: dict[tuple[str, str | int], list[int]] = {}
-    for row in rows.tolist():
-        group = groups[row]
-        members.setdefault(("row", row) if group is None else ("group", group), []).append(row)
-    return [np.array(unit) for unit in members.values()]
+    units = units_of([groups[row] for row in rows], "group")
+    order = np.argsort(units, kind="stable")
+    return np.split(rows[order], np.cumsum(np.bincount(units))[:-1])

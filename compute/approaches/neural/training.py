@@ -41,8 +41,8 @@ from compute.approaches.neural.network import (
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.splits import FEWEST_ROWS, hold_out
 from compute.approaches.oracle import checked_gram
+from compute.types import FloatArray
 
-FloatArray = NDArray[np.float64]
 Report = Callable[[int, float], None]
 
 NO_DEVIATION = 1e-12

@@ -32,7 +32,8 @@ from compute.prediction.predict_all import predict_all
 from tests.support.banks.bank_content import assert_nothing_else, content
 from tests.support.banks.malformed_adapters import BASE_MODEL
 from tests.support.banks.small_bank import create_bank, ingest_folder, write_pairs
-from tests.support.faults.fault_driver import ROOT, FaultServer
+from tests.support.faults.fault_driver import FaultServer
+from tests.support.faults.fork_server import ROOT
 from tests.support.servers.backends import execute
 from tests.support.servers.postgres_server import PASSWORD, PostgresServer, running_server
 

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bankdb.peft.weights import model_card
+from bankdb.peft.model_card import model_card
 from tests.support.banks.malformed_adapters import BASE_MODEL, RANK
 
 

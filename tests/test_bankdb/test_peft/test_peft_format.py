@@ -22,7 +22,6 @@ from bankdb.peft.weights import (
     read_layout,
     source_file,
     write_safetensors,
-    write_source_file,
 )
 from tests.support.banks.malformed_adapters import (
     BASE_MODEL,
@@ -288,13 +287,6 @@ def test_a_header_of_another_layout_is_damage(tmp_path: Path) -> None:
     other = load_adapter(write_good_adapter(tmp_path / "two", target_modules=["q_proj"]))
     with pytest.raises(BankFormatError, match="not of the bank's layout"):
         source_file(adapter.vector, adapter.layout, other.header)
-
-
-def test_the_source_file_is_written_and_hashed(tmp_path: Path) -> None:
-    adapter = load_adapter(write_good_adapter(tmp_path / "one", dtype="BF16"))
-    found = write_source_file(tmp_path / "copy", adapter.vector, adapter.layout, adapter.header)
-    assert found == adapter.sha256
-    assert (tmp_path / "copy").read_bytes() == (tmp_path / "one" / WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -8,14 +8,8 @@ import pytest
 
 from bankdb.errors import AdapterError, DatasetError, SourceError
 from bankdb.records import PairReference
-from bankdb.sources.hub import (
-    HubReference,
-    PinnedRepository,
-    fetch,
-    parse_reference,
-    pin,
-    references_from_arguments,
-)
+from bankdb.sources.hub import fetch, parse_reference, pin, references_from_arguments
+from bankdb.sources.hub_client import HubReference, PinnedRepository
 from tests.support.servers.hub_server import HubServer
 
 ADAPTER = "owner/Tiny-7B-4b-r16-task039"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,23 +15,27 @@ from numpy.testing import assert_allclose, assert_array_equal
 from bankdb.errors import BankNotFoundError, ParameterError
 from bankdb.progress import SilentProgress
 from cli.main import cli
+from compute.approaches.coefficients import new_coefficients
 from compute.approaches.groups import same_unit, units_of
-from compute.approaches.neural.leave_one_out import NeuralOptions, fold_of_rows, neural_leave_one_out
-from compute.approaches.options import ALL_APPROACHES, PredictionOptions
-from compute.approaches.registry import new_coefficients
+from compute.approaches.neural.leave_one_out import neural_leave_one_out
+from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.splits import fold_of_rows
+from compute.approaches.options import PredictionOptions
+from compute.approaches.registry import names
+from compute.evaluation.bootstrap import mean_difference, task_weights
 from compute.evaluation.weight_space import (
     HEADINGS,
     as_csv,
-    as_markdown,
     as_record,
-    as_rows,
-    difference_interval,
+    summary_rows,
+    table_of,
     weight_space_table,
 )
-from compute.prediction.coefficients import leave_one_out
+from compute.prediction.coefficients import Coefficients, leave_one_out
 from compute.prediction.matrices import bank_matrices
 from compute.prediction.neural_models import stored_model
 from compute.prediction.predict_all import predict_all
+from tests.support.banks.small_report import adapter_record
 from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector
 
 GROUPS = ["a", "b", "a", None, "c", "b", "c", None, "a"]
@@ -52,7 +57,7 @@ def grouped(tmp_path: Path, tokenizer_folder: Path) -> Iterator[SyntheticBank]:
         yield made
 
 
-@pytest.mark.parametrize("approach", ALL_APPROACHES)
+@pytest.mark.parametrize("approach", names())
 def test_every_approach_leaves_the_group_out(grouped: SyntheticBank, approach: str) -> None:
     found = leave_one_out(grouped.bank, options_of(approach))
     same = same_unit(units_of(GROUPS, "group"))
@@ -211,24 +216,26 @@ def test_the_table_is_of_explicit_errors(grouped: SyntheticBank) -> None:
         assert_allclose(row.errors.mse, (difference**2).mean(axis=1), rtol=1e-4)
         relative = np.linalg.norm(difference, axis=1) / np.linalg.norm(theta, axis=1)
         assert_allclose(row.errors.relative, relative, rtol=1e-4)
-    by_way = {(s.approach, s.leave_out): s for s in table.summaries(draws=200)}
+    by_way = {(s.system.approach, s.system.leave_out): s for s in table.summaries(draws=200)}
     for leave_out in ("adapter", "group"):
         bound = by_way["oracle", leave_out].relative_error
-        assert all(s.relative_error >= bound for s in by_way.values() if s.leave_out == leave_out)
+        assert all(s.relative_error >= bound for s in by_way.values() if s.system.leave_out == leave_out)
         reference, uniform = by_way["normalized", leave_out], by_way["uniform", leave_out]
-        assert (reference.difference, reference.low, reference.high) == (0.0, 0.0, 0.0)
-        assert uniform.difference == pytest.approx(uniform.relative_error - reference.relative_error)
-        assert uniform.low <= uniform.difference <= uniform.high
+        assert reference.to_paper is uniform.to_uniform is None
+        (row,) = (row for row in summary_rows(table, draws=200) if row[1:3] == ("normalized", leave_out))
+        assert row[-3:] == (0.0, 0.0, 0.0)
+        assert uniform.to_paper is not None
+        assert reference.to_uniform is not None
+        assert uniform.to_paper.estimate == pytest.approx(uniform.relative_error - reference.relative_error)
+        assert uniform.to_paper.low <= uniform.to_paper.estimate <= uniform.to_paper.high
+        assert reference.to_uniform.estimate == pytest.approx(-uniform.to_paper.estimate)
 
 
 def test_the_table_as_text_csv_and_json(grouped: SyntheticBank) -> None:
     ways = [PredictionOptions(approach=a) for a in ("normalized", "uniform")]
     table = weight_space_table(grouped.bank, ways)
-    rows = as_rows(table, draws=100)
+    rows = summary_rows(table, draws=100)
     assert len(rows) == 4
-    text = as_markdown(table, draws=100).splitlines()
-    assert len(text) == 4
-    assert f"{table.summaries(draws=100)[1].relative_error:.4f}" in "".join(text)
     lines = as_csv(table, draws=100).splitlines()
     assert lines[0] == ",".join(HEADINGS)
     assert float(lines[1].split(",")[5]) == rows[0][5]
@@ -237,25 +244,34 @@ def test_the_table_as_text_csv_and_json(grouped: SyntheticBank) -> None:
     assert len(record["targets"]) == 4
     assert record["targets"][0]["relative_error"] == table.rows[0].errors.relative.tolist()
     alone = weight_space_table(grouped.bank, ways[1:], leave_out=["adapter"])
-    assert as_rows(alone)[0][-3:] == (None, None, None)
+    assert summary_rows(alone)[0][-3:] == (None, None, None)
     with pytest.raises(ParameterError, match="found none"):
         weight_space_table(grouped.bank, [])
 
 
-def test_intervals_cover_what_they_should() -> None:
-    """Means of groups drawn around 0: about 95 of 100 intervals hold it, which rows drawn singly would not."""
-    rng = np.random.default_rng(0)
-    units, held, single = np.repeat(np.arange(30), 5), 0, 0
-    for _ in range(200):
-        values = rng.normal(size=30)[units] + 0.1 * rng.normal(size=150)
-        _, low, high = difference_interval(values, units, draws=400)
-        held += low <= 0 <= high
-        _, low, high = difference_interval(values, np.arange(150), draws=400)
-        single += low <= 0 <= high
-    assert 0.88 <= held / 200 <= 0.99
-    assert single / 200 < 0.75
-    mean, _, _ = difference_interval(np.array([1.0, np.nan, 3.0]), np.array([0, 1, 1]), draws=10)
-    assert mean == 2.0
+def test_an_adapter_of_zeros_is_left_out_of_relative_errors() -> None:
+    """It has no relative error; the others' means and intervals are as if it were not there."""
+    rng = np.random.default_rng(3)
+    theta = rng.normal(size=(7, 40))
+    theta[4] = 0.0
+    records = tuple(adapter_record(f"a{row}", row, group) for row, group in enumerate("aabbccc"))
+    ways = [PredictionOptions(approach=approach, leave_out="group") for approach in ("normalized", "oracle")]
+    made = []
+    for way in ways:
+        values = rng.dirichlet(np.ones(7), 7)
+        made.append(Coefficients(records, values, np.ones(7), "jensen-shannon", way))
+    table = table_of(made, theta @ theta.T, 40)
+    bound = table.summaries(draws=300, seed=2)[1]
+    kept = [0, 1, 2, 3, 5, 6]
+    errors = [
+        np.linalg.norm(m.values @ theta - theta, axis=1)[kept] / np.linalg.norm(theta[kept], axis=1)
+        for m in made
+    ]
+    assert bound.relative_error == pytest.approx(errors[1].mean())
+    weights = task_weights(6, units=np.array([0, 0, 1, 1, 2, 2]), resamples=300, seed=2)
+    expected = mean_difference(weights, errors[1], errors[0])
+    assert bound.to_paper is not None
+    assert dataclasses.astuple(bound.to_paper) == pytest.approx(dataclasses.astuple(expected))
 
 
 # -- commands ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from scipy.optimize import minimize
 
 from bankdb.errors import ComputeError, ParameterError
-from compute.approaches.matching import matching, matching_new, objective
+from compute.approaches.matching import matching, matching_new
 from compute.metrics.distributions import TokenCounts, dense
 from compute.metrics.mmd import MaximumMeanDiscrepancy, MultiscaleKernel
 
@@ -34,17 +34,6 @@ def kernel() -> np.ndarray:
 def squared_mmd_of_mixture(weights: np.ndarray, target: np.ndarray, sources: np.ndarray) -> float:
     d = target - weights @ sources
     return float(d @ kernel() @ d)
-
-
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6))
-def test_the_objective_is_the_squared_mmd_of_the_mixture(seed: int) -> None:
-    counts = draw_counts(seed)
-    p = dense(counts)
-    d = MaximumMeanDiscrepancy().block(counts, counts)
-    weights = np.random.default_rng(seed).dirichlet(np.ones(6))
-    found = objective(weights, d[0, 1:], d[1:, 1:])
-    assert found == pytest.approx(squared_mmd_of_mixture(weights, p[0], p[1:]), rel=1e-9, abs=1e-13)
 
 
 @pytest.mark.parametrize("seed", range(4))

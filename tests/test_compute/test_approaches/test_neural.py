@@ -18,16 +18,11 @@ from compute.approaches.by_distance import coefficients
 from compute.approaches.neural import network as mlp
 from compute.approaches.neural import training as neural_training
 from compute.approaches.neural.knots import DistinctPoints, SplineKnots, points_for
-from compute.approaches.neural.leave_one_out import (
-    NeuralOptions,
-    apply,
-    fold_of_rows,
-    neural_leave_one_out,
-    train,
-)
+from compute.approaches.neural.leave_one_out import apply, neural_leave_one_out
 from compute.approaches.neural.network import ScalarMLP, initial_mlp
-from compute.approaches.neural.splits import hold_out
-from compute.approaches.neural.training import _Fit, _targets
+from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.splits import fold_of_rows, hold_out
+from compute.approaches.neural.training import _Fit, _targets, train
 
 SMALL = NeuralOptions(width=16, epochs=6, learning_rate=1e-2, knots=None)
 PARAMETERS = 50

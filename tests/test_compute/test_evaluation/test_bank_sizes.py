@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from bankdb.errors import ParameterError
+from compute.approaches.coefficients import leave_one_out_coefficients, new_coefficients
 from compute.approaches.options import PredictionOptions
 from compute.approaches.oracle import simplex_least_squares
-from compute.approaches.registry import leave_one_out_coefficients, new_coefficients
 from compute.evaluation.bank_sizes import bank_size_curve, nested_subsets, subset_coefficients
 from tests.support.banks.drawn_bank import draw_bank
 

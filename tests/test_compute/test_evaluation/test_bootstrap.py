@@ -130,6 +130,31 @@ def test_the_interval_is_as_wide_as_it_should_be() -> None:
     assert 0.90 < hits / 300 < 0.98
 
 
+def test_intervals_over_groups_cover_what_they_should() -> None:
+    """Means of groups drawn around 0: about 95 of 100 intervals hold it, which tasks drawn singly would not."""
+    rng = np.random.default_rng(0)
+    units, zeros = np.repeat(np.arange(30), 5), np.zeros(150)
+    together = task_weights(150, units=units, resamples=400)
+    singly = task_weights(150, resamples=400)
+    held = single = 0
+    for _ in range(200):
+        values = rng.normal(size=30)[units] + 0.1 * rng.normal(size=150)
+        found = mean_difference(together, values, zeros)
+        held += found.low <= 0 <= found.high
+        found = mean_difference(singly, values, zeros)
+        single += found.low <= 0 <= found.high
+    assert 0.88 <= held / 200 <= 0.99
+    assert single / 200 < 0.75
+
+
+def test_blocks_of_resamples_are_one_stream() -> None:
+    """More resamples begin with the fewer, however they are cut."""
+    few = task_weights(4, resamples=300, seed=4)
+    np.testing.assert_array_equal(task_weights(4, resamples=700, seed=4)[:300], few)
+    counts = np.random.default_rng(4).multinomial(4, [1 / 4] * 4, size=300)
+    np.testing.assert_array_equal(few, counts / 4)
+
+
 def test_bad_input_is_refused() -> None:
     weights = task_weights(6, resamples=10)
     with pytest.raises(ParameterError, match="one score for each of 6 tasks, found shape"):

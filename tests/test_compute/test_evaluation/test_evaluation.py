@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, BankFormatError, BankNotFoundError, ParameterError
 from compute.approaches.options import PredictionOptions
+from compute.evaluation import systems
+from compute.evaluation.adapters import adapter_tensors
 from compute.evaluation.correlation import weight_correlations
 from compute.evaluation.evaluate import EvaluationOptions, evaluate
 from compute.evaluation.jobs import Machine
@@ -24,7 +29,6 @@ from compute.evaluation.records import (
     Evaluation,
     Failure,
     Outcome,
-    System,
     Target,
     store_evaluation,
     stored_evaluation,
@@ -32,8 +36,10 @@ from compute.evaluation.records import (
 )
 from compute.evaluation.systems import (
     EvaluatedAdapter,
-    adapter_tensors,
+    EvaluatedSystem,
+    System,
     default_ways,
+    register,
     system_of,
 )
 from compute.evaluation.tables import (
@@ -158,7 +164,142 @@ def test_delta_space_is_the_sum_of_products(tiny: AdapterBank) -> None:
         np.testing.assert_allclose(scaling * found[b] @ found[name], expected, atol=1e-5)
 
 
+@given(
+    approach=st.sampled_from(["attentional", "normalized", "nearest", "uniform", "tuned", "neural"]),
+    metric=st.sampled_from(["wasserstein", "kullback-leibler", "jensen-shannon", "mmd", "tf-idf"]),
+    leave_out=st.sampled_from(["adapter", "group"]),
+    space=st.sampled_from([("factors", None), ("delta", None), ("delta", 3), ("delta", "full")]),
+)
+def test_a_key_is_of_all_but_what_is_left_out(
+    approach: str, metric: str, leave_out: str, space: tuple[str, Any]
+) -> None:
+    way = PredictionOptions(
+        metric=metric, approach=approach, leave_out=leave_out, space=space[0], rank=space[1]
+    )
+    system = system_of(way)
+    other = "group" if leave_out == "adapter" else "adapter"
+    assert system_of(dataclasses.replace(way, leave_out=other)).key == system.key
+    assert system_of(dataclasses.replace(way, leave_out=other)).name != system.name
+    if approach != "neural":
+        assert system_of(dataclasses.replace(way, compatible="published")).key != system.key
+    assert system.is_candidate
+    assert system.is_papers_best == (
+        (approach, metric, space) == ("normalized", "jensen-shannon", ("factors", None))
+    )
+
+
+def test_only_what_changes_it_makes_it_another_than_the_papers_best() -> None:
+    assert system_of(PredictionOptions(seed=3, width=9, epochs=2, kernel="gaussian")).is_papers_best
+    for changed in ({"temperature": 2.0}, {"top_k": 3}, {"compatible": "published"}, {"metric": "mmd"}):
+        assert not system_of(PredictionOptions(**changed)).is_papers_best
+
+
+def test_a_name_is_registered_once() -> None:
+    for name in ("base", "uniform"):
+
+        class Taken(systems.BaseModel):
+            system = System("another", name)
+
+        with pytest.raises(ParameterError, match=f"system '{name}': expected a new name"):
+            register(Taken())
+
+
 # -- evaluating ----------------------------------------------------------------------------------------
+
+
+class Halved(EvaluatedSystem):
+    """Half of what training gave."""
+
+    system = System("halved", "halved", space="factors")
+    label = "half of the own adapter"
+
+    def adapters(self, records: Any, made: Any, errors: Any) -> list[EvaluatedAdapter | None]:
+        return [
+            EvaluatedAdapter((record,), np.full(1, 0.5, dtype=np.float32), 4.0, weight_error=0.5)
+            for record in records
+        ]
+
+
+@pytest.mark.torch
+def test_a_class_and_a_line_make_a_system(
+    tiny: AdapterBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from cli.main import cli
+
+    monkeypatch.setattr(systems, "REGISTERED", dict(systems.REGISTERED))
+    register(Halved())
+    words = ["--bank", str(tiny.path), "--model", str(BASE), "--approach", "normalized", "--metric", "js"]
+    words += ["--max-examples", "2", "--resamples", "50", "--workers", "1"]
+    done = CliRunner().invoke(cli, ["evaluate", *words])
+    assert done.exit_code == 0, done.output
+    assert "halved" in done.stdout
+    (evaluation,) = stored_evaluations(tiny)
+    assert [system.name for system in evaluation.systems][:4] == ["base", "own", "halved", "uniform"]
+    # It answers with half of the adapter, which is not what the adapter itself does.
+    own, halved = (evaluation.outcome(name, NAMES[0]) for name in ("own", "halved"))
+    assert halved.sources == ((NAMES[0], 0.5),)
+    assert halved.adapter_sha256 != own.adapter_sha256
+    found = {one.system.name: one for one in summaries(evaluation)}
+    assert found["halved"].rouge_to_base is not None
+    assert found["halved"].gap_share is not None
+    assert found["halved"].rouge_to_uniform is None
+    # No new dataset could have it.
+    assert best_predictions(list(found.values()))["adapter"].system.approach != "halved"
+    done = CliRunner().invoke(
+        cli,
+        ["report", "--bank", str(tiny.path), "--approach", "normalized", "--out", str(tmp_path / "r.html")],
+    )
+    assert done.exit_code == 0, done.output
+    assert "half of the own adapter" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.torch
+def test_both_commands_show_the_same_figures(tiny: AdapterBank, tmp_path: Path) -> None:
+    """Mean and standard deviation over targets, with n - 1, on the screen and on the page."""
+    import csv
+    import io
+
+    from click.testing import CliRunner
+
+    from cli.main import cli
+
+    words = ["--bank", str(tiny.path), "--model", str(BASE), "--approach", "normalized", "--metric", "js"]
+    words += ["--max-examples", "4", "--resamples", "50", "--workers", "1", "--csv", "-"]
+    done = CliRunner().invoke(cli, ["evaluate", *words])
+    assert done.exit_code == 0, done.output
+    rows = {row["system"]: row for row in csv.DictReader(io.StringIO(done.stdout))}
+    page = tmp_path / "r.html"
+    done = CliRunner().invoke(
+        cli, ["report", "--bank", str(tiny.path), "--approach", "normalized", "--out", str(page)]
+    )
+    assert done.exit_code == 0, done.output
+    (evaluation,) = stored_evaluations(tiny)
+    label = {"base": "base model", "own": "own adapter"}
+    table = (
+        page.read_text()
+        .split("<caption>Rouge-L, mean ± standard deviation over targets")[1]
+        .split("</table>")[0]
+    )
+    shown = dict(_table_rows(table))
+    deviations = []
+    for name in ("base", "own", "uniform"):
+        scores = [outcome.rouge for outcome in evaluation.outcomes if outcome.system == name]
+        assert len(scores) == len(NAMES)
+        deviation = float(np.std(scores, ddof=1))
+        deviations.append(deviation)
+        assert float(rows[name]["rouge_sd"]) == pytest.approx(deviation)
+        assert f"{np.mean(scores):.3f} ± {deviation:.3f}" in shown[label.get(name, name)]
+    assert max(deviations) > 0.01
+
+
+def _table_rows(html: str) -> list[tuple[str, list[str]]]:
+    cells = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+        for row in re.findall(r"<tr.*?</tr>", html, re.DOTALL)
+    ]
+    return [(row[0].strip(), [cell.strip() for cell in row[1:]]) for row in cells if row]
 
 
 @pytest.mark.torch
@@ -370,6 +511,30 @@ def evaluation(**changes: Any) -> Evaluation:
 def test_the_record_comes_back_from_json() -> None:
     record = evaluation()
     assert Evaluation.from_json(record.to_json()) == record
+
+
+STORED = Path(__file__).with_name("stored_evaluation.json")
+"""Of two examples of two targets of the tiny bank, stored before systems were objects."""
+
+
+def test_an_evaluation_of_the_version_before_is_read(bank: AdapterBank) -> None:
+    text = STORED.read_text().rstrip("\n")
+    record = Evaluation.from_json(text, str(STORED))
+    assert record.to_json() == text  # to the last digit, and the same keys
+    names = [system.name for system in record.systems]
+    assert names[:2] == ["base", "own"]
+    assert "jensen-shannon normalized (top-k 2, group left out)" in names
+    # What it was asked for makes systems of the same names and parameters today.
+    again = default_ways([PredictionOptions(), PredictionOptions(top_k=2)], ["adapter", "group"])
+    again += [PredictionOptions(space="delta", rank=4)]
+    assert record.systems == tuple(one.system for one in systems.compared_systems(again))
+    store_evaluation(bank, record)
+    assert stored_evaluations(bank) == [record]
+    by_name = {one.system.name: one for one in summaries(record)}
+    for name, one in by_name.items():
+        rouge = [outcome.rouge for outcome in record.outcomes if outcome.system == name]
+        assert one.rouge.mean == pytest.approx(np.mean(rouge))
+        assert one.rouge.deviation == pytest.approx(np.std(rouge, ddof=1))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 99}', '{"format": 1, "x": 2}'])

@@ -19,10 +19,10 @@ from scipy.spatial.distance import jensenshannon
 
 from compute.metrics import base as blocks
 from compute.metrics import divergences, mixtures, wasserstein
-from compute.metrics.base import allow_compiled, compiled_kernels, worth_compiling
+from compute.metrics.base import Metric, allow_compiled, compiled_kernels, worth_compiling
 from compute.metrics.distributions import TokenCounts, dense
-from compute.metrics.divergences import Compatible
-from compute.metrics.registry import Metric, get_metric
+from compute.metrics.registry import get_metric
+from compute.types import Compatible
 from tests.test_compute.test_metrics.test_metrics import (
     NEARLY_EQUAL,
     Row,

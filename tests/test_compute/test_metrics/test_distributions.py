@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
 
 from bankdb.errors import DatasetError, ParameterError
 from compute.metrics.distributions import (
     TokenCounts,
-    cumulative,
     dense,
     median_sigma,
     merge_last_two,
@@ -46,8 +45,6 @@ def test_derived_arrays_follow_from_raw_tokens(rows: list[dict[int, int]]) -> No
     assert len(counts) == len(rows)
     assert_array_equal(counts.totals, histograms.sum(axis=1))
     assert_array_equal(dense(counts), expected)
-    assert_allclose(cumulative(counts), np.cumsum(expected, axis=1), rtol=1e-14)
-    assert_array_equal(cumulative(counts)[:, -1], np.ones(len(rows)))
     assert_array_equal(probabilities(counts), expected[expected > 0])
 
 

@@ -18,8 +18,9 @@ from scipy.spatial.distance import jensenshannon
 from bankdb.errors import ParameterError
 from compute.metrics import base as blocks
 from compute.metrics import divergences, mmd
+from compute.metrics.base import Metric
 from compute.metrics.distributions import TokenCounts, dense
-from compute.metrics.registry import METRIC_NAMES, Metric, canonical_metric_name, get_metric
+from compute.metrics.registry import METRIC_NAMES, canonical_metric_name, get_metric
 
 EPSILON = 1e-10
 ALL_METRICS = {

@@ -21,7 +21,7 @@ from bankdb.arrays.zarr_arrays import column_chunk, create_array, open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, ComputeError
 from bankdb.progress import SilentProgress
-from bankdb.scaled_rows import Sources, read_scaled
+from bankdb.scaled_rows import Sources, read_scaled, sources_of
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterOptions
@@ -29,7 +29,7 @@ from compute.combination.combine import combine_columns, combine_held, combine_o
 from compute.combination.panel import combine_panel
 from compute.combination.plan import SHARD_ROWS, SPARSE_STRIP, Panel, padded, panel_bytes, plan_panels
 from compute.combination.products import accumulate, one_hot, product, sparse_product
-from compute.prediction.predict_all import predict_all, sources_of
+from compute.prediction.predict_all import predict_all
 from tests.support.banks.stored_rows import write_rows
 from tests.support.banks.synthetic_bank import (
     SyntheticBank,

@@ -23,6 +23,7 @@ from bankdb.peft.config import scaling
 from bankdb.peft.layout import AdapterLayout
 from bankdb.peft.weights import load_adapter
 from bankdb.records import AdapterRecord
+from bankdb.scaled_rows import sources_of
 from compute.approaches.options import PredictionOptions, check_rank
 from compute.combination.combine import combine_one
 from compute.combination.delta import (
@@ -31,14 +32,13 @@ from compute.combination.delta import (
     chosen_rank,
     delta_adapter,
     delta_form,
-    delta_vector,
     exact_rank,
 )
 from compute.combination.low_rank import truncate_matrix, truncate_product
 from compute.prediction.coefficients import leave_one_out
 from compute.prediction.export import export_delta, export_prediction
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import predict_all, sources_of
+from compute.prediction.predict_all import predict_all
 from tests.support.banks.malformed_adapters import HIDDEN, LAYERS, TARGETS, write_good_adapter
 from tests.support.banks.small_bank import create_bank, ingest_folder, write_dataset
 from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector
@@ -257,7 +257,8 @@ def test_negative_weights_are_sums_too(made: SyntheticBank) -> None:
 
 
 def test_the_prediction_in_the_banks_own_form(made: SyntheticBank) -> None:
-    vector, retained = delta_vector(made.bank, by_name(made), WEIGHTS)
+    found = delta_adapter(made.bank, by_name(made), WEIGHTS)
+    vector, retained = found.vector, found.retained
     assert vector.dtype == np.float32
     assert vector.shape == (made.layout.size,)
     for module in SHAPES:
@@ -446,9 +447,9 @@ def test_folders_of_all_are_kept_and_made_again(bank: AdapterBank, tmp_path: Pat
     first = export_delta(bank, found, out)
     assert [one.folder for one in first] == [out / record.name for record in bank.adapters()]
     for index, one in enumerate(first):
-        vector, retained = delta_vector(bank, found.adapters, found.values[index])
-        assert load_adapter(one.folder, expected=bank.layout).vector.tobytes() == vector.tobytes()
-        assert one.retained == retained == provenance(one.folder)["retained_energy"]
+        expected = delta_adapter(bank, found.adapters, found.values[index])
+        assert load_adapter(one.folder, expected=bank.layout).vector.tobytes() == expected.vector.tobytes()
+        assert one.retained == expected.retained == provenance(one.folder)["retained_energy"]
         assert all(0 < value < 1 for value in one.retained.values())
     assert not bank.array_path("predictions").exists()
     before = inodes(out)
@@ -535,7 +536,8 @@ def test_a_bank_of_one_a_loses_nothing_either_way(tmp_path: Path, tokenizer_fold
         vector[start:stop] = draw_vector(index, stop - start)
         made.add(f"s{index}", draw_tokens(index), vector, alpha=alpha, use_rslora=use_rslora)
     adapters = made.bank.adapters()
-    vector, retained = delta_vector(made.bank, adapters, WEIGHTS)
+    found = delta_adapter(made.bank, adapters, WEIGHTS)
+    vector, retained = found.vector, found.retained
     factors = combine_one(
         made.bank.store,
         sources_of(made.bank, adapters),

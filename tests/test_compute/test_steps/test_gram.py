@@ -15,13 +15,12 @@ from bankdb.arrays.zarr_arrays import CHUNK_COLUMNS
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, ComputeError, PlanError
 from bankdb.progress import SilentProgress
-from bankdb.scaled_rows import Sources
+from bankdb.scaled_rows import Sources, sources_of
 from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterOptions
 from compute.gram import matrix as gram_module
 from compute.gram.matrix import gram_matrix
 from compute.gram.slices import _panels, partial_gram
-from compute.prediction.predict_all import sources_of
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.stored_rows import write_rows
 from tests.support.banks.synthetic_bank import (

@@ -100,7 +100,7 @@ def test_commands_write_into_a_pipe(bank_template: Path, tmp_path: Path, number:
 def test_rates_go_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from compute.forecasting.rates import read_rates, write_rates
 
-    found = read_rates(Path(__file__).parents[2] / "docs" / "scale-rates.json")
+    found = read_rates(Path(__file__).parents[3] / "docs" / "scale-rates.json")
     (tmp_path / "link").symlink_to("real")
     write_rates(tmp_path / "link", found)
     assert (tmp_path / "link").is_symlink()

@@ -7,22 +7,33 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from sqlalchemy import URL
 
+from bankdb.arrays.remote import Location
 from bankdb.catalog.database import Database
 from bankdb.progress import Progress
-
-if TYPE_CHECKING:
-    from bankdb.bank import AdapterBank
 
 # Stored predictions are as large as the bank, and are no part of anything else.
 _TAKEN_OVER = ("distributions", "distances", "gram", "neural")
 
 
+class Bank(Protocol):
+    """What is known here of a bank: where its records and derived arrays are."""
+
+    path: Path
+    derived: Location
+
+    def array_path(self, kind: str) -> Location:
+        """Return the place of a derived array."""
+
+    def use_database(self, database: Database, folder: Path) -> None:
+        """Take records from a database, and locks from a folder."""
+
+
 @contextlib.contextmanager
-def computed_aside(bank: AdapterBank, database: Database, progress: Progress) -> Iterator[None]:
+def computed_aside(bank: Bank, database: Database, progress: Progress) -> Iterator[None]:
     """Have a bank keep its records and derived arrays in a temporary folder, beginning with those that it has.
 
     The adapters themselves are read where they are.
