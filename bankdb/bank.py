@@ -60,11 +60,10 @@ class AdapterBank:
     """
 
     def __init__(self, location: BankLocation, database: Database) -> None:
-        self.location, self.path = location, location.folder
+        self.location, self.path, self._aside = location, location.folder, contextlib.ExitStack()
         self.use_database(database, location.folder)
         self.arrays: Location = self.path if location.arrays is None else located(location.arrays)
-        self.derived, self._aside = self.arrays, contextlib.ExitStack()
-        self.store = AdapterStore(self.arrays / "adapters.zarr")
+        self.derived, self.store = self.arrays, AdapterStore(self.arrays / "adapters.zarr")
 
     def use_database(self, database: Database, folder: Path) -> None:
         """Take catalogue, runs and generations from a database, and locks from a folder."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bankdb.errors import ParameterError
+from compute.approaches.registry import approaches, get_approach
+
+if TYPE_CHECKING:
+    from compute.approaches.base import Approach
 
 Given = Mapping[str, Any]
 
@@ -49,18 +53,40 @@ def _on_command_line(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
-def _some(*approaches: str, all_has: bool) -> Callable[[Given], bool]:
-    """Whether one of these approaches is asked for; `all_has` where `all` stands for one of them."""
-    names = {*approaches, *(["all"] if all_has else [])}
-    return lambda given: not names.isdisjoint(given["approaches"])
+def _asked(given: Given) -> list[Approach]:
+    """Return the approaches that are asked for; of `all`, every one that it could stand for."""
+    names = given["approaches"]
+    return list(approaches()) if "all" in names else [get_approach(name) for name in names]
+
+
+def _reads(option: str) -> Callable[[Given], bool]:
+    """Whether an approach that is asked for reads an option."""
+    return lambda given: any(option in approach.reads for approach in _asked(given))
+
+
+def _softens(given: Given) -> bool:
+    """Whether there is a softmin: equal shares, and one source alone, are the same at any temperature."""
+    return any(
+        "temperature" in approach.reads and not (approach.baseline or approach.single_source)
+        for approach in _asked(given)
+    )
 
 
 def _reads_metric(given: Given) -> bool:
-    return any(name not in {"uniform", "oracle", "matching"} for name in given["approaches"])
+    return any(approach.reads_distances and approach.metric is None for approach in _asked(given))
+
+
+def _fitted(given: Given) -> bool:
+    """Whether an approach that is asked for is made for the bank's own rows before it is for others."""
+    return any(
+        approach.reads_bank or approach.fitted or "seed" in approach.reads for approach in _asked(given)
+    )
 
 
 def _mmd(given: Given) -> bool:
-    return not {"mmd", "all"}.isdisjoint(given["metrics"]) or "matching" in given.get("approaches", ())
+    if not {"mmd", "all"}.isdisjoint(given["metrics"]):
+        return True
+    return "approaches" in given and any(approach.metric == "mmd" for approach in _asked(given))
 
 
 def _no_weights_only(given: Given) -> bool:
@@ -82,21 +108,15 @@ _BY_DISTANCE = (
         _reads_metric,
         "an --approach that reads distances; of these none does, or it has its own",
     ),
-    Rule(
-        ("temperature",),
-        _some("attentional", "normalized", all_has=True),
-        "--approach attentional or normalized",
-    ),
-    Rule(
-        ("top_k",),
-        _some("attentional", "normalized", "uniform", all_has=True),
-        "--approach attentional, normalized or uniform",
-    ),
+    Rule(("temperature",), _softens, "--approach attentional, or another that reads it"),
+    Rule(("top_k",), _reads("top_k"), "--approach attentional, or another that reads it"),
 )
 
 
-def _neural(*options: str, all_has: bool = False) -> Rule:
-    return Rule(options, _some("neural", all_has=all_has), "--approach neural")
+def _neural(*options: str) -> tuple[Rule, ...]:
+    return tuple(
+        Rule((name,), _reads(name), "--approach neural, or another that reads it") for name in options
+    )
 
 
 _CLUSTER = (
@@ -114,15 +134,15 @@ _GENERATING = ("targets", "max_examples", "data", "model", "device", "dtype", "b
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
     "distances": (*_KERNEL, _WAITING),
-    "coefficients": (*_KERNEL, *_BY_DISTANCE, _neural("protocol", "seed", "width"), _WAITING),
+    "coefficients": (*_KERNEL, *_BY_DISTANCE, *_neural("protocol", "seed", "width"), _WAITING),
     "predict": (
         Rule(_CLUSTER, lambda given: given["whole_bank"], _WHOLE_BANK),
         *_KERNEL,
         *_BY_DISTANCE,
-        _neural("protocol", "seed", "width"),
+        *_neural("protocol", "seed", "width"),
         Rule(
             ("leave_out",),
-            lambda given: given["whole_bank"] or _some("tuned", "ridge", "neural", all_has=False)(given),
+            lambda given: given["whole_bank"] or _fitted(given),
             "--all, or with --approach tuned, ridge or neural, which are fitted on the bank",
         ),
         Rule(
@@ -146,14 +166,12 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         Rule(("draws",), lambda given: bool(given["bank_sizes"]), "--bank-sizes"),
         Rule(
             ("seed",),
-            lambda given: (
-                _no_weights_only(given) or bool(given["bank_sizes"]) or _some("neural", all_has=True)(given)
-            ),
+            lambda given: _no_weights_only(given) or bool(given["bank_sizes"]) or _reads("seed")(given),
             "--approach neural, --bank-sizes, or answers that are generated",
         ),
         *_KERNEL,
         *_BY_DISTANCE,
-        _neural("protocol", "width", all_has=True),
+        *_neural("protocol", "width"),
         _WAITING,
     ),
     "plan": (

@@ -7,11 +7,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import URL
 
-from bankdb.arrays.remote import Location
 from bankdb.catalog.database import Database
 from bankdb.progress import Progress
 
@@ -23,9 +22,9 @@ class Bank(Protocol):
     """What is known here of a bank: where its records and derived arrays are."""
 
     path: Path
-    derived: Location
+    derived: Any
 
-    def array_path(self, kind: str) -> Location:
+    def array_path(self, kind: str) -> Any:
         """Return the place of a derived array."""
 
     def use_database(self, database: Database, folder: Path) -> None:

@@ -160,16 +160,21 @@ def test_the_report(bank_path: Path, tmp_path: Path) -> None:
 
 def test_answers_in_the_report() -> None:
     report = small_report(names=[f"n{index}" for index in range(9)])
-    (evaluation,) = report.evaluations[:1]
-    samples = tuple(
+    reported = report.evaluations[0]
+    outcomes = tuple(
         dataclasses.replace(
-            one, prompt=EVIL, references=(EVIL,), answers=tuple((*a[:2], EVIL) for a in one.answers)
+            outcome,
+            samples=tuple(
+                dataclasses.replace(one, input=EVIL, references=(EVIL,), answer=EVIL)
+                for one in outcome.samples
+            ),
         )
-        for one in evaluation.samples
+        for outcome in reported.evaluation.outcomes
     )
-    assert samples
+    assert any(outcome.samples for outcome in outcomes)
+    evaluation = dataclasses.replace(reported.evaluation, outcomes=outcomes)
     page = render(
-        dataclasses.replace(report, evaluations=(dataclasses.replace(evaluation, samples=samples),))
+        dataclasses.replace(report, evaluations=(dataclasses.replace(reported, evaluation=evaluation),))
     )
     assert "\\\\x1b]0;gone" in page
     for character in "\x1b\x9b\u202e\u2066":
