@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bankdb.arrays.durable import partial_files
-from bankdb.bank import AdapterBank, other_revision
 from bankdb.catalog.catalog import changed_pair
 from bankdb.datasets.read import Dataset, read_dataset
 from bankdb.errors import (
@@ -29,6 +28,8 @@ from bankdb.errors import (
 )
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
+from bankdb.shown import html_summary, text_summary
+from bankdb.storage.stored_bank import StoredBank, other_revision
 
 if TYPE_CHECKING:
     from bankdb.datasets.tokenizer import TokenHistogram
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 # Pairs prepared ahead of the one being written: reading and tokenizing overlap with writing.
 _AHEAD = 2
+# Refused pairs that a report shows of itself.
+_LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,18 @@ class IngestReport:
     replaced: list[str] = field(default_factory=list)
     refused: list[RefusedPair] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        """Return how many of each, and the first that were refused."""
+        return text_summary(self._title(), {one.name: one.reason for one in self.refused[:_LISTED]})
+
+    def _repr_html_(self) -> str:
+        rows = [(one.name, one.reason) for one in self.refused[:_LISTED]]
+        return html_summary(self._title(), {}, ("refused", "why"), rows, len(self.refused) - len(rows))
+
+    def _title(self) -> str:
+        counts = f"{len(self.added)} added, {len(self.skipped)} there already, {len(self.replaced)} replaced"
+        return f"IngestReport: {counts}, {len(self.refused)} refused"
+
 
 @dataclass(frozen=True, slots=True)
 class _Expected:
@@ -76,7 +91,7 @@ class _Prepared:
 
 
 def ingest(
-    bank: AdapterBank,
+    bank: StoredBank,
     references: Sequence[PairReference],
     *,
     resolve: Callable[[PairReference], Pair | None],
@@ -128,13 +143,13 @@ def ingest(
     return report
 
 
-def clear_leftovers(bank: AdapterBank) -> list[str]:
+def clear_leftovers(bank: StoredBank) -> list[str]:
     """Clear what killed processes left, unless some process is ingesting now; return what was cleared."""
     with bank.nobody_ingesting() as alone:
         return clear_leftovers_locked(bank) if alone else []
 
 
-def clear_leftovers_locked(bank: AdapterBank) -> list[str]:
+def clear_leftovers_locked(bank: StoredBank) -> list[str]:
     """Clear what killed processes left; the caller is inside `nobody_ingesting`."""
     cleared: list[str] = []
     for reserved in bank.catalog.reserved():
@@ -178,7 +193,7 @@ def _resolved(
     return pairs
 
 
-def _expected(bank: AdapterBank, pairs: Sequence[Pair]) -> _Expected:
+def _expected(bank: StoredBank, pairs: Sequence[Pair]) -> _Expected:
     """Return what the bank's adapters are; for an empty bank, what most of the adapters to come are."""
     from bankdb.peft.config import CONFIG_NAME, read_config
     from bankdb.peft.layout import AdapterLayout
@@ -201,7 +216,7 @@ def _expected(bank: AdapterBank, pairs: Sequence[Pair]) -> _Expected:
 
 
 def _prepare(
-    bank: AdapterBank,
+    bank: StoredBank,
     pair: Pair,
     expected: _Expected,
     options: IngestOptions,
@@ -281,7 +296,7 @@ def _ahead(
 
 
 def _store_outcome(
-    bank: AdapterBank,
+    bank: StoredBank,
     pair: Pair,
     outcome: Future[_Prepared | None],
     options: IngestOptions,
@@ -306,7 +321,7 @@ def _store_outcome(
         (report.replaced if present else report.added).append(pair.name)
 
 
-def _refresh_labels(bank: AdapterBank, pair: Pair) -> None:
+def _refresh_labels(bank: StoredBank, pair: Pair) -> None:
     """Take over a group or licence that the source states now and the bank does not have."""
     present = bank.catalog.adapter(pair.name)
     group, licence = pair.group or present.group, pair.licence or present.licence
@@ -314,7 +329,7 @@ def _refresh_labels(bank: AdapterBank, pair: Pair) -> None:
         bank.catalog.set_group(pair.name, group, licence)
 
 
-def _store(bank: AdapterBank, prepared: _Prepared, options: IngestOptions) -> bool:
+def _store(bank: StoredBank, prepared: _Prepared, options: IngestOptions) -> bool:
     """Write a prepared pair; return False if another process stored the same meanwhile."""
     row = bank.reserve(prepared.pair.name, prepared.adapter)
     try:
@@ -359,7 +374,7 @@ def _new_adapter(prepared: _Prepared, row: int, checksum: str) -> NewAdapter:
     )
 
 
-def resolver(bank: AdapterBank) -> Callable[[PairReference], Pair | None]:
+def resolver(bank: StoredBank) -> Callable[[PairReference], Pair | None]:
     """Return what finds the files of a reference, here or on the hub; None for what the bank has of that revision."""
     from bankdb.sources.hub import fetch, pin
     from bankdb.sources.pairs import resolve, uses_hub

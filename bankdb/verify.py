@@ -11,13 +11,16 @@ import numpy as np
 from bankdb.arrays.adapter_store import row_sha256
 from bankdb.arrays.durable import move, partial_files
 from bankdb.arrays.remote import Location, RemotePath
-from bankdb.bank import AdapterBank
 from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError, DatabaseUnavailableError
 from bankdb.ingest import clear_leftovers_locked
 from bankdb.peft.config import scaling
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
+from bankdb.shown import html_summary
+from bankdb.storage.stored_bank import StoredBank
 
+# Lines that a report shows of itself.
+_LISTED = 10
 _DERIVED = ("distributions", "distances", "gram", "predictions", "neural")
 
 
@@ -35,8 +38,26 @@ class VerifyReport:
         """Whether nothing that the catalogue calls ready is damaged and nothing foreign lies about."""
         return not self.damage
 
+    def __repr__(self) -> str:
+        """Return the counts, and the first of what is damaged."""
+        return "\n".join([self._title(), *(f"  {line}" for line in self.damage[:_LISTED])])
 
-def verify(bank: AdapterBank, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
+    def _repr_html_(self) -> str:
+        found = [("damage", line) for line in self.damage]
+        found += [("repaired", line) for line in self.repaired] + [
+            ("leftover", line) for line in self.leftovers
+        ]
+        return html_summary(
+            self._title(), {}, ("", "what"), found[:_LISTED], len(found) - len(found[:_LISTED])
+        )
+
+    def _title(self) -> str:
+        state = "clean" if self.clean else f"NOT clean, {len(self.damage)} damaged"
+        counts = f"{len(self.repaired)} repaired, {len(self.leftovers)} leftovers"
+        return f"VerifyReport: {self.checked} adapters checked, {state}; {counts}"
+
+
+def verify(bank: StoredBank, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
     """Check a whole bank: O(N p) bytes read.
 
     Parameters
@@ -63,7 +84,7 @@ def verify(bank: AdapterBank, *, repair: bool = False, progress: Progress | None
     return report
 
 
-def _check(bank: AdapterBank, repair: bool, report: VerifyReport, progress: Progress) -> None:
+def _check(bank: StoredBank, repair: bool, report: VerifyReport, progress: Progress) -> None:
     for problem in bank.database_problems():
         report.damage.append(f"{bank.database_shown}: {problem}; restore it from a copy")
     # First, so that what is foreign is out of the way of rows that are restored.
@@ -82,7 +103,7 @@ def _check(bank: AdapterBank, repair: bool, report: VerifyReport, progress: Prog
         _check_derived(bank, alone, report)
 
 
-def _check_adapter(bank: AdapterBank, record: AdapterRecord, repair: bool, report: VerifyReport) -> None:
+def _check_adapter(bank: StoredBank, record: AdapterRecord, repair: bool, report: VerifyReport) -> None:
     in_database, in_array = _database_problem(bank, record), _array_problem(bank, record)
     if (in_database or in_array) and not _still_there(bank, record):
         return  # removed or replaced since the list was read
@@ -104,7 +125,7 @@ def _check_adapter(bank: AdapterBank, record: AdapterRecord, repair: bool, repor
         )
 
 
-def _database_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
+def _database_problem(bank: StoredBank, record: AdapterRecord) -> str | None:
     try:
         _check_counts(bank, record)
         bank.catalog.blob(record.header_sha256)
@@ -116,7 +137,7 @@ def _database_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
     return None
 
 
-def _array_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
+def _array_problem(bank: StoredBank, record: AdapterRecord) -> str | None:
     try:
         if row_sha256(bank.store.read(record.row)) == record.row_sha256:
             return None
@@ -127,12 +148,12 @@ def _array_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
     return f"row {record.row} does not match its checksum; `bank verify --repair` restores it from its source"
 
 
-def _still_there(bank: AdapterBank, record: AdapterRecord) -> bool:
+def _still_there(bank: StoredBank, record: AdapterRecord) -> bool:
     now = bank.catalog.find(record.name)
     return now is not None and now.row == record.row
 
 
-def _check_counts(bank: AdapterBank, record: AdapterRecord) -> None:
+def _check_counts(bank: StoredBank, record: AdapterRecord) -> None:
     ((ids, counts),) = bank.catalog.token_counts([record.row])
     whole = len(ids) == len(counts) > 0 and bool(np.all(ids[1:] > ids[:-1])) and bool(np.all(counts > 0))
     if (
@@ -158,7 +179,7 @@ def _check_scaling(record: AdapterRecord, config: bytes) -> None:
         )
 
 
-def _restore(bank: AdapterBank, record: AdapterRecord) -> str | None:
+def _restore(bank: StoredBank, record: AdapterRecord) -> str | None:
     """Write a row again from its source; return why that could not be done, or None."""
     from bankdb.peft.weights import load_adapter
 
@@ -176,7 +197,7 @@ def _restore(bank: AdapterBank, record: AdapterRecord) -> str | None:
     return None
 
 
-def _check_orphans(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
+def _check_orphans(bank: StoredBank, repair: bool, report: VerifyReport) -> None:
     """Find files that nothing in the database accounts for: never made by this bank."""
     rows = bank.store.rows_on_disk()
     limit = bank.record.next_row  # looked up after the rows: each was reserved before it was written
@@ -202,7 +223,7 @@ def _within(item: Location, place: Location) -> str:
     return str(Path(str(item)).relative_to(str(place)))
 
 
-def _check_leftovers(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
+def _check_leftovers(bank: StoredBank, repair: bool, report: VerifyReport) -> None:
     """Find what killed or running processes left: the next ingest clears it, or this with `repair`."""
     if repair:
         report.repaired += [f"cleared {what}" for what in clear_leftovers_locked(bank)]
@@ -221,7 +242,7 @@ def _check_leftovers(bank: AdapterBank, repair: bool, report: VerifyReport) -> N
     report.leftovers += [f"{file}: left by an interrupted write" for file in partial_files(bank.store.path)]
 
 
-def _check_derived(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
+def _check_derived(bank: StoredBank, repair: bool, report: VerifyReport) -> None:
     """Find what interrupted computations left, and runs whose array was deleted: they are made again."""
     for file in (file for kind in _DERIVED for file in partial_files(bank.array_path(kind))):
         if repair:

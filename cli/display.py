@@ -6,8 +6,6 @@ answers and messages may hold what strangers wrote.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 import sys
@@ -20,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bankdb.errors import printable
+from bankdb.shown import shown
 
 if TYPE_CHECKING:
-    import xarray
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
@@ -169,7 +167,7 @@ def print_table(
         numeric = bool(body) and all(isinstance(row[index], int | float) for row in body)
         table.add_column(Text(printable(heading)), justify="right" if numeric else "left", overflow="fold")
     for row in body:
-        table.add_row(*(Text(_cell(value)) for value in row))
+        table.add_row(*(Text(shown(value)) for value in row))
     console = Console()
     if not console.is_terminal:
         # Piped: as wide as the text needs, so that no line is broken.
@@ -179,34 +177,7 @@ def print_table(
 
 def _width(headings: Sequence[str], body: Sequence[Sequence[object]]) -> int:
     columns = zip(headings, *body, strict=True)
-    return sum(max(len(_cell(value)) for value in column) for column in columns)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
-
-
-def write_matrices(
-    path: Path, matrices: Sequence[xarray.DataArray], labels: Sequence[dict[str, str]]
-) -> None:
-    """Write matrices below each other; where there are several, leading columns say which is which.
-
-    `-` writes to standard output. A file appears whole or not at all.
-    """
-    keys = list(labels[0]) if len(matrices) > 1 else []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, "target", *matrices[0]["source"].values])
-    for matrix, label in zip(matrices, labels, strict=True):
-        for target, row in zip(matrix["target"].values, matrix.values, strict=True):
-            writer.writerow([*(label[key] for key in keys), target, *(repr(float(value)) for value in row)])
-    write_csv(path, text.getvalue())
+    return sum(max(len(shown(value)) for value in column) for column in columns)
 
 
 def write_csv(path: Path, text: str) -> None:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compute.approaches.registry import approaches as known_approaches
-from compute.approaches.registry import descriptions, get_approach
+from compute.approaches.registry import descriptions
 from compute.approaches.registry import names as approach_names
 
 if TYPE_CHECKING:
@@ -275,26 +274,11 @@ def approach_option(
     )
 
 
-def chosen_metrics(metrics: tuple[str, ...]) -> list[str]:
-    """Return the full names of the metrics asked for, each once."""
-    from compute.metrics.registry import FURTHER_METRIC_NAMES, METRIC_NAMES, canonical_metric_name
-
-    if "all" in metrics:
-        return [*METRIC_NAMES, *(name for name in dict.fromkeys(metrics) if name in FURTHER_METRIC_NAMES)]
-    return list(dict.fromkeys(canonical_metric_name(name) for name in metrics))
-
-
-def chosen_approaches(approaches: tuple[str, ...]) -> list[str]:
-    """Return the approaches asked for, each once; `all` is those that take one pass over the distances."""
-    every = [known.name for known in known_approaches() if known.quick] if "all" in approaches else []
-    return list(dict.fromkeys([*every, *(name for name in approaches if name != "all")]))
-
-
 def opened(path: Path) -> AdapterBank:
     """Open the bank."""
-    from bankdb.bank import AdapterBank
+    import bankdb
 
-    return AdapterBank.open(path)
+    return bankdb.open(path)
 
 
 def cluster_of(settings: Mapping[str, Any]) -> ClusterOptions:
@@ -307,6 +291,19 @@ def cluster_of(settings: Mapping[str, Any]) -> ClusterOptions:
         **{name: settings[name] for name in _CLUSTER},
         memory=None if memory is None else parse_memory(memory),
     )
+
+
+_PARAMETERS = (
+    "compatible",
+    "leave_out",
+    "kernel",
+    "sigma",
+    "protocol",
+    "seed",
+    "width",
+    "temperature",
+    "top_k",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,21 +320,15 @@ class Parameters:
 
     def combination(self, metric: str, approach: str) -> PredictionOptions:
         """Return the options of one prediction, with the parameters that it reads."""
-        from compute.approaches.options import PredictionOptions
+        from compute.prediction.ways import combination
 
-        how = get_approach(approach)
-        names = {"compatible", "leave_out", *how.reads}
-        names |= {"kernel", "sigma"} if (how.metric or metric) == "mmd" else set()
-        # Given with several approaches, they are for the others; what has other weights of its own refuses them.
-        names |= set() if how.trained else {"temperature", "top_k"}
-        given = {name: self.settings[name] for name in names if name in self.settings}
-        return PredictionOptions(metric=metric, approach=approach, **given)
+        return combination(metric, approach, **self._given())
 
     def combinations(self, metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[PredictionOptions]:
         """Return every metric with every approach; an approach of no metric, or of its own, once."""
-        names = chosen_metrics(metrics)
-        return [
-            self.combination(metric, how.name)
-            for how in map(get_approach, chosen_approaches(approaches))
-            for metric in (names if how.reads_distances and how.metric is None else names[:1])
-        ]
+        from compute.prediction.ways import combinations
+
+        return combinations(metrics, approaches, **self._given())
+
+    def _given(self) -> dict[str, Any]:
+        return {name: self.settings[name] for name in _PARAMETERS if name in self.settings}

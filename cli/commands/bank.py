@@ -53,14 +53,13 @@ def init(
     as_json: bool,
 ) -> None:
     """Make an empty bank for one base model."""
-    from bankdb.bank import AdapterBank
-    from bankdb.errors import ParameterError
+    import bankdb
 
     if arrays is not None and arrays.startswith("memory:"):
-        raise ParameterError(
+        raise bankdb.ParameterError(
             f"{arrays}: only lasts as long as the process that writes it; choose another place"
         )
-    with AdapterBank.create(
+    with bankdb.create(
         bank_path,
         base_model=base_model,
         tokenizer=tokenizer,
@@ -113,18 +112,14 @@ def ingest(
     A pair that is there already is skipped. One that cannot be stored is named at the end and leaves
     nothing behind; the others are stored, and the exit status is 1.
     """
-    from bankdb.ingest import IngestOptions, resolver
-    from bankdb.ingest import ingest as run_ingest
-    from bankdb.sources.find import references_of
-
     with opened(bank_path) as bank:
-        references, refused = references_of(sources, hub, group_pattern)
-        report = run_ingest(
-            bank,
-            references,
-            resolve=resolver(bank),
-            options=IngestOptions(input_column, output_column, replace),
-            refused=refused,
+        report = bank.ingest(
+            list(sources),
+            hub=hub,
+            group_pattern=group_pattern,
+            input_column=input_column,
+            output_column=output_column,
+            replace=replace,
             progress=shown_progress(),
         )
         total = len(bank)
@@ -199,10 +194,8 @@ def verify(bank_path: Path, repair: bool, as_json: bool) -> None:
 
     Exit status 1 if anything that the bank calls ready is damaged, or files are there that are not its own.
     """
-    from bankdb.verify import verify as run_verify
-
     with opened(bank_path) as bank:
-        report = run_verify(bank, repair=repair, progress=shown_progress())
+        report = bank.verify(repair=repair, progress=shown_progress())
     if as_json:
         print_json(asdict(report) | {"clean": report.clean})
     else:

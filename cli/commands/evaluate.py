@@ -17,7 +17,7 @@ from cli.commands.weights import (
     sizes_record,
     write_sizes,
 )
-from cli.display import print_json, print_table, shown_progress, tell, write_csv, write_text
+from cli.display import print_json, print_table, shown_progress, tell, write_csv
 from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
@@ -212,14 +212,12 @@ def _evaluated(
     other: dict[str, Any],
     progress: Progress,
 ) -> Evaluation:
-    from compute.evaluation.evaluate import evaluate as run_evaluate
-    from compute.evaluation.systems import default_ways
+    import compute
 
-    ways = default_ways(combinations, left_out)
+    ways = [replace(way, leave_out=one) for one in left_out for way in combinations]
     # Delta space comes beside factors; the same ways again are left out by their names.
     ways += [replace(way, space=other["space"], rank=other["rank"]) for way in ways]
-    options = _options(other)
-    return run_evaluate(bank, ways, options, cluster=cluster_of(other), progress=progress)
+    return compute.evaluate(bank, ways, _options(other), cluster=cluster_of(other), progress=progress)
 
 
 def _options(other: dict[str, Any]) -> EvaluationOptions:
@@ -244,19 +242,16 @@ def _tell(
     evaluation: Evaluation, curves: list[SizeCurve], csv: Path | None, out: Path | None, as_json: bool
 ) -> None:
     from compute.evaluation.correlation import weight_correlations
-    from compute.evaluation.tables import summaries, summary_csv, target_csv
+    from compute.evaluation.tables import summary_csv
 
-    found = summaries(evaluation)
+    found = evaluation.summaries()
     if csv is not None and str(csv) == "-":
         write_csv(csv, summary_csv(found))
     elif csv is not None:
         write_csv(csv, summary_csv(found))
         tell(f"wrote {csv}", err=True)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_csv(out / "systems.csv", summary_csv(found))
-        write_csv(out / "targets.csv", target_csv(evaluation))
-        write_text(out / "evaluation.json", _without_paths(evaluation).to_json() + "\n")
+        evaluation.save(out, overwrite=True)
         write_sizes(curves, out)
         tell(f"wrote {out}/", err=True)
     if as_json:
@@ -276,14 +271,6 @@ def _tell(
     elif csv is None or str(csv) != "-":
         _print(evaluation, found)
         print_sizes(curves)
-
-
-def _without_paths(evaluation: Evaluation) -> Evaluation:
-    """Return what may be given away: reasons name files of this machine."""
-    from bankdb.records import without_folders
-
-    failures = [replace(one, reason=without_folders(one.reason)) for one in evaluation.failures]
-    return replace(evaluation, failures=tuple(failures))
 
 
 def _print(evaluation: Evaluation, found: list[Summary]) -> None:

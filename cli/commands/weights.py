@@ -46,14 +46,6 @@ class WeightsOutput:
     as_json: bool
 
 
-def compared_ways(combinations: Sequence[PredictionOptions]) -> list[PredictionOptions]:
-    """Return the combinations between the baselines and the bound."""
-    from compute.approaches.options import PredictionOptions
-
-    baselines = [PredictionOptions(approach=name) for name in ("uniform", "nearest")]
-    return list(dict.fromkeys([*baselines, *combinations, PredictionOptions(approach="oracle")]))
-
-
 def print_weights(
     bank: AdapterBank,
     combinations: Sequence[PredictionOptions],
@@ -63,12 +55,10 @@ def print_weights(
     progress: Progress,
 ) -> None:
     """Compute the errors and print or write them."""
-    from compute.cluster.client import open_cluster
-    from compute.evaluation.weight_space import weight_space_table
+    import compute
 
-    ways = compared_ways(combinations)
-    with open_cluster(cluster, progress) as workers:
-        table = weight_space_table(bank, ways, leave_out=leave_outs, cluster=workers, progress=progress)
+    ways = [replace(way, leave_out=one) for one in leave_outs for way in combinations]
+    table = compute.evaluate(bank, ways, weights_only=True, cluster=cluster, progress=progress)
     curves = size_curves(bank, combinations, leave_outs, asked, progress)
     _tell(table, curves, asked)
 
@@ -81,13 +71,16 @@ def size_curves(
     progress: Progress,
 ) -> list[SizeCurve]:
     """Compute the curves over bank sizes of all that train no network; none where no sizes were asked for."""
-    from compute.evaluation.weight_space import bank_size_curves
+    import compute
+    from compute.evaluation.systems import compared_ways
 
     if not asked.sizes:
         return []
     ways = [way for way in compared_ways(combinations) if not way.how.trained]
     wanted = [replace(way, leave_out=leave_out) for leave_out in leave_outs for way in ways]
-    return bank_size_curves(bank, wanted, asked.sizes, draws=asked.draws, seed=asked.seed, progress=progress)
+    return compute.bank_size_curves(
+        bank, wanted, asked.sizes, draws=asked.draws, seed=asked.seed, progress=progress
+    )
 
 
 def _tell(table: WeightSpaceTable, curves: Sequence[SizeCurve], asked: WeightsOutput) -> None:
@@ -179,7 +172,7 @@ def _drawn(curves: Sequence[SizeCurve]) -> str:
     from bokeh.layouts import column
     from bokeh.resources import INLINE
 
-    from cli.report.plots import Curve, curve_plot
+    from compute.reporting.page.plots import Curve, curve_plot
 
     plots = []
     for leave_out in dict.fromkeys(curve.system.leave_out for curve in curves):

@@ -11,7 +11,7 @@ from bankdb.arrays.remote import Location
 from bankdb.errors import ComputeError, ParameterError
 from bankdb.progress import Progress
 from compute.cluster.machine import memory_budget
-from compute.cluster.options import Cluster, ClusterOptions
+from compute.cluster.options import Cluster, ClusterLike, ClusterOptions
 from compute.cluster.scheduler import check_remote, remote_client
 from compute.cluster.workers import check_workers
 
@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def open_cluster(
-    options: ClusterOptions, progress: Progress, folder: Location | None = None
-) -> Iterator[Cluster]:
-    """Connect to a scheduler, or start a local cluster; the dashboard's address is told as a note.
+def open_cluster(given: ClusterLike, progress: Progress, folder: Location | None = None) -> Iterator[Cluster]:
+    """Have a cluster for as long as a workflow takes; the dashboard's address is told as a note.
 
     Parameters
     ----------
+    given
+        Options to connect to a scheduler or to start a local cluster by; or a client, which stays open; or a
+        cluster that is open already, which is given back as it is. None takes the default client of this process,
+        where there is one that can be used, else starts threads.
     folder
-        The adapters' array that tasks will open: a running scheduler's workers have to find the same.
+        The adapters' array that tasks will open: the workers of a scheduler that somebody else started have to find
+        the same.
 
     Raises
     ------
@@ -36,24 +39,76 @@ def open_cluster(
         The scheduler does not answer, or has no workers, or some that differ from this process in what
         matters: see `check_workers`.
     ParameterError
-        Options contradict each other.
+        Options contradict each other, or `given` is nothing of these.
     """
-    _check(options)
-    remote = options.remote
-    with contextlib.ExitStack() as stack:
-        client = stack.enter_context(_client(options, progress))
-        slots = sum(client.nthreads().values())
-        if not slots:
-            raise ComputeError(
-                f"{options.scheduler or options.scheduler_file}: the scheduler has no workers; start some first"
-            )
+    if isinstance(given, Cluster):
+        yield given
+        return
+    if not isinstance(given, ClusterOptions):
+        client = _usable(given)
+        if client is not None:
+            yield _handed_over(client, progress, folder, default=given is None)
+            return
+        given = ClusterOptions(processes=False)
+    _check(given)
+    with _client(given, progress) as client:
+        if given.remote:
+            name = str(given.scheduler or given.scheduler_file)
+            yield _running(client, progress, folder, given.memory, name)
+            return
         if client.dashboard_link:  # threads of this process have none
             progress.note(f"dashboard: {client.dashboard_link}")
-        blas = check_workers(client, folder) if remote else None
-        budget = _worker_budget(client) if remote and options.memory is None else None
-        if budget is None:
-            budget = memory_budget(options.memory) // slots
-        yield Cluster(client, slots, budget, client.dashboard_link, blas)
+        slots = sum(client.nthreads().values())
+        yield Cluster(client, slots, memory_budget(given.memory) // slots, client.dashboard_link)
+
+
+def _usable(given: object) -> Client | None:
+    """Return the client that is given, or the default one; None if there is none that waits for its answers."""
+    from distributed import Client
+
+    if given is None:
+        try:
+            client = Client.current()
+        except ValueError:
+            return None
+        return None if client.asynchronous or client.status != "running" else client
+    if not isinstance(given, Client):
+        raise ParameterError(
+            f"cluster: expected ClusterOptions, a distributed.Client, or None, found {type(given).__name__}; "
+            "of a Dask cluster, give its get_client()"
+        )
+    if given.asynchronous or given.status != "running":
+        what = "an asynchronous one" if given.asynchronous else f"one that is {given.status}"
+        raise ParameterError(f"cluster: expected a client that is connected, found {what}; open another")
+    return given
+
+
+def _handed_over(client: Client, progress: Progress, folder: Location | None, default: bool) -> Cluster:
+    """Return the cluster of a client that somebody else opened."""
+    name = str(client.scheduler_info(n_workers=0)["address"])
+    try:
+        return _running(client, progress, folder, None, name)
+    except ComputeError as error:
+        if not default:
+            raise
+        raise ComputeError(
+            f"{error} (this process's default client was taken; cluster=ClusterOptions() starts another)"
+        ) from error
+
+
+def _running(
+    client: Client, progress: Progress, folder: Location | None, memory: int | None, name: str
+) -> Cluster:
+    """Return the cluster of a scheduler that somebody else started, its workers compared with this process."""
+    slots = sum(client.nthreads().values())
+    if not slots:
+        raise ComputeError(f"{name}: the scheduler has no workers; start some first")
+    progress.note(f"dashboard: {client.dashboard_link}")
+    blas = check_workers(client, folder)
+    budget = _worker_budget(client) if memory is None else None
+    if budget is None:
+        budget = memory_budget(memory) // slots
+    return Cluster(client, slots, budget, client.dashboard_link, blas)
 
 
 def _client(options: ClusterOptions, progress: Progress) -> AbstractContextManager[Client]:

@@ -91,7 +91,8 @@ def local_client(options: ClusterOptions) -> Iterator[Client]:
                 f"{one_line(error)}); it needs a folder for temporary files (TMPDIR, now {tempfile.gettempdir()}), "
                 "ports of 127.0.0.1, and memory and processes (ulimit -u) for its workers: fewer --workers need less"
             ) from error
-        with cluster, Client(cluster) as client:
+        # Not the default: what else this process computes with Dask goes where it went.
+        with cluster, Client(cluster, set_as_default=False) as client:
             yield client
 
 

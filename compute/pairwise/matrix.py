@@ -28,6 +28,7 @@ from compute.cluster.options import Cluster
 from compute.cluster.tasks import run_tasks
 from compute.metrics.base import Metric
 from compute.pairwise.counts import write_distributions
+from compute.pairwise.labelled import LabelledMatrix
 from compute.pairwise.plan import CHUNK_ROWS, Tile, plan_distances, tile_bytes
 from compute.pairwise.tile import compute_tile, read_entries
 
@@ -35,8 +36,8 @@ from compute.pairwise.tile import compute_tile, read_entries
 _COMPILED_BUDGET = 2**30
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DistanceMatrix:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class DistanceMatrix(LabelledMatrix):
     """Distances between all datasets of a bank.
 
     Attributes
@@ -53,6 +54,9 @@ class DistanceMatrix:
     values: NDArray[np.float64]
     metric: str
 
+    def _label(self) -> str:
+        return self.metric
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Stored:
@@ -65,14 +69,6 @@ class _Stored:
     @property
     def key(self) -> str:
         return self.metric.key
-
-
-def distance_matrix(
-    bank: AdapterBank, metric: Metric, cluster: Cluster, progress: Progress
-) -> DistanceMatrix:
-    """Compute the distances of one metric; see `distance_matrices`."""
-    (matrix,) = distance_matrices(bank, [metric], cluster, progress)
-    return matrix
 
 
 def distance_matrices(

@@ -6,18 +6,25 @@ import contextlib
 from collections.abc import Iterator
 
 from bankdb.arrays.durable import partial_files
-from bankdb.bank import AdapterBank
+from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.progress import Progress
 from compute.cluster.client import open_cluster
-from compute.cluster.options import Cluster, ClusterOptions
+from compute.cluster.options import Cluster, ClusterLike
 
 
 @contextlib.contextmanager
-def computing(bank: AdapterBank, cluster: Cluster | None, progress: Progress) -> Iterator[Cluster]:
-    """Hold the compute lock, with the caller's cluster or threads of this process for as long as it takes."""
+def computing(bank: AdapterBank, given: ClusterLike, progress: Progress) -> Iterator[Cluster]:
+    """Hold the compute lock, with a cluster as `open_cluster` takes it, for as long as a workflow takes.
+
+    Raises
+    ------
+    BankNotFoundError
+        The bank has no adapters; nothing is started for it.
+    """
     with contextlib.ExitStack() as stack:
-        if cluster is None:
-            cluster = stack.enter_context(open_cluster(ClusterOptions(processes=False), progress))
+        if not isinstance(given, Cluster):
+            ready_adapters(bank)
+        cluster = stack.enter_context(open_cluster(given, progress, bank.store.path))
         stack.enter_context(bank.computing(progress))
         _clear_unfinished(bank)
         yield cluster

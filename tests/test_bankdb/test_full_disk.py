@@ -22,7 +22,7 @@ from cli.main import cli
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterOptions
-from compute.prediction.predict_all import predict_all_ways
+from compute.prediction.predict_all import predict_all
 from tests.support.banks.bank_content import assert_nothing_else, content
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.small_bank import create_bank, write_pairs
@@ -104,7 +104,7 @@ def run(bank: AdapterBank, progress: Progress) -> dict[str, dict[str, str]]:
     with open_cluster(
         ClusterOptions(workers=2, processes=False, memory=1 << 30), SilentProgress()
     ) as cluster:
-        predict_all_ways(bank, WAYS, cluster=cluster, progress=progress)
+        predict_all(bank, WAYS, cluster=cluster, progress=progress)
     return {kind: digests(bank.path / f"{kind}.zarr") for kind in KINDS}
 
 

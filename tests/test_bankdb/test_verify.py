@@ -529,13 +529,11 @@ def test_what_is_removed_meanwhile_is_no_damage(bank: AdapterBank) -> None:
 def test_what_is_added_and_replaced_meanwhile_is_no_damage(
     bank: AdapterBank, tmp_path: Path, pairs: Path
 ) -> None:
-    from bankdb.ingest import IngestOptions
-
     shutil.rmtree(pairs / "adapters" / "task003")
     write_good_adapter(pairs / "adapters" / "task003", seed=50)
     write_pairs(pairs, 2, prefix="new")
     with AdapterBank.open(bank.path) as other:
-        ingest = lambda: ingest_folder(other, pairs, options=IngestOptions(replace=True))  # noqa: E731
+        ingest = lambda: ingest_folder(other, pairs, replace=True)  # noqa: E731
         report = verify(bank, progress=Meanwhile(ingest, at=1))
     assert_clean(report, 5)
     assert len(bank) == 8

@@ -25,7 +25,7 @@ from bankdb.errors import printable
 from bankdb.progress import Progress
 from cli.display import BarProgress, LineProgress, print_json
 from cli.main import cli as program
-from cli.report.page import render
+from compute.reporting.page.page import render
 from tests.support.banks.small_report import small_report
 
 # A title, a cleared screen, a bell, C1's CSI, DEL, a line that pretends, and text that reads backwards.

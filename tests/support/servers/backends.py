@@ -17,7 +17,7 @@ import pytest
 
 from bankdb.bank import AdapterBank
 from bankdb.catalog.url import parse_database
-from bankdb.location import BankLocation
+from bankdb.storage.location import BankLocation
 from tests.support.servers.postgres_server import PostgresServer
 
 BACKENDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgres))

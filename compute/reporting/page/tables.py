@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bankdb.records import published, without_folders
-from cli.report.words import duration
+from compute.reporting.page.words import duration
 from compute.reporting.records import Report
 
 

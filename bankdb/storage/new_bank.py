@@ -18,7 +18,7 @@ from bankdb.catalog.locks import exclusive_lock
 from bankdb.catalog.url import parse_database, shown_database
 from bankdb.datasets.read import TEXT_RULE
 from bankdb.errors import BankNotFoundError, ConflictError, FileSystemError, ParameterError, TokenizerError
-from bankdb.location import LOCATION_FILE, UNFINISHED_LOCATION_FILE, BankLocation
+from bankdb.storage.location import LOCATION_FILE, UNFINISHED_LOCATION_FILE, BankLocation
 
 if TYPE_CHECKING:
     from bankdb.datasets.tokenizer import BankTokenizer

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import printable
-from cli.report.images import EncodedMatrix
-from cli.report.plots import PALETTE, short
-from cli.report.words import LEFT_OUT, left_out, system_words
 from compute.approaches.by_distance import effective_sources
-from compute.evaluation.records import Evaluation, Outcome
+from compute.evaluation.records import Evaluation
+from compute.evaluation.scores import Outcome
 from compute.evaluation.systems import System
+from compute.reporting.page.images import EncodedMatrix
+from compute.reporting.page.plots import PALETTE, short
+from compute.reporting.page.words import LEFT_OUT, left_out, system_words
 from compute.reporting.records import Matrix, Report
 
 TOP_SOURCES = 12

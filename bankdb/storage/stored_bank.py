@@ -1,0 +1,268 @@
+"""A bank on disk, its parts opened together: a folder with its database, its arrays and its tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from bankdb.arrays.adapter_store import AdapterStore, Vector
+from bankdb.arrays.remote import Location, located
+from bankdb.catalog.aside import computed_aside
+from bankdb.catalog.catalog import Catalog
+from bankdb.catalog.database import Database
+from bankdb.catalog.generations import GenerationStore
+from bankdb.catalog.runs import RunBook
+from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, TokenizerError
+from bankdb.progress import Progress
+from bankdb.records import AdapterRecord, BankRecord, RunRecord
+from bankdb.storage.location import LOCATION_FILE, BankLocation
+from bankdb.storage.new_bank import claim_arrays
+
+if TYPE_CHECKING:
+    from bankdb.datasets.tokenizer import BankTokenizer
+    from bankdb.peft.layout import AdapterLayout
+    from bankdb.peft.weights import SourceAdapter
+
+
+class StoredBank:
+    """The parts of a bank, and what changes them: rows of adapters, what they are called, locks.
+
+    Attributes
+    ----------
+    path
+        The bank's folder.
+    location
+        Where its parts are: folder, database, arrays.
+    catalog
+        What is in it, by name.
+    runs
+        What was computed from it.
+    generations
+        What adapters answered to test examples.
+    arrays, derived
+        Where its arrays are: its folder, another one, or a URL; and those that are computed from others.
+    store
+        The adapters' array.
+    """
+
+    def __init__(self, location: BankLocation, database: Database) -> None:
+        self.location, self.path, self._aside = location, location.folder, contextlib.ExitStack()
+        self.use_database(database, location.folder)
+        self.arrays: Location = self.path if location.arrays is None else located(location.arrays)
+        self.derived, self.store = self.arrays, AdapterStore(self.arrays / "adapters.zarr")
+
+    def use_database(self, database: Database, folder: Path) -> None:
+        """Take catalogue, runs and generations from a database, and locks from a folder."""
+        self._database, self._locks = database, database.locks(folder)
+        self.catalog, self.runs = Catalog(database), RunBook(database)
+        self.generations = GenerationStore(database)
+
+    # -- opening --------------------------------------------------------------------------------
+
+    def claim_arrays(self) -> None:
+        """Mark the place of the arrays as this bank's, where it is not the bank's own folder."""
+        if self.location.arrays is not None:
+            claim_arrays(self.arrays, self.record.identity)
+
+    def check(self) -> None:
+        """Raise BankFormatError if the database or the adapters' array is not this bank's."""
+        self._check_identity()
+        self._check_arrays()
+
+    def _check_identity(self) -> None:
+        expected, found = self.location.identity, self.record.identity
+        if expected not in {None, found}:
+            raise BankFormatError(
+                f"{self.path / LOCATION_FILE}: expected bank {expected}, but its database holds bank {found}; "
+                "put the bank's own database or bank.json back"
+            )
+
+    def _check_arrays(self) -> None:
+        record = self.record
+        if record.layout is None or not self.catalog.count():
+            return
+        found = self.store.identity()
+        if found != record.identity:
+            raise BankFormatError(
+                f"{self.store.path}: belongs to bank {found or 'unknown'}, not to this one ({record.identity}); "
+                "put the bank's own adapters.zarr back"
+            )
+        columns = self.store.array.shape[-1]
+        if columns != record.parameters:
+            raise BankFormatError(
+                f"{self.store.path / 'zarr.json'}: rows of {record.parameters} parameters expected, {columns} "
+                "found; put the bank's own adapters.zarr back"
+            )
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+        self._aside.close()
+
+    def __enter__(self) -> Self:
+        """Return the bank itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the database."""
+        self.close()
+
+    # -- looking --------------------------------------------------------------------------------
+
+    @property
+    def record(self) -> BankRecord:
+        """What the bank is, as of now."""
+        return self.catalog.bank()
+
+    def adapters(self) -> list[AdapterRecord]:
+        """Return every adapter in the bank, by row."""
+        return self.catalog.adapters()
+
+    def __len__(self) -> int:
+        """Return the number of adapters."""
+        return self.catalog.count()
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """How a row of the array maps to named tensors. Raises BankNotFoundError on an empty bank."""
+        from bankdb.peft.layout import AdapterLayout
+
+        text = self.record.layout
+        if text is None:
+            raise BankNotFoundError(f"{self.path}: the bank has no adapters yet; add some with `bank ingest`")
+        return AdapterLayout.from_json(text)
+
+    @functools.cached_property
+    def tokenizer(self) -> BankTokenizer:
+        """The bank's own tokenizer.
+
+        Raises
+        ------
+        TokenizerError
+            It cannot be loaded, or is not the one that the bank was made with.
+        """
+        from bankdb.datasets.tokenizer import BankTokenizer
+
+        record = self.record
+        folder = self.path / "tokenizer"
+        if not folder.is_dir():
+            raise TokenizerError(
+                f"{folder}: the bank's tokenizer is missing; copy {record.tokenizer_name} there"
+            )
+        loaded = BankTokenizer(folder)
+        if loaded.fingerprint != record.tokenizer_fingerprint:
+            raise TokenizerError(
+                f"{folder}: expected the tokenizer with fingerprint {record.tokenizer_fingerprint[:12]} "
+                f"({record.tokenizer_name}), found {loaded.fingerprint[:12]}; put the original files back"
+            )
+        return loaded
+
+    def array_path(self, kind: str) -> Location:
+        """Return the place of a derived array: `distances`, `gram`, `predictions`, `distributions`, `neural`."""
+        return self.derived / f"{kind}.zarr"
+
+    def run_array(self, run: RunRecord) -> Location | None:
+        """Return the place of the array that a run writes, or None if it writes none."""
+        name = json.loads(run.parameters).get("array")
+        return None if name is None else self.derived / str(name)
+
+    @property
+    def database_shown(self) -> str:
+        """How messages name the bank's database: a file, or a server's database without its password."""
+        return self._database.shown
+
+    def database_problems(self) -> list[str]:
+        """Return what the database itself reports as damaged; empty when it is whole."""
+        return self._database.integrity_problems()
+
+    # -- changing -------------------------------------------------------------------------------
+
+    def reserve(self, name: str, adapter: SourceAdapter) -> int:
+        """Reserve a row for `name` and make room for it; the first adapter sets the bank's layout.
+
+        Raises
+        ------
+        AdapterError
+            The adapter's layout is not the bank's, or it was trained on another revision of the base model.
+        """
+
+        with self._database.write() as session:
+            record = self.catalog.bank_in(session)
+            if record.layout is None:
+                self.claim_arrays()  # `create` may have been killed before it did
+                self.store.create(adapter.layout.size, record.identity)
+                self.catalog.set_layout(
+                    session,
+                    layout=adapter.layout.to_json(),
+                    parameters=adapter.layout.size,
+                    alpha=adapter.config.alpha,
+                    use_rslora=adapter.config.use_rslora,
+                    scaling=adapter.config.scaling,
+                    dtype=adapter.dtype,
+                    task_type=adapter.config.task_type,
+                    base_model_revision=adapter.config.revision,
+                )
+            else:
+                _check_fits(record, record.layout, name, adapter)
+            row = self.catalog.reserve(session, name)
+            self.store.grow(row + 1)
+            return row
+
+    def restore(self, row: int, vector: Vector) -> None:
+        """Write a ready row again; its own file is replaced, what is foreign stays."""
+        with self._database.write():
+            self.store.grow(self.record.next_row)
+        self.store.delete(row)
+        self.store.write(row, vector)
+
+    # -- locks ----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def ingesting(self) -> Iterator[None]:
+        """Announce that rows may be reserved by this process; several may do so at once."""
+        with self._locks.shared("ingest"):
+            yield
+
+    @contextlib.contextmanager
+    def nobody_ingesting(self) -> Iterator[bool]:
+        """Yield True while no process can be inside `ingesting`; False at once if one is."""
+        with self._locks.try_exclusive("ingest") as alone:
+            yield alone
+
+    @contextlib.contextmanager
+    def nobody_computing(self) -> Iterator[bool]:
+        """Yield True while no process can be inside `computing`; False at once if one is."""
+        with self._locks.try_exclusive("compute") as alone:
+            yield alone
+
+    def computing(self, progress: Progress) -> contextlib.AbstractContextManager[None]:
+        """Be the only process that writes derived arrays; waits for another that does.
+
+        Of a bank that may only be read, they are written elsewhere from now on, until it is closed.
+        """
+        if self._database.read_only:
+            self._aside.enter_context(computed_aside(self, self._database, progress))
+        note = "another run is working on this bank; waiting for it to finish"
+        return self._locks.exclusive("compute", lambda: progress.note(note))
+
+
+def _check_fits(record: BankRecord, layout: str, name: str, adapter: SourceAdapter) -> None:
+    from bankdb.peft.layout import AdapterLayout
+
+    found = AdapterLayout.from_json(layout).differences(adapter.layout)
+    if found:
+        raise AdapterError(f"{name}: not of the bank's layout: {'; '.join(found)}")
+    if adapter.config.revision != record.base_model_revision:
+        raise AdapterError(other_revision(name, record.base_model_revision, adapter.config.revision))
+
+
+def other_revision(what: str, expected: str | None, found: str | None) -> str:
+    """Return the message for an adapter of another revision of the base model."""
+    return (
+        f"{what}: trained on revision {found!r} of the base model, the bank's adapters on {expected!r}; "
+        "keep them in separate banks"
+    )
