@@ -42,9 +42,15 @@ class Database:
     def __init__(self, url: str | URL, *, create: bool = False) -> None:
         self._backend = _backend(make_url(url), create)
         self.shown = self._backend.shown
+        self.read_only = self._backend.read_only
         try:
             with self.read() as session:
                 revision = current_revision(session.connection())
+            if revision != HEAD and self.read_only:
+                raise BankFormatError(
+                    f"{self.shown}: schema revision {revision}, this version needs {HEAD}, and the bank may only be "
+                    "read here; run `bank list` once where it may be written, which brings it to that, or copy it"
+                )
             if revision != HEAD:
                 with self.write() as session:
                     self._migrate(session, create)
@@ -83,6 +89,7 @@ class Database:
         with self._session(write=False) as session:
             yield session
             session.rollback()
+            self._backend.check_unchanged()
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -110,6 +117,10 @@ class Database:
         """Return what the database itself reports as damaged; empty when it is whole."""
         with self.read() as session:
             return self._backend.integrity_problems(session.connection())
+
+    def copy_to(self, path: Path) -> None:
+        """Write a read-only database as a file of SQLite's that may be written."""
+        self._backend.copy_to(path)
 
     def locks(self, folder: Path) -> BankLocks:
         """Return the locks between the clients of the bank in `folder`."""
