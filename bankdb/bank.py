@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from bankdb.arrays.durable import fsync_path
 from bankdb.catalog.database import Database
-from bankdb.catalog.locks import exclusive_lock
 from bankdb.errors import BankError, BankNotFoundError, one_line
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
@@ -17,6 +16,7 @@ from bankdb.storage.location import BankLocation
 from bankdb.storage.new_bank import (
     check_free,
     check_places_free,
+    making,
     new_location,
     record_bank,
     save_tokenizer,
@@ -92,7 +92,7 @@ class AdapterBank(StoredBank):
         check_places_free(location)
         loaded = BankTokenizer(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(folder / ".ingest.lock", lambda: None):
+        with making(location):
             check_free(folder)  # of two that came so far together, one goes on
             save_tokenizer(loaded, folder / "tokenizer")
             location.record()

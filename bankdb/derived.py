@@ -219,7 +219,7 @@ def delete_derived(bank: StoredBank, path: Location) -> None:
     """
     if not path.exists():
         return
-    if is_linked(path, bank.arrays):
+    if is_linked(path, bank.derived):
         raise BankFormatError(
             f"{path}: behind a symbolic link, where nothing is deleted; put a folder in the link's place, or keep "
             "the arrays elsewhere: `bank init --arrays`"
@@ -233,7 +233,7 @@ def delete_derived(bank: StoredBank, path: Location) -> None:
 
 def delete_others(bank: StoredBank, root: Location, keep: Collection[str] = ()) -> None:
     """Delete what this bank made earlier within `root`, and nothing that is in doubt."""
-    if is_linked(root, bank.arrays):
+    if is_linked(root, bank.derived):
         return
     for path in folders_in(root):
         if path.name in keep or not _NAME.fullmatch(path.name):
@@ -255,7 +255,7 @@ def clear_unfinished(bank: StoredBank) -> list[str]:
 def unfinished(bank: StoredBank) -> list[Any]:
     """Return the files that running or killed writers have not finished."""
     roots = [bank.array_path(kind) for kind in KINDS]
-    return [file for root in roots if not is_linked(root, bank.arrays) for file in partial_files(root)]
+    return [file for root in roots if not is_linked(root, bank.derived) for file in partial_files(root)]
 
 
 def _make_room(bank: StoredBank, path: Location) -> None:
@@ -320,7 +320,7 @@ def delete_damaged(bank: StoredBank, problem: Problem) -> bool:
     """Delete what is in the way of making it again, a block of this bank's or a whole array; return whether it went."""
     path = problem.delete
     try:
-        if problem.block and not is_linked(path, bank.arrays):
+        if problem.block and not is_linked(path, bank.derived):
             delete_files(path.parent, [path.name])
         else:
             delete_derived(bank, path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from bankdb.errors import printable
+
 
 def text_summary(title: str, facts: Mapping[str, object]) -> str:
     """Return a title, and a line for each fact."""
@@ -36,7 +38,7 @@ def shown(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
 def _row(cell: str, values: Iterable[object]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,13 @@ def _rank(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     return int(value)
 
 
+def _number(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """Refuse what is no number, which no range does."""
+    if math.isnan(value):
+        raise click.BadParameter(f"expected a number, found {value}")
+    return value
+
+
 space_options = together(
     click.option(
         "--space",
@@ -105,13 +113,14 @@ cluster_options = together(
     ),
     click.option(
         "--wait-workers",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 1_000_000),
         metavar="N",
         help="Of a running scheduler: begin when it has N workers.",
     ),
     click.option(
         "--wait-seconds",
-        type=click.FloatRange(0, min_open=True),
+        type=click.FloatRange(0, 31_622_400, min_open=True),
+        callback=_number,
         default=300.0,
         show_default=True,
         help="How long to wait for them, before the command fails.",
@@ -163,7 +172,9 @@ approach_parameters = together(
         show_default=True,
         help="Divides distances (attentional) or z-scores (normalized) before the softmin.",
     ),
-    click.option("--top-k", type=int, help="Keep the k largest coefficients and renormalise."),
+    click.option(
+        "--top-k", type=click.IntRange(max=2**31 - 1), help="Keep the k largest coefficients and renormalise."
+    ),
     click.option(
         "--protocol",
         type=click.Choice(["cross-fitted", "published"]),
@@ -171,7 +182,9 @@ approach_parameters = together(
         show_default=True,
         help="Of neural: no row is predicted by a network that saw it, or one network of 80% for all.",
     ),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of neural."),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of neural."
+    ),
     click.option(
         "--width", type=click.IntRange(2, 20_000), default=4000, show_default=True, help="Of neural's layers."
     ),

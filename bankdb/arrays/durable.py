@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -15,16 +17,26 @@ from bankdb.arrays import remote
 from bankdb.arrays.remote import Location, RemotePath
 from bankdb.errors import BankFormatError
 
+# What fsync of a folder gives where only files are flushed.
+_NO_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 
 
 def fsync_path(path: Location) -> None:
-    """Flush a file or a folder to the disk."""
+    """Flush a file or a folder to the disk.
+
+    Some network disks flush files alone, and say so of a folder: there, a file that was just made may be gone after
+    the power failed, though its content was flushed.
+    """
     if isinstance(path, RemotePath):
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDERS or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
@@ -142,6 +154,16 @@ def delete_tree(path: Location) -> None:
         shutil.rmtree(path)
 
 
+def copy_folder(source: Location, target: Path) -> None:
+    """Copy a folder without its permissions, which may not allow to write; nothing where there is none, or a URL."""
+    if isinstance(source, RemotePath) or not source.is_dir():
+        return
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    for item in (target, *target.rglob("*")):
+        if item.is_dir():
+            item.chmod(0o700)
+
+
 def is_empty(path: Location) -> bool:
     """Return whether nothing is at `path` or below it."""
     if isinstance(path, RemotePath):
@@ -207,12 +229,43 @@ def is_partial(name: str) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all, also after a crash."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write a file so that it appears whole or not at all, also after a crash.
+
+    A link stays, and what it points to is written so. What is no regular file, such as a device, a named pipe or
+    `/dev/stdout`, is written into.
+    """
+    target = _link_target(path)
+    if _is_stream(target):
+        with naming(path), target.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+        return
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        fsync_path(unfinished)
-        unfinished.replace(path)
-        fsync_path(path.parent)
+        with naming(path):
+            unfinished.write_text(text, encoding="utf-8")
+            if target.exists():
+                shutil.copymode(target, unfinished)
+            fsync_path(unfinished)
+            unfinished.replace(target)
+            fsync_path(target.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _link_target(path: Path) -> Path:
+    """Follow links, but those to what a process has open, which a path cannot replace."""
+    for _ in range(40):  # as many as the kernel follows
+        path = path.parent.resolve() / path.name  # /dev/fd is a link to a folder of /proc
+        if not path.is_symlink() or path.is_relative_to("/proc"):
+            return path
+        path = path.parent / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def _is_stream(path: Path) -> bool:
+    if path.is_relative_to("/proc"):
+        return True
+    try:
+        return not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
+    except FileNotFoundError:
+        return False

@@ -57,10 +57,15 @@ class Database:
     def __init__(self, url: str | URL, *, create: bool = False) -> None:
         self._backend = _backend(make_url(url), create)
         self.shown = self._backend.shown
-        self.read_only: bool = getattr(self._backend, "read_only", False)
+        self.read_only = self._backend.read_only
         try:
             with self.read() as session:
                 revision = current_revision(session.connection())
+            if revision != HEAD and self.read_only:
+                raise BankFormatError(
+                    f"{self.shown}: schema revision {revision}, this version needs {HEAD}, and the bank may only be "
+                    "read here; run `bank list` once where it may be written, which brings it to that, or copy it"
+                )
             if revision != HEAD:
                 with self.write() as session:
                     self._migrate(session, create)
@@ -99,6 +104,7 @@ class Database:
         with self._session(write=False) as session:
             yield session
             session.rollback()
+            self._backend.check_unchanged()
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -151,6 +157,10 @@ class Database:
             for _ in session.scalars(select(model).execution_options(yield_per=_AT_ONCE)):
                 pass
         return damaged
+
+    def copy_to(self, path: Path) -> None:
+        """Write a read-only database as a file of SQLite's that may be written."""
+        self._backend.copy_to(path)
 
     def locks(self, folder: Path) -> BankLocks:
         """Return the locks between the clients of the bank in `folder`."""

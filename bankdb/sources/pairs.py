@@ -150,6 +150,20 @@ def _screened(candidates: Iterable[PairReference | RefusedPair], pattern: re.Pat
     return references, refused
 
 
+def groups_in_names(names: Iterable[str], group_pattern: str) -> dict[str, str]:
+    """Return the groups that a regular expression finds in names, as `find_references` does; of others none.
+
+    Raises
+    ------
+    ParameterError
+        It is no regular expression with a group.
+    """
+    pattern = _compiled(group_pattern)
+    assert pattern is not None
+    matches = {name: pattern.search(name) for name in names}
+    return {name: match.group(1) for name, match in matches.items() if match and match.group(1)}
+
+
 def resolve(reference: PairReference) -> Pair:
     """Locate the files of a pair that is on local disk.
 

@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from bankdb.arrays.adapter_store import AdapterStore, StoredRow, Vector
@@ -19,6 +20,7 @@ from bankdb.catalog.runs import RunBook
 from bankdb.errors import BankFormatError, BankNotFoundError, TokenizerError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, BankRecord, RunRecord
+from bankdb.storage.aside import computed_aside
 from bankdb.storage.location import LOCATION_FILE, BankLocation
 from bankdb.storage.new_bank import claim_arrays
 from bankdb.storage.ownership import Ownership
@@ -46,26 +48,28 @@ class StoredBank:
         What was computed from it.
     generations
         What adapters answered to test examples.
-    arrays
-        Where its arrays are: its folder, another one, or a URL.
+    arrays, derived
+        Where its arrays are: its folder, another one, or a URL; and those that are computed from others.
     store
         The adapters' array.
-    ownership
-        Who writes it.
     """
 
     def __init__(self, location: BankLocation, database: Database) -> None:
-        self.location = location
-        self.path = location.folder
-        self._database = database
-        self._locks = database.locks(location.folder)
-        self.catalog = Catalog(database)
-        self.origins = Origins(database)
-        self.runs = RunBook(database)
-        self.generations = GenerationStore(database)
+        self.location, self.path, self._aside = location, location.folder, contextlib.ExitStack()
+        self.use_database(database, location.folder)
         self.arrays: Location = self.path if location.arrays is None else located(location.arrays)
-        self.store = AdapterStore(self.arrays / "adapters.zarr")
-        self.ownership = Ownership(database, self.store, self.store.path)
+        self.derived, self.store = self.arrays, AdapterStore(self.arrays / "adapters.zarr")
+
+    def use_database(self, database: Database, folder: Path) -> None:
+        """Take catalogue, runs and generations from a database, and locks from a folder."""
+        self._database, self._locks = database, database.locks(folder)
+        self.catalog, self.origins = Catalog(database), Origins(database)
+        self.runs, self.generations = RunBook(database), GenerationStore(database)
+
+    @property
+    def ownership(self) -> Ownership:
+        """Which catalogue writes the adapters' array, and what it knows of rows as they are stored."""
+        return Ownership(self._database, self.store, self.store.path)
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -107,6 +111,7 @@ class StoredBank:
     def close(self) -> None:
         """Close the database."""
         self._database.close()
+        self._aside.close()
 
     def __enter__(self) -> Self:
         """Return the bank itself."""
@@ -189,12 +194,12 @@ class StoredBank:
 
     def array_path(self, kind: str) -> Location:
         """Return the place of a derived array: `distances`, `gram`, `predictions`, `distributions`, `neural`."""
-        return self.arrays / f"{kind}.zarr"
+        return self.derived / f"{kind}.zarr"
 
     def run_array(self, run: RunRecord) -> Location | None:
         """Return the place of the array that a run writes, or None if it writes none."""
         name = json.loads(run.parameters).get("array")
-        return None if name is None else self.arrays / str(name)
+        return None if name is None else self.derived / str(name)
 
     @property
     def database_shown(self) -> str:
@@ -291,9 +296,12 @@ class StoredBank:
         with self._locks.try_exclusive("compute") as alone:
             yield alone
 
-    @contextlib.contextmanager
-    def computing(self, progress: Progress) -> Iterator[None]:
-        """Be the only process that writes derived arrays; waits for another that does."""
+    def computing(self, progress: Progress) -> contextlib.AbstractContextManager[None]:
+        """Be the only process that writes derived arrays; waits for another that does.
+
+        Of a bank that may only be read, they are written elsewhere from now on, until it is closed.
+        """
+        if self._database.read_only:
+            self._aside.enter_context(computed_aside(self, self._database, progress))
         note = "another run is working on this bank; waiting for it to finish"
-        with self._locks.exclusive("compute", lambda: progress.note(note)):
-            yield
+        return self._locks.exclusive("compute", lambda: progress.note(note))

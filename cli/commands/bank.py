@@ -1,4 +1,4 @@
-"""Commands about what a bank holds: init, ingest, list, show, verify, remove, export."""
+"""Commands about what a bank holds: init, ingest, list, show, verify, group, remove, export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.display import print_json, print_table, shown_progress
+from cli.display import print_json, print_table, shown_progress, tell
+from cli.option_rules import CheckedCommand
 from cli.options import bank_option, column_options, json_option, memory_option, opened, overwrite_option
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ _MOST_NOTES = 9
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExample:\n  bank init --base-model mistralai/Mistral-7B-Instruct-v0.2 --tokenizer ./mistral-7b\n"
-    "  bank init --base-model ... --tokenizer ... --arrays s3://bucket/my-bank"
+    "  bank init --base-model ... --tokenizer ... --arrays s3://bucket/my-bank",
 )
 @bank_option
 @click.option(
@@ -71,18 +73,19 @@ def init(
         record = bank.record
         notes = bank.tokenizer.notes
     for note in notes:
-        click.echo(note, err=True)
+        tell(note, err=True)
     if as_json:
         print_json(asdict(record))
         return
-    click.echo(f"made {bank_path}: base model {record.base_model}, tokenizer of {record.vocabulary:,} ids")
+    tell(f"made {bank_path}: base model {record.base_model}, tokenizer of {record.vocabulary:,} ids")
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank ingest ./pairs                 datasets/NAME/ and adapters/NAME/\n"
     "  bank ingest manifest.csv            columns name, adapter, dataset, group, licence\n"
-    "  bank ingest --hub OWNER/ADAPTER@REV=OWNER/DATASET@REV"
+    "  bank ingest --hub OWNER/ADAPTER@REV=OWNER/DATASET@REV",
 )
 @bank_option
 @click.argument("sources", nargs=-1, required=True, metavar="FOLDER|MANIFEST|ID...")
@@ -134,7 +137,7 @@ def ingest(
         written_as = bank.origins.task_type()
     if task_types.keys() - {written_as} and not as_json:
         stated = ", ".join(f"{task or 'none'} by {count}" for task, count in task_types.most_common())
-        click.echo(f"note: task_type is stated as {stated}; predictions are written as {written_as}")
+        tell(f"note: task_type is stated as {stated}; predictions are written as {written_as}")
     _tell_ingested(report, total, as_json)
     if report.refused:
         sys.exit(1)
@@ -148,20 +151,20 @@ def _tell_ingested(report: IngestReport, total: int, as_json: bool) -> None:
         return
     notes = [f"note: {f'{listed(names)}: ' if names else ''}{note}" for note, names in report.notes.items()]
     for line in notes[:_MOST_NOTES]:
-        click.echo(line, err=True)
+        tell(line, err=True)
     if len(notes) > _MOST_NOTES:
-        click.echo(f"note: and {len(notes) - _MOST_NOTES} more such notes; --json has all", err=True)
+        tell(f"note: and {len(notes) - _MOST_NOTES} more such notes; --json has all", err=True)
     for item in report.refused:
-        click.echo(f"refused {item.name}: {' '.join(item.reason.split())}", err=True)
+        tell(f"refused {item.name}: {' '.join(item.reason.split())}", err=True)
     parts = [f"{len(report.added)} added", f"{len(report.skipped)} there already"]
     if report.replaced:
         parts.append(f"{len(report.replaced)} replaced")
     if report.refused:
         parts.append(f"{len(report.refused)} refused")
-    click.echo(f"{', '.join(parts)}; the bank has {total} adapters")
+    tell(f"{', '.join(parts)}; the bank has {total} adapters")
 
 
-@click.command("list", epilog="\b\nExample:\n  bank list --json")
+@click.command("list", cls=CheckedCommand, epilog="\b\nExample:\n  bank list --json")
 @bank_option
 @json_option
 def list_adapters(bank_path: Path, as_json: bool) -> None:
@@ -172,7 +175,7 @@ def list_adapters(bank_path: Path, as_json: bool) -> None:
         print_json([asdict(record) for record in records])
         return
     if not records:
-        click.echo("the bank has no adapters yet; add some with `bank ingest`")
+        tell("the bank has no adapters yet; add some with `bank ingest`")
         return
     headings = ("name", "group", "examples", "tokens", "rank", "dtype", "licence")
     print_table(
@@ -180,7 +183,7 @@ def list_adapters(bank_path: Path, as_json: bool) -> None:
     )
 
 
-@click.command(epilog="\b\nExamples:\n  bank show\n  bank show task1391")
+@click.command(cls=CheckedCommand, epilog="\b\nExamples:\n  bank show\n  bank show task1391")
 @bank_option
 @click.argument("name", required=False)
 @json_option
@@ -201,7 +204,7 @@ def show(bank_path: Path, name: str | None, as_json: bool) -> None:
     )
 
 
-@click.command(epilog="\b\nExample:\n  bank verify --repair")
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank verify --repair")
 @bank_option
 @click.option(
     "--repair",
@@ -220,17 +223,17 @@ def verify(bank_path: Path, repair: bool, as_json: bool) -> None:
         print_json(asdict(report) | {"clean": report.clean})
     else:
         for line in report.repaired:
-            click.echo(f"repaired: {line}")
+            tell(f"repaired: {line}")
         for line in report.leftovers:
-            click.echo(f"leftover: {line}")
+            tell(f"leftover: {line}")
         for line in report.damage:
-            click.echo(f"damage: {' '.join(line.split())}", err=True)
-        click.echo(f"{report.checked} adapters checked: {'clean' if report.clean else 'NOT clean'}")
+            tell(f"damage: {' '.join(line.split())}", err=True)
+        tell(f"{report.checked} adapters checked: {'clean' if report.clean else 'NOT clean'}")
     if not report.clean:
         sys.exit(1)
 
 
-@click.command(epilog="\b\nExample:\n  bank remove task1391")
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank remove task1391")
 @bank_option
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def remove(bank_path: Path, names: tuple[str, ...]) -> None:
@@ -240,10 +243,58 @@ def remove(bank_path: Path, names: tuple[str, ...]) -> None:
             bank.catalog.adapter(name)
         for name in names:
             bank.remove(name)
-            click.echo(f"removed {name}")
+            tell(f"removed {name}")
 
 
-@click.command(epilog="\b\nExample:\n  bank export task1391 --out ./task1391")
+@click.command(
+    cls=CheckedCommand,
+    epilog="\b\nExamples:\n"
+    "  bank group --pattern '^([^_]+)_'     forms_plural is of group forms\n"
+    "  bank group task1391 entailment task190 entailment\n"
+    "  bank group task1391 ''              of no group",
+)
+@bank_option
+@click.argument("names", nargs=-1, metavar="NAME GROUP...")
+@click.option("--pattern", metavar="REGEX", help="Its first group, found in a name, is the dataset's group.")
+@json_option
+def group(bank_path: Path, names: tuple[str, ...], pattern: str | None, as_json: bool) -> None:
+    """Set groups of datasets that are in the bank: those of one source, which are left out together.
+
+    Names in which the pattern is not found keep their group. What was computed with other groups is kept, and is
+    not used for these.
+    """
+    from bankdb.errors import ParameterError
+    from bankdb.sources.pairs import groups_in_names
+
+    if (pattern is None) == (not names) or len(names) % 2:
+        raise ParameterError("expected --pattern REGEX, or names each with a group; give one of them")
+    with opened(bank_path) as bank:
+        before = {record.name: record for record in bank.adapters()}
+        asked = dict(zip(names[::2], names[1::2], strict=True))
+        if pattern is not None:
+            asked = groups_in_names(before, pattern)
+        for name in asked:
+            bank.catalog.adapter(name)
+        changed = {name: new or None for name, new in asked.items() if (new or None) != before[name].group}
+        for name, new in changed.items():
+            bank.catalog.set_group(name, new, before[name].licence)
+        after = {record.name: record.group for record in bank.adapters()}
+    if as_json:
+        print_json({"changed": changed, "groups": after})
+        return
+    if changed:
+        print_table(
+            ("name", "group before", "group now"),
+            [(name, before[name].group, new) for name, new in changed.items()],
+        )
+    grouped = [one for one in after.values() if one is not None]
+    tell(
+        f"{len(changed)} changed; {len(grouped)} of {len(after)} datasets have one of {len(set(grouped))} groups"
+        + ("" if grouped or pattern is None else "; the pattern is found in no name")
+    )
+
+
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank export task1391 --out ./task1391")
 @bank_option
 @click.argument("name")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
@@ -259,11 +310,11 @@ def export(bank_path: Path, name: str, out: Path, overwrite: bool) -> None:
         folder = bank.export(name, out, overwrite=overwrite)
         left_out = left_out_of_names(bank.catalog.blob(bank.catalog.adapter(name).header_sha256))
     if left_out:
-        click.echo(f"note: tensor names are not those of the source, but without {', '.join(left_out)}")
-    click.echo(f"wrote {folder}{os.sep}")
+        tell(f"note: tensor names are not those of the source, but without {', '.join(left_out)}")
+    tell(f"wrote {folder}{os.sep}")
 
 
-@click.command(epilog="\b\nExample:\n  bank alias /models/mistral-7b")
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank alias /models/mistral-7b")
 @bank_option
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def alias(bank_path: Path, names: tuple[str, ...]) -> None:
@@ -271,7 +322,7 @@ def alias(bank_path: Path, names: tuple[str, ...]) -> None:
     with opened(bank_path) as bank:
         aliases = bank.origins.add_aliases(names)
         base_model = bank.record.base_model
-    click.echo(f"adapters may state the base model as {', '.join((base_model, *aliases))}")
+    tell(f"adapters may state the base model as {', '.join((base_model, *aliases))}")
 
 
-COMMANDS = (init, alias, ingest, list_adapters, show, verify, remove, export)
+COMMANDS = (init, alias, ingest, list_adapters, show, verify, group, remove, export)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table, shown_progress, write_text
+from cli.display import print_json, print_table, shown_progress, tell, write_csv
+from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
     approach_option,
@@ -35,7 +36,7 @@ csv_option = click.option(
 _LISTED = 10
 
 
-@click.command(epilog="\b\nExample:\n  bank distances --metric all --csv distances.csv")
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank distances --metric all --csv distances.csv")
 @bank_option
 @metric_option(many=True)
 @metric_parameters
@@ -85,7 +86,8 @@ def _summary(matrix: DistanceMatrix) -> tuple[str, float, float, float]:
 
 
 @click.command(
-    epilog="\b\nExample:\n  bank coefficients --metric js --approach normalized --csv coefficients.csv"
+    cls=CheckedCommand,
+    epilog="\b\nExample:\n  bank coefficients --metric js --approach normalized --csv coefficients.csv",
 )
 @bank_option
 @metric_option(many=True)
@@ -129,9 +131,9 @@ def _show_matrices(
     if csv is not None:
         from compute.pairwise.labelled import matrices_csv
 
-        write_text(csv, matrices_csv(matrices, labels))
+        write_csv(csv, matrices_csv(matrices, labels))
         if str(csv) != "-":
-            click.echo(f"wrote {csv}", err=as_json)
+            tell(f"wrote {csv}", err=as_json)
     if as_json:
         names = matrices[0].names
         print_json(

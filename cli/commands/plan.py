@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table, shown_progress
+from cli.display import print_json, print_table, shown_progress, tell
+from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
     approach_option,
@@ -26,37 +27,44 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank plan --measure\n"
     "  bank plan --metric all --approach neural --workers 8 --memory 64GiB --rates rates.json\n"
-    "  bank plan --adapters 10000 --parameters 9437184 --workers 64 --memory 512GiB"
+    "  bank plan --adapters 10000 --parameters 9437184 --workers 64 --memory 512GiB",
 )
 @bank_option
-@click.option("--adapters", type=click.IntRange(2), help="Plan a bank of so many adapters, without a bank.")
-@click.option("--parameters", type=click.IntRange(1), help="With --adapters: parameters of an adapter.")
+@click.option(
+    "--adapters", type=click.IntRange(2, 10**9), help="Plan a bank of so many adapters, without a bank."
+)
+@click.option(
+    "--parameters", type=click.IntRange(1, 10**13), help="With --adapters: parameters of an adapter."
+)
 @click.option(
     "--vocabulary",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 2**31 - 1),
     default=32_000,
     show_default=True,
     help="With --adapters: ids of the tokenizer.",
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10**13),
     default=70_000,
     show_default=True,
     help="With --adapters: tokens of a dataset.",
 )
 @click.option(
     "--distinct",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 2**31 - 1),
     help="With --adapters: distinct ids of a dataset; those of a Zipf distribution if not given.",
 )
 @metric_option(many=True)
 @approach_option()
 @click.option("--weight-error", is_flag=True, help="As of bank predict: with the Gram matrix.")
-@click.option("--workers", type=click.IntRange(1), help="Tasks that run at once; the cores if not given.")
+@click.option(
+    "--workers", type=click.IntRange(1, 1_000_000), help="Tasks that run at once; the cores if not given."
+)
 @memory_option
 @click.option("--measure", is_flag=True, help="Measure the rates of this machine, for the expected time.")
 @click.option(
@@ -132,20 +140,20 @@ def _show(planned: Forecast, as_json: bool) -> None:
         print_json(planned.to_dict())
         return
     shape, total = planned.shape, planned.total_seconds
-    click.echo(
+    tell(
         f"{shape.adapters:,} adapters of {shape.parameters:,} parameters; {shape.mean_distinct:,} distinct ids of "
         f"{shape.vocabulary:,} a dataset; {planned.workers} workers, {size_text(planned.task_memory)} a task"
     )
     shown = len(HEADINGS) - (total is None)
     print_table(HEADINGS[:shown], [row[:shown] for row in planned.rows()])
     for name, problem in planned.problems.items():
-        click.echo(f"{name}: {problem}")
+        tell(f"{name}: {problem}")
     if total is None:
-        click.echo("for the expected time: --measure, or --rates FILE")
+        tell("for the expected time: --measure, or --rates FILE")
         return
     missing = sum(value is None for value in planned.seconds)
     without = f", without {missing} steps whose time is not known" if missing else ""
-    click.echo(f"expected in all: {time_text(total)}{without}; the start of the processes not counted")
+    tell(f"expected in all: {time_text(total)}{without}; the start of the processes not counted")
 
 
 COMMANDS = (plan,)

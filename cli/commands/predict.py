@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table, shown_progress
+from cli.display import print_json, print_table, shown_progress, tell
+from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
     approach_option,
@@ -39,11 +40,12 @@ _LISTED = 10
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank predict my-data.jsonl --out my-adapter\n"
     "  bank predict --all --metric js --approach normalized --export predicted\n"
     "  bank predict --all --metric all --approach all --weight-error\n"
-    "  bank predict --all --space delta --rank full --export predicted"
+    "  bank predict --all --space delta --rank full --export predicted",
 )
 @bank_option
 @click.argument("newdata", required=False, type=click.Path(path_type=Path))
@@ -150,13 +152,11 @@ def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> Non
     rest = len(used) - len(rows)
     print_table(("source", "coefficient", f"distance ({prediction.metric})"), rows)
     if rest:
-        click.echo(f"and {rest} more sources")
-    click.echo(
-        f"effective number of sources: {prediction.effective_sources:.2f} of {len(prediction.adapters)}"
-    )
+        tell(f"and {rest} more sources")
+    tell(f"effective number of sources: {prediction.effective_sources:.2f} of {len(prediction.adapters)}")
     if delta is not None:
         _tell_retained(delta.form.layout.rank, [delta.retained])
-    click.echo(f"wrote {folder}/, which PEFT and vLLM load")
+    tell(f"wrote {folder}/, which PEFT and vLLM load")
 
 
 def _retained(energies: Mapping[str, float]) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _retained(energies: Mapping[str, float]) -> dict[str, Any]:
 def _tell_retained(rank: int, retained: Sequence[Mapping[str, float]]) -> None:
     values = [value for energies in retained for value in energies.values()]
     mean, least = sum(values) / len(values), min(values)
-    click.echo(
+    tell(
         f"products cut to rank {rank}: retained energy of a module {mean:.4f} on average, {least:.4f} at least"
     )
 
@@ -240,7 +240,7 @@ def _tell_delta(found: Coefficients, made: list[DeltaExport], other: dict[str, A
         ("metric", "approach", "effective sources"), [(found.metric, found.options.approach, effective)]
     )
     _tell_retained(max(one.rank for one in made), [one.retained for one in made])
-    click.echo(f"wrote {len(made)} folders under {other['export']}/, which PEFT and vLLM load")
+    tell(f"wrote {len(made)} folders under {other['export']}/, which PEFT and vLLM load")
 
 
 def _tell_all(made: list[PredictedBank], export: Path | None, as_json: bool) -> None:
@@ -256,9 +256,9 @@ def _tell_all(made: list[PredictedBank], export: Path | None, as_json: bool) -> 
     ]
     print_table(keep, body)
     count = len(made[0].coefficients.adapters)
-    click.echo(f"{count} adapters predicted by leave-one-out with each")
+    tell(f"{count} adapters predicted by leave-one-out with each")
     if export is not None:
-        click.echo(f"wrote {count} folders under {export}/, which PEFT and vLLM load")
+        tell(f"wrote {count} folders under {export}/, which PEFT and vLLM load")
 
 
 def _combination_summary(predicted: PredictedBank) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from cli.display import shown_progress
+from cli.display import shown_progress, tell
+from cli.option_rules import CheckedCommand
 from cli.options import Parameters, approach_option, bank_option, metric_option, opened
 from compute.approaches.registry import approaches as known_approaches
 
@@ -17,9 +18,10 @@ def _untrained() -> list[str]:
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank report --out report.html\n"
-    "  bank report --out report.html --metric js --approach normalized --approach neural"
+    "  bank report --out report.html --metric js --approach normalized --approach neural",
 )
 @bank_option
 @click.option(
@@ -59,7 +61,7 @@ def report(
     import compute
     from bankdb.errors import ConflictError
 
-    if out.exists() and not overwrite:
+    if (out.is_file() or out.is_dir()) and not overwrite:
         raise ConflictError(f"{out}: already there; choose another --out, or give --overwrite")
     with opened(bank_path) as bank:
         made = compute.report(
@@ -74,9 +76,7 @@ def report(
             progress=shown_progress(),
         )
     megabytes = out.stat().st_size / 1e6
-    click.echo(
-        f"wrote {out} ({megabytes:.1f} MB): {len(made.data.adapters)} adapters; open it in any browser"
-    )
+    tell(f"wrote {out} ({megabytes:.1f} MB): {len(made.data.adapters)} adapters; open it in any browser")
 
 
 def _command(context: click.Context) -> str:

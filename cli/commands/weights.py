@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table, write_text
+from cli.display import print_json, print_table, tell, write_csv, write_text
 
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
@@ -88,12 +88,12 @@ def _tell(table: WeightSpaceTable, curves: Sequence[SizeCurve], asked: WeightsOu
 
     to_screen = asked.csv is not None and str(asked.csv) == "-"
     if asked.csv is not None:
-        write_text(asked.csv, as_csv(table))
+        write_csv(asked.csv, as_csv(table))
     if asked.out is not None:
         asked.out.mkdir(parents=True, exist_ok=True)
-        write_text(asked.out / "weights.csv", as_csv(table))
+        write_csv(asked.out / "weights.csv", as_csv(table))
         write_sizes(curves, asked.out)
-        click.echo(f"wrote {asked.out}/", err=True)
+        tell(f"wrote {asked.out}/", err=True)
     if asked.as_json:
         print_json({"weight_space": as_record(table), "bank_sizes": sizes_record(curves)})
     elif not to_screen:
@@ -163,7 +163,7 @@ def write_sizes(curves: Sequence[SizeCurve], out: Path) -> None:
     writer = csv.DictWriter(text, _SIZE_HEADINGS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(sizes_record(curves))
-    write_text(out / "sizes.csv", text.getvalue())
+    write_csv(out / "sizes.csv", text.getvalue())
     write_text(out / "sizes.html", _drawn(curves))
 
 

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from bankdb.arrays.remote import Location
 from bankdb.errors import ComputeError, ParameterError
-from bankdb.progress import Progress, quiet_loggers
-from compute.cluster.machine import core_count, memory_budget
+from bankdb.progress import Progress
+from compute.cluster.machine import memory_budget
 from compute.cluster.options import Cluster, ClusterLike, ClusterOptions
 from compute.cluster.scheduler import check_remote, remote_client
 from compute.cluster.workers import check_workers
 
 if TYPE_CHECKING:
     from distributed import Client
-
-
-# Dask and its dashboard log that they start, stop, and take another port.
-_CHATTY = ("distributed", "bokeh", "tornado.application")
-# Freed memory that a worker process may keep for its next arrays.
-_KEPT_BYTES = 256 * 2**20
-# Dask's default and ours: every process wakes up 50 times a second to look whether it is late, and every worker 100
-# times to sample its stack. With a worker on each core that is 3% of a run.
-_CALMED = {
-    "distributed.admin.tick.interval": ("20ms", "500ms"),
-    "distributed.worker.profile.interval": ("10ms", "100ms"),
-}
 
 
 @contextlib.contextmanager
@@ -64,12 +51,13 @@ def open_cluster(given: ClusterLike, progress: Progress, folder: Location | None
             return
         given = ClusterOptions(processes=False)
     _check(given)
-    with remote_client(given, progress) if given.remote else _local(given) as client:
+    with _client(given, progress) as client:
         if given.remote:
             name = str(given.scheduler or given.scheduler_file)
             yield _running(client, progress, folder, given.memory, name)
             return
-        progress.note(f"dashboard: {client.dashboard_link}")
+        if client.dashboard_link:  # threads of this process have none
+            progress.note(f"dashboard: {client.dashboard_link}")
         slots = sum(client.nthreads().values())
         yield Cluster(client, slots, memory_budget(given.memory) // slots, client.dashboard_link)
 
@@ -123,6 +111,14 @@ def _running(
     return Cluster(client, slots, budget, client.dashboard_link, blas)
 
 
+def _client(options: ClusterOptions, progress: Progress) -> AbstractContextManager[Client]:
+    if options.remote:
+        return remote_client(options, progress)
+    from compute.cluster.local import local_client
+
+    return local_client(options)
+
+
 def _check(options: ClusterOptions) -> None:
     check_remote(options)
     if options.workers is not None and options.workers < 1:
@@ -132,72 +128,8 @@ def _check(options: ClusterOptions) -> None:
     memory_budget(options.memory)
 
 
-def _calmer() -> dict[str, str]:
-    """Return Dask's settings for fewer wake-ups, but those that the user has set."""
-    import dask
-
-    return {key: ours for key, (default, ours) in _CALMED.items() if dask.config.get(key) == default}
-
-
-@contextlib.contextmanager
-def _allocator(budget: int) -> Iterator[None]:
-    """Let worker processes keep some of the memory that they free.
-
-    Dask has them give back every 64 KiB at once, so that tasks spend a third of their time on page faults.
-    An eighth of the budget is kept at the most, but more in stages that `keep_freed` has keep it. Dask leaves
-    these variables in this process's environment, so that the first cluster of a process decides; values that
-    the user has set are kept.
-    """
-    import dask
-
-    kept = min(_KEPT_BYTES, budget // 8)
-    key = "distributed.nanny.pre-spawn-environ"
-    wanted = {
-        "MALLOC_TRIM_THRESHOLD_": str(kept),
-        # glibc takes no more than 32 MiB.
-        "MALLOC_MMAP_THRESHOLD_": str(min(kept, 32 * 2**20)),
-        # For `compute.cluster.memory.keep_freed`.
-        "MALLOC_ARENA_MAX": "1",
-    }
-    with dask.config.set({key: dict(dask.config.get(key)) | wanted}):
-        yield
-
-
 def _worker_budget(client: Client) -> int | None:
     """Return half of the memory that the poorest worker has for each of its threads, if all have a limit."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     limits = [int(worker["memory_limit"] or 0) // worker["nthreads"] for worker in workers]
     return min(limits) // 2 if limits and all(limits) else None
-
-
-@contextlib.contextmanager
-def _local(options: ClusterOptions) -> Iterator[Client]:
-    import dask
-    from distributed import Client, LocalCluster
-
-    workers = core_count() if options.workers is None else options.workers
-    with (
-        warnings.catch_warnings(),
-        quiet_loggers(*_CHATTY),
-        _allocator(memory_budget(options.memory) // workers),
-        dask.config.set(_calmer()),
-    ):
-        # A taken dashboard port is no news: the next free one is used, and printed.
-        warnings.filterwarnings("ignore", message="Port .* is already in use")
-        try:
-            cluster = LocalCluster(
-                n_workers=workers if options.processes else 1,
-                threads_per_worker=1 if options.processes else workers,
-                processes=options.processes,
-                host="127.0.0.1",
-                protocol="tcp://",
-                dashboard_address="127.0.0.1:8787",
-                silence_logs=logging.ERROR,
-            )
-        except RuntimeError as error:
-            raise ComputeError(
-                f"the local Dask cluster did not start ({error}); try fewer --workers"
-            ) from error
-        # Not the default: what else this process computes with Dask goes where it went.
-        with cluster, Client(cluster, set_as_default=False) as client:
-            yield client

@@ -15,7 +15,7 @@ from bankdb.bank import AdapterBank
 from bankdb.datasets.held_out import HeldOut, held_out_files, read_held_out
 from bankdb.errors import BankError, DatasetError, ParameterError, listed
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import AdapterRecord, GenerationKey, GenerationRecord, now
+from bankdb.records import AdapterRecord, GenerationKey, GenerationRecord, now, published
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterLike
@@ -332,7 +332,7 @@ def _evaluation(
         identity=hashlib.sha256(text.encode()).hexdigest()[:16],
         created=now(),
         settings={
-            "model": options.model or about.base_model,
+            "model": published(options.model or about.base_model),
             "dtype": options.machine.dtype,
             "max_examples": options.max_examples,
             "margin": MARGIN,
@@ -358,5 +358,5 @@ def _described(bank: AdapterBank) -> dict[str, Any]:
         "adapters": len(bank),
         "parameters": about.parameters,
         "scaling": about.scaling,
-        "tokenizer": about.tokenizer_name,
+        "tokenizer": published(about.tokenizer_name),
     }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bankdb.arrays.durable import write_whole
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError, listed
+from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError, listed, printable
+from bankdb.records import without_folders
 from bankdb.shown import html_summary, text_summary
 from bankdb.strict_json import parse_object
 from compute.evaluation.scores import Failure, Outcome, Sample, Target
@@ -55,6 +56,11 @@ class Evaluation:
         """Return each system over all tasks, with intervals: see `Summary`."""
         return summaries(self)
 
+    def _without_paths(self) -> Evaluation:
+        """Return what may be given away: reasons name files of this machine."""
+        failures = [replace(one, reason=without_folders(one.reason)) for one in self.failures]
+        return replace(self, failures=tuple(failures))
+
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `systems.csv`, `targets.csv` and `evaluation.json`, which `from_json` reads; return the folder.
 
@@ -65,9 +71,9 @@ class Evaluation:
         """
         target = Path(folder)
         files: dict[str, Callable[[], str]] = {
-            "systems.csv": lambda: summary_csv(self.summaries()),
-            "targets.csv": lambda: target_csv(self),
-            "evaluation.json": lambda: self.to_json() + "\n",
+            "systems.csv": lambda: printable(summary_csv(self.summaries()), keep="\n\t"),
+            "targets.csv": lambda: printable(target_csv(self), keep="\n\t"),
+            "evaluation.json": lambda: self._without_paths().to_json() + "\n",
         }
         taken = [name for name in files if (target / name).exists()]
         if taken and not overwrite:

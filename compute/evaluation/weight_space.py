@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bankdb.arrays.durable import write_whole
 from bankdb.bank import AdapterBank
-from bankdb.errors import ConflictError, ParameterError
+from bankdb.errors import ConflictError, ParameterError, printable
 from bankdb.progress import Progress, SilentProgress
 from bankdb.shown import html_summary, text_summary
 from compute.approaches.by_distance import coefficients as row_coefficients
@@ -127,7 +127,7 @@ class WeightSpaceTable:
         target = Path(path)
         if target.exists() and not overwrite:
             raise ConflictError(f"{target}: already there; choose another path, or give overwrite=True")
-        write_whole(target, as_csv(self))
+        write_whole(target, printable(as_csv(self), keep="\n\t"))
         return target
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.durable import write_whole
-from bankdb.errors import ConflictError
+from bankdb.errors import ConflictError, printable
 from bankdb.records import AdapterRecord
 from bankdb.shown import html_summary, text_summary
 
@@ -63,7 +63,7 @@ class LabelledMatrix:
         target = Path(path)
         if target.exists() and not overwrite:
             raise ConflictError(f"{target}: already there; choose another path, or give overwrite=True")
-        write_whole(target, matrices_csv([self], [{}]))
+        write_whole(target, printable(matrices_csv([self], [{}]), keep="\n\t"))
         return target
 
     def __repr__(self) -> str:

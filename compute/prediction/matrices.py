@@ -72,7 +72,8 @@ def compute_matrices(
     Raises
     ------
     ParameterError
-        The bank has fewer than two adapters, or nothing is left for a target when its group is left out.
+        The bank has fewer than two adapters, groups are to be left out and no dataset has one, or nothing is left
+        for a target when its group is left out.
     """
     adapters = ready_adapters(bank)
     n = len(adapters)
@@ -81,6 +82,11 @@ def compute_matrices(
             f"{bank.path}: leave-one-out needs at least 2 adapters, the bank has {n}; ingest more"
         )
     names, groups = ([getattr(record, key) for record in adapters] for key in ("name", "group"))
+    if not any(groups) and any(way.leave_out == "group" for way in ways):
+        raise ParameterError(
+            f"{bank.path}: no dataset has a group, so that leaving out groups would leave out adapters alone; set "
+            "groups with `bank group --pattern REGEX`, or give --group-pattern to `bank ingest`"
+        )
     units = [excluded_sources(names, groups, way.leave_out)[0] for way in ways]
     reading = [way for way in ways if way.how.reads_distances]
     found = iter(compute_distances(bank, reading, cluster, progress) if reading else [])

@@ -123,7 +123,7 @@ def stored_model(
     wanted = {"metric": metric, "options": network_key(options)}
     for run in reversed(bank.runs.all("neural")):
         parameters = json.loads(run.parameters)
-        path = bank.arrays / str(parameters["array"])
+        path = bank.derived / str(parameters["array"])
         if (
             any(parameters[key] != value for key, value in wanted.items())
             or parameters.get("leave_out", "adapter") != leave_out
@@ -184,7 +184,7 @@ def _run_of(
     made_from = digest_of(kind="neural", run=digest, **texts_of(bank, adapters), **rows_of(bank, adapters))
     parameters["array"] = f"neural.zarr/{digest[:16]}"
     run = bank.runs.begin("neural", parameters, seed=options.seed)
-    return run, bank.arrays / parameters["array"], made_from
+    return run, bank.derived / parameters["array"], made_from
 
 
 def _digest(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> str:

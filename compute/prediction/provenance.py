@@ -16,7 +16,7 @@ from bankdb.peft.folder import write_adapter_folder
 from bankdb.peft.layout import AdapterLayout
 from bankdb.peft.model_card import model_card
 from bankdb.peft.weights import write_safetensors
-from bankdb.records import AdapterRecord, BankRecord, library_versions
+from bankdb.records import AdapterRecord, BankRecord, library_versions, published
 from bankdb.strict_json import parse_object
 from compute.approaches.options import PredictionOptions
 from compute.combination.delta import DeltaForm
@@ -88,7 +88,7 @@ def provenance(
         "name": name,
         "base_model": bank.base_model,
         "base_model_revision": bank.base_model_revision,
-        "tokenizer": {"name": bank.tokenizer_name, "fingerprint": bank.tokenizer_fingerprint},
+        "tokenizer": {"name": published(bank.tokenizer_name), "fingerprint": bank.tokenizer_fingerprint},
         "text_rule": bank.text_rule,
         "metric": metric,
         "approach": options.approach,
@@ -108,13 +108,13 @@ def _source(adapter: AdapterRecord, coefficient: float) -> dict[str, Any]:
     return {
         "name": adapter.name,
         "coefficient": coefficient,
-        "source": adapter.source,
+        "source": published(adapter.source),
         "revision": adapter.revision,
         "sha256": adapter.source_sha256,
         "scaling": adapter.scaling,
         "licence": adapter.licence,
         "group": adapter.group,
-        "dataset_source": adapter.dataset_source,
+        "dataset_source": published(adapter.dataset_source),
         "dataset_revision": adapter.dataset_revision,
         "dataset_sha256": adapter.content_sha256,
     }

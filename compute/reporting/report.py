@@ -123,5 +123,5 @@ def untrained() -> list[str]:
 
 def check_free(path: Path, overwrite: bool) -> None:
     """Raise ConflictError if a file is there and is not to be replaced."""
-    if path.exists() and not overwrite:
+    if (path.is_file() or path.is_dir()) and not overwrite:
         raise ConflictError(f"{path}: already there; choose another place, or replace it by overwrite")

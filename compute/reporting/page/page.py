@@ -14,6 +14,7 @@ from bokeh.resources import Resources
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from bankdb.errors import printable
 from compute.approaches.by_distance import effective_sources
 from compute.evaluation.bank_sizes import SizeCurve
 from compute.reporting.ordering import runs_of_equal
@@ -124,6 +125,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
     )
     return environment.from_string(_asset("page.html.j2"))
 

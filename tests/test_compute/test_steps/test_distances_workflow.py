@@ -502,7 +502,7 @@ def test_the_same_whatever_the_workers_are(many: SyntheticBank, cluster: Cluster
 def test_a_cluster_of_its_own(many: SyntheticBank) -> None:
     progress = RecordedProgress()
     assert distances(many.bank, "js", progress=progress).shape == (70, 70)
-    assert progress.notes[0].startswith("dashboard: http")
+    assert progress.notes == []  # threads of this process have no dashboard, which would be a port
     assert set(progress.stages) == {"distances jensen-shannon"}
 
 
