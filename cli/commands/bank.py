@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,7 @@ from cli.options import bank_option, column_options, json_option, memory_option,
 
 if TYPE_CHECKING:
     from bankdb.ingest import IngestReport
+    from bankdb.records import AdapterRecord
 
 
 _MOST_NOTES = 9
@@ -172,7 +173,7 @@ def list_adapters(bank_path: Path, as_json: bool) -> None:
     with opened(bank_path) as bank:
         records = bank.adapters()
     if as_json:
-        print_json([asdict(record) for record in records])
+        print_json([_values(record) for record in records])
         return
     if not records:
         tell("the bank has no adapters yet; add some with `bank ingest`")
@@ -195,7 +196,7 @@ def show(bank_path: Path, name: str | None, as_json: bool) -> None:
             values.pop("layout")
             values["task_type"] = bank.origins.task_type()
         else:
-            values = asdict(bank.catalog.adapter(name))
+            values = _values(bank.catalog.adapter(name))
     if as_json:
         print_json(values)
         return
@@ -326,3 +327,8 @@ def alias(bank_path: Path, names: tuple[str, ...]) -> None:
 
 
 COMMANDS = (init, alias, ingest, list_adapters, show, verify, group, remove, export)
+
+
+def _values(record: AdapterRecord) -> dict[str, Any]:
+    """Return what is shown of an adapter: not the checksums of its chunks, which are bytes and of use to nobody."""
+    return {name: value for name, value in asdict(record).items() if name != "checksums"}

@@ -130,7 +130,8 @@ def test_the_gram_matrix_is_made_anew_once(tmp_path: Path) -> None:
         progress = RecordedProgress()
         with AdapterBank.open(tmp_path / "bank") as bank:
             predict_all(bank, PredictionOptions(metric="js"), weight_errors=True, progress=progress)
-        told.append(([note for note in progress.notes if "older version" in note], set(progress.stages)))
+        stages = set(progress.stages) - {"checksums"}  # of its rows, which that version did not keep
+        told.append(([note for note in progress.notes if "older version" in note], stages))
     assert [(len(notes), stages) for notes, stages in told] == [(1, {"gram"}), (0, set())]
     assert "gram.zarr/gram" in told[0][0][0]
 

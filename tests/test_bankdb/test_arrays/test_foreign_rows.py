@@ -399,3 +399,11 @@ def test_every_adapter_of_a_new_bank_has_checksums(apart: AdapterBank) -> None:
         found = apart.store.read_stored(record.row)[1]
         assert record.checksums == found.checksums.tobytes()
         assert found.sha256 == record.row_sha256
+
+
+def test_checksums_are_no_part_of_what_is_shown(apart: AdapterBank) -> None:
+    listed, shown = run(apart.path, "list", "--json"), run(apart.path, "show", "task001", "--json")
+    assert (listed.exit_code, shown.exit_code) == (0, 0), listed.output + shown.output
+    for record in (*json.loads(listed.stdout), json.loads(shown.stdout)):
+        assert "checksums" not in record
+        assert len(record["row_sha256"]) == 64
