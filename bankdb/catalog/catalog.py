@@ -250,6 +250,10 @@ class Catalog:
             session.info[DAMAGED] = damaged
             rows = session.scalars(select(AdapterRow)).all()
             datasets = session.scalars(select(DatasetRow)).all()
+            if None in rows or None in datasets:  # so SQLAlchemy gives a record that has lost its number
+                raise BankFormatError(
+                    f"{self._database.shown}: a record has no number: the file is damaged; restore it from a copy"
+                )
             bad = {id(row) for row in damaged or ()}
             of_adapter = {row.adapter_id: row for row in datasets if id(row) not in bad}
             ready = [row for row in rows if row.state == "ready" and id(row) not in bad]
