@@ -105,7 +105,14 @@ _register()
 def main() -> None:
     """Run the command line."""
     _open_streams()
-    cli(prog_name="bank")
+    try:
+        cli(prog_name="bank")
+    except OSError as error:  # of what is printed before a command begins, such as its help
+        failure = _failure(error)
+        if os.environ.get("BANK_DEBUG") or not isinstance(failure, _Failure):
+            raise
+        failure.show()
+        sys.exit(failure.exit_code)
 
 
 class _Closed(io.TextIOBase):

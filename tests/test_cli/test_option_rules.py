@@ -17,7 +17,8 @@ from tests.support.banks.small_bank import write_dataset
 CLUSTER = "scheduler scheduler_file tls_ca tls_cert tls_key wait_workers workers memory"
 ALWAYS = {
     "init": "bank_path base_model tokenizer aliases database arrays as_json",
-    "ingest": "bank_path sources hub input_column output_column group_pattern replace as_json",
+    "alias": "bank_path names",
+    "ingest": "bank_path sources hub input_column output_column group_pattern replace memory as_json",
     "list": "bank_path as_json",
     "show": "bank_path name as_json",
     "verify": "bank_path repair as_json",

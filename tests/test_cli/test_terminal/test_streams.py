@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BANK = f"{shlex.quote(sys.executable)} -m cli.main"
 
 
@@ -92,7 +92,9 @@ def test_an_old_encoding(encoding: str, bank_template: Path, tmp_path: Path) -> 
 def test_a_system_without_file_locks_is_named(command: str, bank: str) -> None:
     """As Windows is: Python has no `fcntl` there."""
     program = (
-        "import sys; sys.modules['fcntl'] = None; sys.platform = 'win32'; "
+        # What Python itself has other modules for there comes first.
+        "import asyncio, sys, sysconfig, click; sysconfig.get_config_vars(); "
+        "sys.modules['fcntl'] = None; sys.platform = 'win32'; "
         f"sys.argv[1:] = {[*shlex.split(command), '--bank', shlex.split(bank)[0]]!r}; "
         "from cli.main import main; main()"
     )
