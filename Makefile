@@ -9,7 +9,7 @@ PYTEST ?= -n 2
 # The tests of test-core.
 CORE ?= not torch and not browser and not postgres and not netns
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling bench-cluster docs hooks example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling bench-cluster bench-checks docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -53,6 +53,11 @@ bench-scaling: $(VENV)/core.stamp  ## How cost grows with N and p, drawn (minute
 
 bench-cluster: $(VENV)/core.stamp  ## One worker process and two, the overhead of a task (about 16 minutes).
 	$(BIN)/python benchmarks/cluster.py --out docs/cluster
+
+bench-checks: $(VENV)/core.stamp  ## What it costs to hold each chunk against the catalogue: 128 adapters of 9.4 M parameters.
+	$(BIN)/python benchmarks/synthetic.py --bank build/bench-checks --adapters 128 --layers 32 --hidden 4096
+	$(BIN)/python benchmarks/checks.py --bank build/bench-checks
+	rm -r build/bench-checks
 
 docs: $(VENV)/docs.stamp  ## The site: pages, commands and the Python interface; a warning is an error.
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs

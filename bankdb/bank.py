@@ -1,73 +1,47 @@
-"""A bank on disk: a folder with its database, its arrays and its tokenizer."""
+"""The bank as its users have it: made, opened, filled, looked at, checked, and cared for."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bankdb.arrays.adapter_store import AdapterStore, Vector
 from bankdb.arrays.durable import fsync_path
-from bankdb.arrays.remote import Location, located
-from bankdb.catalog.catalog import Catalog
 from bankdb.catalog.database import Database
-from bankdb.catalog.generations import GenerationStore
-from bankdb.catalog.locks import exclusive_lock
-from bankdb.catalog.runs import RunBook
-from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError, TokenizerError
-from bankdb.location import LOCATION_FILE, BankLocation
-from bankdb.new_bank import (
+from bankdb.errors import BankError, BankNotFoundError, one_line
+from bankdb.progress import Progress
+from bankdb.records import AdapterRecord
+from bankdb.shown import html_summary, text_summary
+from bankdb.snapshot import snapshot_of
+from bankdb.storage.location import BankLocation
+from bankdb.storage.new_bank import (
     check_free,
     check_places_free,
-    claim_arrays,
+    making,
     new_location,
     record_bank,
     save_tokenizer,
 )
-from bankdb.progress import Progress
-from bankdb.records import AdapterRecord, BankRecord, RunRecord
-from bankdb.snapshot import snapshot_of
+from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
-    from bankdb.datasets.tokenizer import BankTokenizer
-    from bankdb.peft.layout import AdapterLayout
-    from bankdb.peft.weights import SourceAdapter
+    from bankdb.ingest import IngestReport
+    from bankdb.sources.find import Source
+    from bankdb.verify import VerifyReport
+
+_LISTED = 10
 
 
-class AdapterBank:
+class AdapterBank(StoredBank):
     """A bank of LoRA adapters for one base model. Make one with `create`, use one with `open`.
 
-    Attributes
-    ----------
-    path
-        The bank's folder.
-    location
-        Where its parts are: folder, database, arrays.
-    catalog
-        What is in it, by name.
-    runs
-        What was computed from it.
-    generations
-        What adapters answered to test examples.
-    arrays
-        Where its arrays are: its folder, another one, or a URL.
-    store
-        The adapters' array.
-    """
+    It closes its database at the end of a `with` block, or by `close`.
 
-    def __init__(self, location: BankLocation, database: Database) -> None:
-        self.location = location
-        self.path = location.folder
-        self._database = database
-        self._locks = database.locks(location.folder)
-        self.catalog = Catalog(database)
-        self.runs = RunBook(database)
-        self.generations = GenerationStore(database)
-        self.arrays: Location = self.path if location.arrays is None else located(location.arrays)
-        self.store = AdapterStore(self.arrays / "adapters.zarr")
+    >>> len(bank)
+    6
+    >>> [record.name for record in bank.adapters()][:3]
+    ['task000', 'task001', 'task002']
+    """
 
     # -- making and opening ---------------------------------------------------------------------
 
@@ -119,14 +93,14 @@ class AdapterBank:
         check_places_free(location)
         loaded = BankTokenizer(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(folder / ".ingest.lock", lambda: None):
+        with making(location):
             check_free(folder)  # of two that came so far together, one goes on
             save_tokenizer(loaded, folder / "tokenizer")
             location.record()
             bank = cls(location, Database(location.database_url, create=True))
             try:
                 record_bank(bank.catalog, location, loaded, base_model, aliases)
-                bank._claim_arrays()
+                bank.claim_arrays()
             except BaseException:
                 bank.close()
                 raise
@@ -154,170 +128,103 @@ class AdapterBank:
         location = BankLocation.of(folder)
         bank = cls(location, Database(location.database_url))
         try:
-            bank._check_identity()
-            bank._check_arrays()
+            bank.check()
         except BaseException:
             bank.close()
             raise
         return bank
 
-    def _claim_arrays(self) -> None:
-        """Mark the place of the arrays as this bank's, where it is not the bank's own folder."""
-        if self.location.arrays is not None:
-            claim_arrays(self.arrays, self.record.identity)
+    # -- pairs of adapter and dataset -----------------------------------------------------------
 
-    def _check_identity(self) -> None:
-        expected, found = self.location.identity, self.record.identity
-        if expected not in {None, found}:
-            raise BankFormatError(
-                f"{self.path / LOCATION_FILE}: expected bank {expected}, but its database holds bank {found}; "
-                "put the bank's own database or bank.json back"
-            )
+    def ingest(
+        self,
+        sources: Source | Iterable[Source],
+        *,
+        hub: bool = False,
+        group_pattern: str | None = None,
+        input_column: str = "input",
+        output_column: str = "output",
+        replace: bool = False,
+        memory: int | None = None,
+        progress: Progress | None = None,
+    ) -> IngestReport:
+        """Store every pair of adapter and dataset that can be stored; each whole or not at all.
 
-    def _check_arrays(self) -> None:
-        record = self.record
-        if record.layout is None or not self.catalog.count():
-            return
-        found = self.store.identity()
-        if found != record.identity:
-            raise BankFormatError(
-                f"{self.store.path}: belongs to bank {found or 'unknown'}, not to this one ({record.identity}); "
-                "put the bank's own adapters.zarr back"
-            )
-        columns = self.store.array.shape[-1]
-        if columns != record.parameters:
-            raise BankFormatError(
-                f"{self.store.path / 'zarr.json'}: rows of {record.parameters} parameters expected, {columns} "
-                "found; put the bank's own adapters.zarr back"
-            )
+        A pair that is there already is skipped; one that cannot be stored is named in the report and leaves nothing.
 
-    def close(self) -> None:
-        """Close the database."""
-        self._database.close()
-
-    def __enter__(self) -> AdapterBank:
-        """Return the bank itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the database."""
-        self.close()
-
-    # -- looking --------------------------------------------------------------------------------
-
-    @property
-    def record(self) -> BankRecord:
-        """What the bank is, as of now."""
-        return self.catalog.bank()
-
-    def adapters(self) -> list[AdapterRecord]:
-        """Return every adapter in the bank, by row."""
-        return self.catalog.adapters()
-
-    def __len__(self) -> int:
-        """Return the number of adapters."""
-        return self.catalog.count()
-
-    @property
-    def layout(self) -> AdapterLayout:
-        """How a row of the array maps to named tensors. Raises BankNotFoundError on an empty bank."""
-        from bankdb.peft.layout import AdapterLayout
-
-        text = self.record.layout
-        if text is None:
-            raise BankNotFoundError(f"{self.path}: the bank has no adapters yet; add some with `bank ingest`")
-        return AdapterLayout.from_json(text)
-
-    @functools.cached_property
-    def tokenizer(self) -> BankTokenizer:
-        """The bank's own tokenizer.
+        Parameters
+        ----------
+        sources
+            One source, or an iterable of them. A source is a folder with `datasets/` and `adapters/`; a manifest
+            (`.csv` or `.jsonl`) with name, adapter, dataset and, if wanted, group and licence; a tuple
+            `(adapter, dataset)`, called as the adapter's folder or repository is; or a `PairReference`. In the last
+            two, `hub:OWNER/NAME[@REVISION]` is on the Hugging Face hub.
+        hub
+            The sources are repositories on the hub: `"ADAPTER[@REVISION]=DATASET[@REVISION]"`, or `"ADAPTER"` where
+            its model card names the dataset; or tuples of the two.
+        group_pattern
+            Regular expression whose first group, found in a pair's name, is its group, unless the source states one.
+        input_column, output_column
+            Columns of the datasets with the input text and the output, or outputs.
+        replace
+            Store a pair anew where the bank has other content under its name.
+        memory
+            Bytes for reading and tokenizing; half of the machine's if not given.
 
         Raises
         ------
-        TokenizerError
-            It cannot be loaded, or is not the one that the bank was made with.
+        SourceError, ParameterError
+            A source names no pairs at all; `group_pattern` is no regular expression with a group.
+        ArrayStoreUnavailableError, DatabaseUnavailableError
+            The store of a bank on a URL, or its database, failed; what was stored before is kept.
+
+        Examples
+        --------
+        >>> bank.ingest(pairs)
+        IngestReport: 0 added, 6 there already, 0 replaced, 0 refused
         """
-        from bankdb.datasets.tokenizer import BankTokenizer
+        from bankdb.ingest import IngestOptions, ingest
+        from bankdb.sources.find import references_of, resolver
 
-        record = self.record
-        folder = self.path / "tokenizer"
-        if not folder.is_dir():
-            raise TokenizerError(
-                f"{folder}: the bank's tokenizer is missing; copy {record.tokenizer_name} there"
-            )
-        loaded = BankTokenizer(folder)
-        if loaded.fingerprint != record.tokenizer_fingerprint:
-            raise TokenizerError(
-                f"{folder}: expected the tokenizer with fingerprint {record.tokenizer_fingerprint[:12]} "
-                f"({record.tokenizer_name}), found {loaded.fingerprint[:12]}; put the original files back"
-            )
-        return loaded
+        references, refused = references_of(sources, hub, group_pattern)
+        options = IngestOptions(input_column, output_column, replace, memory)
+        return ingest(
+            self,
+            references,
+            resolve=resolver(self.catalog.find),
+            options=options,
+            refused=refused,
+            progress=progress,
+        )
 
-    def array_path(self, kind: str) -> Location:
-        """Return the place of a derived array: `distances`, `gram`, `predictions`, `distributions`, `neural`."""
-        return self.arrays / f"{kind}.zarr"
+    def verify(self, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
+        """Check every stored row against its checksum, and find what lies about; reads the whole bank.
 
-    def run_array(self, run: RunRecord) -> Location | None:
-        """Return the place of the array that a run writes, or None if it writes none."""
-        name = json.loads(run.parameters).get("array")
-        return None if name is None else self.arrays / str(name)
+        Parameters
+        ----------
+        repair
+            Restore damaged rows from their sources, where those are still there unchanged; clear what killed
+            processes left; move foreign files into `orphans/`. Nothing that is whole is ever deleted.
 
-    @property
-    def database_shown(self) -> str:
-        """How messages name the bank's database: a file, or a server's database without its password."""
-        return self._database.shown
-
-    def database_problems(self) -> list[str]:
-        """Return what the database itself reports as damaged; empty when it is whole."""
-        return self._database.integrity_problems()
-
-    # -- changing -------------------------------------------------------------------------------
-
-    def reserve(self, name: str, adapter: SourceAdapter) -> int:
-        """Reserve a row for `name` and make room for it; the first adapter sets the bank's layout.
-
-        Raises
-        ------
-        AdapterError
-            The adapter's layout is not the bank's, or it was trained on another revision of the base model.
+        Examples
+        --------
+        >>> bank.verify()
+        VerifyReport: 6 adapters checked, clean; 0 repaired, 0 leftovers
         """
+        from bankdb.verify import verify
 
-        with self._database.write() as session:
-            record = self.catalog.bank_in(session)
-            if record.layout is None:
-                self._claim_arrays()  # `create` may have been killed before it did
-                self.store.create(adapter.layout.size, record.identity)
-                self.catalog.set_layout(
-                    session,
-                    layout=adapter.layout.to_json(),
-                    parameters=adapter.layout.size,
-                    alpha=adapter.config.alpha,
-                    use_rslora=adapter.config.use_rslora,
-                    scaling=adapter.config.scaling,
-                    dtype=adapter.dtype,
-                    task_type=adapter.config.task_type,
-                    base_model_revision=adapter.config.revision,
-                )
-            else:
-                _check_fits(record, record.layout, name, adapter)
-            row = self.catalog.reserve(session, name)
-            self.store.grow(row + 1)
-            return row
-
-    def restore(self, row: int, vector: Vector) -> None:
-        """Write a ready row again; its own file is replaced, what is foreign stays."""
-        with self._database.write():
-            self.store.grow(self.record.next_row)
-        self.store.delete(row)
-        self.store.write(row, vector)
+        return verify(self, repair=repair, progress=progress)
 
     def remove(self, name: str) -> None:
         """Remove an adapter, its dataset and its row. Raises BankNotFoundError if it is not there."""
         with self.ingesting():
-            self.store.delete(self.catalog.remove(name))
+            if (row := self.catalog.remove(name)) is not None:
+                self.store.delete(row)
 
-    def export(self, name: str, folder: Path, *, overwrite: bool = False) -> Path:
+    def export(self, name: str, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the stored adapter as the PEFT folder it came from, bit for bit; return the folder.
+
+        Tensor names in which a wrapper left segments that PEFT does not look for are written without them.
 
         Raises
         ------
@@ -328,69 +235,49 @@ class AdapterBank:
         BankFormatError
             The stored row is damaged.
         """
-        from bankdb.arrays.adapter_store import row_sha256
         from bankdb.peft.folder import write_adapter_folder
         from bankdb.peft.weights import source_file
 
         record = self.catalog.adapter(name)
-        vector = self.store.read(record.row)
-        if row_sha256(vector) != record.row_sha256:
-            raise BankFormatError(
-                f"{self.store.file(record.row)}: the stored row of {name} does not match its checksum; "
-                "`bank verify --repair` restores it from its source"
-            )
+        vector, _ = self.checked_row(record)
         weights = source_file(vector, self.layout, self.catalog.blob(record.header_sha256))
         files: Mapping[str, bytes] = {
             "adapter_config.json": self.catalog.blob(record.config_sha256),
             "adapter_model.safetensors": weights,
         }
-        write_adapter_folder(folder, files=files, overwrite=overwrite)
-        return folder
+        target = Path(folder)
+        write_adapter_folder(target, files=files, overwrite=overwrite)
+        return target
 
-    # -- locks ----------------------------------------------------------------------------------
+    # -- showing --------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def ingesting(self) -> Iterator[None]:
-        """Announce that rows may be reserved by this process; several may do so at once."""
-        with self._locks.shared("ingest"):
-            yield
+    def _facts(self) -> dict[str, object]:
+        try:
+            return self._counted()
+        except BankError as error:  # whoever shows it, a debugger or a traceback, is shown this
+            return {"cannot be read": one_line(error)}
 
-    @contextlib.contextmanager
-    def nobody_ingesting(self) -> Iterator[bool]:
-        """Yield True while no process can be inside `ingesting`; False at once if one is."""
-        with self._locks.try_exclusive("ingest") as alone:
-            yield alone
+    def _counted(self) -> dict[str, object]:
+        record = self.record
+        groups = {adapter.group for adapter in self.adapters() if adapter.group is not None}
+        facts: dict[str, object] = {"base model": record.base_model, "adapters": len(self)}
+        if record.parameters is not None:
+            facts["parameters of an adapter"] = f"{record.parameters:,}"
+        if groups:
+            facts["groups of datasets"] = len(groups)
+        return facts
 
-    @contextlib.contextmanager
-    def nobody_computing(self) -> Iterator[bool]:
-        """Yield True while no process can be inside `computing`; False at once if one is."""
-        with self._locks.try_exclusive("compute") as alone:
-            yield alone
+    def __repr__(self) -> str:
+        """Return a few lines: where it is, for which base model, and what it holds."""
+        return text_summary(f"AdapterBank {self.path}", self._facts())
 
-    @contextlib.contextmanager
-    def computing(self, progress: Progress) -> Iterator[None]:
-        """Be the only process that writes derived arrays; waits for another that does."""
-        note = "another run is working on this bank; waiting for it to finish"
-        with self._locks.exclusive("compute", lambda: progress.note(note)):
-            yield
-
-
-def _check_fits(record: BankRecord, layout: str, name: str, adapter: SourceAdapter) -> None:
-    from bankdb.peft.layout import AdapterLayout
-
-    found = AdapterLayout.from_json(layout).differences(adapter.layout)
-    if found:
-        raise AdapterError(f"{name}: not of the bank's layout: {'; '.join(found)}")
-    if adapter.config.revision != record.base_model_revision:
-        raise AdapterError(other_revision(name, record.base_model_revision, adapter.config.revision))
-
-
-def other_revision(what: str, expected: str | None, found: str | None) -> str:
-    """Return the message for an adapter of another revision of the base model."""
-    return (
-        f"{what}: trained on revision {found!r} of the base model, the bank's adapters on {expected!r}; "
-        "keep them in separate banks"
-    )
+    def _repr_html_(self) -> str:
+        """Return the same for a notebook, with the first adapters."""
+        facts = self._facts()
+        adapters = [] if "cannot be read" in facts else self.adapters()
+        rows = [(r.name, r.group, r.examples, r.tokens, r.rank, r.dtype) for r in adapters[:_LISTED]]
+        headings = ("adapter", "group", "examples", "tokens", "rank", "dtype")
+        return html_summary(f"AdapterBank {self.path}", facts, headings, rows, len(adapters) - len(rows))
 
 
 def ready_adapters(bank: AdapterBank) -> tuple[AdapterRecord, ...]:

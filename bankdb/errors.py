@@ -6,6 +6,12 @@ This module imports nothing, so that every layer may import it.
 
 from collections.abc import Sequence
 
+# What turns an adapter of mlx_lm.lora into one of PEFT's.
+FROM_MLX = (
+    "to convert it, store lora_a.T as base_model.model.MODULE.lora_A.weight and lora_b.T as .lora_B.weight, and write "
+    "PEFT's adapter_config.json with r = rank and lora_alpha = scale * rank"
+)
+
 
 class BankError(Exception):
     """Root of all errors raised on purpose; its text is shown to users as it is."""
@@ -55,14 +61,22 @@ class ComputeError(BankError):
     """A tile, panel or piece of a run failed; it is named in the message."""
 
 
+class FileSystemError(BankError):
+    """A file system lacks what a bank needs of it, as some network disks do, or may not be written."""
+
+
+class PlatformError(BankError, ImportError):
+    """This operating system has not what a bank needs."""
+
+
 class ArrayStoreUnavailableError(BankError):
     """The store that holds a bank's arrays did not answer, or refused, also when it was asked again."""
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and how many more there are; a very long one is cut."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(one_line(name, 500) if len(name) > 500 else name for name in names[:most]) + more
 
 
 def one_line(found: object, most: int = 160) -> str:
@@ -73,6 +87,26 @@ def one_line(found: object, most: int = 160) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def printable(text: str) -> str:
-    """The text with whatever cannot be shown, such as a line break, escaped."""
-    return text if text.isprintable() else ascii(text)[1:-1]
+def printable(text: str, keep: str = "") -> str:
+    """The text with whatever a terminal or a page would obey, or not show, escaped.
+
+    These are control characters, line and paragraph separators, overrides of the writing direction, halves of
+    surrogate pairs, and characters that are not assigned; letters of any script and spaces stay as they are.
+
+    Parameters
+    ----------
+    keep
+        Characters that stay too, such as line breaks in text of several lines.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one in keep or _shows(one) else ascii(one)[1:-1] for one in text)
+
+
+def _shows(character: str) -> bool:
+    # Joiners belong to scripts and to emoji. Below U+00A0 the space is printable, and all else controls.
+    return (
+        character.isprintable()
+        or character in "\u200c\u200d"
+        or (character.isspace() and character >= "\u00a0" and character not in "\u2028\u2029")
+    )

@@ -11,13 +11,14 @@ import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bankdb.arrays.adapter_store import StoredRow
 from bankdb.arrays.durable import partial_files
-from bankdb.bank import AdapterBank, other_revision
 from bankdb.catalog.catalog import changed_pair
+from bankdb.datasets.limits import memory_budget
 from bankdb.datasets.read import Dataset, read_dataset
 from bankdb.errors import (
     AdapterError,
@@ -27,8 +28,12 @@ from bankdb.errors import (
     SourceError,
     printable,
 )
+from bankdb.peft.checks import other_revision
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
+from bankdb.shown import html_summary, text_summary
+from bankdb.sources.pairs import check_case
+from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
     from bankdb.datasets.tokenizer import TokenHistogram
@@ -37,25 +42,42 @@ if TYPE_CHECKING:
 
 # Pairs prepared ahead of the one being written: reading and tokenizing overlap with writing.
 _AHEAD = 2
+# Refused pairs that a report shows of itself.
+_LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
 class IngestOptions:
-    """How datasets are read, and what happens to a pair whose name is taken by other content."""
+    """How datasets are read, what happens to a pair whose name is taken by other content, and the bytes of memory."""
 
     input_column: str = "input"
     output_column: str = "output"
     replace: bool = False
+    memory: int | None = None
 
 
 @dataclass(slots=True)
 class IngestReport:
-    """What an ingest did, by name."""
+    """What an ingest did, by name; `notes` are lines about what was not read, or taken for what it is not."""
 
     added: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     refused: list[RefusedPair] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    """What was left out or assumed of stored adapters, with the names of those."""
+
+    def __repr__(self) -> str:
+        """Return how many of each, and the first that were refused."""
+        return text_summary(self._title(), {one.name: one.reason for one in self.refused[:_LISTED]})
+
+    def _repr_html_(self) -> str:
+        rows = [(one.name, one.reason) for one in self.refused[:_LISTED]]
+        return html_summary(self._title(), {}, ("refused", "why"), rows, len(self.refused) - len(rows))
+
+    def _title(self) -> str:
+        counts = f"{len(self.added)} added, {len(self.skipped)} there already, {len(self.replaced)} replaced"
+        return f"IngestReport: {counts}, {len(self.refused)} refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +93,14 @@ class _Expected:
 class _Prepared:
     pair: Pair
     adapter: SourceAdapter
-    dataset: Dataset
+    content_sha256: str
+    examples: int
+    notes: tuple[str, ...]
     histogram: TokenHistogram
 
 
 def ingest(
-    bank: AdapterBank,
+    bank: StoredBank,
     references: Sequence[PairReference],
     *,
     resolve: Callable[[PairReference], Pair | None],
@@ -113,9 +137,12 @@ def ingest(
     report = IngestReport(refused=list(refused))
     clear_leftovers(bank)
     with bank.ingesting():
+        references, other = check_case(references, [record.name for record in bank.adapters()])
+        report.refused += other
         resolved = _resolved(references, resolve, report, progress)
         expected = _expected(bank, resolved)
-        _ = bank.tokenizer  # loaded once, here, before threads share it
+        # Loaded once, here, before threads share it.
+        report.notes |= {note: [] for note in bank.tokenizer.notes}
 
         def prepare(pair: Pair) -> _Prepared | None:
             return _prepare(bank, pair, expected, options)
@@ -128,14 +155,15 @@ def ingest(
     return report
 
 
-def clear_leftovers(bank: AdapterBank) -> list[str]:
+def clear_leftovers(bank: StoredBank) -> list[str]:
     """Clear what killed processes left, unless some process is ingesting now; return what was cleared."""
     with bank.nobody_ingesting() as alone:
         return clear_leftovers_locked(bank) if alone else []
 
 
-def clear_leftovers_locked(bank: AdapterBank) -> list[str]:
+def clear_leftovers_locked(bank: StoredBank) -> list[str]:
     """Clear what killed processes left; the caller is inside `nobody_ingesting`."""
+    bank.ownership.check_now()  # what is left over here, another copy of the bank may call ready
     cleared: list[str] = []
     for reserved in bank.catalog.reserved():
         bank.store.delete(reserved.row)
@@ -178,21 +206,20 @@ def _resolved(
     return pairs
 
 
-def _expected(bank: AdapterBank, pairs: Sequence[Pair]) -> _Expected:
+def _expected(bank: StoredBank, pairs: Sequence[Pair]) -> _Expected:
     """Return what the bank's adapters are; for an empty bank, what most of the adapters to come are."""
     from bankdb.peft.config import CONFIG_NAME, read_config
-    from bankdb.peft.layout import AdapterLayout
-    from bankdb.peft.weights import read_layout
+    from bankdb.peft.weights import is_base_model, read_layout
 
     record = bank.record
     base_models = (record.base_model, *record.base_model_aliases)
     if record.layout is not None:
-        return _Expected(base_models, AdapterLayout.from_json(record.layout), record.base_model_revision)
+        return _Expected(base_models, bank.layout, record.base_model_revision)
     votes: Counter[tuple[AdapterLayout, str | None]] = Counter()
     for pair in pairs:
         try:
             config = read_config(pair.adapter / CONFIG_NAME)
-            if config.base_model in base_models:
+            if is_base_model(config.base_model, base_models):
                 votes[read_layout(pair.adapter), config.revision] += 1
         except AdapterError:
             continue  # refused with its reason when its turn comes
@@ -201,12 +228,13 @@ def _expected(bank: AdapterBank, pairs: Sequence[Pair]) -> _Expected:
 
 
 def _prepare(
-    bank: AdapterBank,
+    bank: StoredBank,
     pair: Pair,
     expected: _Expected,
     options: IngestOptions,
 ) -> _Prepared | None:
     """Read, check and tokenize a pair; None if the bank has the very same already."""
+    from bankdb.peft.checks import check_range
     from bankdb.peft.weights import load_adapter
 
     _check_text(pair)
@@ -222,13 +250,23 @@ def _prepare(
     if expected.layout is not None and adapter.config.revision != expected.revision:
         config = pair.adapter / "adapter_config.json"
         raise AdapterError(other_revision(str(config), expected.revision, adapter.config.revision))
+    adapter = replace(adapter, notes=(*adapter.notes, *check_range(adapter, pair.adapter)))
     dataset = dataset or _read(pair, options)
-    histogram = bank.tokenizer.count(dataset.texts(), str(pair.dataset[0]))
-    return _Prepared(pair, adapter, dataset, histogram)
+    histogram = bank.tokenizer.count(dataset.each_text(), str(pair.dataset[0]), _share(options))
+    return _Prepared(pair, adapter, dataset.sha256, len(dataset), dataset.notes, histogram)
+
+
+def _share(options: IngestOptions) -> int:
+    return max(1, memory_budget(options.memory) // _AHEAD)  # of one of the pairs that are prepared at a time
 
 
 def _read(pair: Pair, options: IngestOptions) -> Dataset:
-    return read_dataset(pair.dataset, input_column=options.input_column, output_column=options.output_column)
+    return read_dataset(
+        pair.dataset,
+        input_column=options.input_column,
+        output_column=options.output_column,
+        memory=_share(options),
+    )
 
 
 def _check_text(pair: Pair) -> None:
@@ -281,7 +319,7 @@ def _ahead(
 
 
 def _store_outcome(
-    bank: AdapterBank,
+    bank: StoredBank,
     pair: Pair,
     outcome: Future[_Prepared | None],
     options: IngestOptions,
@@ -304,9 +342,11 @@ def _store_outcome(
         report.skipped.append(pair.name)
     else:
         (report.replaced if present else report.added).append(pair.name)
+        for note in (*prepared.adapter.notes, *prepared.notes):
+            report.notes.setdefault(note, []).append(pair.name)
 
 
-def _refresh_labels(bank: AdapterBank, pair: Pair) -> None:
+def _refresh_labels(bank: StoredBank, pair: Pair) -> None:
     """Take over a group or licence that the source states now and the bank does not have."""
     present = bank.catalog.adapter(pair.name)
     group, licence = pair.group or present.group, pair.licence or present.licence
@@ -314,12 +354,12 @@ def _refresh_labels(bank: AdapterBank, pair: Pair) -> None:
         bank.catalog.set_group(pair.name, group, licence)
 
 
-def _store(bank: AdapterBank, prepared: _Prepared, options: IngestOptions) -> bool:
+def _store(bank: StoredBank, prepared: _Prepared, options: IngestOptions) -> bool:
     """Write a prepared pair; return False if another process stored the same meanwhile."""
     row = bank.reserve(prepared.pair.name, prepared.adapter)
     try:
-        checksum = bank.store.write(row, prepared.adapter.vector)
-        added, freed = bank.catalog.make_ready(_new_adapter(prepared, row, checksum), replace=options.replace)
+        stored = bank.store.write_row(row, prepared.adapter.vector)
+        added, freed = bank.catalog.make_ready(_new_adapter(prepared, row, stored), replace=options.replace)
     except ArrayStoreUnavailableError:
         raise  # what may be there of the row cannot be deleted now: it stays reserved, the next ingest clears it
     except BaseException:
@@ -331,7 +371,7 @@ def _store(bank: AdapterBank, prepared: _Prepared, options: IngestOptions) -> bo
     return added
 
 
-def _new_adapter(prepared: _Prepared, row: int, checksum: str) -> NewAdapter:
+def _new_adapter(prepared: _Prepared, row: int, stored: StoredRow) -> NewAdapter:
     pair, adapter = prepared.pair, prepared.adapter
     return NewAdapter(
         name=pair.name,
@@ -346,35 +386,15 @@ def _new_adapter(prepared: _Prepared, row: int, checksum: str) -> NewAdapter:
         source_sha256=adapter.sha256,
         header=adapter.header,
         config=adapter.config.text,
-        row_sha256=checksum,
+        row_sha256=stored.sha256,
+        checksums=stored.checksums.tobytes(),
         licence=pair.licence,
         group=pair.group,
         dataset_source=pair.dataset_source,
         dataset_revision=pair.dataset_revision,
-        content_sha256=prepared.dataset.sha256,
-        examples=len(prepared.dataset),
+        content_sha256=prepared.content_sha256,
+        examples=prepared.examples,
         ids=prepared.histogram.ids.astype("<u4").tobytes(),
         counts=prepared.histogram.counts.astype("<u4").tobytes(),
         tokens=prepared.histogram.tokens,
     )
-
-
-def resolver(bank: AdapterBank) -> Callable[[PairReference], Pair | None]:
-    """Return what finds the files of a reference, here or on the hub; None for what the bank has of that revision."""
-    from bankdb.sources.hub import fetch, pin
-    from bankdb.sources.pairs import resolve, uses_hub
-
-    def locate(reference: PairReference) -> Pair | None:
-        if not uses_hub(reference):
-            return resolve(reference)
-        pinned = pin(reference)
-        present = bank.catalog.find(pinned.name)
-        revisions = (pinned.adapter_revision, pinned.dataset_revision)
-        same = present is not None and (
-            (present.source, present.dataset_source) == (pinned.adapter_source, pinned.dataset_source)
-            and (present.revision, present.dataset_revision) == revisions
-        )
-        # A local side has no revision: it must be read to know.
-        return None if same and None not in revisions else fetch(pinned)
-
-    return locate

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 
 _LIBRARIES = ("lora-bank", "dask", "distributed", "numpy", "scipy", "zarr", "transformers", "safetensors")
 HUB_PREFIX = "hub:"
@@ -97,7 +98,11 @@ class BankRecord:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
-    """A ready adapter together with the dataset that it was trained on."""
+    """A ready adapter together with the dataset that it was trained on.
+
+    `checksums` are those of its row's chunks, little-endian uint32: see `bankdb.arrays.adapter_store.StoredRow`. None
+    in a bank of a version that kept none, until its row is read the next time.
+    """
 
     name: str
     row: int
@@ -120,6 +125,7 @@ class AdapterRecord:
     content_sha256: str
     examples: int
     tokens: int
+    checksums: bytes | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +154,7 @@ class NewAdapter:
     ids: bytes
     counts: bytes
     tokens: int
+    checksums: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,3 +238,14 @@ class GenerationRecord:
 def is_hub_reference(text: str) -> bool:
     """Whether the adapter or dataset of a reference is on the hub rather than on local disk."""
     return text.startswith(HUB_PREFIX)
+
+
+def published(source: str) -> str:
+    """Where something came from, as strangers may read it: of a path of this machine, the last name alone."""
+    named = source.startswith(HUB_PREFIX) or re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source)
+    return source if named else PurePath(source).name
+
+
+def without_folders(text: str) -> str:
+    """A message whose paths are their last names alone."""
+    return re.sub(r"(?<![\w:/.])(?:~|\.{0,2})/(?:[^/\s'\"]+/)*(?=[^/\s])", "", text)

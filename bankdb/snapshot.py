@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from bankdb.errors import BankError, ConflictError, listed, one_line
 from bankdb.progress import Progress, SilentProgress
@@ -24,9 +24,7 @@ class _Adapters(Protocol):
     def adapters(self) -> list[AdapterRecord]: ...
 
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-_B = TypeVar("_B", bound=_Adapters)
+_F = TypeVar("_F", bound=Callable[..., Any])
 # Of this thread alone: an ingest into the same bank by another thread has to see what there is now.
 _SNAPSHOTS: ContextVar[Mapping[int, tuple[AdapterRecord, ...]]] = ContextVar(
     "snapshots", default=MappingProxyType({})
@@ -83,15 +81,12 @@ def _lacking(these: tuple[AdapterRecord, ...] | list[AdapterRecord], those: Any)
     return [record.name for record in these if record.row not in rows]
 
 
-def of_one_snapshot(
-    function: Callable[Concatenate[_B, _P], _R],
-) -> Callable[Concatenate[_B, _P], _R]:
+def of_one_snapshot(function: _F) -> _F:
     """Let a function of a bank, and of a `progress` by keyword, run inside of `one_snapshot`."""
 
     @functools.wraps(function)
-    def inside(bank: _B, /, *arguments: _P.args, **options: _P.kwargs) -> _R:
-        progress: Any = options.get("progress") or SilentProgress()
-        with one_snapshot(bank, progress):
+    def inside(bank: _Adapters, *arguments: Any, **options: Any) -> Any:
+        with one_snapshot(bank, options.get("progress") or SilentProgress()):
             return function(bank, *arguments, **options)
 
-    return inside
+    return cast("_F", inside)

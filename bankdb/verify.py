@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from bankdb.arrays.adapter_store import row_sha256
-from bankdb.arrays.durable import move, partial_files
-from bankdb.arrays.remote import Location, RemotePath
-from bankdb.bank import AdapterBank
+from bankdb.arrays.adapter_store import StoredRow, row_sha256
+from bankdb.arrays.durable import move, partial_files, relative_name
+from bankdb.derived import clear_unfinished, delete_damaged, derived_problems, unfinished
 from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError, DatabaseUnavailableError
 from bankdb.ingest import clear_leftovers_locked
-from bankdb.peft.config import scaling
+from bankdb.peft.checks import stored_differences
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
+from bankdb.shown import html_summary
+from bankdb.storage.stored_bank import StoredBank
 
-_DERIVED = ("distributions", "distances", "gram", "predictions", "neural")
+# Lines that a report shows of itself.
+_LISTED = 10
 
 
 @dataclass(slots=True)
@@ -35,8 +36,26 @@ class VerifyReport:
         """Whether nothing that the catalogue calls ready is damaged and nothing foreign lies about."""
         return not self.damage
 
+    def __repr__(self) -> str:
+        """Return the counts, and the first of what is damaged."""
+        return "\n".join([self._title(), *(f"  {line}" for line in self.damage[:_LISTED])])
 
-def verify(bank: AdapterBank, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
+    def _repr_html_(self) -> str:
+        found = [("damage", line) for line in self.damage]
+        found += [("repaired", line) for line in self.repaired] + [
+            ("leftover", line) for line in self.leftovers
+        ]
+        return html_summary(
+            self._title(), {}, ("", "what"), found[:_LISTED], len(found) - len(found[:_LISTED])
+        )
+
+    def _title(self) -> str:
+        state = "clean" if self.clean else f"NOT clean, {len(self.damage)} damaged"
+        counts = f"{len(self.repaired)} repaired, {len(self.leftovers)} leftovers"
+        return f"VerifyReport: {self.checked} adapters checked, {state}; {counts}"
+
+
+def verify(bank: StoredBank, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
     """Check a whole bank: O(N p) bytes read.
 
     Parameters
@@ -63,26 +82,50 @@ def verify(bank: AdapterBank, *, repair: bool = False, progress: Progress | None
     return report
 
 
-def _check(bank: AdapterBank, repair: bool, report: VerifyReport, progress: Progress) -> None:
-    for problem in bank.database_problems():
-        report.damage.append(f"{bank.database_shown}: {problem}; restore it from a copy")
+def _check(bank: StoredBank, repair: bool, report: VerifyReport, progress: Progress) -> None:
+    _check_database(bank, repair, report)
+    _check_owner(bank, repair, report)
+    _check_record(bank, report)
     # First, so that what is foreign is out of the way of rows that are restored.
     _check_orphans(bank, repair, report)
-    records = bank.adapters()
+    records = bank.catalog.whole_adapters()
     progress.begin("verify", len(records))
     for record in records:
         _check_adapter(bank, record, repair, report)
         progress.advance()
     progress.end()
-    _check_leftovers(bank, repair, report)
+    if len(records) == len(bank):
+        _check_leftovers(bank, repair, report)
     if not repair:
-        _check_derived(bank, False, report)
+        _check_derived(bank, False, report, progress)
         return
     with bank.nobody_computing() as alone:
-        _check_derived(bank, alone, report)
+        _check_derived(bank, alone, report, progress)
 
 
-def _check_adapter(bank: AdapterBank, record: AdapterRecord, repair: bool, report: VerifyReport) -> None:
+def _check_database(bank: StoredBank, repair: bool, report: VerifyReport) -> None:
+    if repair:
+        report.repaired += [
+            f"deleted {what}; it is computed again when it is asked for" for what in bank.runs.drop_damaged()
+        ]
+    report.damage += [f"{bank.database_shown}: {problem}" for problem in bank.database_problems()]
+
+
+def _check_owner(bank: StoredBank, repair: bool, report: VerifyReport) -> None:
+    """Find whether another copy of the bank wrote rows; with `repair`, nobody ingesting, they are this one's again."""
+    if bank.ownership.is_ours():
+        return
+    if repair:
+        bank.ownership.renew(take=True)
+        report.repaired.append(f"{bank.store.path}: written by this bank alone from now on")
+    else:
+        report.leftovers.append(
+            f"{bank.store.path}: another copy of this bank has written rows since, so this one may only read them; "
+            "if the other is no longer used, --repair makes them this one's"
+        )
+
+
+def _check_adapter(bank: StoredBank, record: AdapterRecord, repair: bool, report: VerifyReport) -> None:
     in_database, in_array = _database_problem(bank, record), _array_problem(bank, record)
     if (in_database or in_array) and not _still_there(bank, record):
         return  # removed or replaced since the list was read
@@ -94,6 +137,9 @@ def _check_adapter(bank: AdapterBank, record: AdapterRecord, repair: bool, repor
     if not repair:
         report.damage.append(f"{record.name}: {in_array}")
         return
+    if _kept_anew(bank, record):
+        report.repaired.append(f"{record.name}: row {record.row} is whole, its checksums were made anew")
+        return
     failure = _restore(bank, record)
     if failure is None:
         report.repaired.append(f"{record.name}: row {record.row} restored from {record.source}")
@@ -104,11 +150,10 @@ def _check_adapter(bank: AdapterBank, record: AdapterRecord, repair: bool, repor
         )
 
 
-def _database_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
+def _database_problem(bank: StoredBank, record: AdapterRecord) -> str | None:
     try:
         _check_counts(bank, record)
-        bank.catalog.blob(record.header_sha256)
-        _check_scaling(record, bank.catalog.blob(record.config_sha256))
+        _check_own_files(bank, record)
     except DatabaseUnavailableError:
         raise
     except BankError as error:
@@ -116,10 +161,11 @@ def _database_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
     return None
 
 
-def _array_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
+def _array_problem(bank: StoredBank, record: AdapterRecord) -> str | None:
     try:
-        if row_sha256(bank.store.read(record.row)) == record.row_sha256:
-            return None
+        stored = bank.store.read_stored(record.row)[1]
+        if stored.sha256 == record.row_sha256:
+            return _checksums_problem(record, stored)
     except ArrayStoreUnavailableError:
         raise  # says nothing about the row
     except BankError as error:
@@ -127,12 +173,31 @@ def _array_problem(bank: AdapterBank, record: AdapterRecord) -> str | None:
     return f"row {record.row} does not match its checksum; `bank verify --repair` restores it from its source"
 
 
-def _still_there(bank: AdapterBank, record: AdapterRecord) -> bool:
+def _checksums_problem(record: AdapterRecord, stored: StoredRow) -> str | None:
+    """Return what is wrong with a row whose values are right, stored so that it ends its chunks otherwise."""
+    if record.checksums in {None, stored.checksums.tobytes()}:
+        return None
+    return f"row {record.row} was stored anew by another program; `bank verify --repair` makes its checksums anew"
+
+
+def _kept_anew(bank: StoredBank, record: AdapterRecord) -> bool:
+    """Keep the checksums of a row as it is stored, if its values are the right ones; return whether they are."""
+    try:
+        _, stored = bank.checked_row(record)
+    except ArrayStoreUnavailableError:
+        raise
+    except BankError:
+        return False
+    bank.ownership.set_checksums({record.row: (stored.sha256, stored.checksums.tobytes())})
+    return True
+
+
+def _still_there(bank: StoredBank, record: AdapterRecord) -> bool:
     now = bank.catalog.find(record.name)
     return now is not None and now.row == record.row
 
 
-def _check_counts(bank: AdapterBank, record: AdapterRecord) -> None:
+def _check_counts(bank: StoredBank, record: AdapterRecord) -> None:
     ((ids, counts),) = bank.catalog.token_counts([record.row])
     whole = len(ids) == len(counts) > 0 and bool(np.all(ids[1:] > ids[:-1])) and bool(np.all(counts > 0))
     if (
@@ -146,19 +211,33 @@ def _check_counts(bank: AdapterBank, record: AdapterRecord) -> None:
         )
 
 
-def _check_scaling(record: AdapterRecord, config: bytes) -> None:
-    options = json.loads(config)
-    rank, alpha, rslora = options["r"], options["lora_alpha"], options.get("use_rslora", False)
-    expected = (rank, alpha, rslora, scaling(alpha, rank, rslora))
-    found = (record.rank, record.alpha, record.use_rslora, record.scaling)
-    if found != expected:
-        raise BankFormatError(
-            f"rank, alpha, use_rslora and scaling {expected} expected from its configuration, {found} found in "
-            "the database; remove and ingest it again"
-        )
+def _check_own_files(bank: StoredBank, record: AdapterRecord) -> None:
+    """Compare what the database says of an adapter, and of all, with its own header and configuration."""
+    header, config = bank.catalog.blob(record.header_sha256), bank.catalog.blob(record.config_sha256)
+    found = stored_differences(bank.record, record, header, config)
+    if found:
+        raise BankFormatError(f"{'; '.join(found)}; remove and ingest it again")
 
 
-def _restore(bank: AdapterBank, record: AdapterRecord) -> str | None:
+def _check_record(bank: StoredBank, report: VerifyReport) -> None:
+    """Compare the bank's own record with its adapters' headers, and with its tokenizer."""
+    if not bank.record.layout:
+        return
+    try:
+        _ = bank.layout
+        found, expected = bank.record.vocabulary, bank.tokenizer.vocabulary
+        if found != expected:
+            raise BankFormatError(
+                f"a vocabulary of {expected} ids expected from its tokenizer, {found} found in the database; "
+                "restore it from a copy"
+            )
+    except DatabaseUnavailableError:
+        raise
+    except BankError as error:
+        report.damage.append(f"{bank.database_shown}: {error}")
+
+
+def _restore(bank: StoredBank, record: AdapterRecord) -> str | None:
     """Write a row again from its source; return why that could not be done, or None."""
     from bankdb.peft.weights import load_adapter
 
@@ -176,7 +255,7 @@ def _restore(bank: AdapterBank, record: AdapterRecord) -> str | None:
     return None
 
 
-def _check_orphans(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
+def _check_orphans(bank: StoredBank, repair: bool, report: VerifyReport) -> None:
     """Find files that nothing in the database accounts for: never made by this bank."""
     rows = bank.store.rows_on_disk()
     limit = bank.record.next_row  # looked up after the rows: each was reserved before it was written
@@ -188,7 +267,7 @@ def _check_orphans(bank: AdapterBank, repair: bool, report: VerifyReport) -> Non
                 f"{item}: orphan, not the bank's; --repair moves it to {bank.arrays / 'orphans'}"
             )
             continue
-        target = bank.arrays / "orphans" / _within(item, bank.arrays)
+        target = bank.arrays / "orphans" / relative_name(item, bank.arrays)
         if target.exists():
             report.damage.append(f"{item}: orphan, and {target} is taken; move one of them away")
             continue
@@ -196,13 +275,7 @@ def _check_orphans(bank: AdapterBank, repair: bool, report: VerifyReport) -> Non
         report.repaired.append(f"{item}: moved to {target}")
 
 
-def _within(item: Location, place: Location) -> str:
-    if isinstance(item, RemotePath) and isinstance(place, RemotePath):
-        return item.relative_to(place)
-    return str(Path(str(item)).relative_to(str(place)))
-
-
-def _check_leftovers(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
+def _check_leftovers(bank: StoredBank, repair: bool, report: VerifyReport) -> None:
     """Find what killed or running processes left: the next ingest clears it, or this with `repair`."""
     if repair:
         report.repaired += [f"cleared {what}" for what in clear_leftovers_locked(bank)]
@@ -221,17 +294,20 @@ def _check_leftovers(bank: AdapterBank, repair: bool, report: VerifyReport) -> N
     report.leftovers += [f"{file}: left by an interrupted write" for file in partial_files(bank.store.path)]
 
 
-def _check_derived(bank: AdapterBank, repair: bool, report: VerifyReport) -> None:
-    """Find what interrupted computations left, and runs whose array was deleted: they are made again."""
-    for file in (file for kind in _DERIVED for file in partial_files(bank.array_path(kind))):
-        if repair:
-            file.unlink(missing_ok=True)
-            report.repaired.append(f"cleared unfinished file {file.name}")
+def _check_derived(bank: StoredBank, repair: bool, report: VerifyReport, progress: Progress) -> None:
+    """Find what interrupted computations left, blocks that are damaged, and runs whose array was deleted."""
+    if repair:
+        report.repaired += [f"cleared unfinished file {name}" for name in clear_unfinished(bank)]
+    else:
+        report.leftovers += [f"{file}: left by an interrupted write" for file in unfinished(bank)]
+    for problem in list(derived_problems(bank, progress)):
+        if repair and problem.damage and delete_damaged(bank, problem):
+            report.repaired.append(f"deleted {problem.delete}, to be computed again ({problem.text})")
         else:
-            report.leftovers.append(f"{file}: left by an interrupted write")
+            (report.damage if problem.damage else report.leftovers).append(problem.text)
     for run in bank.runs.all():
         path = bank.run_array(run)
-        if path is None or path.exists() or not bank.runs.done_pieces(run.id):
+        if path is None or path.exists() or not (run.state == "done" or bank.runs.done_pieces(run.id)):
             continue
         if repair:
             bank.runs.reopen(run.id)

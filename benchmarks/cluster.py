@@ -35,7 +35,7 @@ from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterOptions
 from compute.cluster.tasks import run_tasks
 from compute.metrics.registry import METRIC_NAMES
-from compute.prediction.matrices import distances_by
+from compute.prediction.matrices import distances
 from compute.prediction.predict_all import predict_all
 
 DISTANCES = {n: Shape(adapters=n, layers=1, hidden=64) for n in (502, 1536)}
@@ -103,14 +103,14 @@ def steps(
 ) -> dict[str, tuple[float, float]]:
     ways = [PredictionOptions(metric=name) for name in METRIC_NAMES]
     dense = PredictionOptions(metric="js", approach="attentional")
-    distances_by(wide, [dense], cluster=cluster)  # so that the second step is the combination alone
+    distances(wide, [dense], cluster=cluster)  # so that the second step is the combination alone
     found = {}
     for n, bank in narrow.items():
         # The first distances of a worker load the compiled loops, about a second for each process, and of each size
         # they take memory that is new, which a virtual machine may have to ask its host for.
         for turn in ("first", "again"):
             found[f"distances, N = {n}, {turn}"] = timed(
-                cluster, lambda bank=bank: distances_by(bank, ways, cluster=cluster)
+                cluster, lambda bank=bank: distances(bank, ways, cluster=cluster)
             )
             shutil.rmtree(bank.array_path("distances"))
     found["combine"] = timed(cluster, lambda: predict_all(wide, dense, cluster=cluster))

@@ -13,11 +13,13 @@ import json
 from pathlib import Path
 
 from bankdb.bank import AdapterBank
+from bankdb.progress import SilentProgress
 from compute.approaches.options import PredictionOptions
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
 from compute.evaluation.weight_space import WaySummary, WeightSpaceTable, as_record, weight_space_table
 from compute.metrics.registry import FURTHER_METRIC_NAMES, METRIC_NAMES
-from compute.prediction.matrices import bank_matrices
+from compute.prediction.matrices import compute_matrices
+from compute.prediction.session import computing
 
 EVERY_METRIC = (*METRIC_NAMES, *FURTHER_METRIC_NAMES)
 CURVES = (("js", "normalized"), ("js", "tuned"), ("js", "ridge"), ("js", "uniform"), ("js", "oracle"))
@@ -69,8 +71,10 @@ def size_curves(bank: AdapterBank, sizes: list[int], draws: int, leave_out: str)
     curves = []
     for metric, approach in CURVES:
         options = PredictionOptions(metric=metric, approach=approach, leave_out=leave_out)
-        gram = bank_matrices(bank, PredictionOptions(approach="oracle")).gram
-        found = bank_matrices(bank, options)
+        ways = [PredictionOptions(approach="oracle"), options]
+        with computing(bank, None, SilentProgress()) as cluster:
+            oracle, found = compute_matrices(bank, ways, cluster, SilentProgress())
+        gram = oracle.gram
         assert gram is not None
         curves.append(bank_size_curve(options, found.distances, gram, found.units, sizes, draws=draws))
     return curves

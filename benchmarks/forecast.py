@@ -25,11 +25,10 @@ from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterOptions
 from compute.forecasting.measure import measure_rates, warm
 from compute.forecasting.rates import Rates, expected_seconds
-from compute.forecasting.steps import BankShape, forecast
+from compute.forecasting.steps import BankShape, forecast_steps
 from compute.gram.matrix import gram_matrix
 from compute.metrics.registry import METRIC_NAMES
 from compute.prediction.coefficients import coefficients
-from compute.prediction.export import export_all
 from compute.prediction.matrices import distances
 from compute.prediction.predict_all import predict_all
 
@@ -59,7 +58,7 @@ class Comparison:
         self.shape = BankShape.of_bank(bank)
 
     def _expected(self, kind: str, way: PredictionOptions) -> float:
-        steps = forecast(
+        steps = forecast_steps(
             self.shape,
             [way],
             slots=self.cluster.slots,
@@ -97,7 +96,7 @@ class Comparison:
         made = []
         seconds = machine.timed(lambda: made.append(predict_all(self.bank, DENSE, cluster=self.cluster)))
         yield Compared("combine, cold", self._expected("combine", DENSE), seconds)
-        seconds = machine.timed(lambda: export_all(self.bank, made[0], self.folder / "out"))
+        seconds = machine.timed(lambda: made[0].save(self.folder / "out"))
         yield Compared("export", self._expected("export", DENSE), seconds)
 
 
@@ -129,7 +128,7 @@ def main() -> None:
 
 def compare(bank: AdapterBank, cluster: Cluster, folder: Path) -> str:
     size = BankShape.of_bank(bank)
-    steps = forecast(size, [DENSE], slots=cluster.slots, budget=cluster.task_budget)
+    steps = forecast_steps(size, [DENSE], slots=cluster.slots, budget=cluster.task_budget)
     rates = []
     took = machine.timed(
         lambda: rates.append(

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cli.commands.plan import size_text, time_text
 from compute.approaches.options import PredictionOptions
+from compute.forecasting.forecast import size_text, time_text
 from compute.forecasting.rates import Rates, expected_seconds, read_rates
-from compute.forecasting.steps import BankShape, StepForecast, forecast
+from compute.forecasting.steps import BankShape, StepForecast, forecast_steps
 
 ADAPTERS = (502, 10_000, 100_000)
 PARAMETERS = (9_437_184, 40_000_000)
@@ -28,7 +28,9 @@ HEADINGS = ("tasks", "read", "written", "Tflop", "memory", "2 workers", "64, one
 def planned(adapters: int, parameters: int, workers: int) -> list[StepForecast]:
     """The steps of one approach, with the Gram matrix, and the coefficients of the other."""
     shape = BankShape.of_numbers(adapters, parameters, VOCABULARY, TOKENS, DISTINCT)
-    steps, neural = (forecast(shape, [way], slots=workers, budget=MEMORY, weight_errors=True) for way in WAYS)
+    steps, neural = (
+        forecast_steps(shape, [way], slots=workers, budget=MEMORY, weight_errors=True) for way in WAYS
+    )
     steps = list(steps)
     steps[3:3] = [step for step in neural if step.kind == "coefficients"]
     return steps

@@ -29,7 +29,7 @@ from bankdb.sources.pairs import find_references, resolve
 from compute.approaches.options import PredictionOptions
 from compute.combination.combine import combine_one
 from compute.combination.delta import DeltaAdapter, DeltaForm, delta_adapter
-from compute.prediction.coefficients import Coefficients, leave_one_out
+from compute.prediction.coefficients import Coefficients, coefficients
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "examples" / "tiny_bank" / "base"
@@ -82,7 +82,7 @@ def spaces(bank: AdapterBank, found: Coefficients, index: int) -> Iterator[tuple
 
 
 def measure(bank: AdapterBank, options: PredictionOptions, score: Score | None) -> Mapping[str, Figures]:
-    found = leave_one_out(bank, options)
+    found = coefficients(bank, options)
     own = [
         flat(products(bank.store.read(record.row), bank.layout, record.scaling)) for record in found.adapters
     ]
@@ -109,7 +109,7 @@ def scored(bank: AdapterBank, made: DeltaAdapter, name: str, score: Score) -> fl
     form = made.form
     with tempfile.TemporaryDirectory() as folder:
         config = render_config(
-            str(BASE), form.layout, (form.alpha, form.use_rslora), bank.record.task_type, revision=None
+            str(BASE), form.layout, (form.alpha, form.use_rslora), bank.origins.task_type(), revision=None
         )
         (Path(folder) / "adapter_config.json").write_text(config)
         write_safetensors(Path(folder) / "adapter_model.safetensors", made.vector, form.layout, "float32")

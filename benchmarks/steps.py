@@ -27,11 +27,11 @@ from compute.approaches.options import PredictionOptions
 from compute.cluster.options import Cluster
 from compute.gram.matrix import gram_matrix
 from compute.metrics.registry import METRIC_NAMES
-from compute.prediction.coefficients import coefficients, coefficients_by
+from compute.prediction.coefficients import coefficients
 from compute.prediction.matrices import distances
 from compute.prediction.neural_models import stored_model
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import predict_all, predict_all_ways
+from compute.prediction.predict_all import predict_all
 
 DENSE = PredictionOptions(metric="js", approach="normalized")
 PAPER = [
@@ -112,7 +112,7 @@ class Bench:
             yield Row(f"distances {metric}", seconds, peak=peak, other_way=other)
         self._forget("distances")
         ways_at_once = [replace(DENSE, metric=metric) for metric in METRIC_NAMES]
-        seconds, peak = self._timed(lambda: coefficients_by(self.bank, ways_at_once, cluster=self.cluster))
+        seconds, peak = self._timed(lambda: coefficients(self.bank, ways_at_once, cluster=self.cluster))
         yield Row("distances, all four at once", seconds, peak=peak, other_way=total_way)
 
     def gram(self) -> Row:
@@ -212,14 +212,14 @@ class Bench:
         if needed > 0.95 * free:
             return Row("twelve combinations", float("nan"), note=_does_not_fit(needed, free))
         machine.drop_cache(self.bank.store.path)
-        seconds, peak = self._timed(lambda: predict_all_ways(self.bank, PAPER, cluster=self.cluster))
+        seconds, peak = self._timed(lambda: predict_all(self.bank, PAPER, cluster=self.cluster))
         written = self._stored(self.bank.array_path("predictions"))
         flops = 2.0 * len(PAPER) * self.n**2 * self.p
         read = self._stored(self.bank.store.path)
         limit = self.limits.seconds(flops, read, written)
         row = Row("four metrics x three approaches, all", seconds, flops, read, written, peak, 0, limit)
         self._forget("predictions")
-        seconds, _ = self._timed(lambda: predict_all_ways(self.bank, PAPER, cluster=self.cluster))
+        seconds, _ = self._timed(lambda: predict_all(self.bank, PAPER, cluster=self.cluster))
         self._forget("predictions")
         return replace(
             row, note=f"Of the twelve, combining alone, from stored coefficients: {seconds:.1f} s."

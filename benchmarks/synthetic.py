@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.arrays.adapter_store import StoredRow
 from bankdb.bank import AdapterBank
 from bankdb.peft.config import AdapterConfig, read_config, render_config
 from bankdb.peft.layout import AdapterLayout
@@ -110,8 +111,8 @@ def make_bank(path: Path, shape: Shape, arrays: str | None = None) -> AdapterBan
             config, layout, "float32", header, hashlib.sha256(vector.data).hexdigest(), vector
         )
         row = bank.reserve(name, adapter)
-        checksum = bank.store.write(row, vector)
-        bank.catalog.make_ready(_record(name, row, adapter, checksum, ids, counts))
+        stored = bank.store.write_row(row, vector)
+        bank.catalog.make_ready(_record(name, row, adapter, stored, ids, counts))
     return bank
 
 
@@ -151,7 +152,7 @@ def _record(
     name: str,
     row: int,
     adapter: SourceAdapter,
-    checksum: str,
+    stored: StoredRow,
     ids: NDArray[np.uint32],
     counts: NDArray[np.uint32],
 ) -> NewAdapter:
@@ -168,7 +169,8 @@ def _record(
         source_sha256=adapter.sha256,
         header=adapter.header,
         config=adapter.config.text,
-        row_sha256=checksum,
+        row_sha256=stored.sha256,
+        checksums=stored.checksums.tobytes(),
         licence=None,
         group=None,
         dataset_source="synthetic",

@@ -1,23 +1,24 @@
-"""What a person sees: progress on standard error, tables and JSON on standard output."""
+"""What a person sees: progress on standard error, tables and JSON on standard output.
+
+Whatever is printed goes through here, and what a terminal would obey is escaped on the way: names, groups, licences,
+answers and messages may hold what strangers wrote.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import xarray
-
 import json
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from bankdb.errors import printable
+from bankdb.shown import shown
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 # Seconds between two lines about one stage where there is no terminal to draw a bar on.
 _LINE_SECONDS = 5.0
+
+
+def tell(text: str, *, err: bool = False) -> None:
+    """Print one line."""
+    click.echo(printable(text), err=err)
 
 
 def shown_progress() -> Progress:
@@ -52,7 +58,7 @@ class LineProgress:
         """Tell the stage and its number of steps."""
         self._stage, self._total, self._done = stage, total, 0
         self._started = self._told = time.monotonic()
-        click.echo(f"{stage}: 0/{total}", err=True)
+        tell(f"{stage}: 0/{total}", err=True)
 
     def advance(self, steps: int = 1) -> None:
         """Count steps; tell of them now and then."""
@@ -63,16 +69,16 @@ class LineProgress:
                 return
             self._told = now
             left = (now - self._started) / self._done * (self._total - self._done)
-        click.echo(f"{self._stage}: {self._done}/{self._total}, about {left:.0f} s left", err=True)
+        tell(f"{self._stage}: {self._done}/{self._total}, about {left:.0f} s left", err=True)
 
     def end(self) -> None:
         """Tell how long the stage took."""
         seconds = time.monotonic() - self._started
-        click.echo(f"{self._stage}: {self._total}/{self._total} in {seconds:.1f} s", err=True)
+        tell(f"{self._stage}: {self._total}/{self._total} in {seconds:.1f} s", err=True)
 
     def note(self, text: str) -> None:
         """Print a line."""
-        click.echo(text, err=True)
+        tell(text, err=True)
 
 
 class BarProgress:
@@ -96,7 +102,7 @@ class BarProgress:
 
         self.end()
         self._bars = Progress(
-            TextColumn("{task.description:<28}"),
+            TextColumn("{task.description:<28}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -105,7 +111,7 @@ class BarProgress:
             console=Console(stderr=True),
         )
         self._bars.start()
-        self._task = self._bars.add_task(stage, total=total)
+        self._task = self._bars.add_task(printable(stage), total=total)
 
     def advance(self, steps: int = 1) -> None:
         """Move the bar."""
@@ -121,14 +127,24 @@ class BarProgress:
     def note(self, text: str) -> None:
         """Print a line above the bar."""
         if self._bars is not None:
-            self._bars.console.print(text, highlight=False, markup=False)
+            self._bars.console.print(printable(text), highlight=False, markup=False)
         else:
-            click.echo(text, err=True)
+            tell(text, err=True)
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(value, indent=2, ensure_ascii=not _unicode_output(), allow_nan=False)
+    # Such characters stand in strings alone, where JSON has escapes for them.
+    click.echo(re.sub(r"[^\n -~]+", _escaped_in_json, text))
+
+
+def _escaped_in_json(found: re.Match[str]) -> str:
+    return "".join(one if printable(one) == one else json.dumps(one)[1:-1] for one in found[0])
+
+
+def _unicode_output() -> bool:
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
 
 
 def print_table(
@@ -141,12 +157,17 @@ def print_table(
     from rich.text import Text
 
     body = [list(row) for row in rows]
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=None if title is None else Text(printable(title)),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for index, heading in enumerate(headings):
         numeric = bool(body) and all(isinstance(row[index], int | float) for row in body)
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(printable(heading)), justify="right" if numeric else "left", overflow="fold")
     for row in body:
-        table.add_row(*(Text(_cell(value)) for value in row))
+        table.add_row(*(Text(shown(value)) for value in row))
     console = Console()
     if not console.is_terminal:
         # Piped: as wide as the text needs, so that no line is broken.
@@ -156,40 +177,21 @@ def print_table(
 
 def _width(headings: Sequence[str], body: Sequence[Sequence[object]]) -> int:
     columns = zip(headings, *body, strict=True)
-    return sum(max(len(_cell(value)) for value in column) for column in columns)
+    return sum(max(len(shown(value)) for value in column) for column in columns)
 
 
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def write_matrices(
-    path: Path, matrices: Sequence[xarray.DataArray], labels: Sequence[dict[str, str]]
-) -> None:
-    """Write matrices below each other; where there are several, leading columns say which is which.
-
-    `-` writes to standard output. A file appears whole or not at all.
-    """
-    keys = list(labels[0]) if len(matrices) > 1 else []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, "target", *matrices[0]["source"].values])
-    for matrix, label in zip(matrices, labels, strict=True):
-        for target, row in zip(matrix["target"].values, matrix.values, strict=True):
-            writer.writerow([*(label[key] for key in keys), target, *(repr(float(value)) for value in row)])
-    write_text(path, text.getvalue())
+def write_csv(path: Path, text: str) -> None:
+    """Write a table as `write_text` does, with what a terminal would obey escaped in a file too."""
+    write_text(path, printable(text, keep="\n\t"))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all; `-` is standard output."""
+    """Write text of several lines into a file; `-` is standard output.
+
+    A file appears whole or not at all; see `bankdb.arrays.durable.write_whole`.
+    """
     if str(path) == "-":
-        click.echo(text, nl=False)
+        click.echo(printable(text, keep="\n\t"), nl=False)
     else:
         from bankdb.arrays.durable import write_whole
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import sys
 from typing import IO, Any
 
 import click
 
-from bankdb.errors import BankError, ParameterError, one_line
+from bankdb.errors import BankError, ParameterError, one_line, printable
 
 
 class _Failure(click.ClickException):
@@ -16,7 +18,7 @@ class _Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message."""
-        click.echo(f"bank: error: {self.message}", file=file, err=file is None)
+        click.echo(f"bank: error: {printable(self.message)}", file=file, err=file is None)
 
 
 class _WrongUse(_Failure):
@@ -32,7 +34,10 @@ class BankGroup(click.Group):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.ClickException as error:
+            error.message = printable(error.message, keep="\n")  # type: ignore[misc]
+            raise
+        except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
             if ctx.params.get("debug") or os.environ.get("BANK_DEBUG"):
@@ -51,6 +56,7 @@ def _failure(error: Exception) -> Exception:
             errno.ENOSPC: "free some space",
             errno.EROFS: "it is read-only",
             errno.EACCES: "check permissions",
+            errno.EBADF: "it is closed",
         }
         hint = advice.get(error.errno or 0, "check the path and the disk")
         return _Failure(f"{error.filename or 'disk'}: {error.strerror or error}; {hint}")
@@ -98,7 +104,47 @@ _register()
 
 def main() -> None:
     """Run the command line."""
-    cli(prog_name="bank")
+    _open_streams()
+    try:
+        cli(prog_name="bank")
+    except OSError as error:  # of what is printed before a command begins, such as its help
+        failure = _failure(error)
+        if os.environ.get("BANK_DEBUG") or not isinstance(failure, _Failure):
+            raise
+        failure.show()
+        sys.exit(failure.exit_code)
+
+
+class _Closed(io.TextIOBase):
+    """In place of a standard output that is closed."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        """Refuse."""
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
+
+
+def _open_streams() -> None:
+    """Have the three standard streams, and have them take any text.
+
+    One that is closed (`2>&-`) would give its number to the next file that is opened, which might be the database.
+    What cannot be encoded, such as in an ASCII terminal, is escaped. Messages of a closed standard error are lost;
+    what a closed standard output should get is an error.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            descriptor = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            # Not closed: it lasts as long as the process.
+            files = {"stdin": "r", "stderr": "w"}
+            stream = open(number, files[name], closefd=False) if name in files else _Closed()  # noqa: SIM115
+            setattr(sys, name, stream)
+        if name != "stdin" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

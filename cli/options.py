@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compute.approaches.registry import approaches as known_approaches
-from compute.approaches.registry import descriptions, get_approach
+from compute.approaches.registry import descriptions
 from compute.approaches.registry import names as approach_names
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ def _rank(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     return int(value)
 
 
+def _number(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """Refuse what is no number, which no range does."""
+    if math.isnan(value):
+        raise click.BadParameter(f"expected a number, found {value}")
+    return value
+
+
 space_options = together(
     click.option(
         "--space",
@@ -106,13 +113,14 @@ cluster_options = together(
     ),
     click.option(
         "--wait-workers",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 1_000_000),
         metavar="N",
         help="Of a running scheduler: begin when it has N workers.",
     ),
     click.option(
         "--wait-seconds",
-        type=click.FloatRange(0, min_open=True),
+        type=click.FloatRange(0, 31_622_400, min_open=True),
+        callback=_number,
         default=300.0,
         show_default=True,
         help="How long to wait for them, before the command fails.",
@@ -164,7 +172,9 @@ approach_parameters = together(
         show_default=True,
         help="Divides distances (attentional) or z-scores (normalized) before the softmin.",
     ),
-    click.option("--top-k", type=int, help="Keep the k largest coefficients and renormalise."),
+    click.option(
+        "--top-k", type=click.IntRange(max=2**31 - 1), help="Keep the k largest coefficients and renormalise."
+    ),
     click.option(
         "--protocol",
         type=click.Choice(["cross-fitted", "published"]),
@@ -172,7 +182,9 @@ approach_parameters = together(
         show_default=True,
         help="Of neural: no row is predicted by a network that saw it, or one network of 80% for all.",
     ),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of neural."),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of neural."
+    ),
     click.option(
         "--width", type=click.IntRange(2, 20_000), default=4000, show_default=True, help="Of neural's layers."
     ),
@@ -262,26 +274,11 @@ def approach_option(
     )
 
 
-def chosen_metrics(metrics: tuple[str, ...]) -> list[str]:
-    """Return the full names of the metrics asked for, each once."""
-    from compute.metrics.registry import FURTHER_METRIC_NAMES, METRIC_NAMES, canonical_metric_name
-
-    if "all" in metrics:
-        return [*METRIC_NAMES, *(name for name in dict.fromkeys(metrics) if name in FURTHER_METRIC_NAMES)]
-    return list(dict.fromkeys(canonical_metric_name(name) for name in metrics))
-
-
-def chosen_approaches(approaches: tuple[str, ...]) -> list[str]:
-    """Return the approaches asked for, each once; `all` is those that take one pass over the distances."""
-    every = [known.name for known in known_approaches() if known.quick] if "all" in approaches else []
-    return list(dict.fromkeys([*every, *(name for name in approaches if name != "all")]))
-
-
 def opened(path: Path) -> AdapterBank:
     """Open the bank."""
-    from bankdb.bank import AdapterBank
+    import bankdb
 
-    return AdapterBank.open(path)
+    return bankdb.open(path)
 
 
 def cluster_of(settings: Mapping[str, Any]) -> ClusterOptions:
@@ -294,6 +291,19 @@ def cluster_of(settings: Mapping[str, Any]) -> ClusterOptions:
         **{name: settings[name] for name in _CLUSTER},
         memory=None if memory is None else parse_memory(memory),
     )
+
+
+_PARAMETERS = (
+    "compatible",
+    "leave_out",
+    "kernel",
+    "sigma",
+    "protocol",
+    "seed",
+    "width",
+    "temperature",
+    "top_k",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,21 +320,15 @@ class Parameters:
 
     def combination(self, metric: str, approach: str) -> PredictionOptions:
         """Return the options of one prediction, with the parameters that it reads."""
-        from compute.approaches.options import PredictionOptions
+        from compute.prediction.ways import combination
 
-        how = get_approach(approach)
-        names = {"compatible", "leave_out", *how.reads}
-        names |= {"kernel", "sigma"} if (how.metric or metric) == "mmd" else set()
-        # Given with several approaches, they are for the others; what has other weights of its own refuses them.
-        names |= set() if how.trained else {"temperature", "top_k"}
-        given = {name: self.settings[name] for name in names if name in self.settings}
-        return PredictionOptions(metric=metric, approach=approach, **given)
+        return combination(metric, approach, **self._given())
 
     def combinations(self, metrics: tuple[str, ...], approaches: tuple[str, ...]) -> list[PredictionOptions]:
         """Return every metric with every approach; an approach of no metric, or of its own, once."""
-        names = chosen_metrics(metrics)
-        return [
-            self.combination(metric, how.name)
-            for how in map(get_approach, chosen_approaches(approaches))
-            for metric in (names if how.reads_distances and how.metric is None else names[:1])
-        ]
+        from compute.prediction.ways import combinations
+
+        return combinations(metrics, approaches, **self._given())
+
+    def _given(self) -> dict[str, Any]:
+        return {name: self.settings[name] for name in _PARAMETERS if name in self.settings}

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from bankdb.arrays.durable import fsync_path, fsync_written, is_partial, partial_files
 from bankdb.arrays.remote import Location, RemotePath, delete, objects_below
 from bankdb.arrays.remote_shards import RemoteShards, forget
+from bankdb.arrays.shard_format import Checksums
 from bankdb.arrays.shards import Shards, shards_of
 from bankdb.arrays.zarr_arrays import (
     chunk_file,
@@ -26,9 +27,8 @@ from bankdb.arrays.zarr_arrays import (
     create_array,
     grow_array,
     open_array,
-    read_region,
 )
-from bankdb.errors import AdapterError, BankFormatError
+from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError
 
 if TYPE_CHECKING:
     import zarr
@@ -36,6 +36,22 @@ if TYPE_CHECKING:
     from bankdb.arrays.uncached import UncachedReader
 
 Vector = NDArray[np.float32]
+
+
+class StoredRow(NamedTuple):
+    """What a stored row is known by.
+
+    Attributes
+    ----------
+    sha256
+        Of its values, little-endian float32.
+    checksums
+        uint32, shape (chunks,): what each of its chunks ends with, the CRC32C of it as it is stored.
+    """
+
+    sha256: str
+    checksums: Checksums
+
 
 _ROW_FOLDER = re.compile(r"0|[1-9][0-9]*")
 _OBJECT = re.compile(r"zarr\.json|c/(0|[1-9][0-9]*)/0")
@@ -54,9 +70,9 @@ class AdapterStore:
     def __init__(self, path: Location) -> None:
         self.path = path
         self._array: zarr.Array[Any] | None = None
-        self._shards: tuple[zarr.Array[Any], Shards | RemoteShards | None] | None = None
+        self._shards: tuple[zarr.Array[Any], Shards | RemoteShards] | None = None
 
-    def create(self, parameters: int, identity: str) -> None:
+    def create(self, parameters: int, identity: str, owner: str | None = None) -> None:
         """Make the array for rows of `parameters` columns; the caller knows that no row is ready."""
         columns = column_chunk(parameters)
         shard = -(-parameters // columns) * columns
@@ -66,7 +82,7 @@ class AdapterStore:
             chunks=(1, columns),
             shards=(1, shard),
             dtype="float32",
-            attributes={"bank": identity},
+            attributes={"bank": identity} | ({} if owner is None else {"owner": owner}),
         )
         self._array = None
 
@@ -86,8 +102,30 @@ class AdapterStore:
         """Return the identity of the bank that the array was made for."""
         return str(self.array.attrs.get("bank", ""))
 
+    def owner(self) -> str | None:
+        """Return the mark of the catalogue that writes here, as it is now; None if there is none, or no array."""
+        self._array = None
+        try:
+            mark = self.array.attrs.get("owner")
+        except BankNotFoundError:
+            return None
+        return None if mark is None else str(mark)
+
+    def set_owner(self, mark: str) -> None:
+        """Mark the array as written by one catalogue; nothing happens if there is no array yet."""
+        self._array = None
+        try:
+            self.array.attrs.update({"owner": mark})
+        except BankNotFoundError:
+            return
+        fsync_written(self.path, [self.path / "zarr.json"])
+
     def write(self, row: int, vector: Vector) -> str:
-        """Write a row durably; return the sha256 of its little-endian bytes.
+        """Write a row as `write_row` does; return the sha256 of its little-endian bytes."""
+        return self.write_row(row, vector).sha256
+
+    def write_row(self, row: int, vector: Vector) -> StoredRow:
+        """Write a row durably; return what it is known by.
 
         In a folder it is flushed to the disk; under a URL, the store has acknowledged it.
 
@@ -107,13 +145,11 @@ class AdapterStore:
             )
         if not np.isfinite(vector).all():
             raise AdapterError(f"{self.path}: row {row} was expected to be finite, NaN or Inf found")
-        shards = self._known_shards()
-        if shards is None:
-            self.array[row, :] = vector
-        else:
-            shards.write(row, 0, [np.ascontiguousarray(vector, dtype=np.float32)[None, :]])
+        written: list[int] = []
+        self._known_shards().write(row, 0, [np.ascontiguousarray(vector, dtype=np.float32)[None, :]], written)
+        checksums = np.asarray(written, dtype="<u4")
         fsync_written(self.path, [self.file(row)])
-        return row_sha256(vector)
+        return StoredRow(row_sha256(vector), checksums)
 
     def read(self, row: int) -> Vector:
         """Read one row, shape (p,). Raises BankFormatError if it is missing or damaged."""
@@ -143,6 +179,7 @@ class AdapterStore:
         stop: int,
         panel: Vector,
         uncached: UncachedReader | None = None,
+        checksums: Checksums | None = None,
     ) -> None:
         """Read columns `start` to `stop` of some rows into `panel`, shape (len(rows), stop - start).
 
@@ -151,21 +188,27 @@ class AdapterStore:
         panel
             Its rows are C-contiguous. What it holds after an error is undefined.
         uncached
-            Reads past the page cache, where rows are in the layout that this version writes.
+            Reads past the page cache.
+        checksums
+            The catalogue's, of the chunks that are read: shape (len(rows), chunks). None compares nothing, for
+            whoever looks at the whole row's sha256.
 
         Raises
         ------
         BankFormatError
-            As `read_panel`.
+            As `read_panel`; or a chunk is not the catalogue's.
         """
         for row in rows:
             self._check_row(row)
-        shards = self._known_shards()
-        if shards is not None:
-            shards.read_rows(rows, start, stop, panel, uncached)
-            return
-        for position, row in enumerate(rows):
-            panel[position] = self._read_one(row, start, stop)
+        self._known_shards().read_rows(rows, start, stop, panel, uncached, checksums)
+
+    def read_stored(self, row: int) -> tuple[Vector, StoredRow]:
+        """Read one row, shape (p,), with what it is known by. Raises BankFormatError as `read` does."""
+        self._check_row(row)
+        checksums = self._known_shards().checksums(row)  # before the chunks, which are held against them
+        vector = np.empty((1, int(self.array.shape[1])), dtype=np.float32)
+        self.read_into([row], 0, vector.shape[1], vector, None, checksums[None])
+        return vector[0], StoredRow(row_sha256(vector[0]), checksums)
 
     @property
     def chunk(self) -> int:
@@ -174,8 +217,8 @@ class AdapterStore:
 
     def prefetch(self, rows: Sequence[int], start: int, stop: int) -> None:
         """Ask the kernel for columns that will be read soon: a disk works while a processor does."""
-        shards = self._known_shards()
-        if shards is not None and hasattr(os, "posix_fadvise"):
+        if hasattr(os, "posix_fadvise"):
+            shards = self._known_shards()
             for row in rows:
                 shards.prefetch(row, start, stop)
 
@@ -188,19 +231,18 @@ class AdapterStore:
         if row >= rows:
             raise BankFormatError(f"{self.path}: row {row} is beyond the array's {rows} rows; {_RESTORE}")
 
-    def _known_shards(self) -> Shards | RemoteShards | None:
+    def _known_shards(self) -> Shards | RemoteShards:
+        """Return the array's shards. zarr would read others too, and believe what their chunks say of themselves."""
         array = self.array
         if self._shards is None or self._shards[0] is not array:
-            self._shards = (array, shards_of(array, self.path, _RESTORE))
+            found = shards_of(array, self.path, _RESTORE)
+            if found is None:
+                raise BankFormatError(
+                    f"{self.path / 'zarr.json'}: of a layout that this version does not write; put the bank's own "
+                    "adapters.zarr back"
+                )
+            self._shards = (array, found)
         return self._shards[1]
-
-    def _read_one(self, row: int, start: int, stop: int) -> Vector:
-        """Read a row through zarr, for an array of another layout than this version writes."""
-        values: Vector = read_region(self.array, (row, slice(start, stop)), f"row {row}: {_RESTORE}")
-        # A missing chunk reads as NaN throughout; no stored value is NaN.
-        if np.isnan(values[:: self.chunk]).any() or np.isnan(values[-1:]).any():
-            raise BankFormatError(f"{self.file(row)}: row {row} lacks chunks; {_RESTORE}")
-        return values
 
     def _shape_with(self, row: int) -> tuple[int, int]:
         """The array's shape; looked up again if another process may have grown it to hold `row`."""

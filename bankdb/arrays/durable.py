@@ -3,28 +3,81 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
+import stat
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bankdb.arrays import remote
 from bankdb.arrays.remote import Location, RemotePath
+from bankdb.errors import BankFormatError
 
+# What fsync of a folder gives where only files are flushed.
+_NO_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 
 
 def fsync_path(path: Location) -> None:
-    """Flush a file or a folder to the disk."""
+    """Flush a file or a folder to the disk.
+
+    Some network disks flush files alone, and say so of a folder: there, a file that was just made may be gone after
+    the power failed, though its content was flushed.
+    """
     if isinstance(path, RemotePath):
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDERS or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
+
+
+def read_file(file: Location) -> bytes | None:
+    """Return what is in a file, or an object; None if it is not there.
+
+    Raises
+    ------
+    BankFormatError
+        There is something that cannot be read.
+    ArrayStoreUnavailableError
+        The store of a URL failed.
+    """
+    if isinstance(file, RemotePath):
+        return remote.read_ranges([(file, 0, None)])[0]
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise BankFormatError(f"{file}: cannot be read ({error.strerror or error})") from error
+
+
+def write_file(file: Location, data: bytes) -> None:
+    """Write a file so that it appears whole, in place of one that was there, and is there after a crash."""
+    if isinstance(file, RemotePath):
+        remote.put({file: data})
+        return
+    partial = partial_of(file)
+    try:
+        with naming(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(file)
+        fsync_path(file.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def fsync_written(path: Location, files: Iterable[Location]) -> None:
@@ -47,12 +100,6 @@ def fsync_folders(path: Location, files: Iterable[Location]) -> None:
         fsync_path(folder)
 
 
-def fsync_tree(path: Location) -> None:
-    """Flush all files below `path`, and their folders."""
-    if isinstance(path, Path):
-        fsync_written(path, [file for file in path.rglob("*") if file.is_file()])
-
-
 def folders_in(path: Location) -> list[Location]:
     """Return what lies in `path` and holds something."""
     if isinstance(path, RemotePath):
@@ -61,12 +108,60 @@ def folders_in(path: Location) -> list[Location]:
     return sorted(item for item in path.iterdir() if item.is_dir()) if path.is_dir() else []
 
 
+def files_below(path: Location) -> list[str]:
+    """Return the names, from `path` on, of all files below it; no symbolic link is followed."""
+    if isinstance(path, RemotePath):
+        return remote.objects_below(path)
+    found = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return sorted(file.relative_to(path).as_posix() for file in found)
+
+
+def delete_files(path: Location, names: Iterable[str]) -> None:
+    """Delete files below `path`, in this order, and the folders that are left empty, `path` among them."""
+    if isinstance(path, RemotePath):
+        for name in names:
+            remote.delete(path / name)
+        return
+    for name in names:
+        (path / name).unlink(missing_ok=True)
+    if not path.is_symlink():
+        for folder, _, _ in os.walk(path, topdown=False):
+            with contextlib.suppress(OSError):  # it holds something
+                os.rmdir(folder)
+
+
+def is_linked(path: Location, top: Location) -> bool:
+    """Whether `path`, or a folder between it and `top`, is a symbolic link."""
+    if isinstance(path, RemotePath) or isinstance(top, RemotePath):
+        return False
+    inside = path.absolute().relative_to(top.absolute()).parts
+    return any(top.joinpath(*inside[:number]).is_symlink() for number in range(1, len(inside) + 1))
+
+
+def free_space(path: Location) -> int | None:
+    """Return the bytes that are free where `path` is, or will be; None where that is not known, under a URL."""
+    if isinstance(path, RemotePath):
+        return None
+    there = next(item for item in (path.absolute(), *path.absolute().parents) if item.exists())
+    return shutil.disk_usage(there).free
+
+
 def delete_tree(path: Location) -> None:
     """Delete whatever is at `path` and below it."""
     if isinstance(path, RemotePath):
         remote.delete_below(path)
     elif path.exists():
         shutil.rmtree(path)
+
+
+def copy_folder(source: Location, target: Path) -> None:
+    """Copy a folder without its permissions, which may not allow to write; nothing where there is none, or a URL."""
+    if isinstance(source, RemotePath) or not source.is_dir():
+        return
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    for item in (target, *target.rglob("*")):
+        if item.is_dir():
+            item.chmod(0o700)
 
 
 def is_empty(path: Location) -> bool:
@@ -87,6 +182,20 @@ def move(item: Location, target: Location) -> None:
     shutil.move(item, target)
     fsync_path(target.parent)
     fsync_path(item.parent)
+
+
+def new_place(place: Location, prefix: str) -> Location:
+    """Return a place of its own within another; a folder is made."""
+    if isinstance(place, RemotePath):
+        return place / f"{prefix}{uuid.uuid4().hex}"
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=place)).absolute()
+
+
+def relative_name(item: Location, place: Location) -> str:
+    """Return the names that lead from a place to what is below it."""
+    if isinstance(item, RemotePath) and isinstance(place, RemotePath):
+        return item.relative_to(place)
+    return Path(str(item)).relative_to(str(place)).as_posix()
 
 
 def partial_files(path: Location) -> list[Path]:
@@ -120,12 +229,43 @@ def is_partial(name: str) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all, also after a crash."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write a file so that it appears whole or not at all, also after a crash.
+
+    A link stays, and what it points to is written so. What is no regular file, such as a device, a named pipe or
+    `/dev/stdout`, is written into.
+    """
+    target = _link_target(path)
+    if _is_stream(target):
+        with naming(path), target.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+        return
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        fsync_path(unfinished)
-        unfinished.replace(path)
-        fsync_path(path.parent)
+        with naming(path):
+            unfinished.write_text(text, encoding="utf-8")
+            if target.exists():
+                shutil.copymode(target, unfinished)
+            fsync_path(unfinished)
+            unfinished.replace(target)
+            fsync_path(target.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _link_target(path: Path) -> Path:
+    """Follow links, but those to what a process has open, which a path cannot replace."""
+    for _ in range(40):  # as many as the kernel follows
+        path = path.parent.resolve() / path.name  # /dev/fd is a link to a folder of /proc
+        if not path.is_symlink() or path.is_relative_to("/proc"):
+            return path
+        path = path.parent / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def _is_stream(path: Path) -> bool:
+    if path.is_relative_to("/proc"):
+        return True
+    try:
+        return not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
+    except FileNotFoundError:
+        return False

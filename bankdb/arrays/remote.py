@@ -25,6 +25,8 @@ _BODY_ATTEMPTS = 3
 # Requests in flight; ten, as botocore has it, leave a fast network idle while they wait for their first byte.
 _CONNECTIONS = 32
 _S3 = ("s3", "s3a")
+# Of fsspec's, those that write, and whose URL says where an object is: of others, address or user are given apart.
+_KINDS = (*_S3, "gs", "gcs", "az", "abfs", "abfss", "memory")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -98,6 +100,37 @@ def located(text: str) -> Location:
     return Path(rest) if scheme in {"file", "local"} else RemotePath(text.rstrip("/"))
 
 
+def checked_place(text: str) -> Location:
+    """Return the place that a text names as every process understands it: an absolute path, or a URL that can be used.
+
+    Raises
+    ------
+    ParameterError
+        It names no place within a bucket, or one of a kind that is not known here.
+    """
+    place = located(text)
+    if isinstance(place, Path):
+        return place.absolute()
+    if "@" in place.url.partition("://")[2].split("/")[0] or "?" in place.url:
+        # Not repeated: the URL is stored, and shown in messages.
+        raise ParameterError(
+            "arrays: expected a URL of a place alone, such as s3://BUCKET/PREFIX, found a user, a password or options "
+            "in it; give credentials as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or in ~/.aws, and an address as "
+            "AWS_ENDPOINT_URL"
+        )
+    if "/" not in place.url.partition("://")[2].strip("/"):
+        raise ParameterError(
+            f"{text}: expected a URL of a bucket and a name in it, such as s3://BUCKET/PREFIX"
+        )
+    place.check()
+    return place
+
+
+def requests_at_once(place: Location) -> int:
+    """Return how many requests to a place overlap: one in a folder, many under a URL."""
+    return 1 if isinstance(place, Path) else _CONNECTIONS
+
+
 def filesystem(url: str, *, asynchronous: bool = False) -> Any:
     """Return fsspec's file system for a URL, made once in this process, for all threads.
 
@@ -123,6 +156,10 @@ def _surroundings() -> tuple[int, str | None]:
 def _filesystem(scheme: str, process: int, address: str | None, asynchronous: bool) -> Any:
     import fsspec
 
+    if scheme not in _KINDS:
+        raise ParameterError(
+            f"{scheme}://: no such kind of URL can hold arrays; expected s3://BUCKET/PREFIX, or a folder"
+        )
     # Listings would be kept, and other processes write too.
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in _S3:
@@ -137,8 +174,6 @@ def _filesystem(scheme: str, process: int, address: str | None, asynchronous: bo
         raise ParameterError(
             f"{scheme}://: needs a package that is not installed ({error}); `pip install lora-bank[s3]` for s3://"
         ) from error
-    except ValueError as error:
-        raise ParameterError(f"{scheme}://: no such kind of URL is known ({error}); s3:// is") from error
     if scheme in _S3:
         made.retries = _BODY_ATTEMPTS
         if asynchronous:

@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.remote import RemotePath, put, read_ranges
-from bankdb.arrays.shard_format import ABSENT, Float32, ShardFormat
+from bankdb.arrays.shard_format import (
+    ABSENT,
+    CHECKSUM_BYTES,
+    NOT_THE_CATALOGUES,
+    Checksums,
+    Float32,
+    ShardFormat,
+)
 from bankdb.errors import BankFormatError
 
 if TYPE_CHECKING:
@@ -80,6 +87,7 @@ class RemoteShards:
         stop: int,
         panel: Float32,
         uncached: UncachedReader | None = None,
+        checksums: Checksums | None = None,
     ) -> None:
         """Read columns of some rows into `panel`, shape (len(rows), stop - start), with C-contiguous rows.
 
@@ -87,11 +95,14 @@ class RemoteShards:
         ----------
         uncached
             Not used: nothing of an object is in the page cache.
+        checksums
+            What the chunks that are read have to end with, shape (len(rows), chunks read); None does not compare
+            them.
 
         Raises
         ------
         BankFormatError
-            An object is missing, truncated or damaged, or lacks chunks.
+            An object is missing, truncated or damaged, lacks chunks, or holds others than those expected.
         ArrayStoreUnavailableError
             The store failed.
         """
@@ -103,12 +114,16 @@ class RemoteShards:
             begin, end = max(start, first), min(stop, first + width)
             part = panel[:, begin - start : end - start]
             wanted = list(enumerate(rows))
-            damaged = self._read_shards(wanted, first, begin, end, part, {})
+            expected = None
+            if checksums is not None:
+                done = begin // self.format.chunk - start // self.format.chunk
+                expected = checksums[:, done : done + self.format.chunks_per_row]
+            damaged = self._read_shards(wanted, first, begin, end, part, {}, expected)
             if damaged:
                 # Perhaps the row was written anew since its index was read: once more, with its index as it is now.
                 forget(self.file(row, first) for _, row in damaged)
                 again = [item for item in wanted if item in damaged]
-                self._read_shards(again, first, begin, end, part, damaged)
+                self._read_shards(again, first, begin, end, part, damaged, expected)
 
     def _read_shards(
         self,
@@ -117,9 +132,10 @@ class RemoteShards:
         start: int,
         stop: int,
         part: Float32,
-        tried: dict[tuple[int, int], int],
-    ) -> dict[tuple[int, int], int]:
-        """Read a column range within one shard a row; return what is damaged, with a chunk's number, if not `tried`."""
+        tried: dict[tuple[int, int], str],
+        checksums: Checksums | None,
+    ) -> dict[tuple[int, int], str]:
+        """Read a column range within one shard a row; return what is damaged, with the reason, if not `tried`."""
         chunk = self.format.chunk
         numbers = range((start - first) // chunk, -(-(stop - first) // chunk))
         indexes = self._read_indexes([(row, self.file(row, first)) for _, row in wanted])
@@ -128,23 +144,32 @@ class RemoteShards:
             for position, row in wanted
             for item in self._ranges(position, row, self.file(row, first), indexes[row], numbers)
         ]
-        damaged: dict[tuple[int, int], int] = {}
+        damaged: dict[tuple[int, int], str] = {}
         for batch in _batches(ranges):
             answers = read_ranges([(item.file, item.start, item.stop) for item in batch])
             for item, raw in zip(batch, answers, strict=True):
-                bad = self._decode(item, raw or b"", first, start, stop, part[item.position])
+                expected = None if checksums is None else checksums[item.position]
+                bad = self._decode(item, raw or b"", first, start, stop, part[item.position], expected)
                 if bad is not None:
                     damaged[item.position, item.row] = bad
-        for (_, row), number in damaged.items():
+        for (_, row), reason in damaged.items():
             if tried:
-                raise self._damaged(self.file(row, first), row, f"chunk {number} is truncated or damaged")
+                raise self._damaged(self.file(row, first), row, reason)
         return damaged
 
     def _decode(
-        self, item: _Range, raw: bytes, first: int, start: int, stop: int, out: Float32
-    ) -> int | None:
-        """Decode the chunks of a range into `out`, columns `start` to `stop`; return the number of a damaged one."""
+        self,
+        item: _Range,
+        raw: bytes,
+        first: int,
+        start: int,
+        stop: int,
+        out: Float32,
+        checksums: Checksums | None,
+    ) -> str | None:
+        """Decode the chunks of a range into `out`, columns `start` to `stop`; return what is wrong with one of them."""
         view = memoryview(raw)
+        lowest = (start - first) // self.format.chunk
         for number, offset, length in item.chunks:
             where = first + number * self.format.chunk
             begin, end = max(start, where), min(stop, where + self.format.chunk)
@@ -152,7 +177,10 @@ class RemoteShards:
             if len(data) < length or not self.format.decode(
                 data, out[begin - start : end - start], begin - where
             ):
-                return number
+                return f"chunk {number} is truncated or damaged"
+            end_of_chunk = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
+            if checksums is not None and end_of_chunk != int(checksums[number - lowest]):
+                return f"chunk {number} {NOT_THE_CATALOGUES}"
         return None
 
     def _ranges(
@@ -187,6 +215,30 @@ class RemoteShards:
             indexes[row] = index
         return indexes
 
+    def checksums(self, row: int) -> Checksums:
+        """Return what each chunk of a row ends with, shape (chunks of the row,), as it is stored, unchecked.
+
+        Raises
+        ------
+        BankFormatError
+            An object is missing or truncated, or lacks chunks.
+        """
+        ends: list[tuple[RemotePath, int, int | None]] = []
+        for first in range(0, self.format.columns, self.format.width):
+            file = self.file(row, first)
+            forget([file])
+            index = self._read_indexes([(row, file)])[row][row % self.format.rows_per_shard]
+            stored = index[: -(-min(self.format.width, self.format.columns - first) // self.format.chunk)]
+            if (stored[:, 0] == ABSENT).any():
+                raise self._damaged(file, row, "chunks are not there")
+            ends += [
+                (file, end - CHECKSUM_BYTES, end) for end in stored.astype(np.int64).sum(axis=1).tolist()
+            ]
+        found = read_ranges(ends)
+        if any(item is None or len(item) < CHECKSUM_BYTES for item in found):
+            raise self._damaged(self.file(row, 0), row, "it is truncated")
+        return np.frombuffer(b"".join(item or b"" for item in found), "<u4")
+
     def prefetch(self, row: int, start: int, stop: int) -> None:
         """Do nothing: there is no cache between here and the store that could be filled."""
 
@@ -195,7 +247,9 @@ class RemoteShards:
 
     # -- writing --------------------------------------------------------------------------------
 
-    def write(self, row: int, column: int, blocks: Sequence[Float32]) -> None:
+    def write(
+        self, row: int, column: int, blocks: Sequence[Float32], checksums: list[int] | None = None
+    ) -> None:
         """Write whole shards, one below the other: each is one object, which appears whole or not at all.
 
         Parameters
@@ -204,6 +258,8 @@ class RemoteShards:
             Of the first shard; multiples of a shard's height and width.
         blocks
             One for each shard, shape (rows_per_shard, its width); less only at the edges of the array.
+        checksums
+            Gets what each chunk ends with, in their order.
 
         Raises
         ------
@@ -212,7 +268,7 @@ class RemoteShards:
         """
         waiting: dict[RemotePath, bytes] = {}
         for number, block in enumerate(blocks):
-            data = b"".join(self.format.encoded(block))
+            data = b"".join(self.format.encoded(block, checksums))
             if waiting and sum(map(len, waiting.values())) + len(data) > _IN_FLIGHT:
                 self._put(waiting)
                 waiting = {}

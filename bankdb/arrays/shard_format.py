@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import zarr
 
+    from bankdb.arrays.metadata import ArrayLayout
+
 Float32 = NDArray[np.float32]
+Checksums = NDArray[np.uint32]
+"""What chunks end with: the CRC32C of a chunk as it is stored."""
+NOT_THE_CATALOGUES = (
+    "is whole, but not the one that the bank stored: of another row, or written through another bank"
+)
 
 
 # Offset of a chunk that is not there.
@@ -31,6 +38,11 @@ CHECKSUM_BYTES = 4
 BLOSC_HEADER_BYTES = 16
 # Bit of the flags, the third byte of blosc's header: the values follow as they are.
 PLAIN_FLAG = 0x02
+# Version of blosc's container and of LZ4 within it, the first two bytes; the compressor, in the upper bits of the
+# flags, and a bit of them that is never set.
+_VERSIONS, _LZ4, _RESERVED_FLAG = b"\x02\x01", 1, 0x08
+# Offset in a file that can be asked for.
+_FARTHEST = 2**62
 # A chunk is compressed if it takes this share of its size at the most, as far as a sample tells.
 _WORTH = 0.75
 _SAMPLE = 4096
@@ -64,6 +76,13 @@ class ShardFormat:
         assert shard is not None, "checked by _is_known"
         return cls(int(array.shape[1]), int(chunk[1]), int(shard[0]), shard[1] // chunk[1])
 
+    @classmethod
+    def from_layout(cls, layout: ArrayLayout) -> ShardFormat:
+        """Describe a sharded array of a layout that this project writes."""
+        assert layout.shards is not None, "the caller knows that there are shards"
+        rows, width = layout.shards
+        return cls(layout.shape[1], layout.chunks[1], rows, width // layout.chunks[1])
+
     @property
     def width(self) -> int:
         """Columns of a shard."""
@@ -84,34 +103,36 @@ class ShardFormat:
         """Return offset and length of each chunk, shape (rows_per_shard, chunks_per_row, 2); None if damaged."""
         if len(raw) < self.index_bytes or not is_whole(raw):
             return None
-        entries = np.frombuffer(raw[:-CHECKSUM_BYTES], dtype="<u8")
+        entries = np.frombuffer(raw[:-CHECKSUM_BYTES], dtype="<u8").reshape(-1, 2)
+        stored = entries[entries[:, 0] != ABSENT]
+        longest = BLOSC_HEADER_BYTES + 4 * self.chunk + CHECKSUM_BYTES
+        if (stored[:, 0] > _FARTHEST).any() or (stored[:, 1] > longest).any():
+            return None  # no shard is so long: whoever reads takes as much memory as this says
         return entries.reshape(self.rows_per_shard, self.chunks_per_row, 2)
 
     def decode(self, raw: bytes | memoryview, part: Float32, skip: int) -> bool:
         """Decode a chunk, from column `skip` of it on, into `part`; return False if it is damaged."""
-        from numcodecs import blosc
-
-        if len(raw) < BLOSC_HEADER_BYTES + CHECKSUM_BYTES or not is_whole(raw):
-            return False
-        if not self.states_its_size(raw):
-            return False
         whole = part if len(part) == self.chunk else np.empty(self.chunk, dtype=np.float32)
-        try:
-            blosc.decompress(memoryview(raw)[:-CHECKSUM_BYTES], whole)
-        except RuntimeError:
+        if damage_of(raw, whole) is not None:
             return False
         if whole is not part:
             part[:] = whole[skip : skip + len(part)]
         return True
 
     def states_its_size(self, header: bytes | bytearray | memoryview) -> bool:
-        """Whether blosc's header states the size that a chunk has; blosc trusts it, whatever it says."""
+        """Whether blosc's header states the size that a chunk has."""
         return int.from_bytes(header[4:8], "little") == 4 * self.chunk
 
     # -- encoding -------------------------------------------------------------------------------
 
-    def encoded(self, block: Float32) -> Iterator[bytes | memoryview]:
-        """Encode the rows of a shard, shape (rows_per_shard, width) or less at the edges, piece by piece."""
+    def encoded(self, block: Float32, checksums: list[int] | None = None) -> Iterator[bytes | memoryview]:
+        """Encode the rows of a shard, shape (rows_per_shard, width) or less at the edges, piece by piece.
+
+        Parameters
+        ----------
+        checksums
+            Gets the CRC32C that each chunk ends with, in their order.
+        """
         index = np.full((self.rows_per_shard, self.chunks_per_row, 2), ABSENT, dtype="<u8")
         offset = 0
         for i, row in enumerate(block):
@@ -123,7 +144,10 @@ class ShardFormat:
                 yield start
                 if values is not None:
                     yield values.data
-                yield checksum(start, values)
+                end = checksum(start, values)
+                if checksums is not None:
+                    checksums.append(int.from_bytes(end, "little"))
+                yield end
                 length = len(start) + (0 if values is None else len(values)) + CHECKSUM_BYTES
                 index[i, j] = offset, length
                 offset += length
@@ -158,6 +182,50 @@ def _plain_header(size: int) -> bytes:
 
     header: bytes = blosc.compress(np.zeros(size // 4, np.float32), b"lz4", 0, blosc.BITSHUFFLE)
     return header[:BLOSC_HEADER_BYTES]
+
+
+def damage_of(raw: bytes | memoryview, out: NDArray[Any]) -> str | None:
+    """Unpack a chunk with its CRC32C into `out`, C-contiguous; return what is wrong with it, or None.
+
+    blosc believes what a container says of itself, and reads and writes beyond its memory where that is not true:
+    it is looked at before.
+    """
+    from numcodecs import blosc
+
+    if len(raw) < BLOSC_HEADER_BYTES + CHECKSUM_BYTES or not is_whole(raw):
+        return "the chunk is truncated or damaged"
+    packed = memoryview(raw)[:-CHECKSUM_BYTES]
+    wrong = _container_problem(packed, out.nbytes, out.itemsize)
+    if wrong is not None:
+        return f"the chunk is damaged ({wrong})"
+    try:
+        blosc.decompress(packed, out)
+    except RuntimeError as error:
+        return f"the chunk cannot be unpacked ({error})"
+    return None
+
+
+def _container_problem(packed: memoryview, size: int, item: int) -> str | None:
+    """Return what blosc's container states that no chunk of `size` bytes, in items, can have; None if nothing."""
+    flags, itemsize = packed[2], packed[3]
+    stated, block, length = (int.from_bytes(packed[at : at + 4], "little") for at in (4, 8, 12))
+    if bytes(packed[:2]) != _VERSIONS or flags >> 5 != _LZ4 or flags & _RESERVED_FLAG:
+        return f"blosc with LZ4 expected, versions {packed[0]}, {packed[1]} and flags {flags} found"
+    if (stated, itemsize) != (size, item) or length > len(packed):
+        return (
+            f"{size} bytes in items of {item} within {len(packed)} expected, "
+            f"{stated} in items of {itemsize} within {length} stated"
+        )
+    if not 0 < block <= size:
+        return f"blocks of {block} bytes stated"
+    starts = BLOSC_HEADER_BYTES + 4 * -(-size // block)
+    if flags & PLAIN_FLAG:
+        return None if length == BLOSC_HEADER_BYTES + size else "its length is not that of plain values"
+    if starts > length:
+        return "it ends before its blocks"
+    offsets = np.frombuffer(packed[BLOSC_HEADER_BYTES:starts], dtype="<i4")
+    inside = (offsets >= starts) & (offsets <= length - 4)
+    return None if bool(inside.all()) else "a block lies outside of it"
 
 
 def checksum(start: bytes, rest: NDArray[np.uint8] | None = None) -> bytes:

@@ -6,19 +6,15 @@ as soon as the store has acknowledged it; there is nothing to flush, and no half
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bankdb.arrays import remote
-from bankdb.arrays.durable import delete_tree, fsync_path, fsync_tree
+from bankdb.arrays.durable import delete_tree, fsync_path
 from bankdb.arrays.remote import Location, RemotePath, located
-from bankdb.errors import BankFormatError, BankNotFoundError, one_line
+from bankdb.errors import BankError, BankFormatError, BankNotFoundError, one_line
 
 if TYPE_CHECKING:
     import zarr
@@ -132,22 +128,6 @@ def open_array(path: str | Location, *, mode: str = "r") -> zarr.Array[Any]:
     return opened
 
 
-def read_region(array: zarr.Array[Any], selection: Any, advice: str) -> NDArray[Any]:
-    """Read part of an array as NumPy's.
-
-    Raises
-    ------
-    BankFormatError
-        A chunk is truncated or otherwise damaged; the message ends with `advice`.
-    """
-    try:
-        return np.asarray(array[selection])
-    except (ValueError, LookupError, ArithmeticError, RuntimeError, OSError) as error:
-        raise BankFormatError(
-            f"{array.store_path}: stored chunks cannot be read ({type(error).__name__}: {one_line(error)}); {advice}"
-        ) from error
-
-
 def grow_array(path: Location, shape: tuple[int, ...]) -> None:
     """Make the array at least of `shape`; never smaller. The caller holds the bank's write lock."""
     array = open_array(path, mode="r+")
@@ -177,24 +157,22 @@ def stored_chunks(path: Location) -> set[tuple[int, ...]]:
     return {tuple(map(int, name)) for name in names if all(part.isdecimal() for part in name)}
 
 
-@contextlib.contextmanager
-def appearing_group(path: Location) -> Iterator[Location]:
-    """Make a zarr group that appears whole or not at all: `is_whole`. Yields where to write what is in it.
+def array_mark(folder: str) -> str:
+    """Return what tells an array's folder from others: its metadata, and when that was written.
 
-    A folder is written aside and renamed. Under a URL nothing can be renamed: there the group's own metadata is
-    written after everything else, and makes it count.
+    Whole seconds, as not every shared file system keeps more; no inode, which differs between hosts. Under a
+    URL, the metadata alone, which names the bank.
     """
-    aside = path.with_name(f"{path.name}.unfinished") if isinstance(path, Path) else path
-    delete_tree(aside)
-    yield aside
-    ensure_group(aside)
-    if isinstance(aside, Path) and isinstance(path, Path):
-        fsync_tree(aside)
-        delete_tree(path)
-        aside.rename(path)
-        fsync_path(path.parent)
-
-
-def is_whole(path: Location) -> bool:
-    """Return whether the group that `appearing_group` makes is there."""
-    return path.is_dir() if isinstance(path, Path) else (path / "zarr.json").is_file()
+    place = located(folder)
+    if isinstance(place, RemotePath):
+        try:
+            (content,) = remote.read_ranges([(place / "zarr.json", 0, None)])
+        except BankError as error:
+            return f"nothing ({error})"
+        return "nothing (no such object)" if content is None else hashlib.sha256(content).hexdigest()[:16]
+    try:
+        with Path(folder, "zarr.json").open("rb") as file:
+            written = int(os.fstat(file.fileno()).st_mtime)
+            return hashlib.sha256(file.read() + str(written).encode()).hexdigest()[:16]
+    except OSError as error:
+        return f"nothing ({error.strerror})"

@@ -22,10 +22,13 @@ class Backend(Protocol):
     engine
         Its engine; a connection that begins with the execution option `bank_write` waits until no other
         has begun so and not ended yet, and sees all that was committed before.
+    read_only
+        Whether this process may not write it.
     """
 
     shown: str
     engine: Engine
+    read_only: bool
 
     def options(self, write: bool) -> dict[str, Any]:
         """Return the execution options of a transaction."""
@@ -35,6 +38,12 @@ class Backend(Protocol):
 
     def explain(self, error: DBAPIError) -> BankError:
         """Return the error that says in one line what happened and what to do."""
+
+    def check_unchanged(self) -> None:
+        """Raise BankFormatError if what was read may not be of one state."""
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy as a file of SQLite's; asked of a read-only database alone."""
 
     def integrity_problems(self, connection: Connection) -> list[str]:
         """Return what the database itself reports as damaged."""

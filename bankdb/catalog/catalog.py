@@ -6,21 +6,25 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from bankdb.catalog.database import Database
 from bankdb.catalog.schema import (
+    DAMAGED,
     FORMAT_VERSION,
     AdapterRow,
     BankRow,
     BlobRow,
     DatasetRow,
+    Sealed,
     TokenDistributionRow,
+    adapter_record,
+    bank_record,
+    the_bank,
 )
 from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError
 from bankdb.records import AdapterRecord, BankRecord, NewAdapter, ReservedRow, now
@@ -75,12 +79,12 @@ class Catalog:
             )
             session.add(row)
             session.flush()
-            return _bank_record(row)
+            return bank_record(row)
 
     def bank(self) -> BankRecord:
         """Return what the bank is. Raises BankNotFoundError if it was never initialised."""
         with self._database.read() as session:
-            return _bank_record(_the_bank(session))
+            return bank_record(the_bank(session))
 
     # -- adding and removing --------------------------------------------------------------------
 
@@ -98,18 +102,18 @@ class Catalog:
         base_model_revision: str | None,
     ) -> None:
         """Record, in the caller's transaction, the layout that the first adapter brings."""
-        row = _the_bank(session)
+        row = the_bank(session)
         row.layout, row.parameters, row.alpha = layout, parameters, alpha
         row.use_rslora, row.scaling, row.dtype = int(use_rslora), scaling, dtype
         row.task_type, row.base_model_revision = task_type, base_model_revision
 
     def bank_in(self, session: Session) -> BankRecord:
         """Return what the bank is, as the caller's transaction sees it."""
-        return _bank_record(_the_bank(session))
+        return bank_record(the_bank(session))
 
     def reserve(self, session: Session, name: str) -> int:
         """Reserve the next row for `name` in the caller's transaction; a row number is never used twice."""
-        bank = _the_bank(session)
+        bank = the_bank(session)
         row = bank.next_row
         bank.next_row = row + 1
         session.add(AdapterRow(name=name, row=row, state="reserved", created=now()))
@@ -162,7 +166,7 @@ class Catalog:
         row.source, row.revision, row.source_sha256 = new.source, new.revision, new.source_sha256
         row.header_sha256 = _keep_blob(session, new.header)
         row.config_sha256 = _keep_blob(session, new.config.encode())
-        row.row_sha256, row.licence = new.row_sha256, new.licence
+        row.row_sha256, row.checksums, row.licence = new.row_sha256, new.checksums, new.licence
         dataset = DatasetRow(
             adapter_id=row.id,
             name=new.name,
@@ -177,7 +181,7 @@ class Catalog:
         )
         session.add(dataset)
         session.flush()
-        bank = _the_bank(session)
+        bank = the_bank(session)
         session.add(
             TokenDistributionRow(
                 dataset_id=dataset.id,
@@ -198,15 +202,19 @@ class Catalog:
             session.execute(delete(AdapterRow).where(AdapterRow.row == row, AdapterRow.state == "reserved"))
             return session.scalar(select(AdapterRow.id).where(AdapterRow.row == row)) is None
 
-    def remove(self, name: str) -> int:
-        """Remove a ready adapter with its dataset; return its row, whose file can go."""
+    def remove(self, name: str) -> int | None:
+        """Remove a ready adapter with its dataset; return its row, whose file can go.
+
+        None if the record is damaged: then nobody knows which row it was, and the next ingest finds out.
+        """
         with self._database.write() as session:
+            session.info[DAMAGED] = damaged = list[Sealed]()
             row = session.scalar(_ready().where(AdapterRow.name == name))
             if row is None:
                 raise BankNotFoundError(f"{name}: no such adapter in the bank; `bank list` shows the names")
             number = row.row
             session.delete(row)
-            return number
+            return None if damaged else number
 
     def clear_reserved(self, rows: Iterable[int]) -> None:
         """Forget reserved rows that no ingest is working on any more."""
@@ -223,17 +231,39 @@ class Catalog:
             if adapter is None:
                 raise BankNotFoundError(f"{name}: no such adapter in the bank; `bank list` shows the names")
             adapter.licence = licence
-            session.execute(
-                update(DatasetRow).where(DatasetRow.adapter_id == adapter.id).values(group_name=group)
-            )
+            for dataset in session.scalars(select(DatasetRow).where(DatasetRow.adapter_id == adapter.id)):
+                dataset.group_name = group
 
     # -- looking --------------------------------------------------------------------------------
 
     def adapters(self) -> list[AdapterRecord]:
         """Return every ready adapter, by row."""
+        return self._adapters(None)
+
+    def whole_adapters(self) -> list[AdapterRecord]:
+        """Return every ready adapter, by row, but those whose records are not what was written."""
+        return self._adapters([])
+
+    def _adapters(self, damaged: list[Sealed] | None) -> list[AdapterRecord]:
+        # Both tables as they lie, by no index: one that is damaged would leave out an adapter without a word.
         with self._database.read() as session:
-            rows = session.execute(_joined().order_by(AdapterRow.row)).all()
-            return [_adapter_record(adapter, dataset) for adapter, dataset in rows]
+            session.info[DAMAGED] = damaged
+            rows = session.scalars(select(AdapterRow)).all()
+            datasets = session.scalars(select(DatasetRow)).all()
+            if None in rows or None in datasets:  # so SQLAlchemy gives a record that has lost its number
+                raise BankFormatError(
+                    f"{self._database.shown}: a record has no number: the file is damaged; restore it from a copy"
+                )
+            bad = {id(row) for row in damaged or ()}
+            of_adapter = {row.adapter_id: row for row in datasets if id(row) not in bad}
+            ready = [row for row in rows if row.state == "ready" and id(row) not in bad]
+            found = [row for row in sorted(ready, key=lambda row: row.row) if row.id in of_adapter]
+            if damaged is None and not len(ready) == len(found) == len(of_adapter):
+                raise BankFormatError(
+                    f"{self._database.shown}: {len(ready)} adapters and {len(of_adapter)} datasets found, each of one: "
+                    "the file is damaged, restore it from a copy"
+                )
+            return [adapter_record(row, of_adapter[row.id]) for row in found]
 
     def adapter(self, name: str) -> AdapterRecord:
         """Return one ready adapter. Raises BankNotFoundError if there is none of that name."""
@@ -245,8 +275,8 @@ class Catalog:
     def find(self, name: str) -> AdapterRecord | None:
         """Return one ready adapter, or None."""
         with self._database.read() as session:
-            row = session.execute(_joined().where(AdapterRow.name == name)).one_or_none()
-            return None if row is None else _adapter_record(row[0], row[1])
+            row = session.execute(_joined().where(AdapterRow.name == name)).first()
+            return None if row is None else adapter_record(row[0], row[1])
 
     def count(self) -> int:
         """Return the number of ready adapters."""
@@ -267,7 +297,7 @@ class Catalog:
             data = None if row is None else row.data
         if not isinstance(data, bytes) or hashlib.sha256(data).hexdigest() != sha256:
             raise BankFormatError(
-                f"stored bytes {sha256[:12]} are {'missing' if data is None else 'damaged'}: "
+                f"{self._database.shown}: stored bytes {sha256[:12]} are {'missing' if data is None else 'damaged'}: "
                 "restore the database from a copy, or remove and ingest the adapter again"
             )
         return data
@@ -282,16 +312,11 @@ class Catalog:
         """
         counts_by_row: dict[int, tuple[NDArray[np.uint32], NDArray[np.uint32]]] = {}
         with self._database.read() as session:
-            bank = _the_bank(session)
+            bank = the_bank(session)
             for start in range(0, len(rows), _BATCH):
                 part = list(rows[start : start + _BATCH])
                 query = (
-                    select(
-                        AdapterRow.row,
-                        TokenDistributionRow.ids,
-                        TokenDistributionRow.counts,
-                        TokenDistributionRow.sha256,
-                    )
+                    select(AdapterRow.row, TokenDistributionRow)
                     .join(DatasetRow, DatasetRow.adapter_id == AdapterRow.id)
                     .join(TokenDistributionRow, TokenDistributionRow.dataset_id == DatasetRow.id)
                     .where(
@@ -301,18 +326,19 @@ class Catalog:
                         TokenDistributionRow.text_rule == bank.text_rule,
                     )
                 )
-                for row, ids, counts, sha256 in session.execute(query):
-                    whole = isinstance(ids, bytes) and isinstance(counts, bytes)
-                    if not whole or _counts_sha256(ids, counts) != sha256:
+                for row, stored in session.execute(query):
+                    ids, counts = stored.ids, stored.counts
+                    whole = isinstance(ids, bytes) and isinstance(counts, bytes) and len(ids) == len(counts)
+                    if not whole or len(ids) % 4 or _counts_sha256(ids, counts) != stored.sha256:
                         raise BankFormatError(
-                            f"token counts of row {row} do not match their checksum: restore the database "
-                            "from a copy, or remove and ingest that adapter again"
+                            f"{self._database.shown}: token counts of row {row} do not match their checksum: restore "
+                            "the database from a copy, or remove and ingest that adapter again"
                         )
                     counts_by_row[row] = (_uint32(ids), _uint32(counts))
         missing = [row for row in rows if row not in counts_by_row]
         if missing:
             raise BankFormatError(
-                f"rows {missing[:5]} have no token counts under the bank's tokenizer; "
+                f"{self._database.shown}: rows {missing[:5]} have no token counts under the bank's tokenizer; "
                 "remove and ingest those adapters again"
             )
         return [counts_by_row[row] for row in rows]
@@ -323,18 +349,6 @@ def changed_pair(name: str) -> ConflictError:
     return ConflictError(
         f"{name}: already in the bank with another adapter or dataset; pass --replace to store the new one"
     )
-
-
-def _the_bank(session: Session) -> BankRow:
-    row = session.get(BankRow, 1)
-    if row is None:
-        raise BankNotFoundError("the database holds no bank; make one with `bank init`")
-    if row.format_version != FORMAT_VERSION:
-        raise BankFormatError(
-            f"the bank has format version {row.format_version}, this version reads {FORMAT_VERSION}: "
-            "upgrade lora-bank"
-        )
-    return row
 
 
 def _ready() -> Select[AdapterRow]:
@@ -375,25 +389,3 @@ def _counts_sha256(ids: bytes, counts: bytes) -> str:
 
 def _uint32(blob: bytes) -> NDArray[np.uint32]:
     return np.frombuffer(blob, dtype="<u4").astype(np.uint32, copy=False)
-
-
-def _bank_record(row: BankRow) -> BankRecord:
-    values: dict[str, Any] = {name: getattr(row, name) for name in BankRecord.__dataclass_fields__}
-    values["base_model_aliases"] = tuple(json.loads(row.base_model_aliases))
-    values["use_rslora"] = None if row.use_rslora is None else bool(row.use_rslora)
-    return BankRecord(**values)
-
-
-def _adapter_record(adapter: AdapterRow, dataset: DatasetRow) -> AdapterRecord:
-    of_dataset: dict[str, Any] = {
-        "group": dataset.group_name,
-        "dataset_source": dataset.source,
-        "dataset_revision": dataset.revision,
-        "content_sha256": dataset.content_sha256,
-        "examples": dataset.examples,
-        "tokens": dataset.tokens,
-    }
-    names = [name for name in AdapterRecord.__dataclass_fields__ if name not in of_dataset]
-    of_adapter: dict[str, Any] = {name: getattr(adapter, name) for name in names}
-    of_adapter["use_rslora"] = bool(of_adapter["use_rslora"])
-    return AdapterRecord(**of_adapter, **of_dataset)

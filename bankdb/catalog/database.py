@@ -6,15 +6,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import URL, inspect
+from sqlalchemy import URL, inspect, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, MultipleResultsFound
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import FlushError, StaleDataError
 
 from bankdb.catalog.backend import Backend
 from bankdb.catalog.locks import BankLocks
 from bankdb.catalog.migrations.apply import HEAD, current_revision, upgrade
-from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError, listed
+from bankdb.catalog.schema import (
+    DAMAGED,
+    SHOWN,
+    GenerationRow,
+    PieceRow,
+    PredictionRow,
+    RunRow,
+    Sealed,
+    damage_of,
+)
+from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError, listed, one_line
+
+_COMPUTED = (RunRow, PieceRow, PredictionRow, GenerationRow)
+# Records that are in memory at once while all are looked at.
+_AT_ONCE = 500
 
 
 class Database:
@@ -42,9 +57,15 @@ class Database:
     def __init__(self, url: str | URL, *, create: bool = False) -> None:
         self._backend = _backend(make_url(url), create)
         self.shown = self._backend.shown
+        self.read_only = self._backend.read_only
         try:
             with self.read() as session:
                 revision = current_revision(session.connection())
+            if revision != HEAD and self.read_only:
+                raise BankFormatError(
+                    f"{self.shown}: schema revision {revision}, this version needs {HEAD}, and the bank may only be "
+                    "read here; run `bank list` once where it may be written, which brings it to that, or copy it"
+                )
             if revision != HEAD:
                 with self.write() as session:
                     self._migrate(session, create)
@@ -83,6 +104,7 @@ class Database:
         with self._session(write=False) as session:
             yield session
             session.rollback()
+            self._backend.check_unchanged()
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -93,12 +115,17 @@ class Database:
 
     @contextmanager
     def _session(self, *, write: bool) -> Iterator[Session]:
-        session = Session(self._backend.engine, expire_on_commit=False)
+        session = Session(self._backend.engine, expire_on_commit=False, info={SHOWN: self.shown})
         try:
             session.connection(execution_options=self._backend.options(write))
             yield session
         except DBAPIError as error:
             raise self._backend.explain(error) from error
+        except (MultipleResultsFound, StaleDataError, FlushError) as error:
+            raise BankFormatError(
+                f"{self.shown}: its records contradict each other ({one_line(error)}): the file is damaged; restore it "
+                "from a copy"
+            ) from error
         except UnicodeDecodeError as error:
             raise BankFormatError(
                 f"{self.shown}: text in it is not UTF-8: the file is damaged; restore it from a copy"
@@ -107,9 +134,33 @@ class Database:
             session.close()  # rolls back what was not committed
 
     def integrity_problems(self) -> list[str]:
-        """Return what the database itself reports as damaged; empty when it is whole."""
+        """Return what the database itself reports as damaged, and its records' checksums; empty when it is whole."""
         with self.read() as session:
-            return self._backend.integrity_problems(session.connection())
+            problems = [
+                f"{problem}; restore it from a copy"
+                for problem in self._backend.integrity_problems(session.connection())
+            ]
+            return problems + [damage_of(row) for row in self._damaged(session)]
+
+    def drop_damaged(self) -> list[str]:
+        """Delete damaged records of what was computed; return what was deleted."""
+        with self.write() as session:
+            damaged = [row for row in self._damaged(session) if isinstance(row, _COMPUTED)]
+            for row in damaged:
+                session.delete(row)
+            return [damage_of(row).partition(":")[0] for row in damaged]
+
+    def _damaged(self, session: Session) -> list[Sealed]:
+        """Load every record; return those that do not match their checksums."""
+        session.info[DAMAGED] = damaged = list[Sealed]()
+        for model in Sealed.__subclasses__():
+            for _ in session.scalars(select(model).execution_options(yield_per=_AT_ONCE)):
+                pass
+        return damaged
+
+    def copy_to(self, path: Path) -> None:
+        """Write a read-only database as a file of SQLite's that may be written."""
+        self._backend.copy_to(path)
 
     def locks(self, folder: Path) -> BankLocks:
         """Return the locks between the clients of the bank in `folder`."""

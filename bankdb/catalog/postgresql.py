@@ -68,6 +68,8 @@ class PostgresqlBackend:
         The driver is not installed. Whether the server is there shows with the first connection.
     """
 
+    read_only = False
+
     def __init__(self, url: URL) -> None:
         self.shown = shown_database(url)
         try:
@@ -120,6 +122,13 @@ class PostgresqlBackend:
                 f"{self.shown}: expected a database with encoding UTF8, found {encoding}; "
                 "make one with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
             )
+
+    def check_unchanged(self) -> None:
+        """A reader sees one state."""
+
+    def copy_to(self, path: Path) -> None:
+        """Never asked: see `read_only`."""
+        raise NotImplementedError
 
     def explain(self, error: DBAPIError) -> BankError:
         """Return the error that says in one line what happened and what to do."""

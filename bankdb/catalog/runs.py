@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Delete, delete, insert, select, update
+from sqlalchemy import Delete, delete, insert, select
 from sqlalchemy.orm import Session
 
 from bankdb.catalog.database import Database
@@ -37,9 +37,17 @@ class RunBook:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin(self, kind: str, parameters: Mapping[str, Any], *, seed: int | None = None) -> RunRecord:
-        """Return the run of these parameters: the one that is there, or a new one."""
-        digest = inputs_hash(kind, parameters if seed is None else {**parameters, "seed": seed})
+    def begin(
+        self,
+        kind: str,
+        parameters: Mapping[str, Any],
+        *,
+        seed: int | None = None,
+        key: Mapping[str, Any] | None = None,
+    ) -> RunRecord:
+        """Return the run of these parameters, or of this key if one is given: the one that is there, or a new one."""
+        inputs = parameters if key is None else key
+        digest = inputs_hash(kind, inputs if seed is None else {**inputs, "seed": seed})
         with self._database.write() as session:
             row = session.scalar(select(RunRow).where(RunRow.inputs_sha256 == digest))
             if row is None:
@@ -83,6 +91,10 @@ class RunBook:
             session.execute(delete(PieceRow).where(PieceRow.run_id == run_id))
             _set_state(session, run_id, "open", None)
 
+    def drop_damaged(self) -> list[str]:
+        """Delete records that do not match their checksums, and are of what was computed; return what they were."""
+        return self._database.drop_damaged()
+
     def delete(self, run_id: int) -> None:
         """Forget a run with its pieces and predictions."""
         with self._database.write() as session:
@@ -93,8 +105,8 @@ class RunBook:
     def done_pieces(self, run_id: int) -> dict[str, str]:
         """Return the pieces that are done, each with the hash of what it was computed from."""
         with self._database.read() as session:
-            query = select(PieceRow.name, PieceRow.content).where(PieceRow.run_id == run_id)
-            return {row.name: row.content for row in session.execute(query)}
+            query = select(PieceRow).where(PieceRow.run_id == run_id)
+            return {row.name: row.content for row in session.scalars(query)}
 
     def mark_done(self, run_id: int, pieces: Mapping[str, str]) -> None:
         """Record pieces as done, in one transaction; a piece already there gets the new content."""
@@ -106,7 +118,9 @@ class RunBook:
                 for name, content in pieces.items()
             ]
             if rows:
-                session.execute(insert(PieceRow), rows)
+                session.execute(
+                    insert(PieceRow), [row | {"checksum": PieceRow.checksum_of(row)} for row in rows]
+                )
 
     def forget_pieces(self, run_id: int, names: Iterable[str]) -> None:
         """Record pieces as not done."""
@@ -130,11 +144,11 @@ class RunBook:
     def set_exported(self, run_id: int, target: str, folder: str, dtype: str) -> None:
         """Record where a prediction was exported."""
         with self._database.write() as session:
-            session.execute(
-                update(PredictionRow)
-                .where(PredictionRow.run_id == run_id, PredictionRow.target == target)
-                .values(exported_to=folder, export_dtype=dtype)
+            query = select(PredictionRow).where(
+                PredictionRow.run_id == run_id, PredictionRow.target == target
             )
+            for row in session.scalars(query):
+                row.exported_to, row.export_dtype = folder, dtype
 
     def predictions(self, run_id: int) -> list[PredictionRecord]:
         """Return the predictions of a run, in the order they were stored."""
@@ -144,8 +158,9 @@ class RunBook:
 
 
 def _set_state(session: Session, run_id: int, state: str, finished: str | None) -> None:
-    other = update(RunRow).where(RunRow.id == run_id, RunRow.state != state)
-    session.execute(other.values(state=state, finished=finished))
+    row = session.get(RunRow, run_id)
+    if row is not None and row.state != state:
+        row.state, row.finished = state, finished
 
 
 def _forget(session: Session, run_id: int, names: Iterable[str]) -> None:

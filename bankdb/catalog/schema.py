@@ -6,9 +6,15 @@ The tables are made by the migrations in `bankdb.catalog.migrations`; a test hol
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Dialect,
     Float,
     ForeignKey,
     Index,
@@ -18,11 +24,19 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    event,
+    select,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, QueryContext, Session, mapped_column
+
+from bankdb.catalog.migrations.checksums import record_checksum, sealed_columns
+from bankdb.errors import BankFormatError, BankNotFoundError, printable
+from bankdb.records import AdapterRecord, BankRecord
 
 FORMAT_VERSION = 1
+# Of a session's `info`: how messages name its database; and where damaged records go, which are errors without.
+SHOWN, DAMAGED = "shown", "damaged"
 
 _NAMING = {
     "ix": "ix_%(column_0_label)s",
@@ -42,8 +56,90 @@ class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=_NAMING)
 
 
-class BankRow(Base):
-    """The bank itself: exactly one row, id 1. Layout columns are null until the first adapter."""
+class Stored(LargeBinary):
+    """Bytes as the driver returns them; SQLAlchemy would make bytes of a number that a damaged file has there."""
+
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> None:
+        """Return no processor."""
+
+
+class Sealed(Base):
+    """A record with a checksum of its values, made when it is written and compared when it is loaded.
+
+    Statements that do not go through loaded records leave it behind: there are none for these tables but deletions,
+    and insertions that bring it along.
+    """
+
+    __abstract__ = True
+
+    checksum: Mapped[str | None] = mapped_column(String(64))
+
+    @classmethod
+    def checksum_of(cls, values: Mapping[str, Any]) -> str:
+        """Return the checksum of a record's values."""
+        return record_checksum(cls.__tablename__, _kinds(cls), values)
+
+    def is_whole(self) -> bool:
+        """Whether its values are those that were written."""
+        return self.checksum == self.checksum_of(_values(self))
+
+
+@functools.cache
+def _kinds(model: type[Sealed]) -> dict[str, str]:
+    columns = model.__table__.columns
+    return sealed_columns(
+        model.__tablename__, {item.name: "real" if isinstance(item.type, Float) else "" for item in columns}
+    )
+
+
+def _values(row: Sealed) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in _kinds(type(row))}
+
+
+@event.listens_for(Sealed, "before_insert", propagate=True)
+@event.listens_for(Sealed, "before_update", propagate=True)
+def _seal(_mapper: object, _connection: object, target: Sealed) -> None:
+    target.checksum = target.checksum_of(_values(target))
+
+
+@event.listens_for(Sealed, "load", propagate=True)
+def _check_loaded(target: Sealed, context: QueryContext) -> None:
+    if isinstance(target, BankRow) and target.format_version != FORMAT_VERSION:
+        return  # whoever reads it says so; another version may have another checksum
+    if target.is_whole():
+        return
+    damaged = context.session.info.get(DAMAGED)
+    if damaged is None:
+        raise BankFormatError(f"{context.session.info[SHOWN]}: {damage_of(target)}")
+    damaged.append(target)
+
+
+def damage_of(row: Sealed) -> str:
+    """Return what to say of a record that is not what was written."""
+    names = (getattr(row, key, None) for key in ("name", "target", "kind", "dataset_id"))
+    name = next((printable(str(value))[:60] for value in names if value is not None), "")
+    what = f"{row.__tablename__.replace('_', ' ')} {name}".strip()
+    advice = {
+        "bank": "restore it from a copy",
+        "adapter": f"restore it from a copy, or `bank remove {name}` and ingest it again",
+        "dataset": f"restore it from a copy, or `bank remove {name}` and ingest it again",
+        "token_distribution": "restore it from a copy, or remove and ingest that adapter again",
+    }
+    again = "`bank verify --repair` deletes it, and what it was of is computed again"
+    return (
+        f"the record of {what} does not match its checksum, the file is damaged: "
+        f"{advice.get(row.__tablename__, again)}"
+    )
+
+
+class BankRow(Sealed):
+    """The bank itself: exactly one row, id 1. Layout columns are null until the first adapter.
+
+    `owner` is the mark on its arrays by which the catalogue that writes there is known, and `owner_before` the one that
+    it takes the place of: a client may be killed before it has put the new one there.
+    """
 
     __tablename__ = "bank"
 
@@ -65,6 +161,8 @@ class BankRow(Base):
     scaling: Mapped[float | None] = mapped_column(Float)
     dtype: Mapped[str | None] = mapped_column(String(16))
     task_type: Mapped[str | None] = mapped_column(Text)
+    owner: Mapped[str | None] = mapped_column(String(32))
+    owner_before: Mapped[str | None] = mapped_column(String(32))
     created: Mapped[str] = mapped_column(String(32))
 
     __table_args__ = (CheckConstraint("id = 1", name="single"),)
@@ -76,10 +174,10 @@ class BlobRow(Base):
     __tablename__ = "blob"
 
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
-    data: Mapped[bytes] = mapped_column(LargeBinary)
+    data: Mapped[bytes] = mapped_column(Stored)
 
 
-class AdapterRow(Base):
+class AdapterRow(Sealed):
     """An adapter. `reserved`: its array row may hold anything. `ready`: the row exists, whole."""
 
     __tablename__ = "adapter"
@@ -99,6 +197,7 @@ class AdapterRow(Base):
     header_sha256: Mapped[str | None] = mapped_column(ForeignKey("blob.sha256"))
     config_sha256: Mapped[str | None] = mapped_column(ForeignKey("blob.sha256"))
     row_sha256: Mapped[str | None] = mapped_column(String(64))
+    checksums: Mapped[bytes | None] = mapped_column(Stored)
     licence: Mapped[str | None] = mapped_column(Text)
     created: Mapped[str] = mapped_column(String(32))
 
@@ -115,7 +214,7 @@ class AdapterRow(Base):
     )
 
 
-class DatasetRow(Base):
+class DatasetRow(Sealed):
     """The dataset that an adapter was trained on."""
 
     __tablename__ = "dataset"
@@ -133,7 +232,7 @@ class DatasetRow(Base):
     created: Mapped[str] = mapped_column(String(32))
 
 
-class TokenDistributionRow(Base):
+class TokenDistributionRow(Sealed):
     """Sparse token counts of a dataset: little-endian uint32, ids ascending; `sha256` of both together."""
 
     __tablename__ = "token_distribution"
@@ -142,8 +241,8 @@ class TokenDistributionRow(Base):
     dataset_id: Mapped[int] = mapped_column(ForeignKey("dataset.id", ondelete="CASCADE"))
     tokenizer_fingerprint: Mapped[str] = mapped_column(String(64))
     text_rule: Mapped[str] = mapped_column(Text)
-    ids: Mapped[bytes] = mapped_column(LargeBinary)
-    counts: Mapped[bytes] = mapped_column(LargeBinary)
+    ids: Mapped[bytes] = mapped_column(Stored)
+    counts: Mapped[bytes] = mapped_column(Stored)
     sha256: Mapped[str] = mapped_column(String(64))
 
     __table_args__ = (
@@ -151,7 +250,7 @@ class TokenDistributionRow(Base):
     )
 
 
-class RunRow(Base):
+class RunRow(Sealed):
     """A computation over the bank, found again by the hash of all that determines its result."""
 
     __tablename__ = "run"
@@ -169,7 +268,7 @@ class RunRow(Base):
     __table_args__ = (CheckConstraint("state IN ('open', 'done')", name="state"),)
 
 
-class PieceRow(Base):
+class PieceRow(Sealed):
     """A tile, panel or export of a run that is done; `content` is what it was computed from."""
 
     __tablename__ = "piece"
@@ -180,7 +279,7 @@ class PieceRow(Base):
     done: Mapped[str] = mapped_column(String(32))
 
 
-class PredictionRow(Base):
+class PredictionRow(Sealed):
     """A predicted adapter: the coefficients actually used, and where it was exported."""
 
     __tablename__ = "prediction"
@@ -188,8 +287,8 @@ class PredictionRow(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     run_id: Mapped[int] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"))
     target: Mapped[str] = mapped_column(Text)
-    sources: Mapped[bytes] = mapped_column(LargeBinary)
-    weights: Mapped[bytes] = mapped_column(LargeBinary)
+    sources: Mapped[bytes] = mapped_column(Stored)
+    weights: Mapped[bytes] = mapped_column(Stored)
     effective_sources: Mapped[float] = mapped_column(Float)
     relative_error: Mapped[float | None] = mapped_column(Float)
     exported_to: Mapped[str | None] = mapped_column(Text)
@@ -198,7 +297,7 @@ class PredictionRow(Base):
     __table_args__ = (UniqueConstraint("run_id", "target", name="uq_prediction_target"),)
 
 
-class GenerationRow(Base):
+class GenerationRow(Sealed):
     """What one adapter answered to the test examples of one dataset, found again by three hashes."""
 
     __tablename__ = "generation"
@@ -215,3 +314,50 @@ class GenerationRow(Base):
     __table_args__ = (
         UniqueConstraint("adapter_sha256", "test_sha256", "settings_sha256", name="uq_generation_of"),
     )
+
+
+def the_bank(session: Session) -> BankRow:
+    """Return the bank that a database holds.
+
+    Raises
+    ------
+    BankNotFoundError
+        It holds none.
+    BankFormatError
+        It is of a newer version.
+    """
+    row = session.scalars(select(BankRow)).first()
+    if row is None:
+        raise BankNotFoundError(
+            f"{session.info[SHOWN]}: the database holds no bank; make one with `bank init`"
+        )
+    if row.format_version != FORMAT_VERSION:
+        raise BankFormatError(
+            f"{session.info[SHOWN]}: the bank has format version {row.format_version}, this version reads "
+            f"{FORMAT_VERSION}: upgrade lora-bank"
+        )
+    return row
+
+
+def bank_record(row: BankRow) -> BankRecord:
+    """Return what leaves the catalogue of the bank."""
+    values: dict[str, Any] = {name: getattr(row, name) for name in BankRecord.__dataclass_fields__}
+    values["base_model_aliases"] = tuple(json.loads(row.base_model_aliases))
+    values["use_rslora"] = None if row.use_rslora is None else bool(row.use_rslora)
+    return BankRecord(**values)
+
+
+def adapter_record(adapter: AdapterRow, dataset: DatasetRow) -> AdapterRecord:
+    """Return what leaves the catalogue of an adapter and its dataset."""
+    of_dataset: dict[str, Any] = {
+        "group": dataset.group_name,
+        "dataset_source": dataset.source,
+        "dataset_revision": dataset.revision,
+        "content_sha256": dataset.content_sha256,
+        "examples": dataset.examples,
+        "tokens": dataset.tokens,
+    }
+    names = [name for name in AdapterRecord.__dataclass_fields__ if name not in of_dataset]
+    of_adapter: dict[str, Any] = {name: getattr(adapter, name) for name in names}
+    of_adapter["use_rslora"] = bool(of_adapter["use_rslora"])
+    return AdapterRecord(**of_adapter, **of_dataset)

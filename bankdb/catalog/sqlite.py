@@ -1,14 +1,21 @@
-"""SQLite behind a bank: one file, write-ahead log, writers one after the other."""
+"""SQLite behind a bank: one file, write-ahead log, writers one after the other.
+
+Who may not write the file, or its folder, reads it as it is: SQLite makes no files for that, and no locks.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sqlite3
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from bankdb.catalog.locks import FileLocks
+from bankdb.catalog.locks import FileLocks, check_byte_locks
 from bankdb.errors import BankError, BankFormatError, BankNotFoundError, one_line
 
 BUSY_SECONDS = 120.0
@@ -27,9 +34,16 @@ class SqliteBackend:
 
     def __init__(self, url: URL, *, create: bool) -> None:
         self.shown = str(url.database)
+        self._path = Path(self.shown)
         if not create:
-            _check_file(Path(self.shown))
-        self.engine = _engine(url)
+            _check_file(self._path)
+        self.read_only = not create and not _writable(self._path)
+        self._unchanging = _state(self._path) if self.read_only and not _has_log(self._path) else None
+        if self.read_only:
+            url = _reading_url(self._path, immutable=self._unchanging is not None)
+        else:
+            check_byte_locks(self._path.parent)
+        self.engine = _engine(url, self.read_only)
 
     def options(self, write: bool) -> dict[str, Any]:
         """Return the execution options of a transaction."""
@@ -43,7 +57,8 @@ class SqliteBackend:
         reason = one_line(error.orig) or type(error).__name__
         advice = {
             "database is locked": f"another process held the lock for {BUSY_SECONDS:.0f} s; try again",
-            "attempt to write a readonly database": "the folder or file is read-only; make it writable",
+            "attempt to write a readonly database": "the folder or file is read-only; make it writable, or use "
+            "a copy of the bank",
             "unable to open database file": "the folder is missing, or may not be read or written",
             "database or disk is full": "free some space and run the same command again",
             "disk I/O error": "the disk reported an error; check its space and health",
@@ -61,6 +76,19 @@ class SqliteBackend:
         orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
         problems = [line for line in found if line != "ok"]
         return problems + [f"foreign key of {row[0]} row {row[1]} points nowhere" for row in orphans]
+
+    def check_unchanged(self) -> None:
+        """Raise BankFormatError if a file that is read without locks was written since it was opened."""
+        if self._unchanging is not None and _state(self._path) != self._unchanging:
+            raise BankFormatError(
+                f"{self.shown}: was changed by its owner while it was read; run the same command again"
+            )
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy of the database as it is now."""
+        source: Any = self.engine.raw_connection()
+        with contextlib.closing(source), contextlib.closing(sqlite3.connect(path)) as target:
+            source.driver_connection.backup(target)
 
     def locks(self, folder: Path) -> FileLocks:
         """Return locks on files in the bank's folder."""
@@ -80,7 +108,29 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _engine(url: URL) -> Engine:
+def _writable(path: Path) -> bool:
+    effective = os.access in os.supports_effective_ids
+    return all(os.access(one, os.W_OK, effective_ids=effective) for one in (path, path.parent))
+
+
+def _has_log(path: Path) -> bool:
+    """Whether there is a write-ahead log with something in it, of a client that runs or was killed."""
+    log = path.with_name(f"{path.name}-wal")
+    return log.exists() and log.stat().st_size > 0
+
+
+def _state(path: Path) -> tuple[int, int, bool]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size, _has_log(path)
+
+
+def _reading_url(path: Path, *, immutable: bool) -> URL:
+    """Of a file that is only read; without a log also without locks, for which SQLite would have to make files."""
+    options = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if immutable else {})
+    return URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query=options)
+
+
+def _engine(url: URL, read_only: bool) -> Engine:
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
@@ -89,8 +139,9 @@ def _engine(url: URL) -> Engine:
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
+        if not read_only:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bankdb.datasets.read import _example, _values
+from bankdb.datasets.columns import Columns
+from bankdb.datasets.limits import memory_budget
+from bankdb.datasets.read import example_of
+from bankdb.datasets.rows import values_of
 from bankdb.datasets.splits import EXTENSIONS
 from bankdb.errors import DatasetError, listed
 from bankdb.records import AdapterRecord, is_hub_reference
@@ -117,11 +120,12 @@ def read_held_out(
     DatasetError
         A file cannot be read whole, or an example is not what is expected.
     """
+    budget = memory_budget(None)
     inputs: list[str] = []
     references: list[tuple[str, ...]] = []
     for file in files:
-        for place, values in _values(Path(file), columns):
-            text, first = _example(values, columns, place)
+        for place, values in values_of(Path(file), Columns(columns), budget):
+            text, first = example_of(values, columns, place)
             answers: Any = values[1]
             inputs.append(text)
             references.append(tuple(answers) if isinstance(answers, list) else (first,))

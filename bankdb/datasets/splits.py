@@ -12,10 +12,14 @@ from bankdb.errors import DatasetError, listed
 EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
 """File name extensions of the formats that are read."""
 
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 _TRAINING = re.compile(r"train([-_.].*)?", re.IGNORECASE | re.DOTALL)
 _HELD_OUT = re.compile(r"(test|validation|valid|val|dev|eval)([-_.].*)?", re.IGNORECASE | re.DOTALL)
 # As in train-00000-of-00002.parquet; some older repositories add a hash.
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<index>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?", re.DOTALL)
+# As in train_1.jsonl or train-b.json: parts that are numbered or lettered. Other names, such as train_sft and
+# train_gen, are alternatives that share examples.
+_PART = re.compile(r"train[-_.](part[-_.]?)?([0-9]+|[a-z])", re.IGNORECASE)
 # Written beside the data by the `datasets` library and the hub: they hold no examples.
 _DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 
@@ -73,8 +77,26 @@ def choose_training_files(names: Iterable[str], where: str) -> tuple[str, ...]:
     found = listed(names) or "nothing"
     raise DatasetError(
         f"{where}: no training split; expected train.jsonl, train.json, train.csv, train.parquet, "
-        f"train-*.*, the same in data/, or a single data file; found {found}"
+        f"train-*.*, the same in data/, or a single data file; found {found}{_advice(names)}"
     )
+
+
+def parts_note(files: Sequence[Path]) -> list[str]:
+    """Say that several files are read as one training split, where their names do not say how many there are."""
+    if len(files) < 2 or all(_SHARD.fullmatch(file.stem) for file in map(Path, files)):
+        return []
+    return [
+        f"{Path(files[0]).parent}: {listed([Path(file).name for file in files])} are read as parts of one dataset"
+    ]
+
+
+def _advice(names: Sequence[str]) -> str:
+    """What to do about files of formats that are not read."""
+    if any(name.lower().endswith(_COMPRESSED) for name in names):
+        return "; decompress the file first"
+    if any(name.endswith((".arrow", "dataset_dict.json")) for name in names):
+        return "; open it with datasets.load_from_disk, and write its training split by to_parquet('train.parquet')"
+    return ""
 
 
 def _is_data(name: str) -> bool:
@@ -99,7 +121,11 @@ def _check_one_split(training: Sequence[str], where: str) -> None:
     present = {int(shard["index"]) for shard in shards}
     whole = any(_stem(name).lower() == "train" for name in training)
     mixed = shards and (len(shardings) > 1 or not len(present) == len(shards) == len(training))
-    if len(kinds) > 1 or (whole and len(training) > 1) or mixed:
+    others = [
+        name for name in training if not (_SHARD.fullmatch(_stem(name)) or _PART.fullmatch(_stem(name)))
+    ]
+    alternatives = len(training) > 1 and others
+    if len(kinds) > 1 or (whole and len(training) > 1) or mixed or alternatives:
         raise DatasetError(
             f"{where}: more than one training split: {listed(training)}; "
             "keep one of them, or name the file itself as the dataset"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.errors import DatasetError, TokenizerError, one_line
-from bankdb.progress import quiet_loggers
+from bankdb.datasets.encoders import Encoder, LibraryEncoder, encoder_of
+from bankdb.datasets.limits import memory_budget
+from bankdb.datasets.tokenizer_files import TokenizerFiles, tokenizer_files
+from bankdb.errors import DatasetError, PlanError, TokenizerError
 
-_BATCH = 512
+_BATCH, _BATCH_BYTES = 512, 1 << 20
+# Counts are arrays over all ids; the largest vocabularies have a quarter of a million.
+_LARGEST_VOCABULARY = 1 << 22
 _OWN_TOKENS = 256
 # What a tokenizer makes of these tells apart normalisers, splitters and special tokens alike.
 _PROBES = (
@@ -51,7 +54,19 @@ class BankTokenizer:
     Parameters
     ----------
     source
-        A folder that `transformers` loads, or a name on the Hugging Face hub.
+        A folder with a tokenizer's files, or a name on the Hugging Face hub.
+    fingerprint
+        What it was before: where `tokenizer.json` gives other ids and transformers gives these, transformers is
+        used, and a note says so.
+
+    Attributes
+    ----------
+    vocabulary
+        One more than the largest id.
+    fingerprint
+        Hash of the vocabulary and of what it makes of some texts.
+    notes
+        What a user should know of how it was read, a line each.
 
     Raises
     ------
@@ -59,26 +74,61 @@ class BankTokenizer:
         It cannot be loaded.
     """
 
-    def __init__(self, source: str | Path) -> None:
+    def __init__(self, source: str | Path, fingerprint: str | None = None) -> None:
         self.name = str(source)
-        self._tokenizer = _load(str(source))
-        self.vocabulary = _vocabulary_size(self._tokenizer)
-        self.fingerprint = _fingerprint(self._tokenizer, self.vocabulary)
+        files = tokenizer_files(self.name)
+        self._use(encoder_of(files))
+        if fingerprint not in (None, self.fingerprint) and not isinstance(self._encoder, LibraryEncoder):
+            self._use_as_before(files, str(fingerprint))
+
+    def _use(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        entries = encoder.vocabulary()
+        self.vocabulary = _vocabulary_size(entries, self.name)
+        self.fingerprint = _fingerprint(encoder, entries, self.vocabulary)
+        self.notes = encoder.notes
+
+    def _use_as_before(self, files: TokenizerFiles, fingerprint: str) -> None:
+        """Use what transformers makes of the files if that is the tokenizer of before; else stay as it is."""
+        found = self._encoder
+        with contextlib.suppress(TokenizerError):
+            self._use(LibraryEncoder(files))
+        if self.fingerprint != fingerprint:
+            self._use(found)
+            return
+        self.notes = (
+            f"{self.name}: the bank was made with ids that are not those of its tokenizer.json, but what transformers "
+            "makes of it; they are kept here, and a bank that is made anew has those of tokenizer.json",
+        )
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files, so that the bank needs nothing else to tokenize."""
-        self._tokenizer.save_pretrained(str(folder))
+        self._encoder.save(folder)
 
-    def count(self, texts: Sequence[str], name: str) -> TokenHistogram:
-        """Count the tokens of `texts`, in parallel on all cores where the tokenizer is a fast one.
+    def count(self, texts: Iterable[str], name: str, memory: int | None = None) -> TokenHistogram:
+        """Count the tokens of `texts`, in parallel on all cores where the tokenizer can.
+
+        Parameters
+        ----------
+        name
+            What messages call the texts.
+        memory
+            Bytes that the work may use beside the texts themselves; half of the machine's if not given.
 
         Raises
         ------
         DatasetError
             There are no tokens at all, a count passes 2^32 - 1, or an id is outside the vocabulary.
+        PlanError
+            A text is too long for the memory.
         """
         totals = np.zeros(self.vocabulary, dtype=np.int64)
-        for ids in self._batches(texts):
+        examples = 0
+        for batch in self._batches(texts, name, memory):
+            examples += len(batch)
+            found = list(self._encoder.encode(batch))
+            ids = np.concatenate(found)
+            del found
             if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary):
                 raise DatasetError(
                     f"{name}: the tokenizer gave id {ids.max()}, outside its vocabulary of {self.vocabulary}; "
@@ -87,75 +137,60 @@ class BankTokenizer:
             totals += np.bincount(ids, minlength=self.vocabulary)
         present = np.flatnonzero(totals)
         if not present.size:
-            raise DatasetError(f"{name}: its {len(texts)} examples have no tokens; check the input column")
+            raise DatasetError(f"{name}: its {examples} examples have no tokens; check the input column")
         if totals.max() > np.iinfo(np.uint32).max:
             raise DatasetError(f"{name}: a token occurs more than 2^32 - 1 times; split the dataset")
         return TokenHistogram(present.astype(np.uint32), totals[present].astype(np.uint32))
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], memory: int | None = None) -> list[list[int]]:
         """Return the token ids of each text, as they are counted."""
-        encoded = self._tokenizer(
-            list(texts),
-            add_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        return [list(ids) for ids in encoded]
+        batches = self._batches(texts, "a text", memory)
+        return [ids.tolist() for batch in batches for ids in self._encoder.encode(batch)]
 
     def added_tokens(self) -> int:
         """Return how many special tokens are added to each text."""
-        return int(self._tokenizer.num_special_tokens_to_add(pair=False))
+        return self._encoder.added()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens left out, and nothing tidied up."""
-        return str(
-            self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        return self._encoder.decode(ids)
 
     @property
     def end_of_sequence(self) -> int | None:
         """Id of the token that ends a text, if there is one."""
-        found = self._tokenizer.eos_token_id
-        return None if found is None else int(found)
+        return self._encoder.end
 
-    def _batches(self, texts: Sequence[str]) -> Iterator[NDArray[np.int64]]:
-        for start in range(0, len(texts), _BATCH):
-            encoded = self._tokenizer(
-                list(texts[start : start + _BATCH]),
-                add_special_tokens=True,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )["input_ids"]
-            yield np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded])
-
-
-def _load(source: str) -> Any:
-    # Set before the library is imported: it reads them then.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    # transformers warns on import that no deep-learning framework is there; none is needed.
-    with quiet_loggers("transformers", "huggingface_hub"):
-        from transformers import AutoTokenizer
-
-        folder = Path(source)
-        if folder.is_dir() and not any(folder.glob("tokenizer*")):
-            raise TokenizerError(
-                f"{source}: expected a tokenizer's files in the folder (tokenizer.json), found none"
-            )
-        try:
-            return AutoTokenizer.from_pretrained(source)
-        except Exception as error:
-            raise TokenizerError(
-                f"{source}: no tokenizer could be loaded from it ({one_line(error)}); pass a folder with "
-                "tokenizer.json, or a name on the hub"
-            ) from error
+    def _batches(self, texts: Iterable[str], name: str, memory: int | None) -> Iterator[list[str]]:
+        """Cut texts into batches by their bytes: a text takes some hundred times its size while it is tokenized."""
+        budget = memory_budget(memory)
+        most = max(1, budget // 4 // self._encoder.workspace)
+        longest = most * 3 // 2
+        batch: list[str] = []
+        size = 0
+        for number, text in enumerate(texts, 1):
+            length = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+            if length > longest:
+                raise PlanError(
+                    f"{name}, example {number}: a text of {length:,} bytes, expected at most {longest:,} where "
+                    f"{budget >> 20} MiB may be used; cut it into several examples, or give more with --memory"
+                )
+            if batch and (size + length > min(most, _BATCH_BYTES) or len(batch) == _BATCH):
+                yield batch
+                batch, size = [], 0
+            batch.append(text)
+            size += length
+        if batch:
+            yield batch
 
 
-def _vocabulary_size(tokenizer: Any) -> int:
-    ids = tokenizer.get_vocab().values()
-    return int(max(len(tokenizer), max(ids) + 1))
+def _vocabulary_size(entries: Mapping[str, int], name: str) -> int:
+    size = max(len(entries), max(entries.values(), default=-1) + 1)
+    if not 0 < size <= _LARGEST_VOCABULARY:
+        raise TokenizerError(
+            f"{name}: no tokenizer could be loaded, its vocabulary has {size:,} ids; expected one of at least 1 and at "
+            f"most {_LARGEST_VOCABULARY:,} in tokenizer.json"
+        )
+    return size
 
 
 def _own_probes(tokens: Sequence[str]) -> tuple[str, ...]:
@@ -165,13 +200,13 @@ def _own_probes(tokens: Sequence[str]) -> tuple[str, ...]:
     return spaced, "".join(chosen), ", ".join(chosen), spaced.upper(), spaced.lower(), spaced.title()
 
 
-def _fingerprint(tokenizer: Any, vocabulary: int) -> str:
+def _fingerprint(encoder: Encoder, vocabulary: Mapping[str, int], size: int) -> str:
     """Hash the vocabulary and what the tokenizer makes of some texts: stable across library versions."""
-    digest = hashlib.sha256(f"vocabulary {vocabulary}\n".encode())
-    entries = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    digest = hashlib.sha256(f"vocabulary {size}\n".encode())
+    entries = sorted(vocabulary.items(), key=lambda item: (item[1], item[0]))
     for token, index in entries:
         digest.update(f"{index} {token!a}\n".encode())
     for probe in (*_PROBES, *_own_probes([token for token, _ in entries])):
-        encoded = tokenizer([probe], add_special_tokens=True, verbose=False)["input_ids"][0]
-        digest.update((" ".join(map(str, encoded)) + "\n").encode())
+        (encoded,) = encoder.encode([probe])
+        digest.update((" ".join(map(str, encoded.tolist())) + "\n").encode())
     return digest.hexdigest()

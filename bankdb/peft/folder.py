@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from bankdb.arrays.durable import fsync_path
 from bankdb.errors import AdapterError, ConflictError
 from bankdb.peft.config import CONFIG_NAME
 
@@ -48,9 +49,9 @@ def write_adapter_folder(folder: Path, *, files: Mapping[str, Content], overwrit
         partial.mkdir()
         for name, content in files.items():
             _write_file(partial / name, content)
-        _sync(partial)
+        fsync_path(partial)
         _replace(partial, folder, overwrite)
-        _sync(folder.parent)
+        fsync_path(folder.parent)
     except OSError as error:
         raise AdapterError(
             f"{folder}: cannot be written: {error.strerror or error}; check its permissions and the disk"
@@ -102,7 +103,7 @@ def _write_file(path: Path, content: Content) -> None:
         mode = path.stat().st_mode
         content(path)
         path.chmod(mode)
-    _sync(path)
+    fsync_path(path)
 
 
 def _replace(partial: Path, folder: Path, overwrite: bool) -> None:
@@ -130,11 +131,3 @@ def _delete(folder: Path) -> None:
         folder.unlink()
     else:
         shutil.rmtree(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

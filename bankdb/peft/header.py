@@ -6,16 +6,20 @@ written again bit for bit; so the header (a JSON object with a fixed schema) is 
 
 from __future__ import annotations
 
+import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bankdb.errors import AdapterError, listed
+from bankdb.errors import AdapterError, listed, one_line
 from bankdb.strict_json import parse_object
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_MOST_HEADER_BYTES, _MOST_VALUES = 32 * 2**20, 2_000_000  # some 200,000 tensors; parsing them takes memory
+_LONGEST_NAME, _MOST_DIMENSIONS = 500, 8
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _SAVE_AGAIN = "copy the file again, or save the adapter again with PEFT"
 # How other files begin that are found under this name, told apart when the length makes no sense.
@@ -63,6 +67,11 @@ def read_header(file: BinaryIO, file_bytes: int, path: Path) -> bytes:
         raise AdapterError(
             f"{path}: a header of at most {MAX_HEADER_BYTES} bytes was expected, one of {length} found"
         )
+    if length > _MOST_HEADER_BYTES:
+        raise AdapterError(
+            f"{path}: an adapter's header of at most {_MOST_HEADER_BYTES} bytes was expected, one of {length} found; "
+            "save the adapter alone, without metadata of its own"
+        )
     header = file.read(length)
     if len(header) != length:
         raise AdapterError(f"{path}: ended while its header was read; {_SAVE_AGAIN}")
@@ -80,7 +89,7 @@ def parse_header(header: bytes, path: Path) -> tuple[TensorEntry, ...]:
     try:
         if not header.startswith(b"{"):
             raise ValueError("it does not begin with an opening brace")
-        content = parse_object(header.decode("utf-8"))
+        content = parse_object(header.decode("utf-8"), most=_MOST_VALUES)
         _check_metadata(content.pop("__metadata__", None))
         entries = [_entry(name, content[name]) for name in content]
     except ValueError as error:
@@ -117,19 +126,26 @@ def _check_metadata(metadata: Any) -> None:
 
 
 def _entry(name: str, described: Any) -> TensorEntry:
-    if not name.isprintable():
-        raise ValueError(f"the tensor name {name!r} was expected to be printable")
+    if not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise ValueError(
+            f"the tensor name {one_line(repr(name), 80)} was expected to be printable and of at most {_LONGEST_NAME} "
+            "characters"
+        )
     if not isinstance(described, dict) or sorted(described) != ["data_offsets", "dtype", "shape"]:
         raise ValueError(f"{name!r} was expected to have dtype, shape and data_offsets alone")
     dtype, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
     if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         raise ValueError(f"dtype, shape or data_offsets of {name!r} are not what they should be")
-    return TensorEntry(name, dtype, tuple(shape), offsets[0], offsets[1])
+    return TensorEntry(name, one_line(dtype, 20), tuple(shape), offsets[0], offsets[1])
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 2**63 for count in value
+    return (
+        isinstance(value, list)
+        and len(value) <= _MOST_DIMENSIONS
+        and all(
+            isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 2**63 for count in value
+        )
     )
 
 
@@ -137,13 +153,13 @@ def _check_supported(entries: list[TensorEntry], path: Path) -> None:
     other = [f"{entry.name} {entry.dtype!r}" for entry in entries if entry.dtype not in ITEM_BYTES]
     if other:
         raise AdapterError(
-            f"{path}: tensors of dtype {', '.join(ITEM_BYTES)} were expected, {listed(other)} found; "
+            f"{path}: tensors of dtype {', '.join(ITEM_BYTES)} were expected, {listed(other, 3)} found; "
             "convert the adapter in PEFT and save it again"
         )
     empty = [f"{entry.name} {entry.shape}" for entry in entries if 0 in entry.shape]
     if empty:
         raise AdapterError(
-            f"{path}: empty tensors: {listed(empty)}; gather sharded weights before saving the adapter"
+            f"{path}: empty tensors: {listed(empty, 3)}; gather sharded weights before saving the adapter"
         )
 
 
@@ -163,3 +179,11 @@ def _check_tiling(entries: list[TensorEntry], path: Path) -> None:
                 f"{size} bytes, {entry.stop - entry.start} found; {_SAVE_AGAIN}"
             )
         end = entry.stop
+
+
+def renamed_header(header: bytes, names: Mapping[str, str]) -> bytes:
+    """Return a header with other names, by those in it, for the same data; padded as the format wants it."""
+    content = parse_object(header.decode("utf-8"))
+    renamed = {names.get(name, name): described for name, described in content.items()}
+    text = json.dumps(renamed, separators=(",", ":"), ensure_ascii=False).encode()
+    return text + b" " * (-len(text) % 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -208,6 +209,13 @@ class AdapterLayout:
             )
         return found
 
+    def elsewhere(self, other: AdapterLayout) -> tuple[str, str] | None:
+        """Return where `other` has its layers and where this layout has them, if that is all in which they differ."""
+        found, expected = _by_layer(other), _by_layer(self)
+        if found is None or expected is None or found[1] != expected[1]:
+            return None
+        return found[0], expected[0]
+
     def _tensor_differences(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         expected = {spec.name: spec.shape for spec in self.tensors}
         missing = [name for name in expected if name not in shapes]
@@ -224,6 +232,17 @@ class AdapterLayout:
 def _leaf_modules(layout: AdapterLayout) -> list[str]:
     """Last parts of the names of the adapted modules: `...self_attn.q_proj.lora_A.weight` -> `q_proj`."""
     return sorted({spec.name.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for spec in layout.tensors})
+
+
+def _by_layer(layout: AdapterLayout) -> tuple[str, dict[str, tuple[int, ...]]] | None:
+    """The one path before the layers' numbers, and shapes by what of the names is not it; None if there are more."""
+    shapes, paths = {}, set()
+    for spec in layout.tensors:
+        numbered = re.match(r"(.+?\.)(\d+\..+)", spec.name)
+        shapes[numbered[2] if numbered else spec.name] = spec.shape
+        if numbered:
+            paths.add(numbered[1])
+    return (paths.pop(), shapes) if len(paths) == 1 and len(shapes) == len(layout.tensors) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shlex
 import stat
 import struct
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.errors import AdapterError, BankFormatError, listed
+from bankdb.errors import AdapterError, BankFormatError, one_line
 from bankdb.peft.config import CONFIG_NAME, AdapterConfig, read_config
-from bankdb.peft.header import TensorEntry, check_data_bytes, parse_header, read_header
-from bankdb.peft.layout import A_SUFFIX, B_SUFFIX, PREFIX, AdapterLayout, TensorSpec
+from bankdb.peft.header import TensorEntry, check_data_bytes, parse_header, read_header, renamed_header
+from bankdb.peft.layout import AdapterLayout, TensorSpec
+from bankdb.peft.names import TensorNames, tensor_names
+from bankdb.peft.source_layout import check_idle, source_layout
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -32,7 +35,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_FACTOR = re.compile(r"base_model\.model\.(?P<module>[\w-]+(?:\.[\w-]+)*)\.lora_(?P<factor>[AB])\.weight")
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin", "adapter_model.pth")
 
 
@@ -52,6 +54,8 @@ class SourceAdapter:
         Of the whole `adapter_model.safetensors`, in hexadecimal.
     vector
         The weights; float32, shape (p,).
+    notes
+        What was left out or assumed, a line each.
     """
 
     config: AdapterConfig
@@ -60,6 +64,7 @@ class SourceAdapter:
     header: bytes
     sha256: str
     vector: NDArray[np.float32]
+    notes: tuple[str, ...] = ()
 
 
 def load_adapter(
@@ -84,32 +89,54 @@ def load_adapter(
         The folder is refused; the message names the file, what was expected and what was found.
     """
     config, path = _open_folder(folder)
-    if base_models is not None and config.base_model not in base_models:
+    if base_models is not None and not is_base_model(config.base_model, base_models):
         raise AdapterError(
             f"{folder / CONFIG_NAME}: base model {' or '.join(map(repr, base_models))} was expected, "
-            f"{config.base_model!r} found; adapters of another base model cannot be combined with the bank's"
+            f"{one_line(repr(config.base_model), 160)} found; adapters of another base model cannot be combined with "
+            "the bank's; if it is the same under another name, let it in by "
+            f"`bank alias {shlex.quote(one_line(config.base_model))}`"
         )
     with _opened(path) as (file, file_bytes):
         header = read_header(file, file_bytes, path)
         entries = parse_header(header, path)
-        layout = _layout(entries, config, path)
-        _check_layout(layout, expected, path)
+        source = source_layout(entries, config, path)
+        if expected != source.layout:
+            check_idle(source, path)
+        _check_layout(source.layout, expected, path)
         check_data_bytes(entries, file_bytes - 8 - len(header), path)
         digest = hashlib.sha256(struct.pack("<Q", len(header)) + header)
-        vector = _read_tensors(file, entries, layout, path, digest)
-    dtypes = {_DTYPE_NAMES[entry.dtype] for entry in entries}
+        vector = _read_tensors(file, entries, source.layout, source.names, path, digest)
     return SourceAdapter(
         config=config,
-        layout=layout,
-        dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
+        layout=source.layout,
+        dtype=dtype_of(entries),
         header=header,
         sha256=digest.hexdigest(),
         vector=vector,
+        notes=source.notes(),
     )
+
+
+def is_base_model(name: str, base_models: Sequence[str]) -> bool:
+    """Whether a name is one of a base model's. The hub ignores case in OWNER/NAME, paths do not."""
+    on_hub = {known.casefold() for known in base_models if _is_hub_id(known)}
+    return name in base_models or (_is_hub_id(name) and name.casefold() in on_hub)
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII) is not None
+
+
+def dtype_of(entries: Sequence[TensorEntry]) -> str:
+    """Return the dtype of a file's tensors, or 'mixed'."""
+    dtypes = {_DTYPE_NAMES[entry.dtype] for entry in entries}
+    return dtypes.pop() if len(dtypes) == 1 else "mixed"
 
 
 def read_layout(folder: Path) -> AdapterLayout:
     """Read the layout of an adapter folder from its configuration and header alone.
+
+    Target modules without tensors are taken as names that the base model has not.
 
     Raises
     ------
@@ -118,11 +145,19 @@ def read_layout(folder: Path) -> AdapterLayout:
     """
     config, path = _open_folder(folder)
     with _opened(path) as (file, file_bytes):
-        return _layout(parse_header(read_header(file, file_bytes, path), path), config, path)
+        return source_layout(parse_header(read_header(file, file_bytes, path), path), config, path).layout
+
+
+def left_out_of_names(header: bytes) -> tuple[str, ...]:
+    """Return what is left out of a stored header's tensor names where PEFT does not look for it; mostly nothing."""
+    path = Path(WEIGHTS_NAME)
+    return tensor_names([entry.name for entry in parse_header(header, path)], path).left_out
 
 
 def source_pieces(vector: NDArray[np.float32], layout: AdapterLayout, header: bytes) -> Iterator[bytes]:
     """Yield the file that was ingested, from its header and its stored row, a tensor at a time.
+
+    It is that file bit for bit, unless PEFT would not find its tensors: then these have the names that PEFT looks for.
 
     Parameters
     ----------
@@ -139,15 +174,18 @@ def source_pieces(vector: NDArray[np.float32], layout: AdapterLayout, header: by
         The row or the header cannot be those of an ingested file.
     """
     entries = parse_header(header, Path(WEIGHTS_NAME))
+    names = tensor_names([entry.name for entry in entries], Path(WEIGHTS_NAME))
     tensors = layout.unflatten(vector)
-    if {entry.name: entry.shape for entry in entries} != {spec.name: spec.shape for spec in layout.tensors}:
+    if {names.clean(e.name): e.shape for e in entries} != {spec.name: spec.shape for spec in layout.tensors}:
         raise BankFormatError(
             "the stored header of an adapter is not of the bank's layout; run 'bank verify'"
         )
+    if names.left_out:
+        header = renamed_header(header, {entry.name: names.clean(entry.name) for entry in entries})
     yield struct.pack("<Q", len(header))
     yield header
     for entry in entries:
-        tensor = tensors[entry.name]
+        tensor = tensors[names.clean(entry.name)]
         with np.errstate(over="ignore"):
             stored = tensor.astype(DTYPES[_DTYPE_NAMES[entry.dtype]])
         exact = stored.astype(np.float32).tobytes() == tensor.tobytes()
@@ -254,24 +292,51 @@ def _weights_file(folder: Path) -> Path:
 
 def _check_layout(found: AdapterLayout, expected: AdapterLayout | None, path: Path) -> None:
     differences = [] if expected is None else expected.differences(found)
-    if differences:
+    if expected is None or not differences:
+        return
+    paths = expected.elsewhere(found)
+    if paths is not None:
         raise AdapterError(
-            f"{path}: not of the bank's layout: {'; '.join(differences)}; train it like the others, or put it in "
-            "a bank of its own"
+            f"{path}: not of the bank's layout: its layers are {paths[0]!r}, the bank's {paths[1]!r}, and all else is "
+            "alike, as where another version of transformers names an architecture's modules otherwise; if that is "
+            "all, rename its tensors so (safetensors.numpy.load_file, save_file), and in target_modules where it "
+            "stands"
         )
+    raise AdapterError(
+        f"{path}: not of the bank's layout: {'; '.join(differences)}; train it like the others, or put it in "
+        "a bank of its own"
+    )
+
+
+def _new_vector(layout: AdapterLayout, path: Path) -> NDArray[np.float32]:
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        if 4 * layout.size > there:
+            raise MemoryError
+        return np.empty(layout.size, dtype=np.float32)
+    except MemoryError:
+        raise AdapterError(
+            f"{path}: {4 * layout.size / 2**30:.1f} GiB of memory would be needed for its {layout.size} parameters; "
+            "ingest it on a larger machine"
+        ) from None
 
 
 def _read_tensors(
-    file: BinaryIO, entries: Sequence[TensorEntry], layout: AdapterLayout, path: Path, digest: Any
+    file: BinaryIO,
+    entries: Sequence[TensorEntry],
+    layout: AdapterLayout,
+    names: TensorNames,
+    path: Path,
+    digest: Any,
 ) -> NDArray[np.float32]:
-    vector = np.empty(layout.size, dtype=np.float32)
+    vector = _new_vector(layout, path)
     specs: dict[str, TensorSpec] = {spec.name: spec for spec in layout.tensors}
     for entry in entries:
         data = file.read(entry.stop - entry.start)
         if len(data) != entry.stop - entry.start:
             raise AdapterError(f"{path}: ended while {entry.name} was read; copy the file again")
         digest.update(data)
-        columns = specs[entry.name].columns
+        columns = specs[names.clean(entry.name)].columns
         vector[columns] = np.frombuffer(data, dtype=DTYPES[_DTYPE_NAMES[entry.dtype]])
         finite = np.isfinite(vector[columns])
         if not finite.all():
@@ -280,83 +345,3 @@ def _read_tensors(
                 f"{finite.size - np.count_nonzero(finite)} NaN or Inf of {finite.size} found; train it again"
             )
     return vector
-
-
-def _layout(entries: Sequence[TensorEntry], config: AdapterConfig, path: Path) -> AdapterLayout:
-    """Check names and shapes against the configuration, and lay the tensors out."""
-    factors: dict[str, dict[str, tuple[int, ...]]] = {}
-    for entry in entries:
-        match = _FACTOR.fullmatch(entry.name)
-        if match is None:
-            raise AdapterError(
-                f"{path}: LoRA factors ({PREFIX}MODULE{A_SUFFIX}, {B_SUFFIX}) alone were expected, "
-                f"{entry.name!r} found: {_foreign_tensor(entry.name)}"
-            )
-        factors.setdefault(match["module"], {})[match["factor"]] = entry.shape
-    _check_pairs(factors, config.rank, path)
-    modules = _check_targets(sorted(factors), config, path)
-    shapes = {entry.name: entry.shape for entry in entries}
-    return AdapterLayout.from_shapes(shapes, config.rank, modules, config.fan_in_fan_out)
-
-
-def _foreign_tensor(name: str) -> str:
-    """Say what a tensor that is no LoRA factor seems to be, and what to do."""
-    if "lora_magnitude_vector" in name:
-        return "a magnitude of DoRA; train a plain LoRA"
-    if "lora_embedding_" in name or "embed_tokens" in name:
-        return "embeddings are adapted or saved whole; target linear modules alone"
-    if name.endswith(".bias"):
-        return "a bias; train with bias 'none' and without lora_bias"
-    if re.search(r"\.lora_[AB]\.[^.]+\.weight$", name):
-        return "the adapter's name is in the tensor's; save it with PEFT's save_pretrained"
-    if ".lora_" in name and not name.startswith(PREFIX):
-        return f"it does not begin with {PREFIX}; save it with PEFT's save_pretrained"
-    if ".lora_" in name:
-        return "a variant of LoRA; train a plain LoRA"
-    return "a weight of the model itself; save the adapter alone, without modules_to_save"
-
-
-def _check_pairs(factors: dict[str, dict[str, tuple[int, ...]]], rank: int, path: Path) -> None:
-    for module, shapes in factors.items():
-        if len(shapes) != 2:
-            missing = "A" if "B" in shapes else "B"
-            raise AdapterError(
-                f"{path}: missing tensor {PREFIX}{module}.lora_{missing}.weight: each module was expected to "
-                "have both factors; save the adapter again with PEFT"
-            )
-        for factor, position in (("A", 0), ("B", 1)):
-            shape = shapes[factor]
-            if len(shape) != 2:
-                raise AdapterError(
-                    f"{path}: {PREFIX}{module}.lora_{factor}.weight was expected to be a matrix, shape {shape} "
-                    "found; target linear modules alone"
-                )
-            if shape[position] != rank:
-                raise AdapterError(
-                    f"{path}: {PREFIX}{module}.lora_{factor}.weight was expected to have rank {rank} (r in "
-                    f"{CONFIG_NAME}), shape {shape} found; train every module with one rank"
-                )
-
-
-def _check_targets(modules: Sequence[str], config: AdapterConfig, path: Path) -> Sequence[str]:
-    """Return what selects exactly these modules as `target_modules`.
-
-    PEFT drops tensors of modules that the configuration does not target, without a word: such a file
-    does not do what it seems to.
-    """
-    other = [module for module in modules if not config.targets(module)]
-    if other:
-        raise AdapterError(
-            f"{path}: unexpected tensors for {listed(other)}, which target_modules in {CONFIG_NAME} does not "
-            "select; give the configuration that the adapter was trained with"
-        )
-    names = config.target_modules
-    if isinstance(names, str):
-        return modules
-    idle = [name for name in names if not any(m == name or m.endswith(f".{name}") for m in modules)]
-    if idle:
-        raise AdapterError(
-            f"{path}: missing tensors for {listed(idle)}, target modules in {CONFIG_NAME}; if the base model "
-            "has no such module, remove it there, otherwise save the adapter again"
-        )
-    return modules if config.restricted else names

@@ -1,35 +1,103 @@
-"""What a user names as the source of pairs: a folder, a manifest, or repositories of the hub."""
+"""What a user names as the source of pairs: a folder, a manifest, two paths, or repositories of the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias, cast
 
-if TYPE_CHECKING:
-    from bankdb.records import PairReference, RefusedPair
+from bankdb.errors import ParameterError
+from bankdb.records import HUB_PREFIX, AdapterRecord, Pair, PairReference, RefusedPair, is_hub_reference
+
+Source: TypeAlias = "str | PathLike[str] | tuple[str | PathLike[str], str | PathLike[str]] | PairReference"
+"""A folder, a manifest, `(adapter, dataset)`, or a reference."""
 
 
 def references_of(
-    sources: Sequence[str], hub: bool, group_pattern: str | None
+    sources: Source | Iterable[Source], hub: bool, group_pattern: str | None
 ) -> tuple[list[PairReference], list[RefusedPair]]:
-    """Return the pairs that folders, manifests, or arguments `ADAPTER=DATASET` of the hub name, and what is refused.
+    """Return the pairs that sources name, and what of them is refused; see `AdapterBank.ingest`.
 
     Raises
     ------
     SourceError
         A source names no pairs at all.
+    ParameterError
+        A source is of none of these kinds, or `group_pattern` is no regular expression with a group.
     """
     from bankdb.sources.hub import references_from_arguments
     from bankdb.sources.pairs import find_references, screen_references
 
-    if hub:
-        return screen_references(references_from_arguments(sources), group_pattern=group_pattern)
     references: list[PairReference] = []
     refused: list[RefusedPair] = []
-    for source in sources:
-        found, bad = find_references(Path(source), group_pattern=group_pattern)
-        references += found
-        refused += bad
-    screened, twice = screen_references(references)
+    on_hub: list[str] = []
+    for source in _each(sources):
+        if isinstance(source, PairReference):
+            references.append(source)
+        elif isinstance(source, tuple):
+            references.append(_pair(source, hub))
+        elif hub:
+            on_hub.append(str(source))
+        else:
+            found, bad = find_references(Path(source), group_pattern=group_pattern)
+            references += found
+            refused += bad
+    references += references_from_arguments(on_hub)
+    screened, twice = screen_references(references, group_pattern=group_pattern)
     return screened, refused + twice
+
+
+def _each(sources: Source | Iterable[Source]) -> list[Source]:
+    alone = isinstance(sources, str | os.PathLike | PairReference | tuple) or not isinstance(
+        sources, Iterable
+    )
+    each = [cast("Source", sources)] if alone else list(cast("Iterable[Source]", sources))
+    for source in each:
+        pair = isinstance(source, tuple) and len(source) == 2
+        if not (
+            pair and all(isinstance(part, str | os.PathLike) for part in cast("tuple[object]", source))
+        ) and (not isinstance(source, str | os.PathLike | PairReference)):
+            raise ParameterError(
+                "sources: expected a folder, a manifest, a tuple (adapter, dataset) or a PairReference, or a list of "
+                f"them, found {source!r:.80}"
+            )
+    return each
+
+
+def _pair(pair: tuple[str | PathLike[str], str | PathLike[str]], hub: bool) -> PairReference:
+    """Return the reference of two paths or repositories, called as the adapter is, without what it lies in."""
+    adapter, dataset = (os.fspath(one) for one in pair)
+    if hub:
+        adapter, dataset = (
+            text if is_hub_reference(text) else f"{HUB_PREFIX}{text}" for text in (adapter, dataset)
+        )
+    if is_hub_reference(adapter):
+        from bankdb.sources.hub import parse_reference
+
+        return PairReference(parse_reference(adapter).repo_id.partition("/")[2], adapter, dataset)
+    return PairReference(os.path.basename(os.path.abspath(adapter)), adapter, dataset)
+
+
+def resolver(
+    find: Callable[[str], AdapterRecord | None],
+) -> Callable[[PairReference], Pair | None]:
+    """Return what finds the files of a reference, here or on the hub; None for what `find` has of that revision."""
+    from bankdb.sources.hub import fetch, pin
+    from bankdb.sources.pairs import resolve, uses_hub
+
+    def locate(reference: PairReference) -> Pair | None:
+        if not uses_hub(reference):
+            return resolve(reference)
+        pinned = pin(reference)
+        present = find(pinned.name)
+        revisions = (pinned.adapter_revision, pinned.dataset_revision)
+        same = present is not None and (
+            (present.source, present.dataset_source) == (pinned.adapter_source, pinned.dataset_source)
+            and (present.revision, present.dataset_revision) == revisions
+        )
+        # A local side has no revision: it must be read to know.
+        return None if same and None not in revisions else fetch(pinned)
+
+    return locate

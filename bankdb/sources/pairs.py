@@ -12,14 +12,23 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from bankdb.datasets.splits import EXTENSIONS, training_files
-from bankdb.errors import AdapterError, DatasetError, ParameterError, SourceError, printable
+from bankdb.errors import (
+    FROM_MLX,
+    AdapterError,
+    DatasetError,
+    ParameterError,
+    SourceError,
+    listed,
+    printable,
+)
 from bankdb.records import Pair, PairReference, RefusedPair, is_hub_reference
 from bankdb.sources.manifest import LAYOUT, in_manifest
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_MLX_FILES = ("adapters.safetensors", "adapters.npz")
 
-_LONGEST_NAME = 200
+_LONGEST_NAME, _LOOKED_INTO = 200, 1000
 
 Found = tuple[list[PairReference], list[RefusedPair]]
 
@@ -48,12 +57,26 @@ def check_name(name: str) -> None:
     elif not unicodedata.is_normalized("NFC", name):
         problem = "is not in Unicode's composed form (NFC), so that two names could look alike"
     if problem:
-        raise SourceError(f"the name {printable(name)!r} {problem}; give the pair another name")
+        raise SourceError(f"the name {printable(name)[:80]!r} {problem}; give the pair another name")
 
 
 def name_key(name: str) -> str:
     """What two names share that would be one folder where file names ignore case."""
     return unicodedata.normalize("NFC", name.casefold())
+
+
+def check_case(references: Iterable[PairReference], present: Iterable[str]) -> Found:
+    """Refuse names that differ only in case from one that is in the bank, as two of one ingest are."""
+    names = {name_key(name): name for name in present}
+    found: Found = ([], [])
+    for reference in references:
+        other = names.get(name_key(reference.name), reference.name)
+        if other == reference.name:
+            found[0].append(reference)
+        else:
+            reason = f"the name differs from {other!r} in the bank only in case; give it another name"
+            found[1].append(RefusedPair(reference.name, reason))
+    return found
 
 
 def uses_hub(reference: PairReference) -> bool:
@@ -127,6 +150,20 @@ def _screened(candidates: Iterable[PairReference | RefusedPair], pattern: re.Pat
     return references, refused
 
 
+def groups_in_names(names: Iterable[str], group_pattern: str) -> dict[str, str]:
+    """Return the groups that a regular expression finds in names, as `find_references` does; of others none.
+
+    Raises
+    ------
+    ParameterError
+        It is no regular expression with a group.
+    """
+    pattern = _compiled(group_pattern)
+    assert pattern is not None
+    matches = {name: pattern.search(name) for name in names}
+    return {name: match.group(1) for name, match in matches.items() if match and match.group(1)}
+
+
 def resolve(reference: PairReference) -> Pair:
     """Locate the files of a pair that is on local disk.
 
@@ -168,22 +205,56 @@ def local_adapter(text: str) -> Path:
         names = os.listdir(path)
     except OSError as error:
         raise AdapterError(f"{path}: cannot be listed: {error.strerror}; check its permissions") from error
-    check_adapter_files(names, str(path))
+    if not {CONFIG_FILE, WEIGHTS_FILE} <= set(names):
+        names += [
+            f"{name}/{CONFIG_FILE}" for name in sorted(names)[:_LOOKED_INTO] if _is_adapter(path / name)
+        ]
+    check_adapter_files(names, str(path), "")
     return path
 
 
-def check_adapter_files(names: Collection[str], where: str) -> None:
+def _is_adapter(folder: Path) -> bool:
+    return os.path.isfile(folder / CONFIG_FILE) and os.path.isfile(folder / WEIGHTS_FILE)
+
+
+def check_adapter_files(
+    names: Collection[str], where: str, first: str = "download the repository, and "
+) -> None:
     """Check that an adapter's folder or repository has the two files that are read.
+
+    Parameters
+    ----------
+    names
+        Paths of its files; of those in folders below, the configurations are looked for.
+    where
+        What it is called.
+    first
+        What has to be done before a folder below can be named.
 
     Raises
     ------
     AdapterError
         When one is missing, or the weights are there only as pickle, which can run code when loaded.
     """
+    if CONFIG_FILE in names and WEIGHTS_FILE in names:
+        return
+    below = sorted(
+        (name.removesuffix(f"/{CONFIG_FILE}") for name in names if name.endswith(f"/{CONFIG_FILE}")),
+        key=_numbers_by_size,
+    )
+    if below:
+        raise AdapterError(
+            f"{where}: no {CONFIG_FILE if CONFIG_FILE not in names else WEIGHTS_FILE} in it, but adapters in folders "
+            f"below: {printable(listed(below[-3:]))}; {first}name one of them in a manifest (.csv), as "
+            f"{printable(f'{where}/{below[-1]}') if not first else printable(below[-1])}, or move its files up"
+        )
+    of_mlx = [name for name in _MLX_FILES if name in names]
+    if of_mlx and WEIGHTS_FILE not in names:
+        raise AdapterError(
+            f"{where}: {of_mlx[0]} is in MLX's format, {WEIGHTS_FILE} was expected; {FROM_MLX}"
+        )
     if CONFIG_FILE not in names:
         raise AdapterError(f"{where}: no {CONFIG_FILE}; expected an adapter that PEFT has saved")
-    if WEIGHTS_FILE in names:
-        return
     pickles = sorted(
         name for name in names if name.startswith("adapter_model.") and not name.endswith(".json")
     )
@@ -193,6 +264,11 @@ def check_adapter_files(names: Collection[str], where: str) -> None:
             f"save_pretrained(..., safe_serialization=True), which writes {WEIGHTS_FILE}"
         )
     raise AdapterError(f"{where}: no {WEIGHTS_FILE}; expected an adapter that PEFT has saved")
+
+
+def _numbers_by_size(name: str) -> list[tuple[int, str]]:
+    """A key by which checkpoint-900 comes before checkpoint-1000."""
+    return [(len(part), part) if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def local_dataset(text: str) -> tuple[Path, ...]:
@@ -237,7 +313,7 @@ def _checked(reference: PairReference, taken: dict[str, str]) -> PairReference |
     try:
         check_name(reference.name)
     except SourceError as error:
-        return RefusedPair(printable(reference.name), str(error))
+        return RefusedPair(printable(reference.name)[:80], str(error))
     key = name_key(reference.name)
     if key in taken:
         first = taken[key]

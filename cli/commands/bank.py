@@ -1,4 +1,4 @@
-"""Commands about what a bank holds: init, ingest, list, show, verify, remove, export."""
+"""Commands about what a bank holds: init, ingest, list, show, verify, group, remove, export."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table, shown_progress
-from cli.options import bank_option, column_options, json_option, opened, overwrite_option
+from cli.display import print_json, print_table, shown_progress, tell
+from cli.option_rules import CheckedCommand
+from cli.options import bank_option, column_options, json_option, memory_option, opened, overwrite_option
 
 if TYPE_CHECKING:
     from bankdb.ingest import IngestReport
+    from bankdb.records import AdapterRecord
+
+
+_MOST_NOTES = 9
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExample:\n  bank init --base-model mistralai/Mistral-7B-Instruct-v0.2 --tokenizer ./mistral-7b\n"
-    "  bank init --base-model ... --tokenizer ... --arrays s3://bucket/my-bank"
+    "  bank init --base-model ... --tokenizer ... --arrays s3://bucket/my-bank",
 )
 @bank_option
 @click.option(
@@ -51,14 +57,13 @@ def init(
     as_json: bool,
 ) -> None:
     """Make an empty bank for one base model."""
-    from bankdb.bank import AdapterBank
-    from bankdb.errors import ParameterError
+    import bankdb
 
     if arrays is not None and arrays.startswith("memory:"):
-        raise ParameterError(
+        raise bankdb.ParameterError(
             f"{arrays}: only lasts as long as the process that writes it; choose another place"
         )
-    with AdapterBank.create(
+    with bankdb.create(
         bank_path,
         base_model=base_model,
         tokenizer=tokenizer,
@@ -67,17 +72,21 @@ def init(
         arrays=arrays,
     ) as bank:
         record = bank.record
+        notes = bank.tokenizer.notes
+    for note in notes:
+        tell(note, err=True)
     if as_json:
         print_json(asdict(record))
         return
-    click.echo(f"made {bank_path}: base model {record.base_model}, tokenizer of {record.vocabulary:,} ids")
+    tell(f"made {bank_path}: base model {record.base_model}, tokenizer of {record.vocabulary:,} ids")
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank ingest ./pairs                 datasets/NAME/ and adapters/NAME/\n"
     "  bank ingest manifest.csv            columns name, adapter, dataset, group, licence\n"
-    "  bank ingest --hub OWNER/ADAPTER@REV=OWNER/DATASET@REV"
+    "  bank ingest --hub OWNER/ADAPTER@REV=OWNER/DATASET@REV",
 )
 @bank_option
 @click.argument("sources", nargs=-1, required=True, metavar="FOLDER|MANIFEST|ID...")
@@ -91,6 +100,7 @@ def init(
 @click.option(
     "--group-pattern", metavar="REGEX", help="Its first group, found in a name, is the dataset's group."
 )
+@memory_option
 @click.option(
     "--replace", is_flag=True, help="Store a pair anew where the bank has other content under its name."
 )
@@ -102,6 +112,7 @@ def ingest(
     input_column: str,
     output_column: str,
     group_pattern: str | None,
+    memory: str | None,
     replace: bool,
     as_json: bool,
 ) -> None:
@@ -110,41 +121,51 @@ def ingest(
     A pair that is there already is skipped. One that cannot be stored is named at the end and leaves
     nothing behind; the others are stored, and the exit status is 1.
     """
-    from bankdb.ingest import IngestOptions, resolver
-    from bankdb.ingest import ingest as run_ingest
-    from bankdb.sources.find import references_of
+    from compute.cluster.machine import parse_memory
 
     with opened(bank_path) as bank:
-        references, refused = references_of(sources, hub, group_pattern)
-        report = run_ingest(
-            bank,
-            references,
-            resolve=resolver(bank),
-            options=IngestOptions(input_column, output_column, replace),
-            refused=refused,
+        report = bank.ingest(
+            list(sources),
+            hub=hub,
+            group_pattern=group_pattern,
+            input_column=input_column,
+            output_column=output_column,
+            replace=replace,
+            memory=None if memory is None else parse_memory(memory),
             progress=shown_progress(),
         )
-        total = len(bank)
+        total, task_types = len(bank), bank.origins.task_types()
+        written_as = bank.origins.task_type()
+    if task_types.keys() - {written_as} and not as_json:
+        stated = ", ".join(f"{task or 'none'} by {count}" for task, count in task_types.most_common())
+        tell(f"note: task_type is stated as {stated}; predictions are written as {written_as}")
     _tell_ingested(report, total, as_json)
     if report.refused:
         sys.exit(1)
 
 
 def _tell_ingested(report: IngestReport, total: int, as_json: bool) -> None:
+    from bankdb.errors import listed
+
     if as_json:
         print_json(asdict(report) | {"adapters": total})
         return
+    notes = [f"note: {f'{listed(names)}: ' if names else ''}{note}" for note, names in report.notes.items()]
+    for line in notes[:_MOST_NOTES]:
+        tell(line, err=True)
+    if len(notes) > _MOST_NOTES:
+        tell(f"note: and {len(notes) - _MOST_NOTES} more such notes; --json has all", err=True)
     for item in report.refused:
-        click.echo(f"refused {item.name}: {' '.join(item.reason.split())}", err=True)
+        tell(f"refused {item.name}: {' '.join(item.reason.split())}", err=True)
     parts = [f"{len(report.added)} added", f"{len(report.skipped)} there already"]
     if report.replaced:
         parts.append(f"{len(report.replaced)} replaced")
     if report.refused:
         parts.append(f"{len(report.refused)} refused")
-    click.echo(f"{', '.join(parts)}; the bank has {total} adapters")
+    tell(f"{', '.join(parts)}; the bank has {total} adapters")
 
 
-@click.command("list", epilog="\b\nExample:\n  bank list --json")
+@click.command("list", cls=CheckedCommand, epilog="\b\nExample:\n  bank list --json")
 @bank_option
 @json_option
 def list_adapters(bank_path: Path, as_json: bool) -> None:
@@ -152,10 +173,10 @@ def list_adapters(bank_path: Path, as_json: bool) -> None:
     with opened(bank_path) as bank:
         records = bank.adapters()
     if as_json:
-        print_json([asdict(record) for record in records])
+        print_json([_values(record) for record in records])
         return
     if not records:
-        click.echo("the bank has no adapters yet; add some with `bank ingest`")
+        tell("the bank has no adapters yet; add some with `bank ingest`")
         return
     headings = ("name", "group", "examples", "tokens", "rank", "dtype", "licence")
     print_table(
@@ -163,7 +184,7 @@ def list_adapters(bank_path: Path, as_json: bool) -> None:
     )
 
 
-@click.command(epilog="\b\nExamples:\n  bank show\n  bank show task1391")
+@click.command(cls=CheckedCommand, epilog="\b\nExamples:\n  bank show\n  bank show task1391")
 @bank_option
 @click.argument("name", required=False)
 @json_option
@@ -173,8 +194,9 @@ def show(bank_path: Path, name: str | None, as_json: bool) -> None:
         if name is None:
             values = asdict(bank.record) | {"adapters": len(bank)}
             values.pop("layout")
+            values["task_type"] = bank.origins.task_type()
         else:
-            values = asdict(bank.catalog.adapter(name))
+            values = _values(bank.catalog.adapter(name))
     if as_json:
         print_json(values)
         return
@@ -183,7 +205,7 @@ def show(bank_path: Path, name: str | None, as_json: bool) -> None:
     )
 
 
-@click.command(epilog="\b\nExample:\n  bank verify --repair")
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank verify --repair")
 @bank_option
 @click.option(
     "--repair",
@@ -196,25 +218,23 @@ def verify(bank_path: Path, repair: bool, as_json: bool) -> None:
 
     Exit status 1 if anything that the bank calls ready is damaged, or files are there that are not its own.
     """
-    from bankdb.verify import verify as run_verify
-
     with opened(bank_path) as bank:
-        report = run_verify(bank, repair=repair, progress=shown_progress())
+        report = bank.verify(repair=repair, progress=shown_progress())
     if as_json:
         print_json(asdict(report) | {"clean": report.clean})
     else:
         for line in report.repaired:
-            click.echo(f"repaired: {line}")
+            tell(f"repaired: {line}")
         for line in report.leftovers:
-            click.echo(f"leftover: {line}")
+            tell(f"leftover: {line}")
         for line in report.damage:
-            click.echo(f"damage: {' '.join(line.split())}", err=True)
-        click.echo(f"{report.checked} adapters checked: {'clean' if report.clean else 'NOT clean'}")
+            tell(f"damage: {' '.join(line.split())}", err=True)
+        tell(f"{report.checked} adapters checked: {'clean' if report.clean else 'NOT clean'}")
     if not report.clean:
         sys.exit(1)
 
 
-@click.command(epilog="\b\nExample:\n  bank remove task1391")
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank remove task1391")
 @bank_option
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def remove(bank_path: Path, names: tuple[str, ...]) -> None:
@@ -224,19 +244,91 @@ def remove(bank_path: Path, names: tuple[str, ...]) -> None:
             bank.catalog.adapter(name)
         for name in names:
             bank.remove(name)
-            click.echo(f"removed {name}")
+            tell(f"removed {name}")
 
 
-@click.command(epilog="\b\nExample:\n  bank export task1391 --out ./task1391")
+@click.command(
+    cls=CheckedCommand,
+    epilog="\b\nExamples:\n"
+    "  bank group --pattern '^([^_]+)_'     forms_plural is of group forms\n"
+    "  bank group task1391 entailment task190 entailment\n"
+    "  bank group task1391 ''              of no group",
+)
+@bank_option
+@click.argument("names", nargs=-1, metavar="NAME GROUP...")
+@click.option("--pattern", metavar="REGEX", help="Its first group, found in a name, is the dataset's group.")
+@json_option
+def group(bank_path: Path, names: tuple[str, ...], pattern: str | None, as_json: bool) -> None:
+    """Set groups of datasets that are in the bank: those of one source, which are left out together.
+
+    Names in which the pattern is not found keep their group. What was computed with other groups is kept, and is
+    not used for these.
+    """
+    from bankdb.errors import ParameterError
+    from bankdb.sources.pairs import groups_in_names
+
+    if (pattern is None) == (not names) or len(names) % 2:
+        raise ParameterError("expected --pattern REGEX, or names each with a group; give one of them")
+    with opened(bank_path) as bank:
+        before = {record.name: record for record in bank.adapters()}
+        asked = dict(zip(names[::2], names[1::2], strict=True))
+        if pattern is not None:
+            asked = groups_in_names(before, pattern)
+        for name in asked:
+            bank.catalog.adapter(name)
+        changed = {name: new or None for name, new in asked.items() if (new or None) != before[name].group}
+        for name, new in changed.items():
+            bank.catalog.set_group(name, new, before[name].licence)
+        after = {record.name: record.group for record in bank.adapters()}
+    if as_json:
+        print_json({"changed": changed, "groups": after})
+        return
+    if changed:
+        print_table(
+            ("name", "group before", "group now"),
+            [(name, before[name].group, new) for name, new in changed.items()],
+        )
+    grouped = [one for one in after.values() if one is not None]
+    tell(
+        f"{len(changed)} changed; {len(grouped)} of {len(after)} datasets have one of {len(set(grouped))} groups"
+        + ("" if grouped or pattern is None else "; the pattern is found in no name")
+    )
+
+
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank export task1391 --out ./task1391")
 @bank_option
 @click.argument("name")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @overwrite_option
 def export(bank_path: Path, name: str, out: Path, overwrite: bool) -> None:
-    """Write a stored adapter as the PEFT folder it came from, bit for bit."""
+    """Write a stored adapter as the PEFT folder it came from, bit for bit.
+
+    Where a wrapper left segments in the tensors' names, which PEFT would not find, they are written without these.
+    """
+    from bankdb.peft.weights import left_out_of_names
+
     with opened(bank_path) as bank:
         folder = bank.export(name, out, overwrite=overwrite)
-    click.echo(f"wrote {folder}{os.sep}")
+        left_out = left_out_of_names(bank.catalog.blob(bank.catalog.adapter(name).header_sha256))
+    if left_out:
+        tell(f"note: tensor names are not those of the source, but without {', '.join(left_out)}")
+    tell(f"wrote {folder}{os.sep}")
 
 
-COMMANDS = (init, ingest, list_adapters, show, verify, remove, export)
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank alias /models/mistral-7b")
+@bank_option
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def alias(bank_path: Path, names: tuple[str, ...]) -> None:
+    """Let adapters in that state the base model under another name, such as a path."""
+    with opened(bank_path) as bank:
+        aliases = bank.origins.add_aliases(names)
+        base_model = bank.record.base_model
+    tell(f"adapters may state the base model as {', '.join((base_model, *aliases))}")
+
+
+COMMANDS = (init, alias, ingest, list_adapters, show, verify, group, remove, export)
+
+
+def _values(record: AdapterRecord) -> dict[str, Any]:
+    """Return what is shown of an adapter: not the checksums of its chunks, which are bytes and of use to nobody."""
+    return {name: value for name, value in asdict(record).items() if name != "checksums"}

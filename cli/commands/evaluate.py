@@ -17,7 +17,8 @@ from cli.commands.weights import (
     sizes_record,
     write_sizes,
 )
-from cli.display import print_json, print_table, shown_progress, write_text
+from cli.display import print_json, print_table, shown_progress, tell, write_csv
+from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
     approach_option,
@@ -60,11 +61,12 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank evaluate --model ./smollm2-135m-instruct\n"
     "  bank evaluate --metric js --approach normalized --leave-out both --max-examples 100\n"
     "  bank evaluate --targets task1391 --targets task190 --out results\n"
-    "  bank evaluate --weights-only --approach ridge --leave-out both --bank-sizes 4,8,16,32"
+    "  bank evaluate --weights-only --approach ridge --leave-out both --bank-sizes 4,8,16,32",
 )
 @bank_option
 @click.option(
@@ -111,12 +113,14 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Of the base model, and of the weights after an adapter is merged; on a CPU, float32 is the fastest.",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(1), help="Prompts of a batch; chosen by their lengths if not given."
+    "--batch-size",
+    type=click.IntRange(1, 65_536),
+    help="Prompts of a batch; chosen by their lengths if not given.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Cores to generate on; all if not given.")
+@click.option("--threads", type=click.IntRange(1, 4096), help="Cores to generate on; all if not given.")
 @click.option(
     "--resamples",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1_000_000),
     default=10_000,
     show_default=True,
     help="Of the bootstrap over targets.",
@@ -138,7 +142,11 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     "with --out drawn; of all approaches that train no network.",
 )
 @click.option(
-    "--draws", type=click.IntRange(1), default=10, show_default=True, help="Random subsets of each size."
+    "--draws",
+    type=click.IntRange(1, 10_000),
+    default=10,
+    show_default=True,
+    help="Random subsets of each size.",
 )
 @json_option
 @cluster_options
@@ -165,6 +173,7 @@ def evaluate(
     progress = shown_progress()
     with opened(bank_path) as bank:
         _ = bank.layout
+        left_out = _sensible(bank, left_out, progress)
         if other["weights_only"]:
             print_weights(bank, combinations, left_out, weights, cluster_of(other), progress)
             return
@@ -173,8 +182,19 @@ def evaluate(
     _tell(evaluation, curves, other["csv"], other["out"], other["as_json"])
     if evaluation.failures:
         for failure in evaluation.failures:
-            click.echo(f"not evaluated: {failure.reason}", err=True)
+            tell(f"not evaluated: {failure.reason}", err=True)
         raise click.exceptions.Exit(1)
+
+
+def _sensible(bank: AdapterBank, left_out: list[str], progress: Progress) -> list[str]:
+    """Return what to leave out: of both, not groups where there are none, which would be the same figures again."""
+    if len(left_out) > 1 and not any(record.group for record in bank.adapters()):
+        progress.note(
+            "no dataset has a group: groups are not left out; set them with `bank group --pattern REGEX`, "
+            "or give --group-pattern to `bank ingest`"
+        )
+        return ["adapter"]
+    return left_out
 
 
 def _combinations(
@@ -192,14 +212,12 @@ def _evaluated(
     other: dict[str, Any],
     progress: Progress,
 ) -> Evaluation:
-    from compute.evaluation.evaluate import evaluate as run_evaluate
-    from compute.evaluation.systems import default_ways
+    import compute
 
-    ways = default_ways(combinations, left_out)
+    ways = [replace(way, leave_out=one) for one in left_out for way in combinations]
     # Delta space comes beside factors; the same ways again are left out by their names.
     ways += [replace(way, space=other["space"], rank=other["rank"]) for way in ways]
-    options = _options(other)
-    return run_evaluate(bank, ways, options, cluster=cluster_of(other), progress=progress)
+    return compute.evaluate(bank, ways, _options(other), cluster=cluster_of(other), progress=progress)
 
 
 def _options(other: dict[str, Any]) -> EvaluationOptions:
@@ -224,21 +242,18 @@ def _tell(
     evaluation: Evaluation, curves: list[SizeCurve], csv: Path | None, out: Path | None, as_json: bool
 ) -> None:
     from compute.evaluation.correlation import correlation_record, weight_correlations
-    from compute.evaluation.tables import summaries, summary_csv, summary_record, target_csv
+    from compute.evaluation.tables import summary_csv, summary_record
 
-    found = summaries(evaluation)
+    found = evaluation.summaries()
     if csv is not None and str(csv) == "-":
-        click.echo(summary_csv(found), nl=False)
+        write_csv(csv, summary_csv(found))
     elif csv is not None:
-        write_text(csv, summary_csv(found))
-        click.echo(f"wrote {csv}", err=True)
+        write_csv(csv, summary_csv(found))
+        tell(f"wrote {csv}", err=True)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "systems.csv", summary_csv(found))
-        write_text(out / "targets.csv", target_csv(evaluation))
-        write_text(out / "evaluation.json", evaluation.to_json() + "\n")
+        evaluation.save(out, overwrite=True)
         write_sizes(curves, out)
-        click.echo(f"wrote {out}/", err=True)
+        tell(f"wrote {out}/", err=True)
     if as_json:
         print_json(
             {
@@ -282,11 +297,11 @@ def _print(evaluation: Evaluation, found: list[Summary]) -> None:
                 f"closes {shown_interval(share, percent=True)} of the Rouge-L gap between base model and own adapters"
             )
         )
-        click.echo(f"best by leaving out the {left_out}: {best.system.name}, {closed}")
-    click.echo(f"the paper's best, jensen-shannon normalized, closes {PAPER_SHARE:.0%} on its 502 tasks")
+        tell(f"best by leaving out the {left_out}: {best.system.name}, {closed}")
+    tell(f"the paper's best, jensen-shannon normalized, closes {PAPER_SHARE:.0%} on its 502 tasks")
     for line in _correlations(evaluation):
-        click.echo(line)
-    click.echo(f"kept in the bank as evaluation {evaluation.identity}")
+        tell(line)
+    tell(f"kept in the bank as evaluation {evaluation.identity}")
 
 
 def _correlations(evaluation: Evaluation) -> Iterator[str]:

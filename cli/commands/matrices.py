@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table, shown_progress, write_matrices
+from cli.display import print_json, print_table, shown_progress, tell, write_csv
+from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
     approach_option,
     approach_parameters,
     bank_option,
-    chosen_metrics,
     cluster_of,
     cluster_options,
     json_option,
@@ -23,7 +24,8 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
-    import xarray
+    from compute.pairwise.labelled import LabelledMatrix
+    from compute.pairwise.matrix import DistanceMatrix
 
 
 csv_option = click.option(
@@ -34,7 +36,7 @@ csv_option = click.option(
 _LISTED = 10
 
 
-@click.command(epilog="\b\nExample:\n  bank distances --metric all --csv distances.csv")
+@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank distances --metric all --csv distances.csv")
 @bank_option
 @metric_option(many=True)
 @metric_parameters
@@ -55,41 +57,37 @@ def distances(
 
     Entry (target, source) is the distance from the target's token distribution to the source's.
     """
-    from compute.approaches.options import PredictionOptions
-    from compute.cluster.client import open_cluster
-    from compute.prediction.matrices import distances_by
+    import compute
+    from compute.prediction.ways import chosen_metrics
 
-    progress = shown_progress()
-    ways = [
-        PredictionOptions(
-            metric=name,
-            kernel=kernel if name == "mmd" else "multiscale",
-            sigma=sigma if name == "mmd" and kernel == "gaussian" else None,
-            compatible=compatible,
-        )
-        for name in chosen_metrics(metrics)
-    ]
     with opened(bank_path) as bank:
-        _ = bank.layout
-        with open_cluster(cluster_of(cluster), progress, bank.store.path) as workers:
-            matrices = distances_by(bank, ways, cluster=workers, progress=progress)
-    labels = [{"metric": str(matrix.name)} for matrix in matrices]
+        matrices = compute.distances(
+            bank,
+            chosen_metrics(metrics),
+            kernel=kernel,
+            sigma=sigma if kernel == "gaussian" else None,
+            compatible=compatible,
+            cluster=cluster_of(cluster),
+            progress=shown_progress(),
+        )
+    labels = [{"metric": matrix.metric} for matrix in matrices]
     _show_matrices(matrices, labels, csv, as_json)
     if csv is None and not as_json:
         print_table(("metric", "smallest", "median", "largest"), [_summary(matrix) for matrix in matrices])
 
 
-def _summary(matrix: xarray.DataArray) -> tuple[str, float, float, float]:
+def _summary(matrix: DistanceMatrix) -> tuple[str, float, float, float]:
     import numpy as np
 
-    others = matrix.values[~np.eye(len(matrix), dtype=bool)]
+    others = matrix.values[~np.eye(len(matrix.adapters), dtype=bool)]
     if not others.size:
-        return str(matrix.name), 0.0, 0.0, 0.0
-    return str(matrix.name), float(others.min()), float(np.median(others)), float(others.max())
+        return matrix.metric, 0.0, 0.0, 0.0
+    return matrix.metric, float(others.min()), float(np.median(others)), float(others.max())
 
 
 @click.command(
-    epilog="\b\nExample:\n  bank coefficients --metric js --approach normalized --csv coefficients.csv"
+    cls=CheckedCommand,
+    epilog="\b\nExample:\n  bank coefficients --metric js --approach normalized --csv coefficients.csv",
 )
 @bank_option
 @metric_option(many=True)
@@ -108,38 +106,36 @@ def coefficients(
     **other: Any,
 ) -> None:
     """Compute the leave-one-out coefficients: how much of each source goes into each target."""
-    from compute.cluster.client import open_cluster
-    from compute.prediction.coefficients import coefficients_by
+    import compute
 
-    progress = shown_progress()
     with opened(bank_path) as bank:
-        _ = bank.layout
         chosen = Parameters(other).combinations(metrics, approaches)
-        with open_cluster(cluster_of(other), progress, bank.store.path) as workers:
-            matrices = coefficients_by(bank, chosen, cluster=workers, progress=progress)
+        matrices = compute.coefficients(bank, chosen, cluster=cluster_of(other), progress=shown_progress())
     labels = [{"metric": options.metric, "approach": options.approach} for options in chosen]
     _show_matrices(matrices, labels, csv, as_json, other["leave_out"])
     if csv is None and not as_json:
         rows = [
-            (label["metric"], label["approach"], float(matrix["effective_sources"].mean()))
+            (label["metric"], label["approach"], float(matrix.effective.mean()))
             for label, matrix in zip(labels, matrices, strict=True)
         ]
         print_table(("metric", "approach", "effective sources"), rows)
 
 
 def _show_matrices(
-    matrices: list[xarray.DataArray],
+    matrices: Sequence[LabelledMatrix],
     labels: list[dict[str, str]],
     csv: Path | None,
     as_json: bool,
     leave_out: str | None = None,
 ) -> None:
     if csv is not None:
-        write_matrices(csv, matrices, labels)
+        from compute.pairwise.labelled import matrices_csv
+
+        write_csv(csv, matrices_csv(matrices, labels))
         if str(csv) != "-":
-            click.echo(f"wrote {csv}", err=as_json)
+            tell(f"wrote {csv}", err=as_json)
     if as_json:
-        names = [str(name) for name in matrices[0]["source"].values]
+        names = matrices[0].names
         print_json(
             {
                 "names": names,

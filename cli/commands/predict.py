@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table, shown_progress
+from cli.display import print_json, print_table, shown_progress, tell
+from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
     approach_option,
     approach_parameters,
     bank_option,
-    chosen_metrics,
     cluster_of,
     cluster_options,
     column_options,
@@ -33,18 +33,19 @@ if TYPE_CHECKING:
     from compute.approaches.options import PredictionOptions
     from compute.prediction.coefficients import Coefficients
     from compute.prediction.export import DeltaExport
-    from compute.prediction.predict import Prediction
     from compute.prediction.predict_all import PredictedBank
+    from compute.prediction.prediction import Prediction
 
 _LISTED = 10
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank predict my-data.jsonl --out my-adapter\n"
     "  bank predict --all --metric js --approach normalized --export predicted\n"
     "  bank predict --all --metric all --approach all --weight-error\n"
-    "  bank predict --all --space delta --rank full --export predicted"
+    "  bank predict --all --space delta --rank full --export predicted",
 )
 @bank_option
 @click.argument("newdata", required=False, type=click.Path(path_type=Path))
@@ -95,16 +96,14 @@ def predict(
         return
     if "all" in (*metrics, *approaches) or len(metrics) > 1 or len(approaches) > 1:
         raise click.UsageError("NEWDATA takes one --metric and one --approach")
-    options = parameters.combination(chosen_metrics(metrics)[0], approaches[0])
+    (options,) = parameters.combinations(metrics, approaches)
     _predict_new(bank_path, newdata, replace(options, space=space, rank=rank), other)
 
 
 def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, other: dict[str, Any]) -> None:
+    import compute
     from bankdb.sources.pairs import check_name
-    from compute.cluster.machine import parse_memory
-    from compute.prediction.export import export_prediction
     from compute.prediction.predict import dataset_name
-    from compute.prediction.predict import predict as run_predict
 
     if other["out"] is None:
         raise click.UsageError("NEWDATA needs --out FOLDER, where the adapter is written")
@@ -113,7 +112,8 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
     name = other["name"] or dataset_name(newdata)
     check_name(name)
     with opened(bank_path) as bank:
-        prediction = run_predict(
+        cluster = cluster_of(other)
+        prediction = compute.predict(
             bank,
             newdata,
             options,
@@ -121,18 +121,17 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
             input_column=other["input_column"],
             output_column=other["output_column"],
             include_same=other["include_same"],
-            memory=None if other["memory"] is None else parse_memory(other["memory"]),
+            # Threads: most approaches need no workers for one dataset, and processes take a second to start.
+            cluster=cluster if cluster.remote else replace(cluster, processes=False),
+            memory=cluster.memory,
             progress=shown_progress(),
         )
-        folder = export_prediction(
-            bank, prediction, other["out"], dtype=other["dtype"], overwrite=other["overwrite"]
-        )
+        folder = prediction.save(other["out"], dtype=other["dtype"], overwrite=other["overwrite"])
     _tell_prediction(prediction, folder, other["as_json"])
 
 
 def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> None:
-    order = sorted(range(len(prediction.adapters)), key=lambda i: -prediction.coefficients[i])
-    used = [i for i in order if prediction.coefficients[i] > 0]
+    used = prediction.sources()
     delta = prediction.delta
     if as_json:
         print_json(
@@ -144,26 +143,23 @@ def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> Non
                 **({} if prediction.fitted is None else {"fitted": prediction.fitted}),
                 "effective_sources": prediction.effective_sources,
                 "left_out": list(prediction.left_out),
-                "sources": {prediction.adapters[i].name: float(prediction.coefficients[i]) for i in used},
+                "sources": {name: weight for name, weight, _ in used},
                 **({} if delta is None else {"rank": delta.form.layout.rank, **_retained(delta.retained)}),
             }
         )
         return
-    rows = [
-        (prediction.adapters[i].name, float(prediction.coefficients[i]), _number(prediction.distances[i]))
-        for i in used[:_LISTED]
-    ]
+    rows = [(name, weight, _number(distance)) for name, weight, distance in used[:_LISTED]]
     rest = len(used) - len(rows)
     print_table(("source", "coefficient", f"distance ({prediction.metric})"), rows)
     if rest:
-        click.echo(f"and {rest} more sources")
-    click.echo(
+        tell(f"and {rest} more sources")
+    tell(
         f"effective number of sources: {prediction.effective_sources:.2f} of "
         f"{len(prediction.adapters) - len(prediction.left_out)}"
     )
     if delta is not None:
         _tell_retained(delta.form.layout.rank, [delta.retained])
-    click.echo(f"wrote {folder}/, which PEFT and vLLM load")
+    tell(f"wrote {folder}/, which PEFT and vLLM load")
 
 
 def _retained(energies: Mapping[str, float]) -> dict[str, Any]:
@@ -173,15 +169,13 @@ def _retained(energies: Mapping[str, float]) -> dict[str, Any]:
 def _tell_retained(rank: int, retained: Sequence[Mapping[str, float]]) -> None:
     values = [value for energies in retained for value in energies.values()]
     mean, least = sum(values) / len(values), min(values)
-    click.echo(
+    tell(
         f"products cut to rank {rank}: retained energy of a module {mean:.4f} on average, {least:.4f} at least"
     )
 
 
 def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[str, Any]) -> None:
-    from compute.cluster.client import open_cluster
-    from compute.prediction.export import export_all
-    from compute.prediction.predict_all import predict_all_ways
+    import compute
 
     if other["out"] is not None or other["name"] is not None or other["include_same"]:
         raise click.UsageError(
@@ -194,29 +188,19 @@ def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[s
         return
     progress = shown_progress()
     with opened(bank_path) as bank:
-        _ = bank.layout
-        with open_cluster(cluster_of(other), progress, bank.store.path) as workers:
-            made = predict_all_ways(
-                bank, chosen, cluster=workers, weight_errors=other["weight_error"], progress=progress
-            )
+        made = compute.predict_all(
+            bank, chosen, cluster=cluster_of(other), weight_errors=other["weight_error"], progress=progress
+        )
         if other["export"] is not None:
-            export_all(
-                bank,
-                made[0],
-                other["export"],
-                dtype=other["dtype"],
-                overwrite=other["overwrite"],
-                progress=progress,
+            made[0].save(
+                other["export"], dtype=other["dtype"], overwrite=other["overwrite"], progress=progress
             )
     _tell_all(made, other["export"], other["as_json"])
 
 
 def _predict_all_delta(bank_path: Path, options: PredictionOptions, other: dict[str, Any]) -> None:
+    import compute
     from bankdb.errors import ParameterError
-    from compute.cluster.client import open_cluster
-    from compute.cluster.machine import parse_memory
-    from compute.prediction.coefficients import leave_one_out
-    from compute.prediction.export import export_delta
 
     if other["export"] is None:
         raise ParameterError(
@@ -226,15 +210,15 @@ def _predict_all_delta(bank_path: Path, options: PredictionOptions, other: dict[
         raise click.UsageError("--weight-error is of combined factors; leave it out with --space delta")
     progress = shown_progress()
     with opened(bank_path) as bank:
-        with open_cluster(cluster_of(other), progress, bank.store.path) as workers:
-            found = leave_one_out(bank, options, cluster=workers, progress=progress)
-        made = export_delta(
+        cluster = cluster_of(other)
+        found = compute.coefficients(bank, options, cluster=cluster, progress=progress)
+        made = compute.export_delta(
             bank,
             found,
             other["export"],
             dtype=other["dtype"],
             overwrite=other["overwrite"],
-            memory=None if other["memory"] is None else parse_memory(other["memory"]),
+            memory=cluster.memory,
             progress=progress,
         )
     _tell_delta(found, made, other)
@@ -259,7 +243,7 @@ def _tell_delta(found: Coefficients, made: list[DeltaExport], other: dict[str, A
         ("metric", "approach", "effective sources"), [(found.metric, found.options.approach, effective)]
     )
     _tell_retained(max(one.rank for one in made), [one.retained for one in made])
-    click.echo(f"wrote {len(made)} folders under {other['export']}/, which PEFT and vLLM load")
+    tell(f"wrote {len(made)} folders under {other['export']}/, which PEFT and vLLM load")
 
 
 def _tell_all(made: list[PredictedBank], export: Path | None, as_json: bool) -> None:
@@ -275,9 +259,9 @@ def _tell_all(made: list[PredictedBank], export: Path | None, as_json: bool) -> 
     ]
     print_table(keep, body)
     count = len(made[0].coefficients.adapters)
-    click.echo(f"{count} adapters predicted by leave-one-out with each")
+    tell(f"{count} adapters predicted by leave-one-out with each")
     if export is not None:
-        click.echo(f"wrote {count} folders under {export}/, which PEFT and vLLM load")
+        tell(f"wrote {count} folders under {export}/, which PEFT and vLLM load")
 
 
 def _combination_summary(predicted: PredictedBank) -> dict[str, Any]:

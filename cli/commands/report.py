@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from bankdb.arrays.durable import write_whole
-from cli.display import shown_progress
+from cli.display import shown_progress, tell
+from cli.option_rules import CheckedCommand
 from cli.options import Parameters, approach_option, bank_option, metric_option, opened
 from compute.approaches.registry import approaches as known_approaches
 
@@ -18,9 +18,10 @@ def _untrained() -> list[str]:
 
 
 @click.command(
+    cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank report --out report.html\n"
-    "  bank report --out report.html --metric js --approach normalized --approach neural"
+    "  bank report --out report.html --metric js --approach normalized --approach neural",
 )
 @bank_option
 @click.option(
@@ -57,21 +58,25 @@ def report(
 
     Distances and coefficients that are not stored yet are computed.
     """
+    import compute
     from bankdb.errors import ConflictError
-    from cli.report.page import render
-    from compute.reporting.evaluations import reported_evaluations
-    from compute.reporting.gather import gather
 
-    if out.exists() and not overwrite:
+    if (out.is_file() or out.is_dir()) and not overwrite:
         raise ConflictError(f"{out}: already there; choose another --out, or give --overwrite")
     with opened(bank_path) as bank:
-        _ = bank.layout
-        scored = reported_evaluations(bank, evaluations)
-        ways = Parameters().combinations(metrics, approaches)
-        gathered = gather(bank, ways, evaluations=scored, progress=shown_progress())
-    write_whole(out, render(gathered, title=title, command=_command(context)))
+        made = compute.report(
+            bank,
+            out,
+            Parameters().combinations(metrics, approaches),
+            evaluations=evaluations,
+            title=title,
+            overwrite=overwrite,
+            command=_command(context),
+            cluster=compute.ClusterOptions(processes=False),
+            progress=shown_progress(),
+        )
     megabytes = out.stat().st_size / 1e6
-    click.echo(f"wrote {out} ({megabytes:.1f} MB): {len(gathered.adapters)} adapters; open it in any browser")
+    tell(f"wrote {out} ({megabytes:.1f} MB): {len(made.data.adapters)} adapters; open it in any browser")
 
 
 def _command(context: click.Context) -> str:

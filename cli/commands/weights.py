@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table, write_text
+from cli.display import print_json, print_table, tell, write_csv, write_text
 
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
@@ -46,14 +46,6 @@ class WeightsOutput:
     as_json: bool
 
 
-def compared_ways(combinations: Sequence[PredictionOptions]) -> list[PredictionOptions]:
-    """Return the combinations between the baselines and the bound."""
-    from compute.approaches.options import PredictionOptions
-
-    baselines = [PredictionOptions(approach=name) for name in ("uniform", "nearest")]
-    return list(dict.fromkeys([*baselines, *combinations, PredictionOptions(approach="oracle")]))
-
-
 def print_weights(
     bank: AdapterBank,
     combinations: Sequence[PredictionOptions],
@@ -63,12 +55,10 @@ def print_weights(
     progress: Progress,
 ) -> None:
     """Compute the errors and print or write them."""
-    from compute.cluster.client import open_cluster
-    from compute.evaluation.weight_space import weight_space_table
+    import compute
 
-    ways = compared_ways(combinations)
-    with open_cluster(cluster, progress) as workers:
-        table = weight_space_table(bank, ways, leave_out=leave_outs, cluster=workers, progress=progress)
+    ways = [replace(way, leave_out=one) for one in leave_outs for way in combinations]
+    table = compute.evaluate(bank, ways, weights_only=True, cluster=cluster, progress=progress)
     curves = size_curves(bank, combinations, leave_outs, asked, progress)
     _tell(table, curves, asked)
 
@@ -81,13 +71,16 @@ def size_curves(
     progress: Progress,
 ) -> list[SizeCurve]:
     """Compute the curves over bank sizes of all that train no network; none where no sizes were asked for."""
-    from compute.evaluation.weight_space import bank_size_curves
+    import compute
+    from compute.evaluation.systems import compared_ways
 
     if not asked.sizes:
         return []
     ways = [way for way in compared_ways(combinations) if not way.how.trained]
     wanted = [replace(way, leave_out=leave_out) for leave_out in leave_outs for way in ways]
-    return bank_size_curves(bank, wanted, asked.sizes, draws=asked.draws, seed=asked.seed, progress=progress)
+    return compute.bank_size_curves(
+        bank, wanted, asked.sizes, draws=asked.draws, seed=asked.seed, progress=progress
+    )
 
 
 def _tell(table: WeightSpaceTable, curves: Sequence[SizeCurve], asked: WeightsOutput) -> None:
@@ -95,12 +88,12 @@ def _tell(table: WeightSpaceTable, curves: Sequence[SizeCurve], asked: WeightsOu
 
     to_screen = asked.csv is not None and str(asked.csv) == "-"
     if asked.csv is not None:
-        write_text(asked.csv, as_csv(table))
+        write_csv(asked.csv, as_csv(table))
     if asked.out is not None:
         asked.out.mkdir(parents=True, exist_ok=True)
-        write_text(asked.out / "weights.csv", as_csv(table))
+        write_csv(asked.out / "weights.csv", as_csv(table))
         write_sizes(curves, asked.out)
-        click.echo(f"wrote {asked.out}/", err=True)
+        tell(f"wrote {asked.out}/", err=True)
     if asked.as_json:
         print_json({"weight_space": as_record(table), "bank_sizes": sizes_record(curves)})
     elif not to_screen:
@@ -170,7 +163,7 @@ def write_sizes(curves: Sequence[SizeCurve], out: Path) -> None:
     writer = csv.DictWriter(text, _SIZE_HEADINGS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(sizes_record(curves))
-    write_text(out / "sizes.csv", text.getvalue())
+    write_csv(out / "sizes.csv", text.getvalue())
     write_text(out / "sizes.html", _drawn(curves))
 
 
@@ -179,7 +172,7 @@ def _drawn(curves: Sequence[SizeCurve]) -> str:
     from bokeh.layouts import column
     from bokeh.resources import INLINE
 
-    from cli.report.plots import Curve, curve_plot
+    from compute.reporting.page.plots import Curve, curve_plot
 
     plots = []
     for leave_out in dict.fromkeys(curve.system.leave_out for curve in curves):

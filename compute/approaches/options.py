@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -155,6 +156,13 @@ class PredictionOptions:
             for key, value in chosen.items()
             if key not in {"metric", "approach"} and value != defaults[key]
         }
+
+
+def each_way(options: PredictionOptions | Sequence[PredictionOptions] | None) -> list[PredictionOptions]:
+    """Return the ways that were asked for; for None, the default one."""
+    if options is None or isinstance(options, PredictionOptions):
+        return [options or PredictionOptions()]
+    return list(options)
 
 
 def check_rank(rank: int | str | None) -> None:

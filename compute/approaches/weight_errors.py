@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from bankdb.errors import ParameterError
 from compute.approaches.oracle import checked_gram
 from compute.types import FloatArray
+
+_SMALLEST_NORM = math.sqrt(float(np.finfo(np.float32).tiny))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,9 +25,10 @@ class WeightSpaceErrors:
     mse
         Mean squared difference of a parameter.
     cosine
-        Cosine of predicted and actual adapter; NaN where one of them is zero.
+        Cosine of predicted and actual adapter; NaN where one of them is zero, or too small.
     relative
-        Norm of the difference over the norm of the actual adapter; NaN where that is zero.
+        Norm of the difference over the norm of the actual adapter; NaN where that is zero, or too small: a squared
+        norm below the smallest normal float32, in which the products were made, has no digits that can be trusted.
     """
 
     mse: FloatArray
@@ -72,7 +76,9 @@ def weight_space_errors(
     squared = np.maximum(np.einsum("ij,ij->i", difference @ gram, difference), 0.0)
     products = c @ gram
     predicted = np.sqrt(np.maximum(np.einsum("ij,ij->i", products, c), 0.0))
+    predicted = np.where(predicted < _SMALLEST_NORM, 0.0, predicted)
     actual = np.sqrt(np.maximum(gram[targets, targets], 0.0))
+    actual = np.where(actual < _SMALLEST_NORM, 0.0, actual)
     cosine = _ratio(products[rows, targets], predicted * actual)
     return WeightSpaceErrors(
         squared / parameters, np.clip(cosine, -1.0, 1.0), _ratio(np.sqrt(squared), actual)

@@ -19,7 +19,7 @@ def parse_memory(text: str) -> int:
     try:
         # `4G` is 4GiB here, as users of memory mean it; to the library it is 4GB.
         size = parse_bytes(compact + "iB" if compact[-1:].upper() in tuple("KMGT") else compact)
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
     # A unit without a number is one of it to the library.
     if not compact or compact[0].isalpha() or not 1 <= size < 2**60:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -65,3 +65,8 @@ class Cluster:
     task_budget: int
     dashboard: str
     blas: Mapping[str, int] | None = None
+
+
+ClusterLike: TypeAlias = "Cluster | ClusterOptions | Client | None"
+"""Where work runs: on a cluster as described, on a client's, or, for None, on the default client's if there is one,
+else in threads of this process."""

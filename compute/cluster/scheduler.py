@@ -74,7 +74,7 @@ def remote_client(options: ClusterOptions, progress: Progress) -> Iterator[Clien
     security = _security(options, address)
     try:
         _shake_hands(address, security)
-        client = Client(address, timeout=_CONNECT_SECONDS, security=security)
+        client = Client(address, timeout=_CONNECT_SECONDS, security=security, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise _no_answer(address, error) from error
     # A scheduler that is lost is told by the piece that does not come back, not by a traceback of Dask's.

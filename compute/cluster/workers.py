@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bankdb.arrays.remote import Location, RemotePath, located, read_ranges
-from bankdb.errors import BankError, ComputeError, one_line
+from bankdb.arrays.remote import Location, requests_at_once
+from bankdb.arrays.zarr_arrays import array_mark
+from bankdb.errors import ComputeError, one_line
 from compute.cluster.blas import threads_by_host
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class WorkerFacts:
     code
         Hash of the source that it computes with.
     folder
-        What it finds where the bank's arrays are: see `folder_mark`.
+        What it finds where the bank's arrays are: see `array_mark`.
     """
 
     cores: int
@@ -164,7 +164,7 @@ def worker_facts(folder: str | None) -> WorkerFacts:
     """Return what this process is and finds; runs in a worker, and writes nothing."""
     from dask.system import CPU_COUNT
 
-    return WorkerFacts(int(CPU_COUNT), code_digest(), "" if folder is None else folder_mark(folder))
+    return WorkerFacts(int(CPU_COUNT), code_digest(), "" if folder is None else array_mark(folder))
 
 
 @functools.cache
@@ -175,27 +175,6 @@ def code_digest() -> str:
     for path in sorted([*root.glob("bankdb/**/*.py"), *root.glob("compute/**/*.py")]):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def folder_mark(folder: str) -> str:
-    """Return what tells an array's folder from others: its metadata, and when that was written.
-
-    Whole seconds, as not every shared file system keeps more; no inode, which differs between hosts. Under a
-    URL, the metadata alone, which names the bank.
-    """
-    place = located(folder)
-    if isinstance(place, RemotePath):
-        try:
-            (content,) = read_ranges([(place / "zarr.json", 0, None)])
-        except BankError as error:
-            return f"nothing ({error})"
-        return "nothing (no such object)" if content is None else hashlib.sha256(content).hexdigest()[:16]
-    try:
-        with Path(folder, "zarr.json").open("rb") as file:
-            written = int(os.fstat(file.fileno()).st_mtime)
-            return hashlib.sha256(file.read() + str(written).encode()).hexdigest()[:16]
-    except OSError as error:
-        return f"nothing ({error.strerror})"
 
 
 def _facts(client: Client, folder: Location | None) -> dict[str, WorkerFacts]:
@@ -222,7 +201,7 @@ def _facts(client: Client, folder: Location | None) -> dict[str, WorkerFacts]:
 def _check_folder(client: Client, folder: Location, facts: Mapping[str, WorkerFacts]) -> None:
     # Another process may ingest meanwhile, which changes the array's metadata.
     for _ in range(_TRIES):
-        own = folder_mark(str(folder.absolute()))
+        own = array_mark(str(folder.absolute()))
         wrong = list(_elsewhere(own, facts))
         if not wrong or own.startswith("nothing"):
             return
@@ -231,7 +210,7 @@ def _check_folder(client: Client, folder: Location, facts: Mapping[str, WorkerFa
     address, what = wrong[0]
     what = what if what.startswith("nothing") else "another array"
     advice = "keep the bank in a folder that all hosts mount at the same path"
-    if isinstance(folder, RemotePath):
+    if requests_at_once(folder) > 1:  # under a URL
         advice = "give all hosts the same address and credentials (AWS_ENDPOINT_URL, AWS_*)"
     raise ComputeError(
         f"worker {address} finds {what} at {folder.absolute()}, expected the client's; {advice}"

@@ -21,6 +21,7 @@ from bankdb.peft.config import scaling as scaling_of
 from bankdb.peft.layout import AdapterLayout, Module, TensorSpec, layout_of_rank, modules_of
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
+from bankdb.scaled_rows import Sources, sources_of
 from compute.approaches.options import FULL, check_rank
 from compute.cluster.blas import bounded_blas
 from compute.cluster.machine import core_count, memory_budget
@@ -83,17 +84,20 @@ class DeltaAdapter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sources:
-    """Sources that are used: their rows, and the weight times the scaling of each."""
+    """Sources that are used, and the weight times the scaling of each."""
 
     store: AdapterStore
-    rows: NDArray[np.int64]
+    stored: Sources
     factors: Float64
     rank: int
 
     @property
     def stacked(self) -> int:
         """Sum of their ranks, R."""
-        return len(self.rows) * self.rank
+        return len(self) * self.rank
+
+    def __len__(self) -> int:
+        return len(self.stored.rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,7 +140,9 @@ def delta_adapter(
         A row that is needed is damaged.
     """
     progress = progress or SilentProgress()
-    sources = _sources(bank, adapters, weights)
+    used, single = _used(adapters, weights)
+    scaled = single * [record.scaling for record in used]
+    sources = _Sources(bank.store, sources_of(bank, used, progress), scaled, bank.layout.rank)
     form = _form(bank, sources.stacked, rank)
     budget = max(memory_budget(memory) - 8 * form.layout.size, 0)
     root = np.sqrt(form.scaling)
@@ -164,7 +170,7 @@ def _combined(
     threads = max(1, min(core_count(), budget // (2 * largest)))
     left = budget - threads * largest
     with bounded_blas(1), ThreadPoolExecutor(threads, thread_name_prefix="delta") as pool:
-        for group in _groups(modules, min(_PANEL, left // (4 * len(sources.rows)))):
+        for group in _groups(modules, min(_PANEL, left // (4 * len(sources)))):
             panel = _read_panel(sources, group, left)
             share = (budget - (0 if panel is None else panel.values.nbytes)) // threads
             combine = partial(_combine_module, sources, panel=panel, rank=rank, budget=share)
@@ -178,10 +184,13 @@ def delta_form(
     rank: int | str | None = None,
 ) -> DeltaForm:
     """Return shapes and scaling of what `delta_adapter` makes of the same arguments, reading no adapter."""
-    return _form(bank, _sources(bank, adapters, weights).stacked, rank)
+    return _form(bank, len(_used(adapters, weights)[0]) * bank.layout.rank, rank)
 
 
-def _sources(bank: AdapterBank, adapters: Sequence[AdapterRecord], weights: NDArray[np.floating]) -> _Sources:
+def _used(
+    adapters: Sequence[AdapterRecord], weights: NDArray[np.floating]
+) -> tuple[list[AdapterRecord], Float64]:
+    """Return the sources whose weight is not zero, and their weights in single precision, as double."""
     single = np.asarray(weights, dtype=np.float32)
     if single.shape != (len(adapters),) or not np.isfinite(single).all() or not single.any():
         raise ParameterError(
@@ -189,9 +198,7 @@ def _sources(bank: AdapterBank, adapters: Sequence[AdapterRecord], weights: NDAr
             f"{single.shape}; give a coefficient for each adapter"
         )
     used = np.flatnonzero(single)
-    scalings = np.asarray([adapters[index].scaling for index in used.tolist()])
-    rows = np.asarray([adapters[index].row for index in used.tolist()], dtype=np.int64)
-    return _Sources(bank.store, rows, single[used].astype(np.float64) * scalings, bank.layout.rank)
+    return [adapters[index] for index in used.tolist()], single[used].astype(np.float64)
 
 
 def check_rank_fits(bank: AdapterBank, rank: int | str | None) -> None:
@@ -240,7 +247,7 @@ def _check_budget(sources: _Sources, modules: Sequence[Module], budget: int) -> 
     largest = max(needed, key=lambda name: needed[name])
     if needed[largest] > budget:
         raise PlanError(
-            f"delta space: {largest} of {len(sources.rows)} sources needs {needed[largest] / 2**20:.1f} MiB "
+            f"delta space: {largest} of {len(sources)} sources needs {needed[largest] / 2**20:.1f} MiB "
             f"beside the result, {budget / 2**20:.1f} MiB found; raise --memory, or use fewer sources (--top-k)"
         )
     return needed[largest]
@@ -260,9 +267,9 @@ def _groups(modules: Sequence[Module], widest: int) -> Iterator[list[Module]]:
 def _read_panel(sources: _Sources, group: Sequence[Module], left: int) -> _Panel | None:
     """Read the columns of some modules of all sources at once, if they fit what is left of the budget."""
     start, stop = group[0].start, max(module.stop for module in group)
-    if 4 * len(sources.rows) * (stop - start) > left:
+    if 4 * len(sources) * (stop - start) > left:
         return None
-    return _Panel(start, _read(sources.store, sources.rows.tolist(), start, stop))
+    return _Panel(start, _read(sources, range(len(sources)), start, stop))
 
 
 def _combine_module(
@@ -287,8 +294,8 @@ def _factors(
     sources: _Sources, module: Module, panel: _Panel | None, batch: int
 ) -> Iterator[tuple[Float64, Float64, slice]]:
     """Yield the factors of some sources below each other: w s B transposed, A, and their place in all."""
-    for first in range(0, len(sources.rows), batch):
-        some = slice(first, min(first + batch, len(sources.rows)))
+    for first in range(0, len(sources), batch):
+        some = slice(first, min(first + batch, len(sources)))
         weights = sources.factors[some, None, None]
         b = _tensor(sources, some, module.b, panel).reshape(-1, *module.b.shape)
         weighted = b.transpose(0, 2, 1) * weights
@@ -300,16 +307,17 @@ def _factors(
 def _tensor(sources: _Sources, some: slice, tensor: TensorSpec, panel: _Panel | None) -> NDArray[np.float32]:
     start, stop = tensor.columns.start, tensor.columns.stop
     if panel is None:
-        return _read(sources.store, sources.rows[some].tolist(), start, stop)
+        return _read(sources, range(len(sources))[some], start, stop)
     return panel.values[some, start - panel.start : stop - panel.start]
 
 
-def _read(store: AdapterStore, rows: Sequence[int], start: int, stop: int) -> NDArray[np.float32]:
-    panel = store.read_panel(rows, start, stop)
-    for row, values in zip(rows, panel, strict=True):
+def _read(sources: _Sources, which: Sequence[int], start: int, stop: int) -> NDArray[np.float32]:
+    panel = np.empty((len(which), stop - start), dtype=np.float32)
+    sources.stored.read_into(panel, sources.store, which, start, stop)
+    for row, values in zip(sources.stored.rows[list(which)].tolist(), panel, strict=True):
         if not np.isfinite(values).all():
             raise BankFormatError(
-                f"{store.file(row)}: row {row} holds values that are not finite numbers; "
+                f"{sources.store.file(row)}: row {row} holds values that are not finite numbers; "
                 "`bank verify --repair` restores it from its source"
             )
     return panel

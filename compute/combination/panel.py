@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.adapter_store import AdapterStore
+from bankdb.arrays.chunks import read_chunks
 from bankdb.arrays.durable import fsync_folders
+from bankdb.arrays.metadata import read_layout
 from bankdb.arrays.remote import Location, located
 from bankdb.arrays.shards import shards_of
-from bankdb.arrays.zarr_arrays import chunk_file, open_array, read_region
+from bankdb.arrays.zarr_arrays import chunk_file, open_array
 from bankdb.errors import BankFormatError, ComputeError
 from bankdb.scaled_rows import Sources, read_scaled_into
 from compute.cluster.memory import give_back
@@ -65,7 +67,7 @@ def combine_panel(
     """
     give_back()
     groups = [located(group) for group in group_paths]
-    targets = int(open_array(groups[0] / "coefficients").shape[0])
+    targets = read_layout(groups[0] / "coefficients")[0].shape[0]
     parts = split_panel(panel, targets, len(groups))
     store = AdapterStore(located(adapters_path))
     if panel.held:
@@ -142,10 +144,16 @@ def _combine_in_batches(
 
 
 def _read_coefficients(group: Location, start: int, stop: int) -> Float32:
-    coefficients: Float32 = read_region(open_array(group / "coefficients"), np.s_[start:stop, :], _AGAIN)
+    part = np.s_[start:stop, :]
+    coefficients: Float32 = read_chunks(group / "coefficients", part, delete=group, missing=True)
+    check_coefficients(group, coefficients)
+    return coefficients
+
+
+def check_coefficients(group: Location, coefficients: Float32) -> None:
+    """Raise BankFormatError if some of a run's coefficients are not there."""
     if not np.isfinite(coefficients).all():
         raise BankFormatError(f"{group / 'coefficients'}: lacks chunks; {_AGAIN}")
-    return coefficients
 
 
 def _begin_shards(path: Location, rows: Float32, top: int, column: int) -> Callable[[], None]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import json
 from collections.abc import Collection, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays.durable import delete_tree, fsync_path, fsync_tree
+from bankdb.arrays.chunks import read_chunks, write_chunks
+from bankdb.arrays.durable import free_space
+from bankdb.arrays.metadata import ArrayLayout
 from bankdb.arrays.remote import Location
-from bankdb.arrays.zarr_arrays import column_chunk, create_array, ensure_group, open_array, stored_chunks
+from bankdb.arrays.zarr_arrays import column_chunk, ensure_group, stored_chunks
 from bankdb.bank import AdapterBank
+from bankdb.derived import OLD_PREDICTIONS, delete_derived, digest_of, find_array, make_array, rows_of
 from bankdb.errors import PlanError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
@@ -21,7 +24,7 @@ from bankdb.scaled_rows import Sources
 from compute.approaches.options import PredictionOptions
 from compute.cluster.options import Cluster
 from compute.cluster.tasks import run_tasks
-from compute.combination.panel import combine_panel
+from compute.combination.panel import check_coefficients, combine_panel
 from compute.combination.plan import COEFFICIENT_ROWS, SHARD_ROWS, PanelPart, following, plan_combination
 
 Opened = tuple[RunRecord, Location]
@@ -33,6 +36,7 @@ def open_predictions(
     values: NDArray[np.float64],
     metric: str,
     options: PredictionOptions,
+    progress: Progress,
 ) -> tuple[RunRecord, Location]:
     """Find the run of these coefficients over these rows, or begin it; write C once, to be read by path.
 
@@ -41,66 +45,127 @@ def open_predictions(
     The run, and the zarr group with `adapters` (N, p) and `coefficients` (N, N), both float32.
     """
     weights = values.astype(np.float32)
-    rows = " ".join(f"{record.row}:{record.row_sha256}:{record.scaling}" for record in adapters)
-    digest = hashlib.sha256(rows.encode())
-    left_out = "" if options.leave_out == "adapter" else f" leave-out {options.leave_out}"
-    digest.update(f"{bank.record.scaling} {metric} {options}{left_out}".encode())
-    digest.update(weights.tobytes())
-    name = digest.hexdigest()[:16]
+    layouts = _layouts(weights, bank.layout.size)
+    old = _old_run(bank, adapters, weights, metric, options)
+    if old is not None:
+        path = _group_of(bank, old)
+        if _complete(bank, path, layouts, old, progress):
+            return old, path
+    coefficients = hashlib.sha256(weights.astype("<f4").tobytes()).hexdigest()
+    inputs = digest_of(
+        kind="predictions",
+        options=options_key(options),
+        metric=metric,
+        coefficients=coefficients,
+        **rows_of(bank, adapters),
+    )
     parameters = {
         "metric": metric,
         "approach": options.approach,
         **options.parameters(),
-        "inputs": digest.hexdigest(),
-        "array": f"predictions.zarr/{name}/adapters",
+        "inputs": inputs,
+        "array": f"predictions.zarr/{inputs[:16]}/adapters",
     }
-    run = bank.runs.begin("predictions", parameters)
-    root = bank.array_path("predictions")
-    path = root / name
-    if not _complete(path, run):
+    run = bank.runs.begin("predictions", parameters, key={"inputs": inputs})
+    path = _group_of(bank, run)
+    if not _complete(bank, path, layouts, run, progress):
         bank.runs.reopen(run.id)
-        ensure_group(root)
-        _create_predictions(path, run, bank.layout.size, weights)
+        _create_predictions(bank, path, run, layouts, weights)
     return run, path
 
 
-def _complete(path: Location, run: RunRecord) -> bool:
-    if not (path / "zarr.json").is_file():
-        return False
-    arrays = [path / "coefficients", path / "adapters"]
-    return all(
-        (item / "zarr.json").is_file() and open_array(item).attrs.get("run") == run.inputs_sha256
-        for item in arrays
+def options_key(options: PredictionOptions) -> dict[str, Any]:
+    """Return the options as the key of stored predictions states them; its second form.
+
+    Written out by hand: what a field is called in the code has no part in what is found again. A new option is
+    added here, under a name that stays.
+    """
+    return {
+        "version": 2,
+        "metric": options.metric,
+        "approach": options.approach,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "compatible": options.compatible,
+        "kernel": options.kernel,
+        "sigma": options.sigma,
+        "protocol": options.protocol,
+        "seed": options.seed,
+        "knots": options.knots,
+        "width": options.width,
+        "epochs": options.epochs,
+        "leave_out": options.leave_out,
+        "space": options.space,
+        "rank": options.rank,
+    }
+
+
+def _old_run(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    weights: NDArray[np.float32],
+    metric: str,
+    options: PredictionOptions,
+) -> RunRecord | None:
+    """Return the run of the same predictions by version 0.1.0, whose key had another form."""
+    rows = " ".join(f"{record.row}:{record.row_sha256}:{record.scaling}" for record in adapters)
+    named = (
+        f"metric={options.metric!r}, approach={options.approach!r}, temperature={options.temperature!r}, "
+        f"top_k={options.top_k!r}, compatible={options.compatible!r}, kernel={options.kernel!r}, "
+        f"sigma={options.sigma!r}, protocol={options.protocol!r}, seed={options.seed!r}, knots={options.knots!r}, "
+        f"width={options.width!r}, epochs={options.epochs!r}"
     )
+    left_out = "" if options.leave_out == "adapter" else f" leave-out {options.leave_out}"
+    digest = hashlib.sha256(rows.encode())
+    digest.update(f"{bank.record.scaling} {metric} PredictionOptions({named}){left_out}".encode())
+    digest.update(weights.tobytes())
+    inputs = digest.hexdigest()
+    runs = bank.runs.all("predictions")
+    return next((run for run in runs if json.loads(run.parameters).get("inputs") == inputs), None)
+
+
+def _group_of(bank: AdapterBank, run: RunRecord) -> Location:
+    array = bank.run_array(run)
+    assert array is not None, "runs of predictions name their array"
+    return array.parent
+
+
+def _layouts(weights: NDArray[np.float32], parameters: int) -> dict[str, ArrayLayout]:
+    targets, sources = weights.shape
+    chunk = column_chunk(parameters)
+    block = (min(targets, COEFFICIENT_ROWS), sources)
+    return {
+        "coefficients": ArrayLayout(weights.shape, block, "float32"),
+        "adapters": ArrayLayout((targets, parameters), (1, chunk), "float32", (SHARD_ROWS, chunk)),
+    }
+
+
+def _complete(
+    bank: AdapterBank, path: Location, layouts: dict[str, ArrayLayout], run: RunRecord, progress: Progress
+) -> bool:
+    """Whether both arrays are there, as made for this run."""
+    made_from = run.inputs_sha256
+    complete = (path / "zarr.json").is_file() and all(
+        find_array(bank, path / name, layout, made_from, progress, old=OLD_PREDICTIONS) is not None
+        for name, layout in layouts.items()
+    )
+    if complete:
+        check_coefficients(path, read_chunks(path / "coefficients", delete=path, missing=True))
+    return complete
 
 
 def _create_predictions(
-    path: Location, run: RunRecord, parameters: int, weights: NDArray[np.float32]
+    bank: AdapterBank,
+    path: Location,
+    run: RunRecord,
+    layouts: dict[str, ArrayLayout],
+    weights: NDArray[np.float32],
 ) -> None:
-    delete_tree(path)
-    ensure_group(path)
-    targets, sources = weights.shape
-    mark = {"run": run.inputs_sha256}
-    chunk = column_chunk(parameters)
-    stored = create_array(
-        path / "coefficients",
-        shape=weights.shape,
-        chunks=(min(targets, COEFFICIENT_ROWS), sources),
-        shards=None,
-        dtype="float32",
-        attributes=mark,
-    )
-    stored[:, :] = weights
-    fsync_tree(path / "coefficients")
-    create_array(
-        path / "adapters",
-        shape=(targets, parameters),
-        chunks=(1, chunk),
-        shards=(SHARD_ROWS, chunk),
-        dtype="float32",
-        attributes=mark,
-    )
-    fsync_path(path)
+    ensure_group(bank.array_path("predictions"))
+    delete_derived(bank, path)
+    for name, layout in layouts.items():
+        make_array(bank, path / name, layout, run.inputs_sha256)
+    write_chunks(path / "coefficients", (0, 0), weights)
 
 
 def combine_missing(
@@ -131,7 +196,14 @@ def combine_missing(
     store = str(bank.store.path.absolute())
     groups = tuple(str(path.absolute()) for _, path in open_runs)
     tasks = {
-        panel.name: (store, groups, sources, panel, chunk, following(columns, index, cluster.slots))
+        panel.name: (
+            store,
+            groups,
+            sources.within(panel.start, panel.stop, chunk),
+            panel,
+            chunk,
+            following(columns, index, cluster.slots),
+        )
         for index, panel in enumerate(panels)
         if missing[panel.name]
     }
@@ -140,19 +212,17 @@ def combine_missing(
         for panel in panels
         for part in missing[panel.name]
     )
-    place = bank.array_path("predictions")
-    if isinstance(place, Path):
-        _check_space(place, needed)
+    _check_space(bank.array_path("predictions"), needed)
     for name, _ in run_tasks(cluster, "combine", combine_panel, tasks, progress, memory=plan.memory):
         for part in parts[name]:
             run, _ = open_runs[part.group]
             bank.runs.mark_done(run.id, {part.name: run.inputs_sha256})
 
 
-def _check_space(path: Path, needed: int) -> None:
+def _check_space(path: Location, needed: int) -> None:
     """Refuse before anything is computed what the disk cannot hold: it would fill up hours later."""
-    free = shutil.disk_usage(path).free
-    if needed > free:
+    free = free_space(path)
+    if free is not None and needed > free:
         raise PlanError(
             f"{path}: expected {needed / 2**30:.1f} GiB free for the predictions, found {free / 2**30:.1f} GiB; "
             "delete older predictions, or predict fewer combinations at once"

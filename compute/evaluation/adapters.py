@@ -19,7 +19,9 @@ from compute.cluster.options import Cluster
 from compute.combination.combine import combine_one
 from compute.combination.delta import check_rank_fits, delta_adapter
 from compute.evaluation.systems import EvaluatedAdapter, System, compared_systems
-from compute.prediction.coefficients import all_coefficients
+from compute.prediction.coefficients import compute_coefficients
+from compute.prediction.matrices import compute_gram
+from compute.prediction.session import computing
 
 BASE_SHA256 = hashlib.sha256(b"no adapter").hexdigest()
 _MEMORY = 2**28
@@ -36,7 +38,9 @@ def evaluated_adapters(
     reading = [one.reads for one in systems if one.reads is not None]
     for way in reading:
         check_rank_fits(bank, way.rank)
-    predictions, gram = all_coefficients(bank, reading, cluster=cluster, progress=progress)
+    with computing(bank, cluster, progress) as used:
+        gram = compute_gram(bank, used, progress)
+        predictions = compute_coefficients(bank, reading, used, progress)
     made = iter(predictions)
     records = predictions[0].adapters if predictions else ready_adapters(bank)
     rows: dict[str, dict[str, EvaluatedAdapter | None]] = {record.name: {} for record in records}

@@ -47,6 +47,11 @@ class SizeCurve:
     targets: NDArray[np.intp]
     system: System
 
+    def __repr__(self) -> str:
+        """Return the mean error at each size."""
+        means = ", ".join(f"{size}: {mean:.4g}" for size, mean in zip(self.sizes, self.mean, strict=True))
+        return f"SizeCurve {self.system.name}, {len(self.relative)} draws, mean relative error at {means}"
+
     @property
     def mean(self) -> FloatArray:
         """Mean over the draws; shape (sizes,), NaN for a size without a prediction."""

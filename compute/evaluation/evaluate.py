@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -15,24 +15,24 @@ from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.datasets.held_out import HeldOut, held_out_files, read_held_out
 from bankdb.errors import BankError, DatasetError, ParameterError, listed
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import AdapterRecord, GenerationKey, GenerationRecord, now
+from bankdb.records import AdapterRecord, GenerationKey, GenerationRecord, now, published
 from bankdb.snapshot import of_one_snapshot
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
-from compute.cluster.options import ClusterOptions
+from compute.cluster.options import ClusterLike
 from compute.evaluation.adapters import BASE_SHA256, evaluated_adapters
 from compute.evaluation.bootstrap import RESAMPLES
 from compute.evaluation.jobs import Job, Machine, generate_missing
-from compute.evaluation.records import (
-    Evaluation,
-    Failure,
-    Outcome,
-    Sample,
-    Target,
-    store_evaluation,
+from compute.evaluation.records import Evaluation, store_evaluation
+from compute.evaluation.scores import Failure, Outcome, Sample, Target, exact_match, rouge_l
+from compute.evaluation.systems import (
+    EvaluatedAdapter,
+    System,
+    compared_ways,
+    evaluated_ways,
+    with_baselines,
 )
-from compute.evaluation.scores import exact_match, rouge_l
-from compute.evaluation.systems import EvaluatedAdapter, System
+from compute.evaluation.weight_space import WeightSpaceTable, weight_space_table
 from compute.generation.base_model import model_folder
 from compute.generation.generate import check_extra
 from compute.generation.prompts import MARGIN
@@ -63,7 +63,7 @@ class EvaluationOptions:
     """
 
     targets: tuple[str, ...] = ()
-    data: Path | None = None
+    data: str | Path | None = None
     max_examples: int | None = MAX_EXAMPLES
     model: str | None = None
     machine: Machine = field(default_factory=Machine)
@@ -77,16 +77,49 @@ class EvaluationOptions:
                 raise ParameterError(f"{name.replace('_', '-')}: expected at least 1, found {value}")
 
 
-@of_one_snapshot
+Ways = PredictionOptions | Sequence[PredictionOptions] | None
+
+
+@overload
 def evaluate(
     bank: AdapterBank,
-    ways: Sequence[PredictionOptions],
+    ways: Ways = ...,
+    options: EvaluationOptions | None = ...,
+    *,
+    leave_out: str | None = ...,
+    baselines: bool = ...,
+    weights_only: Literal[False] = ...,
+    cluster: ClusterLike = ...,
+    progress: Progress | None = ...,
+) -> Evaluation: ...
+
+
+@overload
+def evaluate(
+    bank: AdapterBank,
+    ways: Ways = ...,
+    options: EvaluationOptions | None = ...,
+    *,
+    leave_out: str | None = ...,
+    baselines: bool = ...,
+    weights_only: Literal[True],
+    cluster: ClusterLike = ...,
+    progress: Progress | None = ...,
+) -> WeightSpaceTable: ...
+
+
+def evaluate(
+    bank: AdapterBank,
+    ways: Ways = None,
     options: EvaluationOptions | None = None,
     *,
-    cluster: ClusterOptions | None = None,
+    leave_out: str | None = None,
+    baselines: bool = True,
+    weights_only: bool = False,
+    cluster: ClusterLike = None,
     progress: Progress | None = None,
-) -> Evaluation:
-    """Let the base model, each target's own adapter and each way's prediction answer the test splits.
+) -> Evaluation | WeightSpaceTable:
+    """Measure whether predicted adapters help: the base model, own and predicted adapters answer the test splits.
 
     Answers are kept in the bank as they come: what is there is not generated again, and where all are there
     neither torch nor the model is loaded. The evaluation is stored in the bank's folder.
@@ -94,13 +127,19 @@ def evaluate(
     Parameters
     ----------
     ways
-        How adapters are predicted, by leave-one-out; see `default_ways`.
+        How adapters are predicted, by leave-one-out; default: the paper's metrics and approaches.
+    leave_out
+        `adapter`, `group` or `both`, in place of what the ways say.
+    baselines
+        Also evaluate `uniform` and `nearest` by Jensen-Shannon, with the same left out.
+    weights_only
+        Generate nothing, and tell how near predictions are to the trained weights; the oracle is a baseline too.
     cluster
-        Where distances are computed, before anything is generated; by default in threads of this process.
+        Where distances are computed, before anything is generated: options, a `distributed.Client`, or None.
 
     Returns
     -------
-    The evaluation; targets that could not be evaluated are in its `failures`.
+    The evaluation; targets that could not be evaluated are in its `failures`. Of weights only, a table.
 
     Raises
     ------
@@ -108,9 +147,33 @@ def evaluate(
         An option is out of range, a target is not in the bank, or an extra is not installed.
     BankError
         The base model cannot be loaded, or no target could be evaluated.
+
+    Examples
+    --------
+    >>> table = evaluate(bank, PredictionOptions(), weights_only=True)
+    >>> [row.options.approach for row in table.rows]
+    ['uniform', 'nearest', 'normalized', 'oracle']
     """
-    options = options or EvaluationOptions()
-    progress = progress or SilentProgress()
+    chosen = evaluated_ways(ways, leave_out)
+    if weights_only:
+        left_out = list(dict.fromkeys(way.leave_out for way in chosen))
+        plain = list(dict.fromkeys(replace(way, leave_out="adapter") for way in chosen))
+        compared = compared_ways(plain) if baselines else plain
+        return weight_space_table(bank, compared, leave_out=left_out, cluster=cluster, progress=progress)
+    chosen = with_baselines(chosen) if baselines else chosen
+    options, progress = options or EvaluationOptions(), progress or SilentProgress()
+    return _evaluate(bank, chosen, options, cluster, progress=progress)
+
+
+@of_one_snapshot
+def _evaluate(
+    bank: AdapterBank,
+    ways: Sequence[PredictionOptions],
+    options: EvaluationOptions,
+    cluster: ClusterLike,
+    *,
+    progress: Progress,
+) -> Evaluation:
     check_extra()
     chosen = _targets(bank, options.targets)
     splits, failed = _splits(chosen, options)
@@ -118,7 +181,7 @@ def evaluate(
     settings = answer_settings(
         folder, bank.record.tokenizer_fingerprint, bank.path / "tokenizer", options.machine.dtype, progress
     )
-    with open_cluster(cluster or ClusterOptions(processes=False), progress, bank.store.path) as workers:
+    with open_cluster(cluster, progress, bank.store.path) as workers:
         systems, rows = evaluated_adapters(bank, ways, workers, progress)
     keys = _keys(bank, systems, rows, splits, settings.sha256)
     jobs = [Job(key, name, splits[name], rows[name][system]) for (system, name), key in keys.items()]
@@ -155,11 +218,15 @@ def _splits(
     targets: Sequence[AdapterRecord], options: EvaluationOptions
 ) -> tuple[dict[str, HeldOut], dict[str, str]]:
     """Read the test split of each target; those without one, with the reason."""
+    data = None if options.data is None else Path(options.data)
     splits: dict[str, HeldOut] = {}
     failed: dict[str, str] = {}
     for record in targets:
         try:
-            splits[record.name] = read_held_out(held_out_files(record, options.data), options.max_examples)
+            splits[record.name] = read_held_out(
+                held_out_files(record, data),
+                options.max_examples,
+            )
         except DatasetError as error:
             failed[record.name] = str(error)
     return splits, failed
@@ -254,7 +321,7 @@ def _evaluation(
         identity=hashlib.sha256(text.encode()).hexdigest()[:16],
         created=now(),
         settings={
-            "model": options.model or about.base_model,
+            "model": published(options.model or about.base_model),
             "dtype": options.machine.dtype,
             "max_examples": options.max_examples,
             "margin": MARGIN,
@@ -280,5 +347,5 @@ def _described(bank: AdapterBank) -> dict[str, Any]:
         "adapters": len(ready_adapters(bank)),
         "parameters": about.parameters,
         "scaling": about.scaling,
-        "tokenizer": about.tokenizer_name,
+        "tokenizer": published(about.tokenizer_name),
     }

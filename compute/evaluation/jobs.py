@@ -167,7 +167,7 @@ def _prompts(
     for job in {job.key.test_sha256: job for job in jobs}.values():
         try:
             encoded = encode_prompts(bank.tokenizer, job.split, job.target)
-            generator.check_length(encoded, job.target)
+            generator.check_prompts(encoded, job.target)
             prompts[job.key.test_sha256] = encoded
         except DatasetError as error:
             refused[job.key.test_sha256] = str(error)

@@ -3,102 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bankdb.arrays.durable import write_whole
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankFormatError, BankNotFoundError, listed
+from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError, listed, printable
+from bankdb.records import without_folders
+from bankdb.shown import html_summary, text_summary
 from bankdb.strict_json import parse_object
+from compute.evaluation.scores import Failure, Outcome, Sample, Target
 from compute.evaluation.systems import System
+from compute.evaluation.tables import Summary, summaries, summary_csv, target_csv
 
 FORMAT = 1
 FOLDER = "evaluations"
+# Systems that an evaluation shows of itself.
+_LISTED = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A dataset with its test examples.
-
-    Attributes
-    ----------
-    examples
-        Number of test examples used.
-    new_tokens
-        Limit on the tokens of an answer.
-    test_sha256
-        Hash of the inputs and references used.
-    """
-
-    name: str
-    group: str | None
-    examples: int
-    new_tokens: int
-    test_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A test example, its references, and an answer."""
-
-    input: str
-    references: tuple[str, ...]
-    answer: str
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How one system did on one target.
-
-    Attributes
-    ----------
-    rouge, exact, exact_unstripped
-        Means over the n examples, 0 to 1: Rouge-L, exact match of stripped texts, and of texts as they are.
-    rouge_by_example, exact_by_example, exact_unstripped_by_example
-        The same of each example, in the order of the test split.
-    samples
-        Up to three.
-    sources
-        Names and coefficients of up to eight of the largest sources, largest first; the adapter itself with
-        1 for `own`, empty for `base`.
-    effective_sources
-        1 / sum of squared coefficients; None for `base`.
-    adapter_sha256
-        Hash of what the adapter was made of: equal ones answered once.
-    seconds
-        What generating took, now or when it was kept.
-    weight_error
-        `norm(predicted - own) / norm(own)` of the weights; None for `base` and `own`, and in delta space.
-    """
-
-    system: str
-    target: str
-    n: int
-    rouge: float
-    exact: float
-    exact_unstripped: float
-    rouge_by_example: tuple[float, ...]
-    exact_by_example: tuple[int, ...]
-    exact_unstripped_by_example: tuple[int, ...]
-    samples: tuple[Sample, ...]
-    sources: tuple[tuple[str, float], ...]
-    effective_sources: float | None
-    adapter_sha256: str
-    seconds: float
-    weight_error: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A target that could not be evaluated, with the one-line reason."""
-
-    target: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Evaluation:
     """An evaluation: what answered what, and how well.
 
@@ -125,6 +51,70 @@ class Evaluation:
     outcomes: tuple[Outcome, ...]
     failures: tuple[Failure, ...]
     seconds: float
+
+    def summaries(self) -> list[Summary]:
+        """Return each system over all tasks, with intervals: see `Summary`."""
+        return summaries(self)
+
+    def _without_paths(self) -> Evaluation:
+        """Return what may be given away: reasons name files of this machine."""
+        failures = [replace(one, reason=without_folders(one.reason)) for one in self.failures]
+        return replace(self, failures=tuple(failures))
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `systems.csv`, `targets.csv` and `evaluation.json`, which `from_json` reads; return the folder.
+
+        Raises
+        ------
+        ConflictError
+            One of them is there and is not to be replaced.
+        """
+        target = Path(folder)
+        files: dict[str, Callable[[], str]] = {
+            "systems.csv": lambda: printable(summary_csv(self.summaries()), keep="\n\t"),
+            "targets.csv": lambda: printable(target_csv(self), keep="\n\t"),
+            "evaluation.json": lambda: self._without_paths().to_json() + "\n",
+        }
+        taken = [name for name in files if (target / name).exists()]
+        if taken and not overwrite:
+            raise ConflictError(
+                f"{target / taken[0]}: already there; choose another folder, or give overwrite=True"
+            )
+        target.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            write_whole(target / name, text())
+        return target
+
+    def __repr__(self) -> str:
+        """Return what was evaluated, and the mean scores of the first systems."""
+        rows = {name: f"Rouge-L {rouge:.3f}, exact {exact:.3f}" for name, rouge, exact in self._means()}
+        return text_summary(self._title(), dict(list(rows.items())[:_LISTED]) | self._rest())
+
+    def _repr_html_(self) -> str:
+        rows = self._means()
+        headings = ("system", "Rouge-L", "exact")
+        return html_summary(self._title(), {}, headings, rows[:_LISTED], len(rows) - _LISTED)
+
+    def _title(self) -> str:
+        examples = sum(target.examples for target in self.targets)
+        return f"Evaluation {self.identity}: {len(self.targets)} tasks, {examples} test examples"
+
+    def _means(self) -> list[tuple[str, float, float]]:
+        """Name and mean scores over the tasks of each system."""
+        by_system: dict[str, list[Outcome]] = {system.name: [] for system in self.systems}
+        for outcome in self.outcomes:
+            by_system[outcome.system].append(outcome)
+        return [
+            (name, *(sum(getattr(one, key) for one in made) / len(made) for key in ("rouge", "exact")))
+            for name, made in by_system.items()
+            if made
+        ]
+
+    def _rest(self) -> dict[str, str]:
+        more, failed = len(self.systems) - _LISTED, len(self.failures)
+        return ({"further systems": str(more)} if more > 0 else {}) | (
+            {"not evaluated": f"{failed} tasks"} if failed else {}
+        )
 
     def to_json(self) -> str:
         """Return it as a JSON document."""

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
 from bankdb.records import AdapterRecord
-from compute.approaches.options import PredictionOptions
-from compute.approaches.registry import is_baseline, is_bound, names
+from compute.approaches.groups import LEAVE_OUT
+from compute.approaches.options import PredictionOptions, each_way
+from compute.approaches.registry import approaches, is_baseline, is_bound, names
+from compute.prediction.ways import EVERY, combinations
 from compute.types import FloatArray
 
 if TYPE_CHECKING:
@@ -290,3 +292,40 @@ def default_ways(
     """
     ways = [*BASELINES, *combinations]
     return [replace(way, leave_out=leave_out, **options) for leave_out in leave_outs for way in ways]
+
+
+def evaluated_ways(
+    ways: PredictionOptions | Sequence[PredictionOptions] | None, leave_out: str | None
+) -> list[PredictionOptions]:
+    """Return the ways asked for, or for None the paper's, each with what is to be left out in place of its own."""
+    chosen = combinations(EVERY, of_the_paper()) if ways is None else each_way(ways)
+    if leave_out is None:
+        return chosen
+    return [replace(way, leave_out=one) for one in left_out(leave_out) for way in chosen]
+
+
+def of_the_paper() -> list[str]:
+    """Return the names of the paper's approaches."""
+    return [approach.name for approach in approaches() if approach.of_the_paper]
+
+
+def left_out(leave_out: str) -> tuple[str, ...]:
+    """Return `adapter`, `group`, or for `both` these two."""
+    return LEAVE_OUT if leave_out == "both" else (leave_out,)
+
+
+def with_baselines(ways: Sequence[PredictionOptions]) -> list[PredictionOptions]:
+    """Return the ways, those that leave the same out, in the same space, after their baselines: see `default_ways`."""
+    alike: dict[tuple[str, str, int | str | None], list[PredictionOptions]] = {}
+    for way in ways or [BASELINES[0]]:
+        alike.setdefault((way.leave_out, way.space, way.rank), []).append(way)
+    return [
+        way
+        for (leave_out, space, rank), some in alike.items()
+        for way in dict.fromkeys(default_ways(some, [leave_out], space=space, rank=rank))
+    ]
+
+
+def compared_ways(ways: Sequence[PredictionOptions]) -> list[PredictionOptions]:
+    """Return the ways between the baselines and the bound, for a comparison of weights."""
+    return list(dict.fromkeys([*BASELINES, *ways, PredictionOptions(approach="oracle")]))

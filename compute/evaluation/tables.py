@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from bankdb.errors import ParameterError
 from compute.approaches.groups import LEAVE_OUT, units_of
 from compute.evaluation.bootstrap import Interval, gap_share, mean_difference, task_weights
-from compute.evaluation.records import Evaluation
+from compute.evaluation.scores import Outcome, Target
 from compute.evaluation.systems import BASE, OWN, System
 from compute.types import FloatArray
 
@@ -25,6 +26,30 @@ _INTERVALS = (
     "rouge_to_paper",
     "gap_share",
 )
+
+
+class Evaluated(Protocol):
+    """What tables are made of: see `compute.evaluation.records.Evaluation`, which shows itself by them."""
+
+    @property
+    def identity(self) -> str:
+        """Hash of all that determines the figures."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """With the seed and the resamples of the bootstrap."""
+
+    @property
+    def systems(self) -> Sequence[System]:
+        """What answered."""
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        """What was answered."""
+
+    @property
+    def outcomes(self) -> Sequence[Outcome]:
+        """How well; by target, then by system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +96,7 @@ class Summary:
     worse: int
 
 
-def summaries(evaluation: Evaluation) -> list[Summary]:
+def summaries(evaluation: Evaluated) -> list[Summary]:
     """Return each system over all tasks, in the order of the evaluation's systems.
 
     Raises
@@ -93,7 +118,7 @@ def summaries(evaluation: Evaluation) -> list[Summary]:
     ]
 
 
-def _drawn_weights(evaluation: Evaluation) -> dict[str, FloatArray]:
+def _drawn_weights(evaluation: Evaluated) -> dict[str, FloatArray]:
     """Return the shares of targets in resamples, by what is left out; see `task_weights`."""
     groups = [target.group for target in evaluation.targets]
     settings = evaluation.settings
@@ -116,7 +141,7 @@ def _peer(systems: Sequence[System], leave_out: str | None, wanted: Callable[[Sy
 _Scores = dict[str, dict[str, FloatArray]]
 
 
-def _scores(evaluation: Evaluation) -> _Scores:
+def _scores(evaluation: Evaluated) -> _Scores:
     """Mean of each task, shape (tasks,), by system and measure."""
     outcomes = {(outcome.system, outcome.target): outcome for outcome in evaluation.outcomes}
     lacking = [
@@ -270,7 +295,7 @@ def summary_csv(compared: Sequence[Summary]) -> str:
     return _csv([*headings, "better", "equal", "worse"], rows)
 
 
-def target_csv(evaluation: Evaluation) -> str:
+def target_csv(evaluation: Evaluated) -> str:
     """Return the scores of every system on every target as CSV, all digits kept."""
     groups = {target.name: target.group for target in evaluation.targets}
     headings = ["target", "group", "system", "n", *MEASURES]

@@ -13,27 +13,33 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.arrays.durable import write_whole
 from bankdb.bank import AdapterBank
-from bankdb.errors import ParameterError
+from bankdb.errors import ConflictError, ParameterError, printable
 from bankdb.progress import Progress, SilentProgress
+from bankdb.shown import html_summary, text_summary
 from bankdb.snapshot import of_one_snapshot
 from compute.approaches.by_distance import coefficients as row_coefficients
 from compute.approaches.groups import LEAVE_OUT, same_unit, units_of
 from compute.approaches.options import PredictionOptions
 from compute.approaches.weight_errors import WeightSpaceErrors, weight_space_errors
-from compute.cluster.options import Cluster
+from compute.cluster.options import ClusterLike
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
 from compute.evaluation.bootstrap import RESAMPLES, Interval, mean_difference, task_weights
 from compute.evaluation.systems import System, system_of
-from compute.prediction.coefficients import Coefficients, all_coefficients
-from compute.prediction.matrices import bank_matrices
+from compute.prediction.coefficients import Coefficients, compute_coefficients
+from compute.prediction.matrices import compute_gram, compute_matrices
+from compute.prediction.session import computing
 from compute.types import FloatArray
 
+# Ways that a table shows of itself.
+_LISTED = 20
 HEADINGS = (
     "metric",
     "approach",
@@ -98,7 +104,7 @@ class WaySummary:
     to_paper: Interval | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class WeightSpaceTable:
     """Weight-space errors of a bank.
 
@@ -116,6 +122,38 @@ class WeightSpaceTable:
     groups: tuple[str | None, ...]
     rows: tuple[WayErrors, ...]
     uniform: Mapping[str, FloatArray]
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the summaries as CSV; return the file. Raises ConflictError if one is there and is to stay."""
+        target = Path(path)
+        if target.exists() and not overwrite:
+            raise ConflictError(f"{target}: already there; choose another path, or give overwrite=True")
+        write_whole(target, printable(as_csv(self), keep="\n\t"))
+        return target
+
+    def __repr__(self) -> str:
+        """Return the mean relative error of each way, the first ones of many."""
+        errors = {f"{m}, {a}, {left} left out": error for m, a, left, error in self._errors()[:_LISTED]}
+        return text_summary(self._title(), errors)
+
+    def _repr_html_(self) -> str:
+        rows = self._errors()
+        headings = ("metric", "approach", "left out", "relative error")
+        return html_summary(self._title(), {}, headings, rows[:_LISTED], len(rows) - _LISTED)
+
+    def _title(self) -> str:
+        return f"WeightSpaceTable of {len(self.names):,} targets, {len(self.rows):,} ways"
+
+    def _errors(self) -> list[tuple[str, str, str, float]]:
+        return [
+            (
+                "none" if row.metric == "none" else row.options.metric,
+                row.options.approach,
+                row.options.leave_out,
+                float(np.nanmean(row.errors.relative)),
+            )
+            for row in self.rows
+        ]
 
     def summaries(self, *, draws: int = RESAMPLES, seed: int = 0) -> list[WaySummary]:
         """Summarise each row; intervals are those of `mean_difference`, over units of what is left out."""
@@ -159,7 +197,7 @@ def weight_space_table(
     ways: Sequence[PredictionOptions],
     *,
     leave_out: Sequence[str] = LEAVE_OUT,
-    cluster: Cluster | None = None,
+    cluster: ClusterLike = None,
     progress: Progress | None = None,
 ) -> WeightSpaceTable:
     """Compute the weight-space errors of a bank's leave-one-out predictions.
@@ -181,7 +219,11 @@ def weight_space_table(
     wanted = [replace(options, leave_out=one) for one in leave_out for options in ways]
     if not wanted:
         raise ParameterError("weight space: expected at least one approach, found none; name some")
-    return table_of(*all_coefficients(bank, wanted, cluster=cluster, progress=progress), bank.layout.size)
+    shown = progress or SilentProgress()
+    with computing(bank, cluster, shown) as used:
+        gram = compute_gram(bank, used, shown)
+        made = compute_coefficients(bank, wanted, used, shown)
+    return table_of(made, gram, bank.layout.size)
 
 
 def table_of(made: Sequence[Coefficients], gram: FloatArray, parameters: int) -> WeightSpaceTable:
@@ -224,9 +266,9 @@ def bank_size_curves(
     ways: Sequence[PredictionOptions],
     sizes: Sequence[int],
     *,
-    draws: int,
+    draws: int = 10,
     seed: int = 0,
-    cluster: Cluster | None = None,
+    cluster: ClusterLike = None,
     progress: Progress | None = None,
 ) -> list[SizeCurve]:
     """Return the weight error of each way by the size of the bank; see `bank_size_curve`.
@@ -237,8 +279,8 @@ def bank_size_curves(
         For sizes, draws or a seed out of range, and an approach that trains a network.
     """
     shown = progress or SilentProgress()
-    needed = [*ways, PredictionOptions(approach="oracle")]
-    matrices = [bank_matrices(bank, way, cluster=cluster, progress=shown) for way in needed]
+    with computing(bank, cluster, shown) as used:
+        matrices = compute_matrices(bank, [*ways, PredictionOptions(approach="oracle")], used, shown)
     gram = matrices[-1].gram
     assert gram is not None, "the oracle reads it"
     shown.begin("bank sizes", len(ways))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bankdb.arrays.durable import delete_tree
-from bankdb.arrays.remote import Location
+from bankdb.arrays.durable import delete_tree, new_place
+from bankdb.arrays.remote import Location, requests_at_once
 from bankdb.arrays.zarr_arrays import create_array, open_array
 from bankdb.progress import Progress
 from compute.approaches.by_distance import coefficients
@@ -80,7 +77,7 @@ def measure_rates(
     processors = _run(
         cluster, progress, "measure processors", processor_rates, [(vocabulary, distinct, side)] * len(every)
     )
-    root = _new_place(place)
+    root = new_place(place, ".rates-")
     try:
         shares = [[str(file) for file in stored[i :: len(every)]] for i in every]
         places = [(str(root / str(i)), shares[i]) for i in every]
@@ -93,7 +90,7 @@ def measure_rates(
     sizes = {"vocabulary": vocabulary, "distinct": distinct, "width": _WIDTH, "knots": _KNOTS}
     rates = _rates(processors, disks, client | sizes)
     # Export is the client's, whose requests overlap as those of all workers do.
-    return rates if isinstance(place, Path) else replace(rates, chunk=rates.chunk / len(every))
+    return rates if requests_at_once(place) == 1 else replace(rates, chunk=rates.chunk / len(every))
 
 
 def _rates(
@@ -122,12 +119,6 @@ def _run(
 ) -> list[Any]:
     tasks = {str(index): values for index, values in enumerate(arguments)}
     return [result for _, result in run_tasks(cluster, stage, function, tasks, progress)]
-
-
-def _new_place(place: Location) -> Location:
-    if isinstance(place, Path):
-        return Path(tempfile.mkdtemp(prefix=".rates-", dir=place)).absolute()
-    return place / f".rates-{uuid.uuid4().hex}"
 
 
 def _small_step(cluster: Cluster, progress: Progress, path: Location) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from bankdb.arrays.durable import write_whole
 from bankdb.errors import ParameterError
 from bankdb.strict_json import parse_object
 from compute.forecasting.steps import StepForecast
@@ -94,7 +95,7 @@ class Rates:
 
 def write_rates(path: Path, rates: Rates) -> None:
     """Write rates to a file, in place of what was there."""
-    path.write_text(json.dumps(rates.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(rates.to_json(), indent=2) + "\n")
 
 
 def read_rates(path: Path) -> Rates:

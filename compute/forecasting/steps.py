@@ -1,6 +1,6 @@
 """What a run over a whole bank will do, step by step, before anything of it runs.
 
-The plans are those of the run itself (`compute.plans`); here they are counted. A forecast is of a run from
+The plans are those of the run itself ; here they are counted. A forecast is of a run from
 nothing: what a bank has stored already, the run does not compute again.
 """
 
@@ -69,7 +69,12 @@ class BankShape:
 
     @classmethod
     def of_numbers(
-        cls, adapters: int, parameters: int, vocabulary: int, tokens: int, distinct: int | None = None
+        cls,
+        adapters: int,
+        parameters: int,
+        vocabulary: int = 32_000,
+        tokens: int = 70_000,
+        distinct: int | None = None,
     ) -> BankShape:
         """Return the shape of a bank that is not there.
 
@@ -196,7 +201,7 @@ class StepForecast:
     problem: str | None = None
 
 
-def forecast(
+def forecast_steps(
     shape: BankShape,
     ways: Sequence[PredictionOptions],
     *,

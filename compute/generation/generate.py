@@ -97,8 +97,18 @@ class Generator:
         """Return another one for another thread: see `AdaptedModel.replica`."""
         return Generator(self.adapted.replica(), self._tokenizer, self._ends, self._batch_size)
 
-    def check_length(self, prompts: Prompts, name: str) -> None:
-        """Raise DatasetError if a prompt with its answer is longer than the model's positions."""
+    def check_prompts(self, prompts: Prompts, name: str) -> None:
+        """Raise DatasetError if the model has no row for an id, or too few positions for a prompt and its answer.
+
+        A tokenizer may have more ids than the model has rows, as long as none of these is used.
+        """
+        rows = self.adapted.model.get_input_embeddings().weight.shape[0]
+        largest = max(max(ids) for ids in prompts.ids)
+        if largest >= rows:
+            raise DatasetError(
+                f"{name}: a prompt has token id {largest}, the base model has {rows} rows of token ids; "
+                "pass the bank's base model with --model"
+            )
         positions = getattr(self.adapted.model.config, "max_position_embeddings", None)
         if positions is not None and prompts.longest > positions:
             raise DatasetError(
@@ -212,7 +222,7 @@ def load_generator(
     ParameterError
         Torch is missing, or device or dtype are not known.
     BankError
-        The model cannot be loaded whole, or is not of the bank's tokenizer.
+        The model cannot be loaded whole.
     AdapterError
         The bank's adapters do not fit it.
     """
@@ -223,12 +233,6 @@ def load_generator(
         raise ParameterError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
     where = chosen_device(device)
     model = _load(folder, getattr(torch, dtype))
-    rows = model.get_input_embeddings().weight.shape[0]
-    if rows < tokenizer.vocabulary:
-        raise BankError(
-            f"{folder}: expected a base model of at least {tokenizer.vocabulary} token ids, the bank's "
-            f"tokenizer's, found {rows}; pass the bank's base model with --model"
-        )
     model.requires_grad_(False)
     adapted = AdaptedModel(model.eval().to(where), layout)
     own = tokenizer.end_of_sequence
@@ -247,7 +251,12 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
         bars.disable_progress_bar()
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
             model, found = loaded
         except Exception as error:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays.durable import delete_tree, folders_in, fsync_tree, fsync_written
+from bankdb.arrays.chunks import read_chunks, write_chunks
+from bankdb.arrays.metadata import ArrayLayout
 from bankdb.arrays.remote import Location
-from bankdb.arrays.zarr_arrays import (
-    column_chunk,
-    create_array,
-    ensure_group,
-    grow_array,
-    open_array,
-    read_region,
-    stored_chunks,
-)
+from bankdb.arrays.zarr_arrays import column_chunk, stored_chunks
 from bankdb.bank import AdapterBank
+from bankdb.derived import (
+    delete_derived,
+    delete_others,
+    digest_of,
+    find_array,
+    make_array,
+    row_of,
+    rows_of,
+    set_attributes,
+    space_of,
+)
 from bankdb.errors import ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
@@ -30,6 +33,8 @@ from compute.gram.plan import GramPlan, plan_gram
 from compute.gram.slices import _STRIP, gram_slice
 
 _AGAIN = "and run the same command again"
+# Rows of a chunk of the stored matrix: 512 KiB.
+_SIDE = 256
 
 
 def gram_matrix(
@@ -59,28 +64,30 @@ def gram_matrix(
     path = bank.array_path("gram") / "gram"
     rows = [record.row for record in adapters]
     for _ in range(2):
-        known = _known_rows(path)
-        new = [i for i, record in enumerate(adapters) if known.get(str(record.row)) != record.row_sha256]
+        known = _known_rows(bank, path, rows[-1] + 1, progress)
+        new = [i for i, record in enumerate(adapters) if known.get(str(record.row)) != row_of(record)]
         if new:
             part = _compute_part(bank, adapters, new, sources, cluster, progress)
-            _extend(path, adapters, new, part, known)
+            _extend(bank, path, adapters, new, part, known)
         # Also those of a run that was killed after it had put its sums in their place.
         _delete_parts(bank)
-        values: NDArray[np.float64] = read_region(open_array(path), np.s_[:, :], f"delete {path}, {_AGAIN}")
-        values = values[np.ix_(rows, rows)]
+        values: NDArray[np.float64] = read_chunks(path, delete=path, missing=True)[np.ix_(rows, rows)]
         if np.isfinite(values).all():
             return values
         # Somebody deleted chunks: the whole is computed again.
-        delete_tree(path)
+        delete_derived(bank, path)
     raise ComputeError(f"{path}: the Gram matrix lacks entries after it was computed; {_AGAIN}")
 
 
-def _known_rows(path: Location) -> dict[str, str]:
-    """Return the rows that the stored matrix holds, with the hash of what each was computed from."""
-    if not (path / "zarr.json").is_file():
+def _known_rows(bank: AdapterBank, path: Location, size: int, progress: Progress) -> dict[str, str]:
+    """Return the rows that the stored matrix holds, each with what it was computed from; it is made if need be."""
+    layout = ArrayLayout((size, size), (_SIDE, _SIDE), "float64")
+    made_from = digest_of(kind="gram", strip=_STRIP, **space_of(bank))
+    found = find_array(bank, path, layout, made_from, progress, grows=True)
+    if found is None:
+        make_array(bank, path, layout, made_from, {"rows": {}})
         return {}
-    rows = open_array(path).attrs.get("rows")
-    return {str(row): str(value) for row, value in rows.items()} if isinstance(rows, dict) else {}
+    return dict(found["rows"])
 
 
 def _compute_part(
@@ -92,13 +99,14 @@ def _compute_part(
     progress: Progress,
 ) -> NDArray[np.float64]:
     """Return the products of the new adapters with all, shape (K, N)."""
-    run, path, plan = _open_run(bank, adapters, new, cluster.task_budget)
+    run, path, plan = _open_run(bank, adapters, new, cluster.task_budget, progress)
     done, stored = bank.runs.done_pieces(run.id), stored_chunks(path)
     where = (str(bank.store.path.absolute()), str(path.absolute()))
+    chunk = bank.store.chunk
     tasks = {
         f"{index}": (
             *where,
-            sources,
+            sources.within(columns.start, columns.stop, chunk),
             tuple(new),
             index,
             columns.start,
@@ -113,10 +121,10 @@ def _compute_part(
             bank.runs.mark_done(run.id, {name: run.inputs_sha256})
         bank.runs.finish(run.id)
     # Summed in the order of the slices: the same result however the tasks were scheduled.
-    parts = open_array(path)
     total = np.zeros((len(new), len(adapters)))
     for index in range(len(plan.slices)):
-        total += read_region(parts, index, f"delete {path}, {_AGAIN}")
+        every = slice(None)
+        total += read_chunks(path, (slice(index, index + 1), every, every), delete=path)[0]
     if not np.isfinite(total).all():
         raise ComputeError(f"{path}: a slice of the Gram matrix lacks entries; delete it, {_AGAIN}")
     return total
@@ -124,18 +132,13 @@ def _compute_part(
 
 def _delete_parts(bank: AdapterBank) -> None:
     """Delete the sums over slices, whose total is in the matrix, and what is known of them."""
-    _delete_part_folders(bank)
+    delete_others(bank, bank.array_path("gram"), keep=("gram",))
     for run in bank.runs.all("gram"):
         bank.runs.delete(run.id)
 
 
-def _delete_part_folders(bank: AdapterBank) -> None:
-    for folder in folders_in(bank.array_path("gram")):
-        if folder.name.startswith("part-"):
-            delete_tree(folder)
-
-
 def _extend(
+    bank: AdapterBank,
     path: Location,
     adapters: Sequence[AdapterRecord],
     new: Sequence[int],
@@ -143,58 +146,37 @@ def _extend(
     known: dict[str, str],
 ) -> None:
     """Put the new rows and columns into the stored matrix; its attribute comes last and makes them count."""
-    size = max(record.row for record in adapters) + 1
-    if known:
-        grow_array(path, (size, size))
-        array = open_array(path, mode="r+")
-    else:
-        side = min(size, 1024)
-        array = create_array(
-            path, shape=(size, size), chunks=(side, side), shards=None, dtype="float64", attributes={}
-        )
+    written = {str(adapters[index].row): row_of(adapters[index]) for index in new}
+    kept = {row: value for row, value in known.items() if row not in written}
+    set_attributes(bank, path, rows=kept)
     rows = np.asarray([record.row for record in adapters])
-    values = np.array(read_region(array, np.s_[:, :], f"delete {path}, {_AGAIN}"))
+    values: NDArray[np.float64] = read_chunks(path, delete=path, missing=True)
     among = part[:, new]
     part[:, new] = (among + among.T) / 2  # a general product may round its two halves in two ways
+    values[rows[new], :] = values[:, rows[new]] = np.nan  # also with rows that are not in the bank now
     values[np.ix_(rows[new], rows)] = part
     values[np.ix_(rows, rows[new])] = part.T
-    array[:, :] = values
-    fsync_tree(path)
-    hashes = known | {str(adapters[index].row): adapters[index].row_sha256 for index in new}
-    array.attrs.update({"rows": hashes})
-    fsync_written(path, [path / "zarr.json"])
+    write_chunks(path, (0, 0), values)
+    set_attributes(bank, path, rows=kept | written)
 
 
 def _open_run(
-    bank: AdapterBank, adapters: Sequence[AdapterRecord], new: Sequence[int], budget: int
+    bank: AdapterBank, adapters: Sequence[AdapterRecord], new: Sequence[int], budget: int, progress: Progress
 ) -> tuple[RunRecord, Location, GramPlan]:
     """Find the run of these rows, or begin it; its array holds the sum over each slice of columns."""
     parameters, n = bank.layout.size, len(adapters)
     # Its slices do not depend on the workers, so that a run goes on whatever it is run on.
     plan = plan_gram(n, len(new), parameters, chunk=column_chunk(parameters), budget=budget)
-    text = " ".join(f"{record.row}:{record.row_sha256}:{record.scaling}" for record in adapters)
-    first = " ".join(str(adapters[index].row) for index in new)
-    digest = hashlib.sha256(f"{bank.record.scaling} {text} new {first}".encode()).hexdigest()
-    ensure_group(bank.array_path("gram"))
-    name = f"part-{digest[:16]}"
-    run = bank.runs.begin("gram", {"rows": digest, "strip": _STRIP, "array": f"gram.zarr/{name}"})
+    slices = [[columns.start, columns.stop] for columns in plan.slices]
+    made_from = digest_of(
+        kind="gram part", strip=_STRIP, slices=slices, new=list(new), **rows_of(bank, adapters)
+    )
+    name = f"part-{made_from[:16]}"
+    run = bank.runs.begin("gram", {"rows": made_from, "array": f"gram.zarr/{name}"})
     path = bank.array_path("gram") / name
-    if not _usable(path, run.inputs_sha256, len(plan.slices)):
+    layout = ArrayLayout((len(slices), len(new), n), (1, len(new), n), "float64")
+    if find_array(bank, path, layout, made_from, progress) is None:
         bank.runs.reopen(run.id)
-        _delete_part_folders(bank)
-        create_array(
-            path,
-            shape=(len(plan.slices), len(new), n),
-            chunks=(1, len(new), n),
-            shards=None,
-            dtype="float64",
-            attributes={"run": run.inputs_sha256},
-        )
+        delete_others(bank, path.parent, keep=("gram",))
+        make_array(bank, path, layout, made_from)
     return run, path, plan
-
-
-def _usable(path: Location, run: str, slices: int) -> bool:
-    if not (path / "zarr.json").is_file():
-        return False
-    array = open_array(path)
-    return bool(array.attrs.get("run") == run and array.shape[0] == slices)

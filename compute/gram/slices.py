@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.adapter_store import AdapterStore
-from bankdb.arrays.durable import fsync_written
+from bankdb.arrays.chunks import write_chunks
 from bankdb.arrays.remote import located
 from bankdb.arrays.uncached import UncachedReader
-from bankdb.arrays.zarr_arrays import chunk_file, open_array
 from bankdb.errors import ComputeError
 from bankdb.scaled_rows import Sources, read_scaled_into
 from compute.cluster.machine import machine_memory
@@ -61,10 +60,7 @@ def gram_slice(
             f"gram: the product of rows {i} and {j} is not a finite number in float32; run `bank verify`, and check "
             "their weights and scalings"
         )
-    part = located(part_path)
-    array = open_array(part, mode="r+")
-    array[index] = total
-    fsync_written(part, [chunk_file(part, index, 0, 0)])
+    write_chunks(located(part_path), (index, 0, 0), total[None])
     return 4 * len(which) * (stop - start)
 
 

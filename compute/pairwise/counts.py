@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,16 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays.durable import delete_tree, folders_in
+from bankdb.arrays.chunks import read_chunks
 from bankdb.arrays.remote import Location
-from bankdb.arrays.zarr_arrays import (
-    appearing_group,
-    array_store,
-    ensure_group,
-    is_whole,
-    open_array,
-    read_region,
-)
+from bankdb.derived import delete_others, digest_of, find_group, texts_of, write_group
+from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
 from compute.metrics.distributions import TokenCounts
 
@@ -27,53 +20,30 @@ if TYPE_CHECKING:
     # Workers need no database, whose import takes as long as a tile.
     from bankdb.bank import AdapterBank
 
-AGAIN = "run the same command again: it is computed again"
-_COUNTS_CHUNK = 1 << 20
-_COUNTS = ("rows", "indptr", "ids", "counts", "vocabulary")
 
-
-def write_distributions(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> tuple[Location, int]:
+def write_distributions(
+    bank: AdapterBank, adapters: Sequence[AdapterRecord], progress: Progress
+) -> tuple[Location, int]:
     """Write the counts of all adapters' datasets as zarr arrays; return their place and the largest support.
 
     The place is named by what it holds and appears whole or not at all; older ones are deleted.
     """
-    text = " ".join(f"{record.row}:{record.content_sha256}" for record in adapters)
-    digest = hashlib.sha256(f"{bank.record.tokenizer_fingerprint} {text}".encode()).hexdigest()
+    made_from = digest_of(kind="distributions", **texts_of(bank, adapters))
     root = bank.array_path("distributions").absolute()
-    ensure_group(root)
-    path = root / digest[:16]
-    if is_whole(path) and all((path / name / "zarr.json").is_file() for name in _COUNTS):
-        indptr = _read(path, "indptr", None, None)
-        return path, int(np.diff(indptr).max())
+    path = root / made_from[:16]
+    if find_group(bank, path, progress, made_from):
+        return path, int(np.diff(_read(path, "indptr", None, None)).max())
     counts = token_counts(bank, adapters)
-    for old in folders_in(root):
-        delete_tree(old)
-    values: tuple[NDArray[Any], ...] = (
-        np.asarray([record.row for record in adapters], dtype=np.int64),
-        counts.indptr,
-        counts.ids,
-        counts.counts,
-        np.asarray([counts.vocabulary], dtype=np.int64),
-    )
-    with appearing_group(path) as unfinished:
-        for name, array in zip(_COUNTS, values, strict=True):
-            _write_plain(unfinished / name, array)
+    delete_others(bank, root)
+    arrays: dict[str, NDArray[Any]] = {
+        "rows": np.asarray([record.row for record in adapters], dtype=np.int64),
+        "indptr": counts.indptr,
+        "ids": counts.ids,
+        "counts": counts.counts,
+        "vocabulary": np.asarray([counts.vocabulary], dtype=np.int64),
+    }
+    write_group(bank, path, made_from, arrays)
     return path, int(np.diff(counts.indptr).max())
-
-
-def _write_plain(path: Location, values: NDArray[Any]) -> None:
-    import zarr
-    from zarr.codecs import BloscCodec, Crc32cCodec
-
-    array = zarr.create_array(
-        array_store(path),
-        shape=values.shape,
-        chunks=(min(len(values), _COUNTS_CHUNK),),
-        dtype=values.dtype,
-        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
-        zarr_format=3,
-    )
-    array[:] = values
 
 
 def token_counts(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> TokenCounts:
@@ -94,7 +64,7 @@ def read_counts(path: Location, start: int, stop: int) -> tuple[NDArray[np.int64
 
 
 def _read(path: Location, name: str, first: int | None, last: int | None) -> NDArray[Any]:
-    return read_region(open_array(path / name), slice(first, last), f"delete {path}; {AGAIN}")
+    return read_chunks(path / name, [slice(first, last)], delete=path)
 
 
 def contiguous(values: Sequence[int], start: int, stop: int) -> tuple[int, int]:

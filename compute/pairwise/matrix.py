@@ -1,26 +1,28 @@
 """All pairs of distances, in tiles on Dask; each tile on or above the diagonal computes its mirror too.
 
 A stored matrix is indexed by row numbers of the bank, which are never used twice: an entry, once
-computed, never becomes stale, and adapters added later only add entries. The array itself keeps which
-datasets all its entries are of: a database restored from an older copy gives row numbers again, and a run
-that was killed computes its unfinished tiles as a whole, to the same last digit.
+computed, never becomes stale, and adapters added later only add entries. But a database restored from an older
+copy gives row numbers again, and calls pieces done that were overwritten since. So the array itself keeps which
+datasets all its entries are of, and a mark of those that are being written: a piece that the database calls done
+counts under that mark alone. A run that was killed computes its unfinished tiles as a whole, to the same last digit.
 """
 
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays.durable import fsync_path
+from bankdb.arrays.metadata import ArrayLayout, read_layout
 from bankdb.arrays.remote import Location
-from bankdb.arrays.zarr_arrays import create_array, ensure_group, grow_array, open_array
 from bankdb.bank import AdapterBank, ready_adapters
+from bankdb.derived import OLD_DISTANCES, find_array, make_array, set_attributes
 from bankdb.errors import ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
@@ -28,6 +30,7 @@ from compute.cluster.options import Cluster
 from compute.cluster.tasks import run_tasks
 from compute.metrics.base import Metric
 from compute.pairwise.counts import write_distributions
+from compute.pairwise.labelled import LabelledMatrix
 from compute.pairwise.plan import CHUNK_ROWS, Tile, plan_distances, tile_bytes
 from compute.pairwise.tile import compute_tile, read_entries
 
@@ -35,8 +38,8 @@ from compute.pairwise.tile import compute_tile, read_entries
 _COMPILED_BUDGET = 2**30
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DistanceMatrix:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class DistanceMatrix(LabelledMatrix):
     """Distances between all datasets of a bank.
 
     Attributes
@@ -53,6 +56,9 @@ class DistanceMatrix:
     values: NDArray[np.float64]
     metric: str
 
+    def _label(self) -> str:
+        return self.metric
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Stored:
@@ -67,12 +73,23 @@ class _Stored:
         return self.metric.key
 
 
-def distance_matrix(
-    bank: AdapterBank, metric: Metric, cluster: Cluster, progress: Progress
-) -> DistanceMatrix:
-    """Compute the distances of one metric; see `distance_matrices`."""
-    (matrix,) = distance_matrices(bank, [metric], cluster, progress)
-    return matrix
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """What one matrix lacks.
+
+    Attributes
+    ----------
+    complete
+        Rows whose distances to each other are stored.
+    chunks
+        Those that are computed.
+    mark
+        What pieces are done under.
+    """
+
+    complete: NDArray[np.int64]
+    chunks: list[tuple[int, int]]
+    mark: str
 
 
 def distance_matrices(
@@ -94,18 +111,20 @@ def distance_matrices(
     """
     adapters = ready_adapters(bank)
     rows = [record.row for record in adapters]
-    opened = {metric.key: _open_run(bank, metric, rows[-1] + 1) for metric in metrics}
+    opened = {metric.key: _open_run(bank, metric, rows[-1] + 1, progress) for metric in metrics}
     found: dict[str, DistanceMatrix] = {}
+    lost: dict[_Stored, set[tuple[int, int]]] = {}
     for attempt in range(2):
         waiting = [stored for key, stored in opened.items() if key not in found]
-        _compute_missing(bank, waiting, adapters, cluster, progress)
+        _compute_missing(bank, waiting, adapters, lost, cluster, progress)
         for stored in waiting:
-            values = _of_rows(read_entries(stored.path, np.s_[:, :]), rows)
+            values = _of_rows(read_entries(stored.path), rows)
             if np.isfinite(values).all():
                 found[stored.key] = DistanceMatrix(adapters, values, stored.key)
             elif attempt == 0:
-                # Chunks that the database calls done and that are not there: somebody deleted files.
-                _forget_chunks(bank, stored.run, rows, ~np.isfinite(values))
+                # Chunks that are called done and that are not there: somebody deleted files.
+                chunks = np.sort(np.asarray(rows)[np.argwhere(~np.isfinite(values))] // CHUNK_ROWS)
+                lost[stored] = {(int(i), int(j)) for i, j in np.unique(chunks, axis=0)}
             else:
                 raise _not_numbers(stored, adapters, values)
     return [found[metric.key] for metric in metrics]
@@ -126,9 +145,8 @@ def _not_numbers(
     )
 
 
-def _open_run(bank: AdapterBank, metric: Metric, rows: int) -> _Stored:
+def _open_run(bank: AdapterBank, metric: Metric, rows: int, progress: Progress) -> _Stored:
     record = bank.record
-    ensure_group(bank.array_path("distances"))
     parameters = {
         "metric": metric.key,
         "tokenizer": record.tokenizer_fingerprint,
@@ -140,65 +158,38 @@ def _open_run(bank: AdapterBank, metric: Metric, rows: int) -> _Stored:
     run = bank.runs.begin("distances", parameters)
     # Absolute: a worker may stand in another folder.
     path = bank.array_path("distances").absolute() / metric.key
-    if (path / "zarr.json").is_file() and open_array(path).attrs.get("run") == run.inputs_sha256:
-        grow_array(path, (rows, rows))
-        return _Stored(metric, run, path)
-    bank.runs.reopen(run.id)
-    create_array(
-        path,
-        shape=(rows, rows),
-        chunks=(CHUNK_ROWS, CHUNK_ROWS),
-        shards=None,
-        dtype="float64",
-        attributes={"run": run.inputs_sha256, "metric": metric.key, "rows": "targets", "complete": {}},
-    )
+    layout = ArrayLayout((rows, rows), (CHUNK_ROWS, CHUNK_ROWS), "float64")
+    made_from = run.inputs_sha256
+    if find_array(bank, path, layout, made_from, progress, old=OLD_DISTANCES, grows=True) is None:
+        bank.runs.reopen(run.id)
+        make_array(bank, path, layout, made_from, {"metric": metric.key, "complete": {}})
     return _Stored(metric, run, path)
 
 
-def _complete_rows(
-    bank: AdapterBank, run: RunRecord, path: Location, adapters: Sequence[AdapterRecord]
-) -> NDArray[np.int64]:
-    """Return the rows of which the array has the distances to each other."""
-    stored: Any = open_array(path).attrs.get("complete", {})
-    complete = [record for record in adapters if stored.get(str(record.row)) == record.content_sha256]
-    if sum(str(record.row) in stored for record in adapters) > len(complete):
-        # Some row was another dataset: whatever this database calls done, the array may have the other's.
-        bank.runs.reopen(run.id)
-        _set_complete(path, complete)
-    return np.asarray([record.row for record in complete], dtype=np.int64)
-
-
-def _set_complete(path: Location, adapters: Sequence[AdapterRecord]) -> None:
-    complete = {str(record.row): record.content_sha256 for record in adapters}
-    array = open_array(path, mode="r+")
-    if array.attrs.get("complete") != complete:
-        array.attrs["complete"] = complete
-        fsync_path(path / "zarr.json")
-
-
-def _forget_chunks(bank: AdapterBank, run: RunRecord, rows: Sequence[int], bad: NDArray[np.bool_]) -> None:
-    chunks = np.asarray(rows)[np.argwhere(bad)] // CHUNK_ROWS
-    names = {_chunk_name(int(min(pair)), int(max(pair))) for pair in np.unique(chunks, axis=0)}
-    bank.runs.forget_pieces(run.id, names)
+def _complete(adapters: Sequence[AdapterRecord]) -> dict[str, str]:
+    """Return how the array states that it has the distances of these datasets to each other."""
+    return {str(record.row): record.content_sha256 for record in adapters}
 
 
 def _compute_missing(
     bank: AdapterBank,
     waiting: Sequence[_Stored],
     adapters: Sequence[AdapterRecord],
+    lost: Mapping[_Stored, Collection[tuple[int, int]]],
     cluster: Cluster,
     progress: Progress,
 ) -> None:
     contents = _chunk_contents(adapters)
-    lacking = _lacking(bank, waiting, adapters, contents)
+    lacking = {stored: _lacking(bank, stored, adapters, contents, lost.get(stored, ())) for stored in waiting}
+    lacking = {stored: work for stored, work in lacking.items() if work.chunks}
     if not lacking:
         return
-    counts_path, nnz = write_distributions(bank, adapters)
+    counts_path, nnz = write_distributions(bank, adapters, progress)
     pieces: dict[str, tuple[_Stored, Tile]] = {}
     tasks: dict[str, tuple[Any, ...]] = {}
     compiled = cluster.task_budget >= _COMPILED_BUDGET
     planned = plan_distances(
-        [(stored.metric, lacking[stored][1] if stored in lacking else ()) for stored in waiting],
+        [(stored.metric, lacking[stored].chunks if stored in lacking else ()) for stored in waiting],
         adapters[-1].row + 1,
         vocabulary=bank.record.vocabulary,
         nnz=nnz,
@@ -209,7 +200,7 @@ def _compute_missing(
         stored, tile = waiting[piece.matrix], piece.tile
         name = tile.name if len(lacking) == 1 else f"{stored.key}-{tile.name}"
         pieces[name] = stored, tile
-        complete, _ = lacking[stored]
+        complete = lacking[stored].complete
         tasks[name] = (str(stored.path), str(counts_path), stored.metric, tile, complete, compiled)
     left = Counter(stored for stored, _ in pieces.values())
 
@@ -220,30 +211,46 @@ def _compute_missing(
     for name, _ in run_tasks(cluster, _stage(list(lacking)), compute_tile, tasks, progress, step, memory):
         stored, tile = pieces[name]
         chunks = [chunk for chunk in tile.chunks() if chunk in contents]
-        bank.runs.mark_done(stored.run.id, {_chunk_name(*chunk): contents[chunk] for chunk in chunks})
+        bank.runs.mark_done(stored.run.id, _pieces(lacking[stored].mark, chunks, contents))
         left[stored] -= 1
         if not left[stored]:
-            _set_complete(stored.path, adapters)
+            set_attributes(bank, stored.path, complete=_complete(adapters))
             bank.runs.finish(stored.run.id)
 
 
 def _lacking(
     bank: AdapterBank,
-    matrices: Sequence[_Stored],
+    stored: _Stored,
     adapters: Sequence[AdapterRecord],
     contents: Mapping[tuple[int, int], str],
-) -> dict[_Stored, tuple[NDArray[np.int64], list[tuple[int, int]]]]:
-    """Return the matrices that lack chunks, each with its complete rows and those chunks."""
-    lacking = {}
-    for stored in matrices:
-        complete = _complete_rows(bank, stored.run, stored.path, adapters)
-        done = bank.runs.done_pieces(stored.run.id)
-        missing = [chunk for chunk, content in contents.items() if done.get(_chunk_name(*chunk)) != content]
-        if missing:
-            lacking[stored] = complete, missing
-        else:
-            _set_complete(stored.path, adapters)
-    return lacking
+    lost: Collection[tuple[int, int]],
+) -> _Work:
+    """Return what a matrix lacks; its array then says what it is about to hold."""
+    attributes = read_layout(stored.path)[1]
+    before, writing = attributes["complete"], attributes.get("writing", {})
+    kept = [record for record in adapters if before.get(str(record.row)) == record.content_sha256]
+    complete = np.asarray([record.row for record in kept], dtype=np.int64)
+    rows, mark = {record.row for record in kept}, str(writing.get("mark", ""))
+    pieces = bank.runs.done_pieces(stored.run.id) if mark and len(kept) < len(adapters) else {}
+    done = [
+        chunk for chunk, text in contents.items() if pieces.get(_chunk_name(*chunk)) == _content(mark, text)
+    ]
+    new = {record.row // CHUNK_ROWS for record in adapters if record.row not in rows}
+    missing = {chunk for chunk in contents if new & set(chunk)} - set(done) | set(lost)
+    if not missing:
+        set_attributes(bank, stored.path, complete=_complete(adapters))
+        if stored.run.state != "done":
+            bank.runs.finish(stored.run.id)
+        return _Work(complete, [], mark)
+    intent = hashlib.sha256(" ".join(contents.values()).encode()).hexdigest()
+    if writing.get("of") != intent:
+        # Other datasets than those that the mark stands for: what is done is recorded under a new one.
+        mark = uuid.uuid4().hex
+        writing = {"of": intent, "mark": mark}
+        set_attributes(bank, stored.path, complete=_complete(kept), writing=writing)
+        bank.runs.reopen(stored.run.id)
+        bank.runs.mark_done(stored.run.id, _pieces(mark, done, contents))
+    return _Work(complete, sorted(missing), mark)
 
 
 def _stage(matrices: Sequence[_Stored]) -> str:
@@ -254,6 +261,16 @@ def _stage(matrices: Sequence[_Stored]) -> str:
 
 def _chunk_name(i: int, j: int) -> str:
     return f"{i}-{j}"
+
+
+def _content(mark: str, content: str) -> str:
+    return hashlib.sha256(f"{mark} {content}".encode()).hexdigest()
+
+
+def _pieces(
+    mark: str, chunks: Sequence[tuple[int, int]], contents: Mapping[tuple[int, int], str]
+) -> dict[str, str]:
+    return {_chunk_name(*chunk): _content(mark, contents[chunk]) for chunk in chunks}
 
 
 def _chunk_contents(adapters: Sequence[AdapterRecord]) -> dict[tuple[int, int], str]:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays.chunks import known_chunks, read_chunks, write_chunks
-from bankdb.arrays.durable import fsync_written
+from bankdb.arrays.chunks import read_chunks, write_chunks
 from bankdb.arrays.remote import Location, located
-from bankdb.arrays.zarr_arrays import chunk_file, open_array, read_region, stored_chunks
-from bankdb.errors import BankFormatError, ComputeError
+from bankdb.errors import ComputeError
 from compute.metrics.base import Metric, allow_compiled
 from compute.metrics.distributions import TokenCounts
-from compute.pairwise.counts import AGAIN, read_counts
-from compute.pairwise.plan import CHUNK_ROWS, Tile
+from compute.pairwise.counts import read_counts
+from compute.pairwise.plan import Tile
 
 
 def compute_tile(
@@ -47,7 +43,6 @@ def compute_tile(
         A distance is not a finite number.
     """
     path = located(distances_path)
-    array = open_array(path, mode="r+")
     rows, row_counts = read_counts(located(counts_path), tile.row_start, tile.row_stop)
     columns, column_counts = rows, row_counts
     if not tile.diagonal:
@@ -62,10 +57,9 @@ def compute_tile(
         _check_finite(metric, backward, columns[c], rows[r])
         upper[np.ix_(rows[r] - tile.row_start, columns[c] - tile.column_start)] = forward
         lower[np.ix_(columns[c] - tile.column_start, rows[r] - tile.row_start)] = backward
-    _write_entries(array, path, _slices(tile), upper)
+    write_chunks(path, (tile.row_start, tile.column_start), upper)
     if not tile.diagonal:
-        _write_entries(array, path, _slices(tile, mirror=True), lower)
-    fsync_written(path, _files(path, tile))
+        write_chunks(path, (tile.column_start, tile.row_start), lower)
     return int(np.count_nonzero(~known)) * (1 if tile.diagonal else 2)
 
 
@@ -142,40 +136,11 @@ def _check_finite(
         )
 
 
-def read_entries(path: Location, selection: tuple[slice, slice]) -> NDArray[np.float64]:
-    """Read entries of the matrix; a chunk that cannot be read is named."""
-    array = open_array(path)
-    if known_chunks(array, path):
-        assert isinstance(path, Path)
-        return read_chunks(array, path, selection, AGAIN)
-    try:
-        return np.array(read_region(array, selection, AGAIN), dtype=np.float64)
-    except BankFormatError:
-        for index in sorted(stored_chunks(path)):
-            chunk = tuple(slice(n * CHUNK_ROWS, (n + 1) * CHUNK_ROWS) for n in index)
-            read_region(array, chunk, f"delete {chunk_file(path, *index)}; {AGAIN}")
-        raise
-
-
-def _write_entries(
-    array: Any, path: Location, selection: tuple[slice, slice], values: NDArray[np.float64]
-) -> None:
-    if known_chunks(array, path):
-        assert isinstance(path, Path)
-        write_chunks(array, path, selection[0].start, selection[1].start, values)
-    else:
-        array[selection] = values
+def read_entries(path: Location, selection: tuple[slice, slice] | None = None) -> NDArray[np.float64]:
+    """Read entries of the matrix, all if None; those of chunks that are not there are NaN."""
+    return read_chunks(path, selection, missing=True)
 
 
 def _slices(tile: Tile, *, mirror: bool = False) -> tuple[slice, slice]:
     rows, columns = slice(tile.row_start, tile.row_stop), slice(tile.column_start, tile.column_stop)
     return (columns, rows) if mirror else (rows, columns)
-
-
-def _files(path: Location, tile: Tile) -> list[Location]:
-    if not isinstance(path, Path):
-        return []  # nothing to flush
-    chunks = {(i, j) for pair in tile.chunks() for i, j in (pair, pair[::-1])}
-    files = (chunk_file(path, i, j) for i, j in chunks)
-    # A chunk of nothing but NaN has no file.
-    return [file for file in files if file.is_file()]

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.bank import AdapterBank, ready_adapters
+from bankdb.bank import AdapterBank
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
-from bankdb.scaled_rows import sources_of
 from compute.approaches.base import Fitted, given
 from compute.approaches.by_distance import effective_sources
 from compute.approaches.coefficients import leave_one_out_coefficients
-from compute.approaches.options import PredictionOptions
-from compute.cluster.options import Cluster
+from compute.approaches.options import PredictionOptions, each_way
+from compute.cluster.options import Cluster, ClusterLike
 from compute.combination.delta import check_rank_fits
-from compute.gram.matrix import gram_matrix
-from compute.prediction.matrices import Matrices, compute_matrices, coordinates
+from compute.pairwise.labelled import LabelledMatrix
+from compute.prediction.matrices import Matrices, compute_matrices
 from compute.prediction.neural_models import neural_coefficients
 from compute.prediction.session import computing
 
-if TYPE_CHECKING:
-    import xarray
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Coefficients:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Coefficients(LabelledMatrix):
     """Leave-one-out coefficients of a bank.
 
     Attributes
@@ -55,77 +51,86 @@ class Coefficients:
     options: PredictionOptions
     fitted: tuple[Fitted, ...] | None = None
 
+    def _title(self) -> str:
+        n = len(self.adapters)
+        return f"Coefficients {described(self.options)}, {n:,} targets x {n:,} sources"
+
+    def _label(self) -> str:
+        return self.options.approach
+
+    def _facts(self) -> dict[str, object]:
+        mean, least, most = (float(f(self.effective)) for f in (np.mean, np.min, np.max))
+        return {"effective sources": f"{mean:.4g} on average, from {least:.4g} to {most:.4g}"}
+
+    def _coordinates(self) -> dict[str, tuple[str, NDArray[np.float64]]]:
+        return {"effective_sources": ("target", self.effective)}
+
+
+def described(options: PredictionOptions) -> str:
+    """Return a way of predicting in a few words: metric, approach, and what is not the default."""
+    changed = [f"{key.replace('_', '-')} {value}" for key, value in options.parameters().items()]
+    name = f"{options.metric} {options.approach}" if options.how.reads_distances else options.approach
+    return name + (f" ({', '.join(changed)})" if changed else "")
+
+
+@overload
+def coefficients(
+    bank: AdapterBank,
+    options: PredictionOptions | None = ...,
+    *,
+    cluster: ClusterLike = ...,
+    progress: Progress | None = ...,
+) -> Coefficients: ...
+
+
+@overload
+def coefficients(
+    bank: AdapterBank,
+    options: Sequence[PredictionOptions],
+    *,
+    cluster: ClusterLike = ...,
+    progress: Progress | None = ...,
+) -> list[Coefficients]: ...
+
 
 def coefficients(
     bank: AdapterBank,
-    options: PredictionOptions | None = None,
+    options: PredictionOptions | Sequence[PredictionOptions] | None = None,
     *,
-    cluster: Cluster | None = None,
+    cluster: ClusterLike = None,
     progress: Progress | None = None,
-) -> xarray.DataArray:
-    """Return the leave-one-out coefficients with names on their axes: `target` (rows), `source` (columns)."""
-    (matrix,) = coefficients_by(bank, [options or PredictionOptions()], cluster=cluster, progress=progress)
-    return matrix
+) -> Coefficients | list[Coefficients]:
+    """Compute the leave-one-out coefficients: how much of each source goes into each target.
 
-
-def coefficients_by(
-    bank: AdapterBank,
-    ways: Sequence[PredictionOptions],
-    *,
-    cluster: Cluster | None = None,
-    progress: Progress | None = None,
-) -> list[xarray.DataArray]:
-    """Return the coefficients of each way, in their order; the distances are computed side by side."""
-    import xarray
-
-    shown = progress or SilentProgress()
-    with computing(bank, cluster, shown) as used:
-        found = compute_coefficients(bank, ways, used, shown)
-    return [
-        xarray.DataArray(
-            way.values,
-            coordinates(way.adapters) | {"effective_sources": ("target", way.effective)},
-            ("target", "source"),
-            name=way.options.approach,
-        )
-        for way in found
-    ]
-
-
-def leave_one_out(
-    bank: AdapterBank,
-    options: PredictionOptions | None = None,
-    *,
-    cluster: Cluster | None = None,
-    progress: Progress | None = None,
-) -> Coefficients:
-    """Return the leave-one-out coefficients with the records of the adapters that they are of.
+    Parameters
+    ----------
+    options
+        Metric, approach and their parameters; of a list, a list of coefficients in its order, with the distances
+        computed side by side.
+    cluster
+        Options, a `distributed.Client`, or None: the default client if there is one, else threads.
 
     Raises
     ------
-    ParameterError
-        The bank has fewer than two adapters, or the rank asked for is above what its modules can have.
+    BankNotFoundError, ParameterError
+        The bank is empty, or has a single adapter; or the rank asked for is above what its modules can have.
+    PlanError, ComputeError, BankFormatError
+        The work does not fit the memory, a piece failed, or a stored row is damaged; what was done is kept.
+
+    Examples
+    --------
+    >>> found = coefficients(bank, PredictionOptions(approach="uniform"))
+    >>> found.to_xarray().sel(target="task001", source="task002").item()
+    0.2
     """
-    options = options or PredictionOptions()
-    check_rank_fits(bank, options.rank)
+    one = options is None or isinstance(options, PredictionOptions)
+    ways = each_way(options)
+    for way in ways:
+        check_rank_fits(bank, way.rank)
     shown = progress or SilentProgress()
     with computing(bank, cluster, shown) as used:
-        return compute_coefficients(bank, [options], used, shown)[0]
-
-
-def all_coefficients(
-    bank: AdapterBank,
-    ways: Sequence[PredictionOptions],
-    *,
-    cluster: Cluster | None = None,
-    progress: Progress | None = None,
-) -> tuple[list[Coefficients], NDArray[np.float64]]:
-    """Return the leave-one-out coefficients of each way, and the Gram matrix of the adapters."""
-    shown = progress or SilentProgress()
-    with computing(bank, cluster, shown) as used:
-        adapters = ready_adapters(bank)
-        gram = gram_matrix(bank, adapters, sources_of(bank, adapters), used, shown)
-        return compute_coefficients(bank, ways, used, shown), gram
+        found = compute_coefficients(bank, ways, used, shown)
+    return found[0] if one else found
 
 
 def compute_coefficients(

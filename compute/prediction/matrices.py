@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from bankdb.progress import SilentProgress
-from compute.prediction.session import computing
-
-if TYPE_CHECKING:
-    import xarray
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.errors import ParameterError
-from bankdb.progress import Progress
+from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 from bankdb.scaled_rows import sources_of
 from compute.approaches.groups import excluded_sources
 from compute.approaches.options import PredictionOptions
-from compute.cluster.options import Cluster
+from compute.cluster.options import Cluster, ClusterLike
 from compute.gram.matrix import gram_matrix
 from compute.pairwise.counts import token_counts
 from compute.pairwise.matrix import DistanceMatrix, distance_matrices
+from compute.prediction.session import computing
+
+Metrics: TypeAlias = "list[str] | list[PredictionOptions] | tuple[str | PredictionOptions, ...]"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +58,12 @@ def compute_distances(
     return distance_matrices(bank, [way.resolve_metric(counts) for way in ways], cluster, progress)
 
 
+def compute_gram(bank: AdapterBank, cluster: Cluster, progress: Progress) -> NDArray[np.float64]:
+    """Return the inner products of a bank's adapters, shape (N, N); the caller holds the compute lock."""
+    adapters = ready_adapters(bank)
+    return gram_matrix(bank, adapters, sources_of(bank, adapters, progress), cluster, progress)
+
+
 def compute_matrices(
     bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
 ) -> list[Matrices]:
@@ -70,7 +72,8 @@ def compute_matrices(
     Raises
     ------
     ParameterError
-        The bank has fewer than two adapters, or nothing is left for a target when its group is left out.
+        The bank has fewer than two adapters, groups are to be left out and no dataset has one, or nothing is left
+        for a target when its group is left out.
     """
     adapters = ready_adapters(bank)
     n = len(adapters)
@@ -79,12 +82,15 @@ def compute_matrices(
             f"{bank.path}: leave-one-out needs at least 2 adapters, the bank has {n}; ingest more"
         )
     names, groups = ([getattr(record, key) for record in adapters] for key in ("name", "group"))
+    if not any(groups) and any(way.leave_out == "group" for way in ways):
+        raise ParameterError(
+            f"{bank.path}: no dataset has a group, so that leaving out groups would leave out adapters alone; set "
+            "groups with `bank group --pattern REGEX`, or give --group-pattern to `bank ingest`"
+        )
     units = [excluded_sources(names, groups, way.leave_out)[0] for way in ways]
     reading = [way for way in ways if way.how.reads_distances]
     found = iter(compute_distances(bank, reading, cluster, progress) if reading else [])
-    gram = None
-    if any(way.how.reads_gram for way in ways):
-        gram = gram_matrix(bank, adapters, sources_of(bank, adapters), cluster, progress)
+    gram = compute_gram(bank, cluster, progress) if any(way.how.reads_gram for way in ways) else None
     matrices = []
     for way, unit in zip(ways, units, strict=True):
         distances = next(found) if way.how.reads_distances else None
@@ -100,60 +106,76 @@ def compute_matrices(
     return matrices
 
 
+@overload
 def distances(
     bank: AdapterBank,
-    metric: str = "jensen-shannon",
+    metric: str | PredictionOptions = ...,
+    *,
+    kernel: str = ...,
+    sigma: float | None = ...,
+    compatible: str = ...,
+    cluster: ClusterLike = ...,
+    progress: Progress | None = ...,
+) -> DistanceMatrix: ...
+
+
+@overload
+def distances(
+    bank: AdapterBank,
+    metric: Metrics,
+    *,
+    kernel: str = ...,
+    sigma: float | None = ...,
+    compatible: str = ...,
+    cluster: ClusterLike = ...,
+    progress: Progress | None = ...,
+) -> list[DistanceMatrix]: ...
+
+
+def distances(
+    bank: AdapterBank,
+    metric: str | PredictionOptions | Metrics = "jensen-shannon",
     *,
     kernel: str = "multiscale",
     sigma: float | None = None,
     compatible: str = "correct",
-    cluster: Cluster | None = None,
+    cluster: ClusterLike = None,
     progress: Progress | None = None,
-) -> xarray.DataArray:
-    """Return the distance matrix with names on its axes: `target` (rows), `source` (columns).
+) -> DistanceMatrix | list[DistanceMatrix]:
+    """Compute the distances between all datasets of a bank that are not stored yet, and return them all.
 
-    Computes what is not stored yet. See `PredictionOptions` for the parameters.
+    Parameters
+    ----------
+    metric
+        Name of a metric, `js`, `wd`, `kl`, `mmd`, `tf-idf` or in full; or options, whose metric it is. Of a list, a
+        list of matrices in its order, which are computed side by side.
+    kernel, sigma, compatible
+        See `PredictionOptions`; of metrics that are given by name.
+    cluster
+        Options, a `distributed.Client`, or None: the default client if there is one, else threads.
+
+    Raises
+    ------
+    BankNotFoundError
+        The bank is empty.
+    PlanError, ComputeError
+        The work does not fit the memory; or a piece of it failed, and what was done is kept.
+
+    Examples
+    --------
+    >>> distances(bank).to_xarray().sel(target="task001", source="task001").item()
+    0.0
+    >>> [matrix.metric for matrix in distances(bank, ["js", "wd"])]
+    ['jensen-shannon', 'wasserstein']
     """
-    options = PredictionOptions(metric=metric, kernel=kernel, sigma=sigma, compatible=compatible)
-    (matrix,) = distances_by(bank, [options], cluster=cluster, progress=progress)
-    return matrix
-
-
-def distances_by(
-    bank: AdapterBank,
-    ways: Sequence[PredictionOptions],
-    *,
-    cluster: Cluster | None = None,
-    progress: Progress | None = None,
-) -> list[xarray.DataArray]:
-    """Return the distance matrix of each way's metric, in their order; all are computed side by side."""
-    import xarray
-
+    several = [metric] if isinstance(metric, str | PredictionOptions) else list(metric)
+    ways = [
+        PredictionOptions(metric=each, kernel=kernel, sigma=sigma, compatible=compatible)
+        if isinstance(each, str)
+        else each
+        for each in several
+    ]
     shown = progress or SilentProgress()
     with computing(bank, cluster, shown) as used:
         matrices = compute_distances(bank, ways, used, shown)
-    return [
-        xarray.DataArray(
-            matrix.values, coordinates(matrix.adapters), ("target", "source"), name=matrix.metric
-        )
-        for matrix in matrices
-    ]
-
-
-def coordinates(adapters: Sequence[AdapterRecord]) -> dict[str, Any]:
-    """Return the names on both axes of a matrix over these adapters."""
-    names = [record.name for record in adapters]
-    return {"target": names, "source": names}
-
-
-def bank_matrices(
-    bank: AdapterBank,
-    options: PredictionOptions,
-    *,
-    cluster: Cluster | None = None,
-    progress: Progress | None = None,
-) -> Matrices:
-    """Return the matrices of a bank that the approach needs; computes what is not stored yet."""
-    shown = progress or SilentProgress()
-    with computing(bank, cluster, shown) as used:
-        return compute_matrices(bank, [options], used, shown)[0]
+    return matrices[0] if isinstance(metric, str | PredictionOptions) else matrices

@@ -10,23 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays.durable import folders_in
+from bankdb.arrays.chunks import read_chunks
 from bankdb.arrays.remote import Location
-from bankdb.arrays.zarr_arrays import (
-    appearing_group,
-    array_store,
-    ensure_group,
-    is_whole,
-    open_array,
-    read_region,
-)
 from bankdb.bank import AdapterBank
+from bankdb.derived import digest_of, find_group, read_group, rows_of, texts_of, write_group
 from bankdb.errors import BankNotFoundError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
@@ -35,7 +27,6 @@ from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.training import train
 
-_DAMAGED = "delete neural.zarr and run the same command again"
 _COEFFICIENTS = "coefficients"
 
 
@@ -66,11 +57,11 @@ def neural_coefficients(
     ParameterError, ComputeError
         Too few adapters for the protocol, or values that cannot be trained on.
     """
-    run, path = _run_of(bank, adapters, metric, options, units)
-    if run.state == "done" and is_whole(path) and (path / _COEFFICIENTS / "zarr.json").is_file():
-        return read_region(open_array(path / _COEFFICIENTS), np.s_[:, :], _DAMAGED)
+    run, path, made_from = _run_of(bank, adapters, metric, options, units)
+    if find_group(bank, path, progress, made_from):
+        return read_chunks(path / _COEFFICIENTS, delete=path)
     values, model = _trained(bank.layout.size, metric, distances, gram, options, progress, units)
-    _store(path, values, model)
+    write_group(bank, path, made_from, {_COEFFICIENTS: values, **model.to_arrays()})
     bank.runs.finish(run.id)
     return values
 
@@ -129,15 +120,14 @@ def stored_model(
     BankNotFoundError
         None was trained yet.
     """
-    wanted = json.loads(json.dumps({"metric": metric, "options": asdict(options)}))
+    wanted = {"metric": metric, "options": network_key(options)}
     for run in reversed(bank.runs.all("neural")):
         parameters = json.loads(run.parameters)
-        path = bank.arrays / str(parameters["array"])
+        path = bank.derived / str(parameters["array"])
         if (
-            run.state != "done"
-            or not is_whole(path)
-            or any(parameters[key] != value for key, value in wanted.items())
+            any(parameters[key] != value for key, value in wanted.items())
             or parameters.get("leave_out", "adapter") != leave_out
+            or not find_group(bank, path, progress)
         ):
             continue
         if parameters["adapters"] != _digest(bank, adapters):
@@ -145,15 +135,33 @@ def stored_model(
                 f"the network was trained on {parameters['number']} adapters, before the bank changed; "
                 "`bank coefficients --approach neural` trains it again"
             )
-        names = [item.name for item in folders_in(path) if item.name != _COEFFICIENTS]
-        whole = np.s_[...]
-        return ScalarMLP.from_arrays(
-            {name: read_region(open_array(path / name), whole, _DAMAGED) for name in names}
-        )
+        arrays = read_group(path)
+        del arrays[_COEFFICIENTS]
+        return ScalarMLP.from_arrays(arrays)
     raise BankNotFoundError(
         f"{bank.path}: no network was trained for {metric} with these options yet; "
         "`bank coefficients --approach neural` with the same options trains one"
     )
+
+
+def network_key(options: NeuralOptions) -> dict[str, Any]:
+    """Return the options as the key of a stored network states them.
+
+    Written out by hand, in the form that version 0.1.0 had: what a field is called in the code has no part in it.
+    """
+    return {
+        "width": options.width,
+        "epochs": options.epochs,
+        "learning_rate": options.learning_rate,
+        "seed": options.seed,
+        "knots": options.knots,
+        "protocol": options.protocol,
+        "folds": options.folds,
+        "training_share": options.training_share,
+        "held_out": options.held_out,
+        "patience": options.patience,
+        "compatible": options.compatible,
+    }
 
 
 def _run_of(
@@ -162,39 +170,24 @@ def _run_of(
     metric: str,
     options: NeuralOptions,
     units: NDArray[np.intp] | None,
-) -> tuple[RunRecord, Location]:
+) -> tuple[RunRecord, Location, str]:
+    """Find or begin the run; return it, the place of its group, and what that has to be made from."""
     parameters: dict[str, Any] = {
         "metric": metric,
-        "options": asdict(options),
+        "options": network_key(options),
         "adapters": _digest(bank, adapters),
         "number": len(adapters),
     }
     if units is not None:
         parameters |= {"leave_out": "group", "units": units.tolist()}
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
+    made_from = digest_of(kind="neural", run=digest, **texts_of(bank, adapters), **rows_of(bank, adapters))
     parameters["array"] = f"neural.zarr/{digest[:16]}"
     run = bank.runs.begin("neural", parameters, seed=options.seed)
-    return run, bank.arrays / parameters["array"]
+    return run, bank.derived / parameters["array"], made_from
 
 
 def _digest(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> str:
     """Hash all that the distances and the Gram matrix are made from."""
     rows = (f"{r.row}:{r.row_sha256}:{r.scaling}:{r.content_sha256}" for r in adapters)
     return hashlib.sha256(f"{bank.record.scaling} {' '.join(rows)}".encode()).hexdigest()
-
-
-def _store(path: Location, values: NDArray[np.float64], model: ScalarMLP) -> None:
-    """Write coefficients and network as one zarr group that appears whole."""
-    import zarr
-
-    ensure_group(path.parent)
-    with appearing_group(path) as unfinished:
-        for name, array in {_COEFFICIENTS: values, **model.to_arrays()}.items():
-            stored = zarr.create_array(
-                array_store(unfinished / name),
-                shape=array.shape,
-                chunks=array.shape,
-                dtype=array.dtype.name,
-                zarr_format=3,
-            )
-            stored[...] = array

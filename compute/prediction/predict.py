@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,91 +21,81 @@ from compute.approaches.base import Fitted
 from compute.approaches.by_distance import effective_sources
 from compute.approaches.coefficients import new_coefficients
 from compute.approaches.neural.leave_one_out import apply
-from compute.approaches.options import PredictionOptions
+from compute.approaches.options import PredictionOptions, each_way
 from compute.cluster.machine import memory_budget
+from compute.cluster.options import ClusterLike
 from compute.combination.combine import combine_one
 from compute.combination.delta import DeltaAdapter, check_rank_fits, delta_adapter
 from compute.metrics.base import Metric
 from compute.metrics.distributions import TokenCounts
 from compute.pairwise.counts import token_counts
-from compute.prediction.matrices import bank_matrices
+from compute.prediction.matrices import compute_matrices
 from compute.prediction.neural_models import stored_model
+from compute.prediction.prediction import Prediction
+from compute.prediction.session import computing
 
 _BLOCK = 512
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """A predicted adapter and how it came about.
+@overload
+def predict(
+    bank: AdapterBank,
+    data: str | Path | Dataset,
+    options: PredictionOptions | None = ...,
+    *,
+    name: str | None = ...,
+    input_column: str = ...,
+    output_column: str = ...,
+    include_same: bool = ...,
+    cluster: ClusterLike = ...,
+    memory: int | None = ...,
+    progress: Progress | None = ...,
+) -> Prediction: ...
 
-    Attributes
-    ----------
-    name
-        The dataset's name.
-    dataset
-        The dataset predicted for.
-    tokens
-        Its number of tokens.
-    adapters
-        The N adapters of the bank, by row.
-    distances
-        float64, shape (N,); NaN throughout for an approach that reads none. For `ridge`, and
-        others that say so, the mean of both directions where they differ.
-    coefficients
-        float64, shape (N,), sum 1.
-    effective_sources
-        1 / sum of squared coefficients.
-    left_out
-        Names of adapters left out because they hold the very same dataset.
-    vector
-        float32, shape (p,): the predicted weights in the bank's layout and scaling; in delta space those of
-        `delta`, in its own.
-    metric
-        The metric's key, or `none`.
-    options
-        How it was made.
-    delta
-        In delta space: the adapter with its layout, scaling and retained energies.
-    fitted
-        Of an approach that is fitted: what was chosen by the bank's own rows.
-    """
 
-    name: str
-    dataset: Dataset
-    tokens: int
-    adapters: tuple[AdapterRecord, ...]
-    distances: NDArray[np.float64]
-    coefficients: NDArray[np.float64]
-    effective_sources: float
-    left_out: tuple[str, ...]
-    vector: NDArray[np.float32]
-    metric: str
-    options: PredictionOptions
-    delta: DeltaAdapter | None = None
-    fitted: Fitted | None = None
+@overload
+def predict(
+    bank: AdapterBank,
+    data: str | Path | Dataset,
+    options: Sequence[PredictionOptions],
+    *,
+    name: str | None = ...,
+    input_column: str = ...,
+    output_column: str = ...,
+    include_same: bool = ...,
+    cluster: ClusterLike = ...,
+    memory: int | None = ...,
+    progress: Progress | None = ...,
+) -> list[Prediction]: ...
 
 
 @of_one_snapshot
 def predict(
     bank: AdapterBank,
     data: str | Path | Dataset,
-    options: PredictionOptions | None = None,
+    options: PredictionOptions | Sequence[PredictionOptions] | None = None,
     *,
     name: str | None = None,
     input_column: str = "input",
     output_column: str = "output",
     include_same: bool = False,
+    cluster: ClusterLike = None,
     memory: int | None = None,
     progress: Progress | None = None,
-) -> Prediction:
-    """Predict an adapter for a dataset that is not in the bank.
+) -> Prediction | list[Prediction]:
+    """Predict an adapter for a dataset that is not in the bank, in this process.
 
     Parameters
     ----------
     data
         A data file, a folder with a training split, or a dataset already read.
+    options
+        Metric, approach and their parameters; of a list, a list of predictions in its order.
     include_same
         Use an entry of the bank even if it holds the very same dataset.
+    cluster
+        Where the bank's own matrices are computed, for approaches that read them: options, a `distributed.Client`,
+        or None, the default client if there is one, else threads.
     memory
         Bytes that may be used; default: half of the machine's memory.
 
@@ -117,33 +107,62 @@ def predict(
         Nothing is left to combine, or the approach needs the answer.
     BankNotFoundError, BankFormatError
         The bank is empty, or a row that is needed is damaged.
+
+    Examples
+    --------
+    >>> prediction = predict(bank, data, PredictionOptions(approach="nearest"))
+    >>> print(prediction.effective_sources)
+    1.0
     """
-    options, progress = options or PredictionOptions(), progress or SilentProgress()
-    _check(bank, options)
+    ways, shown = each_way(options), progress or SilentProgress()
+    for way in ways:
+        _check(bank, way)
     budget = memory_budget(memory)
+    dataset, place = _dataset(data, input_column, output_column, budget)
+    called = name or dataset_name(data)
+    made = _predictions(bank, dataset, place, called, ways, include_same, cluster, budget, shown)
+    return made[0] if options is None or isinstance(options, PredictionOptions) else made
+
+
+def _predictions(
+    bank: AdapterBank,
+    dataset: Dataset,
+    place: str,
+    name: str,
+    ways: Sequence[PredictionOptions],
+    include_same: bool,
+    cluster: ClusterLike,
+    budget: int,
+    progress: Progress,
+) -> list[Prediction]:
     adapters = ready_adapters(bank)
-    dataset, place = _dataset(data, input_column, output_column)
-    target = _target(bank, dataset, place, progress)
+    target = _target(bank, dataset, place, budget, progress)
     same = np.asarray([not include_same and record.content_sha256 == dataset.sha256 for record in adapters])
     left_out = _left_out(adapters, same, place, progress)
-    metric, row = _distances(bank, target, adapters, options, budget, progress)
-    weights, fitted = _coefficients(bank, metric, row, same, adapters, options, progress)
-    vector, delta = _combined(bank, adapters, weights, options, budget, progress)
-    return Prediction(
-        name=name or dataset_name(data),
-        dataset=dataset,
-        tokens=int(target.totals[0]),
-        adapters=adapters,
-        distances=row,
-        coefficients=weights,
-        effective_sources=float(effective_sources(weights[None, :])[0]),
-        left_out=left_out,
-        vector=vector,
-        metric="none" if metric is None else metric.key,
-        options=options,
-        delta=delta,
-        fitted=fitted,
-    )
+    made = []
+    for way in ways:
+        metric, row = _distances(bank, target, adapters, way, budget, progress)
+        weights, fitted = _coefficients(bank, metric, row, same, adapters, way, cluster, progress)
+        vector, delta = _combined(bank, adapters, weights, way, budget, progress)
+        made.append(
+            Prediction(
+                name,
+                dataset,
+                int(target.totals[0]),
+                adapters,
+                row,
+                weights,
+                float(effective_sources(weights[None, :])[0]),
+                left_out,
+                vector,
+                "none" if metric is None else metric.key,
+                way,
+                bank.export_record(),
+                delta,
+                fitted,
+            )
+        )
+    return made
 
 
 def _left_out(
@@ -165,9 +184,11 @@ def _check(bank: AdapterBank, options: PredictionOptions) -> None:
         )
 
 
-def _target(bank: AdapterBank, dataset: Dataset, place: str, progress: Progress) -> TokenCounts:
+def _target(bank: AdapterBank, dataset: Dataset, place: str, budget: int, progress: Progress) -> TokenCounts:
+    for note in (*bank.tokenizer.notes, *dataset.notes):
+        progress.note(note)
     progress.begin("tokenize", 1)
-    histogram = bank.tokenizer.count(dataset.texts(), place)
+    histogram = bank.tokenizer.count(dataset.each_text(), place, budget)
     progress.end()
     return TokenCounts.stack([(histogram.ids, histogram.counts)], bank.record.vocabulary)
 
@@ -179,6 +200,7 @@ def _coefficients(
     excluded: NDArray[np.bool_],
     adapters: Sequence[AdapterRecord],
     options: PredictionOptions,
+    cluster: ClusterLike,
     progress: Progress,
 ) -> tuple[NDArray[np.float64], Fitted | None]:
     """Coefficients over all sources, shape (N,), and what was chosen for them."""
@@ -195,7 +217,8 @@ def _coefficients(
     between = gram = None
     units = np.arange(len(kept))
     if how.reads_bank:
-        found = bank_matrices(bank, options, progress=progress)
+        with computing(bank, cluster, progress) as used:
+            (found,) = compute_matrices(bank, [options], used, progress)
         block = np.ix_(kept, kept)
         between = None if found.distances is None else found.distances[block]
         gram = None if found.gram is None else found.gram[block]
@@ -221,7 +244,7 @@ def _combined(
     progress.begin("combine", 1)
     vector = combine_one(
         bank.store,
-        sources_of(bank, adapters),
+        sources_of(bank, adapters, progress),
         weights.astype(np.float32),
         chunk=column_chunk(parameters),
         budget=max(budget - 8 * parameters, 1 << 26),
@@ -239,11 +262,14 @@ def dataset_name(data: str | Path | Dataset) -> str:
     return path.parent.name if stem == "train" and not path.is_dir() else stem or path.name
 
 
-def _dataset(data: str | Path | Dataset, input_column: str, output_column: str) -> tuple[Dataset, str]:
+def _dataset(
+    data: str | Path | Dataset, input_column: str, output_column: str, budget: int
+) -> tuple[Dataset, str]:
     if isinstance(data, Dataset):
         return data, "the dataset"
     files = training_files(Path(data))
-    return read_dataset(files, input_column=input_column, output_column=output_column), str(data)
+    found = read_dataset(files, input_column=input_column, output_column=output_column, memory=budget)
+    return found, str(data)
 
 
 def _distances(

@@ -5,29 +5,29 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from bankdb.arrays.durable import partial_files
-from bankdb.bank import AdapterBank
+from bankdb.bank import AdapterBank, ready_adapters
+from bankdb.derived import clear_unfinished
 from bankdb.progress import Progress
 from bankdb.snapshot import one_snapshot
 from compute.cluster.client import open_cluster
-from compute.cluster.options import Cluster, ClusterOptions
+from compute.cluster.options import Cluster, ClusterLike
 
 
 @contextlib.contextmanager
-def computing(bank: AdapterBank, cluster: Cluster | None, progress: Progress) -> Iterator[Cluster]:
-    """Hold the compute lock, with the caller's cluster or threads of this process for as long as it takes."""
+def computing(bank: AdapterBank, given: ClusterLike, progress: Progress) -> Iterator[Cluster]:
+    """Hold the compute lock, with a cluster as `open_cluster` takes it, for as long as a workflow takes.
+
+    Raises
+    ------
+    BankNotFoundError
+        The bank has no adapters; nothing is started for it.
+    """
     with contextlib.ExitStack() as stack:
-        if cluster is None:
-            cluster = stack.enter_context(open_cluster(ClusterOptions(processes=False), progress))
+        if not isinstance(given, Cluster):
+            ready_adapters(bank)
+        cluster = stack.enter_context(open_cluster(given, progress, bank.store.path))
         stack.enter_context(bank.computing(progress))
         stack.enter_context(one_snapshot(bank, progress))
-        _clear_unfinished(bank)
+        clear_unfinished(bank)
         yield cluster
-        _clear_unfinished(bank)
-
-
-def _clear_unfinished(bank: AdapterBank) -> None:
-    """Delete what killed workers left half written; whoever holds the lock, and has no task, is alone."""
-    for kind in ("distances", "gram", "predictions"):
-        for file in partial_files(bank.array_path(kind)):
-            file.unlink(missing_ok=True)
+        clear_unfinished(bank)

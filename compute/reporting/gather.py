@@ -16,14 +16,14 @@ from bankdb.records import RunRecord, library_versions
 from bankdb.snapshot import of_one_snapshot
 from compute.approaches.groups import units_of
 from compute.approaches.options import PredictionOptions
-from compute.cluster.client import open_cluster
-from compute.cluster.options import Cluster, ClusterOptions
+from compute.cluster.options import Cluster, ClusterLike
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
 from compute.evaluation.systems import System, system_of
 from compute.evaluation.tables import Summary
 from compute.evaluation.weight_space import WaySummary, table_of
-from compute.prediction.coefficients import Coefficients, all_coefficients
-from compute.prediction.matrices import bank_matrices
+from compute.prediction.coefficients import Coefficients, compute_coefficients
+from compute.prediction.matrices import compute_distances, compute_gram
+from compute.prediction.session import computing
 from compute.reporting.ordering import clustered_order
 from compute.reporting.records import ADAPTER, GROUP, Matrix, Report, ReportedEvaluation, StageTime
 from compute.types import FloatArray
@@ -39,7 +39,7 @@ def gather(
     ways: Sequence[PredictionOptions],
     *,
     evaluations: Sequence[ReportedEvaluation] = (),
-    cluster: Cluster | None = None,
+    cluster: ClusterLike = None,
     progress: Progress | None = None,
 ) -> Report:
     """Gather what a report of a bank shows; distances and coefficients that are missing are computed.
@@ -59,11 +59,9 @@ def gather(
     if not ways:
         raise ParameterError("report: expected at least one metric and approach, found none; give --approach")
     shown = progress or SilentProgress()
-    if cluster is None:
-        with open_cluster(ClusterOptions(processes=False), shown) as threads:
-            return gather(bank, ways, evaluations=evaluations, cluster=threads, progress=progress)
-    matrices = _distances(bank, _with(ways, ADAPTER), cluster, shown)
-    made, gram = _coefficients(bank, [*_with(ways, ADAPTER), *_grouped(bank, ways)], cluster, shown)
+    with computing(bank, cluster, shown) as used:
+        matrices = _distances(bank, _with(ways, ADAPTER), used, shown)
+        made, gram = _coefficients(bank, [*_with(ways, ADAPTER), *_grouped(bank, ways)], used, shown)
     plain = [item for item in made if item.options.leave_out == ADAPTER]
     adapters = made[0].adapters
     weight_space = table_of(made, gram, bank.layout.size).summaries()
@@ -104,14 +102,14 @@ def _coefficients(
     bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
 ) -> tuple[list[Coefficients], FloatArray]:
     """The coefficients of each way, told one by one: some take minutes on a large bank; and the Gram matrix."""
-    _, gram = all_coefficients(bank, [], cluster=cluster, progress=progress)
+    gram = compute_gram(bank, cluster, progress)
     trained = [options for options in ways if options.how.trained]
     if trained:  # tells of its own progress
-        all_coefficients(bank, trained, cluster=cluster, progress=progress)
+        compute_coefficients(bank, trained, cluster, progress)
     made = []
     progress.begin("coefficients", len(ways))
     for options in ways:
-        made += all_coefficients(bank, [options], cluster=cluster)[0]
+        made += compute_coefficients(bank, [options], cluster, SilentProgress())
         progress.advance()
     progress.end()
     return made, gram
@@ -148,14 +146,10 @@ def _distances(
 ) -> list[Matrix]:
     """The distances of each metric that the ways read, in their order; of the default if they read none."""
     reading = [options for options in ways if options.how.reads_distances] or [PredictionOptions()]
-    matrices: dict[str, Matrix] = {}
-    for options in reading:
-        if options.metric not in matrices:
-            by_nearest = replace(options, approach="nearest", temperature=1.0, top_k=None)
-            values = bank_matrices(bank, by_nearest, cluster=cluster, progress=progress).distances
-            assert values is not None, "nearest reads distances"
-            matrices[options.metric] = Matrix(values, options.metric)
-    return list(matrices.values())
+    by_metric = {options.metric: options for options in reversed(reading)}
+    ways_read = [by_metric[metric] for metric in dict.fromkeys(options.metric for options in reading)]
+    matrices = compute_distances(bank, ways_read, cluster, progress)
+    return [Matrix(found.values, options.metric) for options, found in zip(ways_read, matrices, strict=True)]
 
 
 # -- bank sizes ----------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class StageTime:
     started: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Report:
     """All that a report shows.
 
@@ -111,6 +111,11 @@ class Report:
     stages: tuple[StageTime, ...]
     recommended: System
     versions: tuple[tuple[str, str], ...]
+
+    def __repr__(self) -> str:
+        """Return what it is of."""
+        ways = f"{len(self.coefficients)} ways, {len(self.evaluations)} evaluations"
+        return f"Report of {len(self.adapters):,} adapters for {self.bank.base_model}: {ways}"
 
     @property
     def names(self) -> list[str]:

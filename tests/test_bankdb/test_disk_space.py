@@ -10,7 +10,7 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import PlanError
 from cli.main import cli
 from compute.approaches.options import PredictionOptions
-from compute.prediction.predict_all import predict_all, predict_all_ways
+from compute.prediction.predict_all import predict_all
 
 Usage = namedtuple("Usage", "total used free")
 WAYS = [PredictionOptions(approach=approach) for approach in ("uniform", "normalized", "nearest")]
@@ -26,10 +26,10 @@ def test_predictions_that_the_disk_cannot_hold_are_refused_before_any_is_compute
     each = 4 * len(bank) * bank.layout.size
     with_free(monkeypatch, 3 * each - 1)
     with pytest.raises(PlanError, match="free for the predictions, found"):
-        predict_all_ways(bank, WAYS)
+        predict_all(bank, WAYS)
     assert not list(bank.array_path("predictions").glob("*/adapters/c/*/*"))
     with_free(monkeypatch, 3 * each)
-    assert len(predict_all_ways(bank, WAYS)) == 3
+    assert len(predict_all(bank, WAYS)) == 3
 
 
 def test_what_is_stored_already_needs_no_space(bank: AdapterBank, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pytest
 from bankdb.bank import AdapterBank
 from bankdb.datasets.read import read_dataset
 from bankdb.errors import BankNotFoundError, TokenizerError
-from bankdb.ingest import IngestOptions, IngestReport, clear_leftovers, ingest
+from bankdb.ingest import IngestReport, clear_leftovers, ingest
 from bankdb.records import AdapterRecord, Pair, PairReference
 from bankdb.sources.pairs import find_references, resolve
 from tests.support.banks.bank_content import assert_nothing_else, content
@@ -129,7 +129,7 @@ def test_ingest_is_idempotent(bank: AdapterBank, pairs_folder: Path) -> None:
     report = ingest_folder(bank, pairs_folder)
     assert (report.added, report.replaced, report.refused) == ([], [], [])
     assert report.skipped == list(before)
-    report = ingest_folder(bank, pairs_folder, options=IngestOptions(replace=True))
+    report = ingest_folder(bank, pairs_folder, replace=True)
     assert report.skipped == list(before)
     assert bank.adapters() == records
     assert bank.record.next_row == 6
@@ -191,7 +191,7 @@ def test_replacing_stores_the_new_in_a_new_row(
     before = content(bank)
     old = bank.catalog.adapter("task001")
     CHANGES[what](pairs)
-    report = ingest_folder(bank, pairs, options=IngestOptions(replace=True))
+    report = ingest_folder(bank, pairs, replace=True)
     assert (report.replaced, report.refused, len(report.skipped)) == (["task001"], [], 5)
     assert bank.catalog.adapter("task001").row == 6 != old.row
     with create_bank(tmp_path / "fresh", tokenizer_folder) as fresh:
@@ -213,7 +213,7 @@ def test_a_changed_pair_that_is_malformed_replaces_nothing(bank: AdapterBank, pa
     (pairs / "adapters" / "task003" / WEIGHTS).unlink()
     (pairs / "adapters" / "task003" / WEIGHTS).mkdir()
     (pairs / "adapters" / "task004" / CONFIG).unlink()
-    report = ingest_folder(bank, pairs, options=IngestOptions(replace=True))
+    report = ingest_folder(bank, pairs, replace=True)
     assert sorted(reasons(report)) == ["task001", "task002", "task003", "task004"]
     assert content(bank) == before
     assert_nothing_else(bank)
@@ -404,8 +404,8 @@ def test_columns_of_other_names(empty_bank: AdapterBank, pairs: Path) -> None:
     report = ingest_folder(empty_bank, pairs)
     assert report.added == []
     assert all("--input-column" in reason for reason in reasons(report).values())
-    options = IngestOptions(input_column="question", output_column="answer")
-    assert len(ingest_folder(empty_bank, pairs, options=options).added) == 6
+    columns = {"input_column": "question", "output_column": "answer"}
+    assert len(ingest_folder(empty_bank, pairs, **columns).added) == 6
     assert_nothing_else(empty_bank)
 
 

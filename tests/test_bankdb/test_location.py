@@ -11,7 +11,7 @@ import pytest
 
 from bankdb.catalog.url import parse_database, shown_database
 from bankdb.errors import BankFormatError, ParameterError
-from bankdb.location import BankLocation
+from bankdb.storage.location import BankLocation
 
 URL = "postgresql+psycopg://ada@db.example:5433/adapters"
 

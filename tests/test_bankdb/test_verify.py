@@ -257,6 +257,60 @@ def test_a_wrong_scaling_is_found(bank: AdapterBank, change: str) -> None:
     assert_heals(bank, "task004")
 
 
+@pytest.mark.sqlite
+def test_any_flipped_bit_of_the_layout_is_found_and_nothing_is_written_from_it(
+    bank: AdapterBank, tmp_path: Path
+) -> None:
+    """Names, shapes, rank and target modules: the adapters' own headers say what they are."""
+    text = bank.record.layout
+    assert text is not None
+    rng = random.Random(5)
+    for index in range(120):
+        raw = bytearray(text.encode())
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(7)
+        execute(bank, f"UPDATE bank SET layout = CAST(x'{raw.hex()}' AS TEXT)")
+        with pytest.raises(BankFormatError):
+            _ = bank.layout
+        if index % 20 == 0:
+            assert not verify(bank).clean
+            with pytest.raises(BankFormatError):
+                bank.export("task001", tmp_path / "out")
+            assert not (tmp_path / "out").exists()
+    execute(bank, f"UPDATE bank SET layout = CAST(x'{text.encode().hex()}' AS TEXT)")
+    assert_clean(verify(bank))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "alpha = 9.0",
+        "scaling = 2.0000000000000004",
+        "use_rslora = 1",
+        "vocabulary = vocabulary + 256",
+        "base_model = 'exbmple/tiny-llama'",
+        "base_model_revision = 'x'",
+    ],
+)
+def test_a_damaged_record_of_the_bank_is_found(bank: AdapterBank, change: str) -> None:
+    execute(bank, f"UPDATE bank SET {change}")
+    assert not verify(bank).clean
+
+
+@pytest.mark.parametrize("change", ["rank = 8", "alpha = 16.0", "use_rslora = 1", "scaling = 2.5"])
+def test_nothing_is_combined_by_a_damaged_scaling(bank: AdapterBank, change: str) -> None:
+    from bankdb.scaled_rows import sources_of
+
+    execute(bank, f"UPDATE adapter SET {change} WHERE name = 'task004'")
+    with pytest.raises(BankFormatError, match="task004: the scaling"):
+        sources_of(bank, bank.adapters())
+
+
+def test_a_damaged_dtype_is_found(bank: AdapterBank) -> None:
+    execute(bank, "UPDATE adapter SET dtype = 'float33' WHERE name = 'task004'")
+    (line,) = verify(bank).damage
+    assert "float33 found in the database" in line
+
+
 @pytest.mark.parametrize("column", ["header_sha256", "config_sha256"])
 def test_damaged_blobs_are_found_and_heal_by_ingesting_again(bank: AdapterBank, column: str) -> None:
     execute(bank, f"UPDATE blob SET data = x'00' WHERE sha256 = (SELECT {column} FROM adapter WHERE row = 1)")
@@ -488,8 +542,8 @@ def test_nothing_is_repaired_while_an_ingest_runs(bank: AdapterBank) -> None:
     leave_leftovers(bank)
     flip(bank.store.file(5))
     (bank.store.path / "notes.txt").write_bytes(b"mine")
-    files = tree(bank.path)
     with ingesting_elsewhere(bank):
+        files = tree(bank.path)
         report = verify(bank, repair=True)
         assert tree(bank.path).keys() - files.keys() <= {".compute.lock"}
         assert {name: tree(bank.path)[name] for name in files} == files
@@ -529,13 +583,11 @@ def test_what_is_removed_meanwhile_is_no_damage(bank: AdapterBank) -> None:
 def test_what_is_added_and_replaced_meanwhile_is_no_damage(
     bank: AdapterBank, tmp_path: Path, pairs: Path
 ) -> None:
-    from bankdb.ingest import IngestOptions
-
     shutil.rmtree(pairs / "adapters" / "task003")
     write_good_adapter(pairs / "adapters" / "task003", seed=50)
     write_pairs(pairs, 2, prefix="new")
     with AdapterBank.open(bank.path) as other:
-        ingest = lambda: ingest_folder(other, pairs, options=IngestOptions(replace=True))  # noqa: E731
+        ingest = lambda: ingest_folder(other, pairs, replace=True)  # noqa: E731
         report = verify(bank, progress=Meanwhile(ingest, at=1))
     assert_clean(report, 5)
     assert len(bank) == 8

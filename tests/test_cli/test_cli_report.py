@@ -16,10 +16,11 @@ from click.testing import CliRunner, Result
 
 from bankdb.bank import AdapterBank
 from cli.main import cli
-from cli.report.page import render
-from compute.evaluation.records import Evaluation, Outcome, Sample, Target, store_evaluation
+from compute.evaluation.records import Evaluation, store_evaluation
+from compute.evaluation.scores import Outcome, Sample, Target
 from compute.evaluation.systems import System
 from compute.reporting.evaluations import reported
+from compute.reporting.page.page import render
 from tests.support.banks.small_report import NAMES, larger, small_report
 from tests.support.servers.report_browser import (
     chromium,

@@ -28,12 +28,11 @@ from compute.cluster.options import Cluster, ClusterOptions
 from compute.combination import panel as combine_panels
 from compute.combination import predictions
 from compute.forecasting.rates import MetricRate, Rates, expected_seconds, read_rates, write_rates
-from compute.forecasting.steps import BankShape, StepForecast, forecast, zipf_support
+from compute.forecasting.steps import BankShape, StepForecast, forecast_steps, zipf_support
 from compute.gram import matrix as gram
 from compute.pairwise import matrix as distances
 from compute.pairwise import tile as distance_tiles
-from compute.prediction.export import export_all
-from compute.prediction.predict_all import predict_all_ways
+from compute.prediction.predict_all import predict_all
 from tests.support.banks.synthetic_bank import create_synthetic, draw_vector, layout_of
 
 # Two blocks of distances, two chunks of columns, five shards of targets.
@@ -164,9 +163,9 @@ def test_a_run_does_what_was_forecast(
     """The second budget does not hold the sources: they are read once for each range of targets."""
     ways = [PredictionOptions(metric=name) for name in ("jensen-shannon", "mmd")]
     shape = BankShape.of_bank(opened)
-    steps = forecast(shape, ways, slots=cluster.slots, budget=budget, weight_errors=weight_errors)
+    steps = forecast_steps(shape, ways, slots=cluster.slots, budget=budget, weight_errors=weight_errors)
     counted = Counted(monkeypatch)
-    made = predict_all_ways(
+    made = predict_all(
         opened,
         ways,
         cluster=replace(cluster, task_budget=budget),
@@ -190,7 +189,7 @@ def test_a_run_does_what_was_forecast(
     assert [step.tasks for step in by_kind(steps, "gram")] == [counted.tasks["gram"]] * weight_errors
     assert [step.read for step in by_kind(steps, "gram")] == [counted.bytes["gram results"]] * weight_errors
     (exported,) = by_kind(steps, "export")
-    folders = export_all(opened, made[0], tmp_path / "out")
+    folders = made[0].save(tmp_path / "out")
     files = [file for folder in folders for file in folder.iterdir()]
     assert len(files) == exported.files
     weights = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
@@ -202,9 +201,9 @@ def test_what_does_not_fit_says_what_the_run_says(opened: AdapterBank, cluster: 
         weight_errors = kind == "gram"
         small = replace(cluster, task_budget=budget)
         with pytest.raises(PlanError) as refused:
-            predict_all_ways(opened, [PredictionOptions()], cluster=small, weight_errors=weight_errors)
+            predict_all(opened, [PredictionOptions()], cluster=small, weight_errors=weight_errors)
         shape = BankShape.of_bank(opened)
-        steps = forecast(
+        steps = forecast_steps(
             shape, [PredictionOptions()], slots=cluster.slots, budget=budget, weight_errors=weight_errors
         )
         assert [step.problem for step in by_kind(steps, kind)] == [str(refused.value)]
@@ -233,7 +232,7 @@ def shape_of(adapters: int, parameters: int, vocabulary: int) -> BankShape:
 
 def planned(shape: BankShape, approach: str, workers: int = 2) -> tuple[StepForecast, ...]:
     ways = [PredictionOptions(approach=approach)]
-    return forecast(shape, ways, slots=workers, budget=1 << 33, weight_errors=True)
+    return forecast_steps(shape, ways, slots=workers, budget=1 << 33, weight_errors=True)
 
 
 @settings(max_examples=60, deadline=None)

@@ -19,10 +19,6 @@ from numpy.typing import NDArray
 from bankdb.bank import AdapterBank
 from bankdb.errors import ComputeError, ParameterError
 from bankdb.records import RunRecord
-from cli.report.images import FLOOR, encode_coefficients, encode_distances
-from cli.report.page import render
-from cli.report.payload import cut, json_in_html, payload
-from cli.report.words import duration, headline, interval, system_words
 from compute.approaches.by_distance import coefficients
 from compute.approaches.options import PredictionOptions
 from compute.evaluation.bootstrap import Interval
@@ -30,6 +26,10 @@ from compute.evaluation.systems import OWN, System, system_of
 from compute.prediction.coefficients import coefficients as bank_coefficients
 from compute.reporting.gather import bank_sizes, gather, recommended, stage_times
 from compute.reporting.ordering import clustered_order, runs_of_equal
+from compute.reporting.page.images import FLOOR, encode_coefficients, encode_distances
+from compute.reporting.page.page import render
+from compute.reporting.page.payload import cut, json_in_html, payload
+from compute.reporting.page.words import duration, headline, interval, system_words
 from compute.reporting.records import ADAPTER, GROUP, Report
 from tests.support.banks.small_report import HOSTILE, NAMES, larger, small_report
 from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic
@@ -286,12 +286,21 @@ def test_headline_without_an_evaluation_says_so() -> None:
 
 
 def test_headline_with_an_evaluation_has_intervals_and_the_papers_share() -> None:
-    title, sentences = headline(small_report())
+    title, sentences = headline(small_report(names=[f"task {row}" for row in range(12)]))
     text = " ".join(sentences)
     assert title == "Best by generated answers: uniform"
     assert "59%" in text
     assert re.search(r"base model: \+0\.\d+ \[", text)
     assert "group of a target left out" in text
+
+
+def test_of_few_targets_no_interval_is_told_and_nothing_is_beyond_chance() -> None:
+    for names in (NAMES, NAMES[:3]):
+        text = " ".join(headline(small_report(names=names))[1])
+        assert re.search(r"base model: \+0\.\d+\.", text)
+        assert "too few targets to tell it from chance: below 10 there is no interval" in text
+        assert "beyond chance" not in text
+        assert "[" not in text
 
 
 def test_the_largest_sources_of_each_target() -> None:

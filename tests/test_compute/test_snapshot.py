@@ -14,12 +14,11 @@ import pytest
 
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.errors import BankFormatError, ConflictError
-from bankdb.ingest import IngestOptions
 from bankdb.progress import SilentProgress
 from bankdb.snapshot import of_one_snapshot, one_snapshot
 from compute.approaches.options import PredictionOptions
 from compute.evaluation.weight_space import bank_size_curves, weight_space_table
-from compute.prediction.coefficients import leave_one_out
+from compute.prediction.coefficients import coefficients
 from compute.prediction.predict import predict
 from compute.prediction.predict_all import predict_all
 from compute.reporting.gather import gather
@@ -55,12 +54,15 @@ class Meanwhile(RecordedProgress):
         if stage.startswith(self._stage_of_it) and not self.done:
             self.done = True
             with AdapterBank.open(self._path) as other:
-                report = ingest_folder(other, self._folder, options=IngestOptions(replace=True))
+                report = ingest_folder(other, self._folder, replace=True)
             assert len(report.added) + len(report.replaced) == 1
 
 
 def table(bank: AdapterBank, progress: Any) -> list[Any]:
-    return [row.errors.relative.tolist() for row in weight_space_table(bank, WAYS, progress=progress).rows]
+    return [
+        row.errors.relative.tolist()
+        for row in weight_space_table(bank, WAYS, leave_out=["adapter"], progress=progress).rows
+    ]
 
 
 def report(bank: AdapterBank, progress: Any) -> list[Any]:
@@ -79,7 +81,7 @@ def curves(bank: AdapterBank, progress: Any) -> list[Any]:
 
 
 def weights(bank: AdapterBank, progress: Any) -> list[Any]:
-    return list(leave_one_out(bank, TUNED, progress=progress).values.tolist())
+    return list(coefficients(bank, TUNED, progress=progress).values.tolist())
 
 
 def errors(bank: AdapterBank, progress: Any) -> list[Any]:
@@ -155,7 +157,7 @@ def test_what_cannot_be_read_any_more_says_why(bank: AdapterBank, others: dict[s
     def failing(bank: AdapterBank, change: bool, progress: Any = None) -> None:
         if change:
             with AdapterBank.open(bank.path) as other:
-                ingest_folder(other, others["replaced"], options=IngestOptions(replace=True))
+                ingest_folder(other, others["replaced"], replace=True)
         raise BankFormatError("adapter row 2: no counts")
 
     with pytest.raises(BankFormatError, match="no counts"):

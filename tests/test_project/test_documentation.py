@@ -10,7 +10,7 @@ import click
 import pytest
 
 from cli.main import cli
-from tests.support.banks.small_bank import write_dataset
+from tests.support.banks.small_bank import create_bank, write_dataset, write_pairs
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,12 +43,23 @@ def test_commands_in_the_documentation_exist(page: Path) -> None:
 
 
 def test_the_python_example_runs(
-    tmp_path: Path, bank_template: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tokenizer_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """As it stands, where there are a bank, pairs and a dataset of the names in it."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    shutil.copytree(bank_template, tmp_path / "my-bank")
+    lines = code.splitlines()
+    assert len(lines) <= 8
+    assert [line for line in lines if "import" in line] == ["import bankdb, compute"]
+    create_bank(tmp_path / "my-bank", tokenizer_folder).close()
+    write_pairs(write_pairs(tmp_path / "pairs", 3), 1, start=1391, prefix="task")
     shutil.copy(write_dataset(tmp_path / "d", 50) / "train.jsonl", tmp_path / "my-data.jsonl")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code.replace("task1391", "task001"), "README.md", "exec"), {})
-    assert "task001" in capsys.readouterr().out
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "4 added" in printed
+    assert "Prediction for my-data" in printed
+    assert "task1391" in printed
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()

@@ -9,7 +9,7 @@ from bankdb.errors import BankFormatError, one_line
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0002"
+HEAD = "0003"
 
 
 def upgrade(connection: Connection) -> None:
@@ -41,5 +41,9 @@ def current_revision(connection: Connection) -> str | None:
 
     if "alembic_version" not in inspect(connection).get_table_names():
         return None
-    revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if not isinstance(revision, str | None):
+        raise BankFormatError(
+            f"{revision!r} is no schema revision: the file is damaged; restore it from a copy"
+        )
     return revision

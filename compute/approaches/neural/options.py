@@ -87,6 +87,8 @@ class NeuralOptions:
                     f"{name}: expected a whole number from {least} on, found {getattr(self, name)};"
                     " leave it out for the default"
                 )
+        if self.seed >= 2**63:
+            raise ParameterError(f"seed: expected a whole number below 2^63, found {self.seed}; use another")
         if self.knots is not None and self.knots < FEWEST_KNOTS:
             raise ParameterError(
                 f"knots: expected at least {FEWEST_KNOTS}, found {self.knots}; None evaluates exactly"

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bankdb.bank import AdapterBank
-from bankdb.ingest import IngestReport, ingest
-from bankdb.sources.pairs import find_references, resolve
+from bankdb.ingest import IngestReport
 from tests.support.banks.malformed_adapters import BASE_MODEL, write_good_adapter
 
 WORDS = [f"w{index}" for index in range(200)]
@@ -60,5 +59,4 @@ def create_bank(path: Path, tokenizer: Path, database: str | None = None) -> Ada
 
 def ingest_folder(bank: AdapterBank, folder: Path, **options: object) -> IngestReport:
     """Ingest a folder of pairs as the command does."""
-    references, refused = find_references(folder)
-    return ingest(bank, references, resolve=resolve, refused=refused, **options)  # type: ignore[arg-type]
+    return bank.ingest(folder, **options)  # type: ignore[arg-type]

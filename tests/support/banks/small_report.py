@@ -12,7 +12,8 @@ from compute.approaches.by_distance import coefficients
 from compute.approaches.options import PredictionOptions
 from compute.evaluation.bank_sizes import SizeCurve
 from compute.evaluation.bootstrap import Interval
-from compute.evaluation.records import Evaluation, Outcome, Sample, Target
+from compute.evaluation.records import Evaluation
+from compute.evaluation.scores import Outcome, Sample, Target
 from compute.evaluation.systems import BASE, OWN, System, system_of
 from compute.evaluation.weight_space import WaySummary
 from compute.reporting.evaluations import reported

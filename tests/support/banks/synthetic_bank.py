@@ -15,13 +15,15 @@ from bankdb.peft.config import read_config
 from bankdb.peft.layout import AdapterLayout
 from bankdb.peft.weights import SourceAdapter
 from bankdb.records import AdapterRecord, NewAdapter
-from tests.support.banks.malformed_adapters import good_config
+from tests.support.banks.malformed_adapters import ITEM_BYTES, good_config
 from tests.support.banks.small_bank import WORDS, create_bank, write_tokenizer
 
 Tokens = NDArray[np.int64]
 Vector = NDArray[np.float32]
 
 VOCABULARY = len(WORDS) + 2
+# A mixed file has no dtype of its own: half of one will do here.
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "mixed": "F32"}
 MODULE = "base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{factor}.weight"
 
 
@@ -63,7 +65,18 @@ class SyntheticBank:
     def _adapter(self, vector: Vector, dtype: str = "float32", **options: object) -> SourceAdapter:
         settings = good_config(r=self.layout.rank, target_modules=["q_proj"]) | options
         self._config.write_text(json.dumps(settings))
-        header = json.dumps({"written": "by hand"}).encode()
+        header = json.dumps(
+            {
+                spec.name: {
+                    "dtype": _DTYPES[dtype],
+                    "shape": spec.shape,
+                    "data_offsets": [
+                        ITEM_BYTES[_DTYPES[dtype]] * n for n in (spec.offset, spec.offset + spec.size)
+                    ],
+                }
+                for spec in self.layout.tensors
+            }
+        ).encode()
         return SourceAdapter(read_config(self._config), self.layout, dtype, header, "0" * 64, vector)
 
     def add(
@@ -80,7 +93,7 @@ class SyntheticBank:
         adapter = self._adapter(vector, dtype, lora_alpha=alpha, use_rslora=use_rslora)
         config = adapter.config
         row = self.bank.reserve(name, adapter)
-        checksum = self.bank.store.write(row, vector)
+        stored = self.bank.store.write_row(row, vector)
         ids, counts = np.unique(tokens, return_counts=True)
         self.bank.catalog.make_ready(
             NewAdapter(
@@ -96,7 +109,8 @@ class SyntheticBank:
                 source_sha256=hashlib.sha256(vector.tobytes()).hexdigest(),
                 header=adapter.header,
                 config=config.text,
-                row_sha256=checksum,
+                row_sha256=stored.sha256,
+                checksums=stored.checksums.tobytes(),
                 licence=licence,
                 group=None,
                 dataset_source=f"/made/by/hand/{name}",

@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 
 from bankdb.bank import AdapterBank
-from bankdb.ingest import ingest
-from bankdb.sources.pairs import find_references, resolve
 
 TINY = Path(__file__).resolve().parents[3] / "examples" / "tiny_bank"
 BASE = TINY / "base"
@@ -32,7 +30,5 @@ def copy_pairs(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
 def make_bank(path: Path, manifest: Path, arrays: str | None = None) -> AdapterBank:
     """A bank of the pairs of a manifest."""
     bank = AdapterBank.create(path, base_model="tiny-bank/base", tokenizer=BASE, arrays=arrays)
-    references, refused = find_references(manifest)
-    report = ingest(bank, references, resolve=resolve, refused=refused)
-    assert not report.refused
+    assert not bank.ingest(manifest).refused
     return bank

@@ -54,7 +54,7 @@ def _predict(path: Path, scheduler_file: str | None) -> None:
     from compute.approaches.options import PredictionOptions
     from compute.cluster.client import open_cluster
     from compute.cluster.options import ClusterOptions
-    from compute.prediction.predict_all import predict_all_ways
+    from compute.prediction.predict_all import predict_all
 
     ways = [PredictionOptions(metric="js", approach=name) for name in ("normalized", "oracle")]
     options = ClusterOptions(workers=SLOTS, processes=False, memory=MEMORY)
@@ -64,7 +64,7 @@ def _predict(path: Path, scheduler_file: str | None) -> None:
     with AdapterBank.open(path) as bank, open_cluster(options, LineProgress(), bank.store.path) as cluster:
         # Plans follow the number of tasks at once, and products round by the threads of BLAS.
         alike = dataclasses.replace(cluster, blas=None, slots=SLOTS, task_budget=MEMORY // SLOTS)
-        predict_all_ways(bank, ways, cluster=alike, progress=LineProgress())
+        predict_all(bank, ways, cluster=alike, progress=LineProgress())
 
 
 if __name__ == "__main__":

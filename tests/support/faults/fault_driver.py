@@ -43,7 +43,7 @@ POINTS = {
     "create_bank": "bankdb.catalog.catalog Catalog.create_bank",
     "delete": "bankdb.arrays.adapter_store AdapterStore.delete",
     "fsync": "bankdb.arrays.durable fsync_path",
-    "fsync_bank": "bankdb.new_bank fsync_path",
+    "fsync_bank": "bankdb.storage.new_bank fsync_path",
     "fsync_written": "bankdb.arrays.adapter_store fsync_written",
     "grow": "bankdb.arrays.adapter_store AdapterStore.grow",
     "keep_answers": "bankdb.catalog.generations GenerationStore.keep",

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import select
 
 from bankdb.bank import AdapterBank
+from bankdb.catalog.database import Database
+from bankdb.catalog.schema import DAMAGED, Sealed
 from bankdb.catalog.url import parse_database
-from bankdb.location import BankLocation
+from bankdb.storage.location import BankLocation
 from tests.support.servers.postgres_server import PostgresServer
 
 BACKENDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgres))
@@ -31,18 +34,34 @@ def parametrize_backend(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", BACKENDS)
 
 
-def execute(bank: AdapterBank, statement: str) -> None:
-    """Change a bank's database behind the bank's back; bytes are given as SQLite's x'00'."""
+def execute(bank: AdapterBank, statement: str, *, seal: bool = True) -> None:
+    """Change a bank's database behind the bank's back; bytes are given as SQLite's x'00'.
+
+    With `seal`, as a faulty program would: the records' checksums are made anew.
+    """
     url = bank.location.database
     if url is None:
         with closing(sqlite3.connect(bank.path / "bank.db")) as connection, connection:
             connection.execute(statement)
-        return
-    assert url.host is not None
-    with psycopg.connect(
-        host=url.host, port=url.port, user="owner", dbname=url.database, autocommit=True
-    ) as other:
-        other.execute(re.sub(r"\bx'(\w*)'", r"'\\x\1'::bytea", statement).encode())
+    else:
+        assert url.host is not None
+        with psycopg.connect(
+            host=url.host, port=url.port, user="owner", dbname=url.database, autocommit=True
+        ) as other:
+            other.execute(re.sub(r"\bx'(\w*)'", r"'\\x\1'::bytea", statement).encode())
+    if seal:
+        with closing(Database(bank.location.database_url)) as database:
+            seal_again(database)
+
+
+def seal_again(database: Database) -> None:
+    """Make the checksum of every record that was changed behind the bank's back."""
+    with database.write() as session:
+        session.info[DAMAGED] = damaged = list[Sealed]()
+        for model in Sealed.__subclasses__():
+            session.scalars(select(model)).all()
+        for row in damaged:
+            row.checksum = None  # a change: what is written is sealed
 
 
 def move_database(folder: Path, server: PostgresServer) -> None:

@@ -15,21 +15,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from numpy.typing import NDArray
 
 from bankdb.arrays.remote import RemotePath, delete, filesystem, located, objects_below, put
 from bankdb.arrays.zarr_arrays import open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, BankFormatError, ConflictError, ParameterError
-from bankdb.location import BankLocation
 from bankdb.peft.weights import load_adapter
+from bankdb.progress import SilentProgress
+from bankdb.storage.location import BankLocation
 from bankdb.verify import verify
 from cli.main import cli
 from compute.approaches.options import PredictionOptions
-from compute.prediction.coefficients import all_coefficients, leave_one_out
-from compute.prediction.export import export_all, export_delta, export_prediction
-from compute.prediction.matrices import distances
+from compute.prediction.coefficients import coefficients
+from compute.prediction.export import export_delta
+from compute.prediction.matrices import compute_gram, distances
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import predict_all, predict_all_ways
+from compute.prediction.predict_all import predict_all
+from compute.prediction.session import computing
 from tests.support.banks.malformed_adapters import BASE_MODEL
 from tests.support.banks.small_bank import create_bank, ingest_folder, write_dataset, write_pairs
 from tests.support.servers.object_store import Proxy, reached_at
@@ -77,14 +80,14 @@ def test_the_commands_give_what_a_bank_in_a_folder_gives(
     ):
         result = run(command[0], "--bank", there, *command[1:])
         assert result.exit_code == 0, result.output
-    export_all(bank, predict_all(bank), theirs / "all")
-    export_prediction(bank, predict(bank, new), theirs / "one")
+    predict_all(bank).save(theirs / "all")
+    predict(bank, new).save(theirs / "one")
     bank.export("task003", theirs / "task003")
     expected = files(theirs)
     assert len(expected) == 7 * 4 + 2
     assert files(ours) == expected
     with AdapterBank.open(there) as remote:
-        assert distances(remote).equals(distances(bank))
+        assert distances(remote).to_xarray().equals(distances(bank).to_xarray())
     assert not list(there.glob("*.zarr"))
     kept = {name.split("/")[0] for name in objects_below(located(f"{s3}/a"))}
     assert kept == {
@@ -110,16 +113,19 @@ def test_what_is_there_is_not_computed_again(remote: AdapterBank) -> None:
     assert np.asarray(open_array(first.path / "adapters")[:, :]).tobytes() == values.tobytes()
 
 
+def gram_of(bank: AdapterBank) -> NDArray[np.float64]:
+    with computing(bank, None, SilentProgress()) as cluster:
+        return compute_gram(bank, cluster, SilentProgress())
+
+
 def test_adapters_that_are_added_later(remote: AdapterBank, bank: AdapterBank, tmp_path: Path) -> None:
     more = write_pairs(tmp_path / "more", 3, start=6)
     for each in (remote, bank):
-        all_coefficients(each, [PredictionOptions(approach="uniform")])
+        gram_of(each)
         distances(each)
         ingest_folder(each, more)
-    _, gram = all_coefficients(remote, [PredictionOptions(approach="uniform")])
-    _, expected = all_coefficients(bank, [PredictionOptions(approach="uniform")])
-    assert gram.tobytes() == expected.tobytes()
-    assert distances(remote).equals(distances(bank))
+    assert gram_of(remote).tobytes() == gram_of(bank).tobytes()
+    assert distances(remote).to_xarray().equals(distances(bank).to_xarray())
     assert {name.split("/")[0] for name in objects_below(remote.array_path("gram"))} == {"gram", "zarr.json"}
 
 
@@ -129,12 +135,12 @@ def test_other_approaches_and_spaces(remote: AdapterBank, bank: AdapterBank, tmp
     delta = PredictionOptions(space="delta", rank=4)
     for each in (remote, bank):
         out = tmp_path / each.path.name
-        for index, predicted in enumerate(predict_all_ways(each, ways)):
-            export_all(each, predicted, out / f"{index}")
-        export_delta(each, leave_one_out(each, delta), out / "delta")
+        for index, predicted in enumerate(predict_all(each, ways)):
+            predicted.save(out / f"{index}")
+        export_delta(each, coefficients(each, delta), out / "delta")
         for index, options in enumerate((neural, delta)):  # the network was kept
             made = predict(each, write_dataset(tmp_path / f"{each.path.name} new {index}", 99), options)
-            export_prediction(each, made, out / f"new {index}")
+            made.save(out / f"new {index}")
     theirs, ours = (
         {
             name: data
@@ -331,7 +337,7 @@ def test_damaged_predictions_are_told(remote: AdapterBank, tmp_path: Path) -> No
     raw = filesystem("s3://x").cat_file(str(file))
     put({file: raw[:50] + bytes([raw[50] ^ 1]) + raw[51:]})
     with pytest.raises(BankError, match=r"delete predictions\.zarr and run the same command again"):
-        export_all(remote, predicted, tmp_path / "out")
+        predicted.save(tmp_path / "out")
 
 
 def test_what_bank_json_says(remote: AdapterBank, s3: str) -> None:

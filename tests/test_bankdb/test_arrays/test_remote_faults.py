@@ -22,7 +22,6 @@ from cli.main import cli
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterOptions
-from compute.prediction.export import export_all
 from compute.prediction.matrices import distances
 from compute.prediction.predict_all import PredictedBank, predict_all
 from tests.support.banks.malformed_adapters import BASE_MODEL
@@ -73,7 +72,7 @@ def test_every_twentieth_request_fails(
             assert result.exit_code == 0, result.output
     proxy.die()
     assert proxy.failed == len(proxy.seen) // EVERY > 10
-    export_all(bank, predict_all(bank), tmp_path / "expected")
+    predict_all(bank).save(tmp_path / "expected")
     assert files(out) == files(tmp_path / "expected")
 
 
@@ -177,7 +176,7 @@ Expected = tuple[bytes, ...]
 def _content(bank: AdapterBank, predicted: PredictedBank) -> Expected:
     arrays = [np.asarray(open_array(predicted.path / name)[:, :]) for name in ("adapters", "coefficients")]
     assert predicted.relative_error is not None
-    arrays += [predicted.relative_error, distances(bank).to_numpy()]
+    arrays += [predicted.relative_error, distances(bank).values]
     return tuple(array.tobytes() for array in arrays)
 
 
@@ -260,7 +259,7 @@ def test_workers_on_other_hosts_need_the_url_and_their_environment(
             (tmp_path / "there").mkdir()
             found = distances(opened, cluster=used)
             assert [item.name for item in (tmp_path / "there").iterdir()] == [".compute.lock"]
-        assert found.equals(distances(bank))
+        assert found.to_xarray().equals(distances(bank).to_xarray())
         elsewhere = Proxy(object_server, lambda *_: 404)
         cluster.start_worker("bad", AWS_ENDPOINT_URL=elsewhere.address)
         with (

@@ -5,26 +5,28 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from bankdb.arrays.adapter_store import AdapterStore, row_sha256
 from bankdb.arrays.durable import delete_tree, folders_in, is_empty, move
 from bankdb.arrays.remote import Location, RemotePath, delete, filesystem, located, put
 from bankdb.arrays.shards import shards_of
 from bankdb.arrays.zarr_arrays import (
-    appearing_group,
     chunk_file,
     create_array,
     ensure_group,
     group_attributes,
-    is_whole,
     open_array,
     stored_chunks,
 )
+from bankdb.derived import find_group, read_group, write_group
 from bankdb.errors import (
     AdapterError,
     ArrayStoreUnavailableError,
@@ -32,6 +34,7 @@ from bankdb.errors import (
     BankNotFoundError,
     ParameterError,
 )
+from bankdb.progress import SilentProgress
 from tests.support.servers.object_store import Proxy, reached_at
 
 KINDS = ("local", "memory", "s3")
@@ -261,27 +264,31 @@ def test_places(place: Location) -> None:
 
 
 def test_a_group_appears_whole_or_not_at_all(place: Location) -> None:
-    ensure_group(place)
+    bank: Any = SimpleNamespace(arrays=place, record=SimpleNamespace(identity="x"))
+    silent = SilentProgress()
 
-    def write(value: float) -> None:
-        with appearing_group(place / "g") as group:
-            for name in "ab":
-                create_array(
-                    group / name, shape=(2,), chunks=(2,), shards=None, dtype="float64", attributes={}
-                )[:] = value
-                if value < 0:
-                    raise InterruptedError
+    def arrays(value: float) -> dict[str, NDArray[np.float64]]:
+        class Interrupted(dict[str, NDArray[np.float64]]):
+            def items(self) -> Any:
+                yield next(iter(super().items()))
+                raise InterruptedError
 
-    for value in (-1.0, 1.0, 2.0):
+        return (Interrupted if value < 0 else dict)({name: np.full(2, value) for name in "ab"})
+
+    for value in (-1.0, 1.0, -1.0, 2.0):
         if value < 0:
             with pytest.raises(InterruptedError):
-                write(value)
-            assert not is_whole(place / "g")
+                write_group(bank, place / "g", "inputs", arrays(value))
+            assert not find_group(bank, place / "g", silent)
             continue
-        write(value)
-        assert is_whole(place / "g")
+        write_group(bank, place / "g", "inputs", arrays(value))
+        assert find_group(bank, place / "g", silent, "inputs")
+        assert not find_group(bank, place / "g", silent, "others")
         assert [item.name for item in folders_in(place / "g")] == ["a", "b"]
         assert np.asarray(open_array(place / "g" / "b")[:]).tolist() == [value, value]
+        assert {name: array.tolist() for name, array in read_group(place / "g").items()} == {
+            name: [value, value] for name in "ab"
+        }
 
 
 def test_what_a_text_names() -> None:

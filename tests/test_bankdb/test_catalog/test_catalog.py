@@ -28,6 +28,7 @@ from bankdb.catalog.schema import (
 )
 from bankdb.errors import BankError, BankFormatError, BankNotFoundError, ConflictError
 from bankdb.records import AdapterRecord, BankRecord, NewAdapter, PredictionRecord
+from tests.support.servers.backends import seal_again
 
 EVERY_BACKEND = True
 
@@ -361,6 +362,7 @@ def test_counts_under_another_tokenizer_do_not_count(database: Database, catalog
     row = add(database, catalog, "a")
     with database.write() as session:
         session.execute(update(BankRow).values(tokenizer_fingerprint="e" * 64))
+    seal_again(database)
     with pytest.raises(BankFormatError, match="no token counts under the bank's tokenizer"):
         catalog.token_counts([row])
 

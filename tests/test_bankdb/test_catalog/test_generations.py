@@ -17,6 +17,7 @@ from bankdb.catalog.migrations.apply import HEAD, current_revision
 from bankdb.datasets.held_out import HeldOut, held_out_files, read_held_out
 from bankdb.errors import BankFormatError, DatasetError
 from bankdb.records import GenerationKey, GenerationRecord
+from tests.support.servers.backends import seal_again
 
 KEY = GenerationKey("a" * 64, "b" * 64, "c" * 64)
 
@@ -61,6 +62,7 @@ def test_damaged_answers_are_named(database: Database, damage: str) -> None:
     store.keep(GenerationRecord(KEY, ("yes",), 1, 1.0))
     with database.write() as session:
         session.execute(text("UPDATE generation SET texts = :damage"), {"damage": damage})
+    seal_again(database)
     with pytest.raises(BankFormatError, match="generation 1: expected a JSON list of texts"):
         store.find(KEY)
 
@@ -69,11 +71,18 @@ def test_damaged_answers_are_named(database: Database, damage: str) -> None:
 
 
 def test_a_bank_of_the_first_schema_is_brought_up_whole(bank: AdapterBank) -> None:
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+
+    from bankdb.catalog.migrations.versions import r0003_checksums
+
     adapters, path = bank.adapters(), bank.path
     url = bank.location.database_url
     bank.close()
     old = Database(url)
     with old.write() as session:
+        with Operations.context(MigrationContext.configure(session.connection())):
+            r0003_checksums.downgrade()
         session.execute(text("DROP TABLE generation"))
         session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
     old.close()

@@ -18,23 +18,6 @@ from bankdb.peft.weights import DTYPES, load_adapter, source_file, write_safeten
 from tests.support.banks.malformed_adapters import BASE_MODEL, CONFIG, WEIGHTS
 
 
-@pytest.fixture(scope="module")
-def base_model() -> Any:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 def round_trips(folder: Path) -> None:
     adapter = load_adapter(folder)
     assert source_file(adapter.vector, adapter.layout, adapter.header) == (folder / WEIGHTS).read_bytes()

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 
+from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError, ParameterError
 from bankdb.progress import SilentProgress
 from cli.main import cli
@@ -31,10 +32,11 @@ from compute.evaluation.weight_space import (
     table_of,
     weight_space_table,
 )
-from compute.prediction.coefficients import Coefficients, leave_one_out
-from compute.prediction.matrices import bank_matrices
+from compute.prediction.coefficients import Coefficients, coefficients
+from compute.prediction.matrices import Matrices, compute_matrices
 from compute.prediction.neural_models import stored_model
 from compute.prediction.predict_all import predict_all
+from compute.prediction.session import computing
 from tests.support.banks.small_report import adapter_record
 from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector
 
@@ -57,14 +59,19 @@ def grouped(tmp_path: Path, tokenizer_folder: Path) -> Iterator[SyntheticBank]:
         yield made
 
 
+def bank_matrices(bank: AdapterBank, options: PredictionOptions) -> Matrices:
+    with computing(bank, None, SilentProgress()) as cluster:
+        return compute_matrices(bank, [options], cluster, SilentProgress())[0]
+
+
 @pytest.mark.parametrize("approach", names())
 def test_every_approach_leaves_the_group_out(grouped: SyntheticBank, approach: str) -> None:
-    found = leave_one_out(grouped.bank, options_of(approach))
+    found = coefficients(grouped.bank, options_of(approach))
     same = same_unit(units_of(GROUPS, "group"))
     assert (found.values[same] == 0).all()
     assert (found.values >= 0).all()
     assert_allclose(found.values.sum(axis=1), 1.0)
-    plain = leave_one_out(grouped.bank, options_of(approach, "adapter"))
+    plain = coefficients(grouped.bank, options_of(approach, "adapter"))
     assert_array_equal(np.diag(plain.values), 0.0)
     # Something of the group is used when adapters are left out.
     if approach not in ("matching", "nearest", "oracle"):
@@ -77,8 +84,8 @@ def test_a_group_that_is_the_whole_bank_names_the_target(grouped: SyntheticBank,
     for record in grouped.bank.adapters():
         grouped.bank.catalog.set_group(record.name, "all", None)
     with pytest.raises(ParameterError, match=r"s000.*'all'"):
-        leave_one_out(grouped.bank, options_of(approach))
-    leave_one_out(grouped.bank, options_of(approach, "adapter"))
+        coefficients(grouped.bank, options_of(approach))
+    coefficients(grouped.bank, options_of(approach, "adapter"))
 
 
 def draw_matrices(seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,18 +121,18 @@ def test_a_network_that_predicts_a_row_has_seen_nothing_of_its_group(row: int) -
 
 def test_a_network_is_kept_for_each_way_to_leave_out(grouped: SyntheticBank) -> None:
     bank = grouped.bank
-    plain = leave_one_out(bank, options_of("neural", "adapter"))
+    plain = coefficients(bank, options_of("neural", "adapter"))
     with pytest.raises(BankNotFoundError, match="no network"):
         stored_model(
             bank, plain.metric, options_of("neural").neural, tuple(bank.adapters()), SilentProgress(), "group"
         )
-    leave_one_out(bank, options_of("neural"))
+    coefficients(bank, options_of("neural"))
     runs = bank.runs.all("neural")
     assert [json.loads(run.parameters).get("leave_out", "adapter") for run in runs] == ["adapter", "group"]
-    assert_array_equal(leave_one_out(bank, options_of("neural", "adapter")).values, plain.values)
+    assert_array_equal(coefficients(bank, options_of("neural", "adapter")).values, plain.values)
     # Another grouping is another training.
     bank.catalog.set_group("s003", "b", None)
-    leave_one_out(bank, options_of("neural"))
+    coefficients(bank, options_of("neural"))
     assert len(bank.runs.all("neural")) == 3
 
 
@@ -166,7 +173,6 @@ def test_a_new_dataset_is_predicted_by_what_the_whole_bank_fits(
     import shutil
 
     from bankdb.bank import AdapterBank
-    from compute.prediction.export import export_prediction
     from compute.prediction.predict import predict
     from tests.support.banks.small_bank import write_dataset
 
@@ -183,7 +189,7 @@ def test_a_new_dataset_is_predicted_by_what_the_whole_bank_fits(
         assert found.fitted == fitted
         theta = np.stack([bank.store.read(record.row) for record in bank.adapters()])
         assert_allclose(found.vector, found.coefficients @ theta, atol=1e-6)
-        folder = export_prediction(bank, found, tmp_path / "out")
+        folder = found.save(tmp_path / "out")
         # One of the bank's own datasets is left out of its own prediction, and of what is fitted.
         again = predict(bank, bank.adapters()[2].dataset_source, options)
         assert again.coefficients[2] == 0.0
@@ -211,7 +217,7 @@ def test_the_table_is_of_explicit_errors(grouped: SyntheticBank) -> None:
     theta = grouped.theta
     assert [row.options.leave_out for row in table.rows] == ["adapter"] * 4 + ["group"] * 4
     for row in table.rows:
-        c = leave_one_out(grouped.bank, row.options).values
+        c = coefficients(grouped.bank, row.options).values
         difference = c @ theta - theta
         assert_allclose(row.errors.mse, (difference**2).mean(axis=1), rtol=1e-4)
         relative = np.linalg.norm(difference, axis=1) / np.linalg.norm(theta, axis=1)

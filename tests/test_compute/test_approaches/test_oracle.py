@@ -210,6 +210,19 @@ def test_errors_of_perfect_and_of_zero_adapters() -> None:
     assert_array_equal(found.relative, [0, 0, np.nan])
 
 
+@pytest.mark.parametrize(
+    ("size", "known"), [(1.0, True), (1e-15, True), (1e-17, True), (1e-22, False), (1e-40, False)]
+)
+def test_errors_of_tiny_adapters_are_right_or_not_a_number(size: float, known: bool) -> None:
+    theta = np.random.default_rng(0).normal(size=(4, 50))
+    c = np.full((4, 4), 1 / 3) * (1 - np.eye(4))
+    expected = weight_space_errors(c, theta @ theta.T, np.arange(4), 50)
+    theta *= size
+    found = weight_space_errors(c, theta @ theta.T, np.arange(4), 50)
+    for values, right in ((found.relative, expected.relative), (found.cosine, expected.cosine)):
+        assert_allclose(values, right if known else np.full(4, np.nan), rtol=1e-9)
+
+
 def test_distant_targets_and_equal_sources() -> None:
     assert_array_equal(oracle(np.zeros((0, 0)), np.zeros((0, 0), dtype=bool)), np.zeros((0, 0)))
     theta = np.array([[0.0, 0.0], [1e-3, 0.0], [0.0, 1e-3]])

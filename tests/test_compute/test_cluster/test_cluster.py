@@ -222,10 +222,9 @@ def test_a_scheduler_without_workers() -> None:
         pass
 
 
-@pytest.mark.parametrize("processes", [True, False])
-def test_the_dashboard_answers(processes: bool) -> None:
+def test_the_dashboard_answers() -> None:
     progress = RecordedProgress()
-    options = ClusterOptions(workers=1, processes=processes, memory=1000)
+    options = ClusterOptions(workers=1, memory=1000)
     with open_cluster(options, progress) as opened:
         assert progress.notes == [f"dashboard: {opened.dashboard}"]
         with urllib.request.urlopen(opened.dashboard, timeout=20) as answer:

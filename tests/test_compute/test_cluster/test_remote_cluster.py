@@ -247,8 +247,8 @@ def test_a_worker_that_sees_another_folder_is_named(
     # The client finds another array than the worker: the copy that a host has of its own.
     copy = Path(shutil.copytree(bank.store.path, tmp_path / "copy"))
     (copy / "zarr.json").write_text((copy / "zarr.json").read_text() + " ")
-    there = workers.folder_mark
-    monkeypatch.setattr(workers, "folder_mark", lambda folder: there(str(copy)))
+    there = workers.array_mark
+    monkeypatch.setattr(workers, "array_mark", lambda folder: there(str(copy)))
     before = sorted(path.name for path in bank.path.rglob("*"))
     with (
         pytest.raises(ComputeError, match=r"worker tls://.* finds another array at .*adapters\.zarr"),
@@ -259,10 +259,10 @@ def test_a_worker_that_sees_another_folder_is_named(
 
 
 def test_a_worker_without_the_folder_is_named(started: DaskProcesses, bank: AdapterBank) -> None:
-    nothing = workers.folder_mark(str(bank.path / "nowhere"))
+    nothing = workers.array_mark(str(bank.path / "nowhere"))
     assert nothing == "nothing (No such file or directory)"
     facts = {"tcp://b:1": workers.WorkerFacts(2, "", nothing)}
-    own = workers.folder_mark(str(bank.store.path))
+    own = workers.array_mark(str(bank.store.path))
     assert list(workers._elsewhere(own, facts)) == [("tcp://b:1", nothing)]
 
 

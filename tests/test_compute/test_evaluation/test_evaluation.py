@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -18,22 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankError, BankFormatError, BankNotFoundError, ParameterError
+from bankdb.errors import BankError, BankFormatError, BankNotFoundError, ConflictError, ParameterError
 from compute.approaches.options import PredictionOptions
 from compute.evaluation import systems
 from compute.evaluation.adapters import adapter_tensors
 from compute.evaluation.correlation import weight_correlations
 from compute.evaluation.evaluate import EvaluationOptions, evaluate
 from compute.evaluation.jobs import Machine
-from compute.evaluation.records import (
-    Evaluation,
-    Failure,
-    Outcome,
-    Target,
-    store_evaluation,
-    stored_evaluation,
-    stored_evaluations,
-)
+from compute.evaluation.records import Evaluation, store_evaluation, stored_evaluation, stored_evaluations
+from compute.evaluation.scores import Failure, Outcome, Target
 from compute.evaluation.systems import (
     EvaluatedAdapter,
     EvaluatedSystem,
@@ -307,7 +301,7 @@ def test_answers_are_scored_and_kept(tiny: AdapterBank, calls: list[bool]) -> No
     from compute.evaluation.scores import exact_match, rouge_l
 
     ways = default_ways([NORMALIZED], ["adapter", "group"])
-    first = evaluate(tiny, ways, OPTIONS)
+    first = evaluate(tiny, ways, OPTIONS, baselines=False)
     assert [system.name for system in first.systems[:4]] == [
         "base",
         "own",
@@ -331,7 +325,7 @@ def test_answers_are_scored_and_kept(tiny: AdapterBank, calls: list[bool]) -> No
     assert np.mean(own) > np.mean(base) + 0.3
     # Again: nothing is generated, and the record is the same.
     calls.clear()
-    again = evaluate(tiny, ways, OPTIONS)
+    again = evaluate(tiny, ways, OPTIONS, baselines=False)
     assert calls == []
     assert dataclasses.replace(again, created=first.created) == first
     assert stored_evaluations(tiny) == [again]
@@ -339,7 +333,9 @@ def test_answers_are_scored_and_kept(tiny: AdapterBank, calls: list[bool]) -> No
 
 @pytest.mark.torch
 def test_sources_of_a_prediction(tiny: AdapterBank) -> None:
-    found = evaluate(tiny, default_ways([], ["adapter"]), dataclasses.replace(OPTIONS, targets=NAMES[:2]))
+    found = evaluate(
+        tiny, default_ways([], ["adapter"]), dataclasses.replace(OPTIONS, targets=NAMES[:2]), baselines=False
+    )
     own, base = found.outcome("own", NAMES[0]), found.outcome("base", NAMES[0])
     assert (own.sources, own.effective_sources) == (((NAMES[0], 1.0),), 1.0)
     assert (base.sources, base.effective_sources) == ((), None)
@@ -358,19 +354,19 @@ def test_what_changes_answers_is_generated_anew_and_nothing_else(
 ) -> None:
     ways: list[PredictionOptions] = []
     options = dataclasses.replace(OPTIONS, targets=NAMES[:1])
-    evaluate(tiny, ways, options)
+    evaluate(tiny, ways, options, baselines=False)
     expected = len(calls)
     for same in (
         dataclasses.replace(options, machine=Machine(device="cpu", batch_size=2, threads=1)),
         dataclasses.replace(options, resamples=7, seed=3),
     ):
-        evaluate(tiny, ways, same)
+        evaluate(tiny, ways, same, baselines=False)
         assert len(calls) == expected
     for other in (
         dataclasses.replace(options, max_examples=5),
         dataclasses.replace(options, machine=Machine(dtype="bfloat16")),
     ):
-        evaluate(tiny, ways, other)
+        evaluate(tiny, ways, other, baselines=False)
         expected += 2
         assert len(calls) == expected
 
@@ -382,7 +378,9 @@ def test_threads_and_batches_answer_alike(tiny: AdapterBank, template: Path, tmp
     machines = (Machine(threads=1, batch_size=1), Machine(threads=3))
     with AdapterBank.open(tmp_path / "other") as other:
         first, second = (
-            evaluate(bank, ways, dataclasses.replace(OPTIONS, targets=NAMES[:2], machine=machine))
+            evaluate(
+                bank, ways, dataclasses.replace(OPTIONS, targets=NAMES[:2], machine=machine), baselines=False
+            )
             for bank, machine in zip((tiny, other), machines, strict=True)
         )
     assert [outcome.samples for outcome in first.outcomes] == [outcome.samples for outcome in second.outcomes]
@@ -390,13 +388,12 @@ def test_threads_and_batches_answer_alike(tiny: AdapterBank, template: Path, tmp
 
 @pytest.mark.torch
 def test_a_second_report_loads_neither_torch_nor_the_model(tiny: AdapterBank, template: Path) -> None:
-    evaluate(tiny, [NORMALIZED], OPTIONS)
+    evaluate(tiny, [NORMALIZED], OPTIONS, baselines=False)
     program = (
-        "import sys; from bankdb.bank import AdapterBank;"
-        "from compute.evaluation.evaluate import EvaluationOptions, evaluate;"
-        "from compute.approaches.options import PredictionOptions;"
-        f"bank = AdapterBank.open({str(tiny.path)!r});"
-        f"evaluate(bank, [PredictionOptions()], EvaluationOptions(model={str(BASE)!r}, max_examples=4, resamples=50));"
+        "import sys, bankdb, compute;"
+        f"bank = bankdb.open({str(tiny.path)!r});"
+        f"options = compute.EvaluationOptions(model={str(BASE)!r}, max_examples=4, resamples=50);"
+        "compute.evaluate(bank, compute.PredictionOptions(), options, baselines=False);"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run(
@@ -425,12 +422,12 @@ def test_a_run_that_failed_goes_on_where_it_was(tiny: AdapterBank, monkeypatch: 
     options = dataclasses.replace(OPTIONS, machine=Machine(threads=1))
     monkeypatch.setattr(Generator, "answer", failing)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(tiny, [], options)
+        evaluate(tiny, [], options, baselines=False)
     kept = tiny.generations.count()
     assert kept == 3
     assert stored_evaluations(tiny) == []
     monkeypatch.setattr(Generator, "answer", answer)
-    evaluate(tiny, [], options)
+    evaluate(tiny, [], options, baselines=False)
     assert tiny.generations.count() == 2 * len(NAMES)
 
 
@@ -444,7 +441,7 @@ def test_a_target_without_a_test_split_is_named_and_the_others_go_on(
         shutil.copy(template / "pairs" / "datasets" / name / "test.jsonl", data / name / "test.jsonl")
     (data / NAMES[2]).mkdir()
     (data / NAMES[2] / "test.jsonl").write_text(json.dumps({"input": "a " * 300, "output": "b"}) + "\n")
-    found = evaluate(tiny, [], dataclasses.replace(OPTIONS, data=data))
+    found = evaluate(tiny, [], dataclasses.replace(OPTIONS, data=data), baselines=False)
     assert [target.name for target in found.targets] == list(NAMES[:2])
     reasons = {failure.target: failure.reason for failure in found.failures}
     assert sorted(reasons) == sorted(NAMES[2:])
@@ -452,15 +449,15 @@ def test_a_target_without_a_test_split_is_named_and_the_others_go_on(
     assert "pass --data FOLDER" in reasons[NAMES[3]]
     assert len(summaries(found)) == 2
     with pytest.raises(BankError, match=r"no target could be evaluated, of 5: .*pass --data"):
-        evaluate(tiny, [], dataclasses.replace(OPTIONS, data=tmp_path / "nowhere"))
+        evaluate(tiny, [], dataclasses.replace(OPTIONS, data=tmp_path / "nowhere"), baselines=False)
 
 
 @pytest.mark.torch
 def test_unknown_targets_and_options_are_refused(tiny: AdapterBank, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"targets: expected names .* found nobody"):
-        evaluate(tiny, [], dataclasses.replace(OPTIONS, targets=("nobody",)))
+        evaluate(tiny, [], dataclasses.replace(OPTIONS, targets=("nobody",)), baselines=False)
     with pytest.raises(BankError, match="pass --model PATH"):
-        evaluate(tiny, [], dataclasses.replace(OPTIONS, model=str(tmp_path)))
+        evaluate(tiny, [], dataclasses.replace(OPTIONS, model=str(tmp_path)), baselines=False)
     for name in ("max_examples", "resamples"):
         with pytest.raises(ParameterError, match="expected at least 1, found 0"):
             dataclasses.replace(OPTIONS, **{name: 0})
@@ -506,6 +503,30 @@ def evaluation(**changes: Any) -> Evaluation:
         "seconds": 12.0,
     }
     return Evaluation(**(values | changes))
+
+
+def test_an_evaluation_shows_and_saves_itself(tmp_path: Path) -> None:
+    record = evaluation()
+    text = repr(record)
+    assert text.splitlines()[0] == "Evaluation abc: 3 tasks, 3 test examples"
+    assert "own: Rouge-L 0.900, exact 1.000" in text
+    assert "not evaluated: 1 tasks" in text
+    many = tuple(System(f"s{i}", "uniform", None, "adapter", "factors") for i in range(300))
+    large = evaluation(
+        systems=many, outcomes=tuple(outcome(one.name, "x", 0.5, 0) for one in many for _ in range(20))
+    )
+    assert len(repr(large)) < 1000
+    assert "further systems: 290" in repr(large)
+    assert len(large._repr_html_()) < 5000
+    folder = record.save(tmp_path / "out")
+    assert Evaluation.from_json((folder / "evaluation.json").read_text()) == record
+    assert (folder / "systems.csv").read_text() == summary_csv(record.summaries())
+    assert (folder / "targets.csv").read_text().count("\n") == 1 + len(record.outcomes)
+    with pytest.raises(ConflictError, match=r"systems\.csv: already there"):
+        evaluation(identity="other").save(folder)
+    assert Evaluation.from_json((folder / "evaluation.json").read_text()) == record
+    evaluation(identity="other").save(folder, overwrite=True)
+    assert pickle.loads(pickle.dumps(record)) == record
 
 
 def test_the_record_comes_back_from_json() -> None:
@@ -673,8 +694,9 @@ def test_tables() -> None:
     headings, rows = table3(found)
     assert [row[0] for row in rows] == ["own", "uniform", "js normalized"]
     assert all(len(row) == len(headings) for row in rows)
-    assert str(rows[-1][1]).startswith("+0.400 [")
-    assert str(rows[-1][headings.index("gap closed")]).startswith("50% [")
+    # Three targets have no interval worth telling.
+    assert str(rows[-1][1]) == "+0.400"
+    assert str(rows[-1][headings.index("gap closed")]) == "50%"
 
 
 def test_csv_has_all_digits() -> None:

@@ -469,7 +469,32 @@ def test_answers_stop_at_the_limit(generator: Any, tokenizer: BankTokenizer) -> 
 def test_too_long_for_the_model_is_refused(generator: Any, tokenizer: BankTokenizer) -> None:
     prompts = encode_prompts(tokenizer, HeldOut.of(["a " * 300], [["b"]]), "long")
     with pytest.raises(DatasetError, match=r"long: the longest prompt with its answer has .* 256 positions"):
-        generator.check_length(prompts, "long")
+        generator.check_prompts(prompts, "long")
+
+
+@pytest.mark.torch
+def test_a_token_that_the_model_has_no_row_for_is_refused_where_it_is_used(
+    tmp_path: Path, layout: AdapterLayout, tokenizer: BankTokenizer
+) -> None:
+    import shutil
+
+    from tokenizers import Tokenizer
+
+    from compute.generation.generate import load_generator
+
+    shutil.copytree(TINY / "base", tmp_path / "base")
+    more = Tokenizer.from_file(str(TINY / "base" / "tokenizer.json"))
+    more.add_tokens(["<more>", "<most>"])
+    more.save(str(tmp_path / "base" / "tokenizer.json"))
+    larger = BankTokenizer(tmp_path / "base")
+    assert larger.vocabulary == tokenizer.vocabulary + 2
+    generator = load_generator(TINY / "base", layout, larger, device="cpu")
+    unused = encode_prompts(larger, HeldOut.of(["a b"], [["b"]]), "x")
+    generator.check_prompts(unused, "x")
+    assert len(generator.answer(unused).texts) == 1
+    used = encode_prompts(larger, HeldOut.of(["a b", "a <more>"], [["b"], ["b"]]), "x")
+    with pytest.raises(DatasetError, match=rf"x: a prompt has token id {tokenizer.vocabulary}, .*--model"):
+        generator.check_prompts(used, "x")
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from cli.main import cli
 from compute.approaches.options import PredictionOptions
 from compute.prediction.coefficients import coefficients
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import predict_all, predict_all_ways
+from compute.prediction.predict_all import predict_all
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.small_bank import ingest_folder, write_dataset, write_pairs
 
@@ -86,7 +86,7 @@ def test_several_ways_in_one_pass_are_each_alone(
         for approach in ("attentional", "normalized", "nearest", "neural")
     ]
     together = RecordedProgress()
-    made = predict_all_ways(bank, ways, progress=together)
+    made = predict_all(bank, ways, progress=together)
     assert together.stages["combine"] == 1
     shutil.copytree(bank_template, tmp_path / "other")
     with AdapterBank.open(tmp_path / "other") as other:
@@ -96,7 +96,7 @@ def test_several_ways_in_one_pass_are_each_alone(
             found = np.asarray(open_array(predicted.path / "adapters")[:, :])
             np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
     done = RecordedProgress()
-    predict_all_ways(bank, ways[:3], progress=done)
+    predict_all(bank, ways[:3], progress=done)
     assert "combine" not in done.stages
 
 

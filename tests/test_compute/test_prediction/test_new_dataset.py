@@ -61,9 +61,9 @@ def test_distances_are_those_of_the_matrix(
     bank: AdapterBank, pairs_folder: Path, cluster: Cluster, metric: str, compatible: str
 ) -> None:
     """Predicted for as a new dataset, an entry has the distances and coefficients of leave-one-out."""
-    matrix = distances(bank, metric, compatible=compatible, cluster=cluster)
+    matrix = distances(bank, metric, compatible=compatible, cluster=cluster).to_xarray()
     options = PredictionOptions(metric=metric, approach="attentional", compatible=compatible)
-    weights = coefficients(bank, options, cluster=cluster)
+    weights = coefficients(bank, options, cluster=cluster).to_xarray()
     for name in ("task001", "task004"):
         found = predict(bank, train_file(pairs_folder, name), options)
         np.testing.assert_allclose(found.distances, matrix.sel(target=name).values, rtol=1e-9, atol=1e-14)
@@ -126,7 +126,7 @@ def test_top_k_and_temperature(bank: AdapterBank, newdata: Path) -> None:
 
 def test_gaussian_kernel_takes_the_banks_median(bank: AdapterBank, newdata: Path, cluster: Cluster) -> None:
     found = predict(bank, newdata, PredictionOptions(metric="mmd", kernel="gaussian"))
-    assert found.metric == str(distances(bank, "mmd", kernel="gaussian", cluster=cluster).name)
+    assert found.metric == distances(bank, "mmd", kernel="gaussian", cluster=cluster).metric
 
 
 def test_blocks_of_sources_give_the_same(

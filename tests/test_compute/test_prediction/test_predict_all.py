@@ -23,7 +23,6 @@ from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterOptions
 from compute.combination.plan import SHARD_ROWS, panel_bytes
 from compute.prediction.coefficients import coefficients
-from compute.prediction.export import export_all
 from compute.prediction.matrices import distances
 from compute.prediction.predict_all import PredictedBank, predict_all
 from tests.support.banks.malformed_adapters import read_weights
@@ -112,11 +111,11 @@ def test_every_approach_is_the_product_and_never_uses_the_target_itself(
 
 
 def test_coefficients_follow_from_the_distances(wide: SyntheticBank, cluster: Cluster) -> None:
-    matrix = distances(wide.bank, "kl", cluster=cluster)
+    matrix = distances(wide.bank, "kl", cluster=cluster).to_xarray()
     names = list(matrix["target"].values)
     found = coefficients(
         wide.bank, PredictionOptions(metric="kl", approach="attentional", temperature=3), cluster=cluster
-    )
+    ).to_xarray()
     assert found.dims == ("target", "source")
     assert list(found["target"].values) == list(found["source"].values) == names
     row = matrix.sel(target="s05").drop_sel(source="s05")
@@ -187,7 +186,7 @@ def test_nearest_is_the_source_bit_for_bit_in_the_exported_file(
 ) -> None:
     """Sources of all three dtypes; each prediction is in its source's."""
     predicted = predict_all(bank, PredictionOptions(approach="nearest"), cluster=cluster)
-    export_all(bank, predicted, tmp_path / "out")
+    predicted.save(tmp_path / "out")
     dtypes = set()
     for index, record in enumerate(predicted.coefficients.adapters):
         (source,) = np.flatnonzero(predicted.coefficients.values[index])
@@ -327,7 +326,7 @@ def test_each_prediction_is_recorded_with_what_it_is_made_of(
 ) -> None:
     options = PredictionOptions(metric="js", top_k=2)
     predicted = predict_all(wide.bank, options, cluster=cluster, weight_errors=True)
-    export_all(wide.bank, predicted, tmp_path / "out", dtype="float16")
+    predicted.save(tmp_path / "out", dtype="float16")
     # Asked again for less: what is known stays.
     predict_all(wide.bank, options, cluster=cluster)
     records = wide.bank.runs.predictions(predicted.run.id)
@@ -385,7 +384,7 @@ def test_two_datasets_that_are_equal_are_no_trouble(wide: SyntheticBank, cluster
     wide.add("twin", draw_tokens(0), draw_vector(0, LAYOUT.size))
     for metric, approach in itertools.product(("js", "mmd"), ("attentional", "normalized", "nearest")):
         options = PredictionOptions(metric=metric, approach=approach)
-        found = coefficients(wide.bank, options, cluster=cluster)
+        found = coefficients(wide.bank, options, cluster=cluster).to_xarray()
         assert np.isfinite(found).all()
         assert int(found.sel(target="twin").argmax("source")) == 0
 

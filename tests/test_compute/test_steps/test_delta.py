@@ -35,8 +35,8 @@ from compute.combination.delta import (
     exact_rank,
 )
 from compute.combination.low_rank import truncate_matrix, truncate_product
-from compute.prediction.coefficients import leave_one_out
-from compute.prediction.export import export_delta, export_prediction
+from compute.prediction.coefficients import coefficients
+from compute.prediction.export import export_delta
 from compute.prediction.predict import predict
 from compute.prediction.predict_all import predict_all
 from tests.support.banks.malformed_adapters import HIDDEN, LAYERS, TARGETS, write_good_adapter
@@ -290,13 +290,13 @@ def test_batches_of_sources_change_nothing(
     whole = delta_adapter(made.bank, by_name(made), WEIGHTS, rank)
     read: list[int] = []
     store = type(made.bank.store)
-    original = store.read_panel
+    original = store.read_into
 
-    def counted(self: Any, rows: Sequence[int], start: int, stop: int) -> Any:
+    def counted(self: Any, rows: Sequence[int], *more: Any) -> Any:
         read.append(len(rows))
-        return original(self, rows, start, stop)
+        return original(self, rows, *more)
 
-    monkeypatch.setattr(store, "read_panel", counted)
+    monkeypatch.setattr(store, "read_into", counted)
     # What the largest module needs beside the result with one source at a time, found by asking.
     low, high = 1, 1 << 24
     while low < high:
@@ -366,10 +366,14 @@ def test_what_is_not_used_is_not_read(made: SyntheticBank, tmp_path: Path) -> No
 def test_a_damaged_row_is_named(made: SyntheticBank, tmp_path: Path) -> None:
     shutil.copytree(made.bank.path, tmp_path / "bank")
     with AdapterBank.open(tmp_path / "bank") as bank:
-        row = bank.adapters()[1].row
+        record = bank.adapters()[1]
+        row = record.row
         vector = bank.store.read(row)
         vector[7] = np.nan
         bank.store.array[row, :] = vector
+        # As if a faulty program had stored it so.
+        stored = bank.store.read_stored(row)[1].checksums.tobytes()
+        bank.ownership.set_checksums({row: (record.row_sha256, stored)})
         with pytest.raises(BankFormatError, match=rf"row {row} holds values that are not finite"):
             delta_adapter(bank, bank.adapters(), WEIGHTS)
 
@@ -403,7 +407,7 @@ def test_a_rank_that_is_too_large_is_refused_before_anything_is_computed(
 ) -> None:
     options = PredictionOptions(space="delta", rank=HIDDEN + 1)
     with pytest.raises(ParameterError, match=f"rank: expected at most {HIDDEN}"):
-        leave_one_out(bank, options)
+        coefficients(bank, options)
     with pytest.raises(ParameterError, match=f"rank: expected at most {HIDDEN}"):
         predict(bank, write_dataset(tmp_path / "new", 40), options)
     assert not bank.runs.all()
@@ -424,7 +428,7 @@ def inodes(folder: Path) -> dict[str, int]:
 def test_a_folder_for_a_new_dataset(bank: AdapterBank, tmp_path: Path, rank: int | str | None) -> None:
     data = write_dataset(tmp_path / "new", 40)
     found = predict(bank, data, PredictionOptions(space="delta", rank=rank))
-    folder = export_prediction(bank, found, tmp_path / "out", dtype="float32")
+    folder = found.save(tmp_path / "out", dtype="float32")
     assert found.delta is not None
     expected_rank = {None: 4, 7: 7, "full": 16}[rank]
     read = load_adapter(folder)
@@ -442,7 +446,7 @@ def test_a_folder_for_a_new_dataset(bank: AdapterBank, tmp_path: Path, rank: int
 
 
 def test_folders_of_all_are_kept_and_made_again(bank: AdapterBank, tmp_path: Path) -> None:
-    found = leave_one_out(bank, PredictionOptions(space="delta"))
+    found = coefficients(bank, PredictionOptions(space="delta"))
     out = tmp_path / "out"
     first = export_delta(bank, found, out)
     assert [one.folder for one in first] == [out / record.name for record in bank.adapters()]
@@ -459,17 +463,17 @@ def test_folders_of_all_are_kept_and_made_again(bank: AdapterBank, tmp_path: Pat
     after = inodes(out)
     assert {name: before[name] for name in before if not name.startswith("task003")}.items() <= after.items()
     with pytest.raises(ConflictError, match="another prediction"):
-        export_delta(bank, leave_one_out(bank, PredictionOptions(space="delta", rank=5)), out)
+        export_delta(bank, coefficients(bank, PredictionOptions(space="delta", rank=5)), out)
     with pytest.raises(ConflictError, match="another prediction"):
         export_delta(bank, found, out, dtype="float16")
     with pytest.raises(ParameterError, match="space: delta expected, factors found"):
-        export_delta(bank, leave_one_out(bank, PredictionOptions()), out)
+        export_delta(bank, coefficients(bank, PredictionOptions()), out)
 
 
 def test_a_kept_folder_is_not_computed(
     bank: AdapterBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = leave_one_out(bank, PredictionOptions(space="delta"))
+    found = coefficients(bank, PredictionOptions(space="delta"))
     export_delta(bank, found, tmp_path / "out")
     monkeypatch.setattr(
         compute.combination.delta, "_combine_module", lambda *_: pytest.fail("computed again")
@@ -574,7 +578,7 @@ def test_peft_adds_the_sum_of_the_products(
         ingest_folder(bank, tmp_path / "pairs")
         options = PredictionOptions(space="delta", rank=rank)
         found = predict(bank, write_dataset(tmp_path / "new", 40), options)
-        folder = export_prediction(bank, found, tmp_path / "out", dtype="float32")
+        folder = found.save(tmp_path / "out", dtype="float32")
     config = LlamaConfig(
         vocab_size=32,
         hidden_size=HIDDEN,

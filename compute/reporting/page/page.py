@@ -14,15 +14,16 @@ from bokeh.resources import Resources
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from cli.report import tables, words
-from cli.report.comparisons import Figures, comparisons
-from cli.report.images import EncodedMatrix, encode_coefficients, encode_distances
-from cli.report.payload import json_in_html, left_out_of, payload
-from cli.report.plots import Curve, MatrixFigures, bar_plot, curve_plot
-from cli.report.tables import HtmlTable, Plot
+from bankdb.errors import printable
 from compute.approaches.by_distance import effective_sources
 from compute.evaluation.bank_sizes import SizeCurve
 from compute.reporting.ordering import runs_of_equal
+from compute.reporting.page import tables, words
+from compute.reporting.page.comparisons import Figures, comparisons
+from compute.reporting.page.images import EncodedMatrix, encode_coefficients, encode_distances
+from compute.reporting.page.payload import json_in_html, left_out_of, payload
+from compute.reporting.page.plots import Curve, MatrixFigures, bar_plot, curve_plot
+from compute.reporting.page.tables import HtmlTable, Plot
 from compute.reporting.records import Matrix, Report
 
 CONTENTS = (
@@ -35,7 +36,7 @@ CONTENTS = (
     ("times", "Run times"),
     ("made", "How this was made"),
 )
-_ASSETS = files("cli.report")
+_ASSETS = files("compute.reporting.page")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
     )
     return environment.from_string(_asset("page.html.j2"))
 

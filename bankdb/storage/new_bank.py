@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bankdb.arrays.durable import fsync_path, is_empty
-from bankdb.arrays.remote import Location, located
+from bankdb.arrays.remote import Location, checked_place, located
 from bankdb.arrays.zarr_arrays import ensure_group, group_attributes
 from bankdb.catalog.catalog import Catalog
 from bankdb.catalog.database import Database
+from bankdb.catalog.locks import exclusive_lock
 from bankdb.catalog.url import parse_database, shown_database
 from bankdb.datasets.read import TEXT_RULE
-from bankdb.errors import BankNotFoundError, ConflictError, ParameterError, TokenizerError
-from bankdb.location import LOCATION_FILE, UNFINISHED_LOCATION_FILE, BankLocation
+from bankdb.errors import BankNotFoundError, ConflictError, FileSystemError, TokenizerError
+from bankdb.storage.location import LOCATION_FILE, UNFINISHED_LOCATION_FILE, BankLocation
 
 if TYPE_CHECKING:
     from bankdb.datasets.tokenizer import BankTokenizer
@@ -53,6 +54,21 @@ def check_free(folder: Path) -> None:
     present = _bank_in(location)
     if present is not None and location.identity in {None, present}:  # else the database is another bank's
         raise ConflictError(f"{folder}: a bank is already here; use it, or choose another folder with --bank")
+
+
+@contextlib.contextmanager
+def making(location: BankLocation) -> Iterator[None]:
+    """Be the only process that makes a bank in the folder; calls that come meanwhile wait.
+
+    Where the folder's file system keeps no locks, a bank whose catalogue is on a server is made without.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive_lock(location.folder / ".ingest.lock", lambda: None))
+        except FileSystemError:
+            if location.database is None:
+                raise
+        yield
 
 
 def check_places_free(location: BankLocation) -> None:
@@ -129,15 +145,7 @@ def parse_arrays(text: str) -> str:
     ParameterError
         It names no place, or one of a kind that is not known here.
     """
-    place = located(text)
-    if isinstance(place, Path):
-        return str(place.absolute())
-    if "/" not in place.url.partition("://")[2].strip("/"):
-        raise ParameterError(
-            f"{text}: expected a URL of a bucket and a name in it, such as s3://BUCKET/PREFIX"
-        )
-    place.check()
-    return place.url
+    return str(checked_place(text))
 
 
 def check_arrays_free(location: BankLocation) -> None:

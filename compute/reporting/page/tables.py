@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cli.report.words import duration
+from bankdb.records import published, without_folders
+from compute.reporting.page.words import duration
 from compute.reporting.records import Report
 
 
@@ -115,7 +116,7 @@ def made_tables(report: Report) -> list[HtmlTable]:
         ("bank", bank.identity),
         ("bank format", str(bank.format_version)),
         ("bank made (UTC)", bank.created.replace("T", " ").removesuffix("Z")),
-        ("tokenizer", f"{bank.tokenizer_name}, fingerprint {bank.tokenizer_fingerprint[:12]}"),
+        ("tokenizer", f"{published(bank.tokenizer_name)}, fingerprint {bank.tokenizer_fingerprint[:12]}"),
         ("text of an example", bank.text_rule),
         ("scaling of B A", f"{bank.scaling:g}" if bank.scaling is not None else ""),
         ("modules", _modules(bank.layout)),
@@ -124,9 +125,14 @@ def made_tables(report: Report) -> list[HtmlTable]:
     for reported in report.evaluations:
         evaluation = reported.evaluation
         about = [("made (UTC)", evaluation.created.replace("T", " ").removesuffix("Z"))]
-        about += [(key.replace("_", " "), str(value)) for key, value in evaluation.settings.items()]
+        about += [
+            (key.replace("_", " "), without_folders(str(value))) for key, value in evaluation.settings.items()
+        ]
         about.append(("time to generate all answers", f"{evaluation.seconds:.0f} s"))
-        about += [(f"not evaluated: {failure.target}", failure.reason) for failure in evaluation.failures]
+        about += [
+            (f"not evaluated: {failure.target}", without_folders(failure.reason))
+            for failure in evaluation.failures
+        ]
         tables.append(_pairs(f"Evaluation {evaluation.identity}", about))
     return tables
 

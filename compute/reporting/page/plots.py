@@ -31,7 +31,7 @@ from bokeh.palettes import viridis
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
-from cli.report.images import COLOURS, largest_code
+from compute.reporting.page.images import COLOURS, largest_code
 
 BLANK = "#00000000"
 PALETTE = viridis(COLOURS - 1)

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.report.images import EncodedMatrix
-from cli.report.plots import PALETTE, short
-from cli.report.words import LEFT_OUT, left_out, system_words
+from bankdb.errors import printable
 from compute.approaches.by_distance import effective_sources
-from compute.evaluation.records import Evaluation, Outcome
+from compute.evaluation.records import Evaluation
+from compute.evaluation.scores import Outcome
 from compute.evaluation.systems import System
+from compute.reporting.page.images import EncodedMatrix
+from compute.reporting.page.plots import PALETTE, short
+from compute.reporting.page.words import LEFT_OUT, left_out, system_words
 from compute.reporting.records import Matrix, Report
 
 TOP_SOURCES = 12
@@ -176,8 +178,19 @@ def cut(text: str, longest: int) -> str:
 
 
 def json_in_html(value: Any) -> str:
-    """Return JSON that can stand in a script element: no text in it can end the element or begin a comment."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """Return JSON that can stand in a script element: no text in it can end the element or begin a comment.
+
+    Texts have what a page would obey escaped, so that they are shown as they are.
+    """
+    text = json.dumps(_shown(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value, keep="\n\t")
+    if isinstance(value, dict):
+        return {key if isinstance(key, int) else _shown(key): _shown(item) for key, item in value.items()}
+    return [_shown(item) for item in value] if isinstance(value, list | tuple) else value

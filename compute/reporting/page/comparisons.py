@@ -6,9 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cli.report.plots import Whiskers, whisker_plot
-from cli.report.tables import HtmlTable, Part, Plot
-from cli.report.words import (
+from compute.evaluation.bootstrap import Interval
+from compute.evaluation.systems import PAPER_SHARE, System
+from compute.evaluation.tables import Spread, Summary
+from compute.evaluation.weight_space import WaySummary
+from compute.reporting.gather import best_scores, nearest_row
+from compute.reporting.page.plots import Whiskers, whisker_plot
+from compute.reporting.page.tables import HtmlTable, Part, Plot
+from compute.reporting.page.words import (
     LEFT_OUT,
     interval,
     left_out,
@@ -19,11 +24,6 @@ from cli.report.words import (
     spread,
     system_words,
 )
-from compute.evaluation.bootstrap import Interval
-from compute.evaluation.systems import PAPER_SHARE, System
-from compute.evaluation.tables import Spread, Summary
-from compute.evaluation.weight_space import WaySummary
-from compute.reporting.gather import best_scores, nearest_row
 from compute.reporting.records import ADAPTER, GROUP, Report, ReportedEvaluation
 
 Figures = dict[str, Any]

@@ -1,0 +1,72 @@
+"""What the adapters' own files say of the bank: their headers, their configurations, their names of the base model."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+
+from sqlalchemy import func, select
+
+from bankdb.catalog.database import Database
+from bankdb.catalog.schema import AdapterRow, BankRow, BlobRow
+from bankdb.errors import BankNotFoundError
+from bankdb.strict_json import parse_object
+
+_AT_ONCE = 500
+
+
+class Origins:
+    """Hashes of stored headers and configurations, and the names under which adapters state the base model."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._stated: dict[str, str | None] = {}  # by the configuration's hash
+
+    def first_header(self) -> str | None:
+        """Return the hash of the header of the ready adapter of the lowest row; None where there is none."""
+        with self._database.read() as session:
+            query = select(AdapterRow.header_sha256).where(AdapterRow.state == "ready")
+            return session.scalar(query.order_by(AdapterRow.row).limit(1))
+
+    def task_types(self) -> Counter[str | None]:
+        """Return how many ready adapters state each task type in their configurations, or None."""
+        with self._database.read() as session:
+            query = select(AdapterRow.config_sha256, func.count()).where(AdapterRow.state == "ready")
+            found = session.execute(query.group_by(AdapterRow.config_sha256)).all()
+            wanted = [sha256 for sha256, _ in found if sha256 not in self._stated]
+            for start in range(0, len(wanted), _AT_ONCE):
+                blobs = select(BlobRow).where(BlobRow.sha256.in_(wanted[start : start + _AT_ONCE]))
+                for blob in session.scalars(blobs):
+                    self._stated[blob.sha256] = _stated(blob.data)
+        votes: Counter[str | None] = Counter()
+        for sha256, count in found:
+            votes[self._stated.get(str(sha256))] += int(count)
+        return votes
+
+    def task_type(self) -> str:
+        """Return the task type that most adapters state, with which predictions are written.
+
+        Adapters that state none have no vote. CAUSAL_LM where as many state it as another, or none any: texts are
+        continued, and PEFT's AutoPeftModelForCausalLM loads no adapter that states none.
+        """
+        stated = {task: count for task, count in self.task_types().items() if task is not None}
+        return max(stated, key=lambda task: (stated[task], task == "CAUSAL_LM", task), default="CAUSAL_LM")
+
+    def add_aliases(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Record further names of the base model; return all that the bank has now."""
+        with self._database.write() as session:
+            row = session.get(BankRow, 1)
+            if row is None:
+                raise BankNotFoundError("the database holds no bank; make one with `bank init`")
+            aliases = list(dict.fromkeys([*json.loads(row.base_model_aliases), *names]))
+            row.base_model_aliases = json.dumps(aliases)
+            return tuple(aliases)
+
+
+def _stated(config: bytes) -> str | None:
+    try:
+        task_type = parse_object(config.decode("utf-8")).get("task_type")
+    except ValueError:
+        return None  # damaged: whoever reads the blob itself says so
+    return task_type if isinstance(task_type, str) else None

@@ -1,0 +1,186 @@
+"""Which options go together: one that would do nothing is refused, with what it goes with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bankdb.errors import ParameterError
+from compute.approaches.registry import approaches, get_approach
+
+if TYPE_CHECKING:
+    from compute.approaches.base import Approach
+
+Given = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When some options of a command are read.
+
+    Attributes
+    ----------
+    options
+        Their parameters' names.
+    read
+        Whether they are, from the values of all parameters.
+    goes_with
+        What they go with, as the message says it.
+    """
+
+    options: tuple[str, ...]
+    read: Callable[[Given], bool]
+    goes_with: str
+
+
+class CheckedCommand(click.Command):
+    """A command that refuses options which would do nothing."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Check, and run the command."""
+        for rule in RULES.get(self.name or "", ()):
+            given = [name for name in rule.options if _on_command_line(ctx, name)]
+            if given and not rule.read(ctx.params):
+                shown = [param.opts[-1] for param in self.params if param.name in given]
+                raise ParameterError(f"{', '.join(shown)}: would do nothing here; goes with {rule.goes_with}")
+        return super().invoke(ctx)
+
+
+def _on_command_line(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _asked(given: Given) -> list[Approach]:
+    """Return the approaches that are asked for; of `all`, every one that it could stand for."""
+    names = given["approaches"]
+    return list(approaches()) if "all" in names else [get_approach(name) for name in names]
+
+
+def _reads(option: str) -> Callable[[Given], bool]:
+    """Whether an approach that is asked for reads an option."""
+    return lambda given: any(option in approach.reads for approach in _asked(given))
+
+
+def _softens(given: Given) -> bool:
+    """Whether there is a softmin: equal shares, and one source alone, are the same at any temperature."""
+    return any(
+        "temperature" in approach.reads and not (approach.baseline or approach.single_source)
+        for approach in _asked(given)
+    )
+
+
+def _reads_metric(given: Given) -> bool:
+    return any(approach.reads_distances and approach.metric is None for approach in _asked(given))
+
+
+def _fitted(given: Given) -> bool:
+    """Whether an approach that is asked for is made for the bank's own rows before it is for others."""
+    return any(
+        approach.reads_bank or approach.fitted or "seed" in approach.reads for approach in _asked(given)
+    )
+
+
+def _mmd(given: Given) -> bool:
+    if not {"mmd", "all"}.isdisjoint(given["metrics"]):
+        return True
+    return "approaches" in given and any(approach.metric == "mmd" for approach in _asked(given))
+
+
+def _no_weights_only(given: Given) -> bool:
+    return not given["weights_only"]
+
+
+_WAITING = Rule(("wait_seconds",), lambda given: given["wait_workers"] is not None, "--wait-workers")
+_KERNEL = (
+    Rule(("kernel",), _mmd, "--metric mmd or --approach matching"),
+    Rule(
+        ("sigma",),
+        lambda given: _mmd(given) and given["kernel"] == "gaussian",
+        "--metric mmd or --approach matching, and --mmd-kernel gaussian",
+    ),
+)
+_BY_DISTANCE = (
+    Rule(
+        ("metrics",),
+        _reads_metric,
+        "an --approach that reads distances; of these none does, or it has its own",
+    ),
+    Rule(("temperature",), _softens, "--approach attentional, or another that reads it"),
+    Rule(("top_k",), _reads("top_k"), "--approach attentional, or another that reads it"),
+)
+
+
+def _neural(*options: str) -> tuple[Rule, ...]:
+    return tuple(
+        Rule((name,), _reads(name), "--approach neural, or another that reads it") for name in options
+    )
+
+
+_CLUSTER = (
+    "scheduler",
+    "scheduler_file",
+    "tls_ca",
+    "tls_cert",
+    "tls_key",
+    "wait_workers",
+    "wait_seconds",
+    "workers",
+)
+_WHOLE_BANK = "--all; for NEWDATA everything runs in this process"
+_GENERATING = ("targets", "max_examples", "data", "model", "device", "dtype", "batch_size", "threads")
+
+RULES: Mapping[str, tuple[Rule, ...]] = {
+    "distances": (*_KERNEL, _WAITING),
+    "coefficients": (*_KERNEL, *_BY_DISTANCE, *_neural("protocol", "seed", "width"), _WAITING),
+    "predict": (
+        Rule(_CLUSTER, lambda given: given["whole_bank"], _WHOLE_BANK),
+        *_KERNEL,
+        *_BY_DISTANCE,
+        *_neural("protocol", "seed", "width"),
+        Rule(
+            ("leave_out",),
+            lambda given: given["whole_bank"] or _fitted(given),
+            "--all, or with --approach tuned, ridge or neural, which are fitted on the bank",
+        ),
+        Rule(
+            ("input_column", "output_column"),
+            lambda given: not given["whole_bank"],
+            "NEWDATA; the datasets of the bank are counted already",
+        ),
+        Rule(
+            ("dtype", "overwrite"),
+            lambda given: not given["whole_bank"] or given["export"] is not None,
+            "--export FOLDER",
+        ),
+        _WAITING,
+    ),
+    "evaluate": (
+        Rule(
+            (*_GENERATING, "resamples", "space", "rank"),
+            _no_weights_only,
+            "answers that are generated, which --weights-only leaves out",
+        ),
+        Rule(("draws",), lambda given: bool(given["bank_sizes"]), "--bank-sizes"),
+        Rule(
+            ("seed",),
+            lambda given: _no_weights_only(given) or bool(given["bank_sizes"]) or _reads("seed")(given),
+            "--approach neural, --bank-sizes, or answers that are generated",
+        ),
+        *_KERNEL,
+        *_BY_DISTANCE,
+        *_neural("protocol", "width"),
+        _WAITING,
+    ),
+    "plan": (
+        Rule(
+            ("vocabulary", "tokens", "distinct"),
+            lambda given: given["adapters"] is not None,
+            "--adapters; of a bank they are known",
+        ),
+        Rule(("bank_path",), lambda given: given["adapters"] is None, "a bank; --adapters plans without one"),
+        _BY_DISTANCE[0],
+    ),
+}

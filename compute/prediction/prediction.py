@@ -1,0 +1,153 @@
+"""A predicted adapter and how it came about: shown in a few lines, and saved as a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.datasets.read import Dataset
+from bankdb.errors import listed
+from bankdb.records import AdapterRecord, BankRecord
+from bankdb.shown import html_summary, text_summary
+from compute.approaches.base import Fitted
+from compute.approaches.options import PredictionOptions
+from compute.combination.delta import DeltaAdapter
+from compute.prediction.coefficients import described
+from compute.prediction.provenance import RETAINED, chosen_dtype, form_record, provenance, write_prediction
+
+if TYPE_CHECKING:
+    import xarray
+
+# Sources that a prediction shows of itself: in text, and in a notebook's table.
+_FEW, _LISTED = 4, 10
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Prediction:
+    """A predicted adapter and how it came about.
+
+    Attributes
+    ----------
+    name
+        The dataset's name.
+    dataset
+        The dataset predicted for.
+    tokens
+        Its number of tokens.
+    adapters
+        The N adapters of the bank, by row.
+    distances
+        float64, shape (N,); NaN throughout for an approach that reads none. For `ridge`, and others that say so,
+        the mean of both directions where they differ.
+    coefficients
+        float64, shape (N,), sum 1.
+    effective_sources
+        1 / sum of squared coefficients.
+    left_out
+        Names of adapters left out because they hold the very same dataset.
+    vector
+        float32, shape (p,): the predicted weights in the bank's layout and scaling; in delta space those of
+        `delta`, in its own.
+    metric
+        The metric's key, or `none`.
+    options
+        How it was made.
+    bank
+        What the bank is that it was made from.
+    delta
+        In delta space: the adapter with its layout, scaling and retained energies.
+    fitted
+        Of an approach that is fitted: what was chosen by the bank's own rows.
+    """
+
+    name: str
+    dataset: Dataset
+    tokens: int
+    adapters: tuple[AdapterRecord, ...]
+    distances: NDArray[np.float64]
+    coefficients: NDArray[np.float64]
+    effective_sources: float
+    left_out: tuple[str, ...]
+    vector: NDArray[np.float32]
+    metric: str
+    options: PredictionOptions
+    bank: BankRecord
+    delta: DeltaAdapter | None = None
+    fitted: Fitted | None = None
+
+    def save(self, folder: str | Path, *, dtype: str = "source", overwrite: bool = False) -> Path:
+        """Write it as an adapter's folder that PEFT and vLLM load; return the folder.
+
+        Parameters
+        ----------
+        dtype
+            `source`: that of the adapters combined (float32 if they differ); or float32, float16, bfloat16.
+        overwrite
+            Replace an adapter folder that is there.
+
+        Raises
+        ------
+        ConflictError
+            `folder` is there and is not to be replaced.
+        AdapterError
+            It cannot be written, or a value is too large for the dtype.
+        """
+        weights, target = self.coefficients.astype(np.float32), Path(folder)
+        written = chosen_dtype(dtype, self.adapters, weights)
+        record = provenance(self.bank, self.name, self.metric, self.options, self.adapters, weights, written)
+        record["dataset"] = {
+            "content_sha256": self.dataset.sha256,
+            "examples": len(self.dataset),
+            "tokens": self.tokens,
+        }
+        record["left_out"] = list(self.left_out)
+        if self.fitted is not None:
+            record["fitted"] = self.fitted
+        form = None
+        if self.delta is not None:
+            form = self.delta.form
+            record |= {**form_record(form), RETAINED: dict(self.delta.retained)}
+        write_prediction(self.bank, target, self.vector, record, overwrite, form)
+        return target
+
+    def sources(self) -> list[tuple[str, float, float]]:
+        """Return name, coefficient and distance of every source that has a coefficient, the largest first."""
+        order = np.argsort(-self.coefficients, kind="stable").tolist()
+        return [
+            (self.adapters[i].name, float(self.coefficients[i]), float(self.distances[i]))
+            for i in order
+            if self.coefficients[i] > 0
+        ]
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Return the coefficients and distances by `source`."""
+        import xarray
+
+        names = [record.name for record in self.adapters]
+        columns = {"coefficients": self.coefficients, "distances": self.distances}
+        return xarray.Dataset({key: ("source", value) for key, value in columns.items()}, {"source": names})
+
+    def __repr__(self) -> str:
+        """Return what it is for, how it was made, and its largest sources."""
+        largest = ", ".join(f"{name} {weight:.4g}" for name, weight, _ in self.sources()[:_FEW])
+        return text_summary(self._title(), self._facts() | {"largest sources": largest})
+
+    def _repr_html_(self) -> str:
+        sources = self.sources()
+        headings = ("source", "coefficient", f"distance ({self.metric})")
+        more = len(sources) - _LISTED
+        return html_summary(self._title(), self._facts(), headings, sources[:_LISTED], more)
+
+    def _title(self) -> str:
+        return f"Prediction for {self.name} by {described(self.options)}"
+
+    def _facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {
+            "dataset": f"{len(self.dataset):,} examples, {self.tokens:,} tokens",
+            "effective sources": f"{self.effective_sources:.4g} of {len(self.adapters):,}",
+        }
+        return facts | ({"left out": listed(self.left_out)} if self.left_out else {})
