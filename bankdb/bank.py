@@ -17,6 +17,7 @@ from bankdb.storage.location import BankLocation
 from bankdb.storage.new_bank import (
     check_free,
     check_places_free,
+    claim_arrays,
     making,
     new_location,
     record_bank,
@@ -99,8 +100,10 @@ class AdapterBank(StoredBank):
             location.record()
             bank = cls(location, Database(location.database_url, create=True))
             try:
+                if location.arrays is not None:
+                    claim_arrays(bank.arrays, str(location.identity))
+                # Last: with its record it is a bank.
                 record_bank(bank.catalog, location, loaded, base_model, aliases)
-                bank.claim_arrays()
             except BaseException:
                 bank.close()
                 raise

@@ -16,8 +16,9 @@ from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError, lis
 from bankdb.records import without_folders
 from bankdb.shown import html_summary, text_summary
 from bankdb.strict_json import json_type, parse_object
+from compute.approaches.groups import LEAVE_OUT
 from compute.evaluation.scores import Failure, Outcome, Sample, Target
-from compute.evaluation.systems import System
+from compute.evaluation.systems import BASE, OWN, System
 from compute.evaluation.tables import Summary, summaries, summary_csv, target_csv
 
 FORMAT = 1
@@ -203,16 +204,26 @@ def _check_values(found: Evaluation) -> None:
             raise ValueError(f"{names[0]!r} or another of these {len(names)} is there twice")
     if not targets or set(compared) != {(system, target) for system in systems for target in targets}:
         raise ValueError("outcomes are not of each system on each target")
+    unknown = [one.leave_out for one in found.systems if one.leave_out not in (None, *LEAVE_OUT)]
+    if unknown:
+        raise ValueError(f"leave_out is {unknown[0]!r}")
+    lacking = [one.name for one in (BASE.system, OWN.system) if one.name not in systems]
+    if lacking:
+        raise ValueError(f"the system {lacking[0]!r} is lacking")
     for key, least, most in (("resamples", 1, 10**6), ("seed", 0, 2**63)):
         value = found.settings[key]
         if type(value) is not int or not least <= value <= most:
             raise ValueError(f"settings.{key} is {value!r}")
     for one in found.outcomes:
-        for key in ("rouge", "exact", "exact_unstripped"):
-            scores = getattr(one, f"{key}_by_example")
-            whole = len(scores) == one.n > 0 and all(0 <= score <= 1 for score in scores)
-            if not whole or not math.isclose(getattr(one, key), sum(scores) / one.n, abs_tol=1e-9):
-                raise ValueError(f"{key} of {one.system} on {one.target} is not the mean of {one.n} scores")
+        _check_scores(one)
+
+
+def _check_scores(one: Outcome) -> None:
+    for key in ("rouge", "exact", "exact_unstripped"):
+        scores = getattr(one, f"{key}_by_example")
+        whole = len(scores) == one.n > 0 and all(0 <= score <= 1 for score in scores)
+        if not whole or not math.isclose(getattr(one, key), sum(scores) / one.n, abs_tol=1e-9):
+            raise ValueError(f"{key} of {one.system} on {one.target} is not the mean of {one.n} scores")
 
 
 def evaluation_path(bank: AdapterBank, identity: str) -> Path:
