@@ -100,9 +100,7 @@ class AdapterBank(StoredBank):
             location.record()
             bank = cls(location, Database(location.database_url, create=True))
             try:
-                if location.arrays is not None:
-                    claim_arrays(bank.arrays, str(location.identity))
-                # Last: with its record it is a bank.
+                claim_arrays(location)
                 record_bank(bank.catalog, location, loaded, base_model, aliases)
             except BaseException:
                 bank.close()

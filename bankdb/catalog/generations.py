@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-from sqlalchemy import func, insert, literal, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from bankdb.catalog.database import Database
 from bankdb.catalog.schema import GenerationRow
@@ -40,19 +41,7 @@ class GenerationStore:
     def keep(self, record: GenerationRecord) -> None:
         """Store answers, at once and durably; those that are there under the same key stay."""
         with self._database.write() as session:
-            if _row(session, record.key) is not None:
-                return
-            session.add(
-                GenerationRow(
-                    adapter_sha256=record.key.adapter_sha256,
-                    test_sha256=record.key.test_sha256,
-                    settings_sha256=record.key.settings_sha256,
-                    texts=json.dumps(record.texts),
-                    new_tokens=record.new_tokens,
-                    seconds=record.seconds,
-                    created=record.created or now(),
-                )
-            )
+            _keep(session, record)
 
     def adopt(self, earlier: str, settings: str) -> int:
         """Keep all answers of some settings under others too, those that are there already left alone.
@@ -61,25 +50,35 @@ class GenerationStore:
         -------
         How many there were.
         """
-        there = aliased(GenerationRow)
-        has_it = select(there.id).where(
-            there.adapter_sha256 == GenerationRow.adapter_sha256,
-            there.test_sha256 == GenerationRow.test_sha256,
-            there.settings_sha256 == settings,
-        )
-        copied = ("adapter_sha256", "test_sha256", "texts", "new_tokens", "seconds", "created")
-        rows = select(literal(settings), *(getattr(GenerationRow, name) for name in copied)).where(
-            GenerationRow.settings_sha256 == earlier, ~has_it.exists()
-        )
+        of_it = select(GenerationRow).where(GenerationRow.settings_sha256 == earlier)
         with self._database.write() as session:
-            session.execute(insert(GenerationRow).from_select(["settings_sha256", *copied], rows))
-            of_it = select(func.count()).where(GenerationRow.settings_sha256 == earlier)
-            return int(session.scalar(of_it) or 0)
+            rows = session.scalars(of_it).all()
+            # Each is read and written as a record: it has a checksum of its own.
+            for row in rows:
+                record = _record(row)
+                _keep(session, replace(record, key=replace(record.key, settings_sha256=settings)))
+        return len(rows)
 
     def count(self) -> int:
         """Return how many are kept."""
         with self._database.read() as session:
             return int(session.scalar(select(func.count()).select_from(GenerationRow)) or 0)
+
+
+def _keep(session: Session, record: GenerationRecord) -> None:
+    if _row(session, record.key) is not None:
+        return
+    session.add(
+        GenerationRow(
+            adapter_sha256=record.key.adapter_sha256,
+            test_sha256=record.key.test_sha256,
+            settings_sha256=record.key.settings_sha256,
+            texts=json.dumps(record.texts),
+            new_tokens=record.new_tokens,
+            seconds=record.seconds,
+            created=record.created or now(),
+        )
+    )
 
 
 def _row(session: Session, key: GenerationKey) -> GenerationRow | None:

@@ -118,7 +118,7 @@ def record_bank(
     base_model: str,
     aliases: Sequence[str],
 ) -> None:
-    """Record in its database what the bank is. Raises ConflictError if another client came first."""
+    """Record in its database what the bank is, last: then it is one. Raises ConflictError if another was first."""
     catalog.create_bank(
         identity=location.identity,
         base_model=base_model,
@@ -173,7 +173,13 @@ def _check_empty(arrays: Location) -> None:
     )
 
 
-def claim_arrays(arrays: Location, identity: str) -> None:
+def claim_arrays(location: BankLocation) -> None:
+    """Mark the place of the arrays as a bank's, where it is not the bank's folder: see `claim_place`."""
+    if location.arrays is not None:
+        claim_place(located(location.arrays), str(location.identity))
+
+
+def claim_place(arrays: Location, identity: str) -> None:
     """Mark a place as this bank's, if it is not yet: the attribute `bank` of the zarr group there.
 
     Raises

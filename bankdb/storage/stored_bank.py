@@ -22,7 +22,7 @@ from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, BankRecord, RunRecord
 from bankdb.storage.aside import computed_aside
 from bankdb.storage.location import LOCATION_FILE, BankLocation
-from bankdb.storage.new_bank import claim_arrays
+from bankdb.storage.new_bank import claim_place
 from bankdb.storage.ownership import Ownership
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class StoredBank:
     def claim_arrays(self) -> None:
         """Mark the place of the arrays as this bank's, where it is not the bank's own folder."""
         if self.location.arrays is not None:
-            claim_arrays(self.arrays, self.record.identity)
+            claim_place(self.arrays, self.record.identity)
 
     def check(self) -> None:
         """Raise BankFormatError if the database or the adapters' array is not this bank's."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from compute.evaluation.records import Evaluation
 from compute.generation.base_model import earlier_fingerprint, end_ids, model_fingerprint
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.tiny_bank import BASE, NAMES, copy_pairs, make_bank
+from tests.support.servers.backends import execute
 
 TARGETS = NAMES[2:4]
 # So much that of 64 samples of the file one at most is of the weights, and it is their end.
@@ -69,7 +68,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def run(bank: AdapterBank, base: Path, progress: RecordedProgress | None = None) -> Evaluation:
     options = EvaluationOptions(model=str(base), max_examples=3, resamples=20, targets=TARGETS)
-    return evaluate(bank, [], options, progress=progress)
+    return evaluate(bank, [], options, baselines=False, progress=progress)
 
 
 def change_settings(file: Path, **changes: Any) -> None:
@@ -258,8 +257,7 @@ def of_0_1(progress: RecordedProgress) -> list[str]:
 
 def as_version_0_1(bank: AdapterBank, base: Path) -> None:
     """Keep the answers that are there as version 0.1.0 would have."""
-    with contextlib.closing(sqlite3.connect(bank.path / "bank.db")) as database, database:
-        database.execute("UPDATE generation SET settings_sha256 = ?", (earlier_key(bank, base),))
+    execute(bank, f"UPDATE generation SET settings_sha256 = '{earlier_key(bank, base)}'")
 
 
 @pytest.mark.torch
