@@ -12,10 +12,12 @@ from bankdb.errors import BankError, BankNotFoundError, one_line
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
 from bankdb.shown import html_summary, text_summary
+from bankdb.snapshot import snapshot_of
 from bankdb.storage.location import BankLocation
 from bankdb.storage.new_bank import (
     check_free,
     check_places_free,
+    claim_arrays,
     making,
     new_location,
     record_bank,
@@ -98,8 +100,10 @@ class AdapterBank(StoredBank):
             location.record()
             bank = cls(location, Database(location.database_url, create=True))
             try:
+                if location.arrays is not None:
+                    claim_arrays(bank.arrays, str(location.identity))
+                # Last: with its record it is a bank.
                 record_bank(bank.catalog, location, loaded, base_model, aliases)
-                bank.claim_arrays()
             except BaseException:
                 bank.close()
                 raise
@@ -280,8 +284,7 @@ class AdapterBank(StoredBank):
 
 
 def ready_adapters(bank: AdapterBank) -> tuple[AdapterRecord, ...]:
-    """Return the adapters of a bank, by row. Raises BankNotFoundError if there are none."""
-    adapters = tuple(bank.adapters())
-    if not adapters:
-        raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")
-    return adapters
+    """Return the adapters of a bank, by row, of one snapshot a command. Raises BankNotFoundError for none."""
+    if adapters := snapshot_of(bank):
+        return adapters
+    raise BankNotFoundError(f"{bank.path}: the bank has no adapters; add some with `bank ingest`")

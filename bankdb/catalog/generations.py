@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import func, insert, literal, select
+from sqlalchemy.orm import Session, aliased
 
 from bankdb.catalog.database import Database
 from bankdb.catalog.schema import GenerationRow
@@ -53,6 +53,28 @@ class GenerationStore:
                     created=record.created or now(),
                 )
             )
+
+    def adopt(self, earlier: str, settings: str) -> int:
+        """Keep all answers of some settings under others too, those that are there already left alone.
+
+        Returns
+        -------
+        How many there were.
+        """
+        there = aliased(GenerationRow)
+        has_it = select(there.id).where(
+            there.adapter_sha256 == GenerationRow.adapter_sha256,
+            there.test_sha256 == GenerationRow.test_sha256,
+            there.settings_sha256 == settings,
+        )
+        copied = ("adapter_sha256", "test_sha256", "texts", "new_tokens", "seconds", "created")
+        rows = select(literal(settings), *(getattr(GenerationRow, name) for name in copied)).where(
+            GenerationRow.settings_sha256 == earlier, ~has_it.exists()
+        )
+        with self._database.write() as session:
+            session.execute(insert(GenerationRow).from_select(["settings_sha256", *copied], rows))
+            of_it = select(func.count()).where(GenerationRow.settings_sha256 == earlier)
+            return int(session.scalar(of_it) or 0)
 
     def count(self) -> int:
         """Return how many are kept."""

@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bankdb.errors import listed
+
 _LISTED = 10  # sources in the table
 _VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)  # values of --max-lora-rank from its default on
 _LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -24,7 +26,8 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         Needed: `name` (the dataset predicted for), `base_model`, `metric`, `approach`, and `sources`, a
         sequence of mappings with `name`, `coefficient`, and if known `source`, `revision` and `licence`.
         Used where given: `rank`, `dtype`, `base_model_revision`, `leave_one_out` (whether the dataset has
-        an adapter in the bank, which was not used), `parameters` and `versions` (mappings). Other keys are
+        an adapter in the bank, which was not used), `left_out` (names of adapters of the very same data),
+        `parameters` and `versions` (mappings). Other keys are
         ignored.
 
     Notes
@@ -65,6 +68,12 @@ def _how_made(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) 
     left_out = (
         " The bank's own adapter for this dataset was left out." if provenance.get("leave_one_out") else ""
     )
+    same = provenance.get("left_out") or []
+    if same:
+        left_out += " Left out of the bank, as adapters of the very same data: " + listed(
+            [f"`{_code(name)}`" for name in same]
+        )
+        left_out += "."
     facts = {
         "Base model": provenance["base_model"],
         "Revision of the base model": provenance.get("base_model_revision"),

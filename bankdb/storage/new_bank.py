@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,15 +83,23 @@ def check_places_free(location: BankLocation) -> None:
 
 
 def new_location(folder: Path, database: str | None, arrays: str | None) -> BankLocation:
-    """Return where a bank that is made now will be. Raises ParameterError if one of the two is no URL for it."""
+    """Return where a bank that is made now will be: where an interrupted `create` of the same began, as the same bank.
+
+    Raises
+    ------
+    ParameterError
+        One of the two is no URL for it.
+    """
     if database is None and arrays is None:
         return BankLocation(folder)
-    return BankLocation(
+    wanted = BankLocation(
         folder,
         None if database is None else parse_database(database),
         None if arrays is None else parse_arrays(arrays),
         uuid.uuid4().hex,
     )
+    begun = BankLocation.of(folder)
+    return begun if begun == replace(wanted, identity=begun.identity) and begun.identity else wanted
 
 
 def _bank_in(location: BankLocation) -> str | None:
@@ -150,7 +159,7 @@ def parse_arrays(text: str) -> str:
 
 def check_arrays_free(location: BankLocation) -> None:
     """Raise ConflictError unless nothing is where a new bank's arrays are to be."""
-    if location.arrays is not None:
+    if location.arrays is not None and _owner(located(location.arrays)) != location.identity:
         _check_empty(located(location.arrays))
 
 

@@ -241,8 +241,8 @@ def _options(other: dict[str, Any]) -> EvaluationOptions:
 def _tell(
     evaluation: Evaluation, curves: list[SizeCurve], csv: Path | None, out: Path | None, as_json: bool
 ) -> None:
-    from compute.evaluation.correlation import weight_correlations
-    from compute.evaluation.tables import summary_csv
+    from compute.evaluation.correlation import correlation_record, weight_correlations
+    from compute.evaluation.tables import summary_csv, summary_record
 
     found = evaluation.summaries()
     if csv is not None and str(csv) == "-":
@@ -262,8 +262,8 @@ def _tell(
                 "bank": dict(evaluation.bank),
                 "seconds": evaluation.seconds,
                 "targets": [asdict(target) for target in evaluation.targets],
-                "systems": [asdict(one) for one in found],
-                "weight_correlations": [asdict(one) for one in weight_correlations(evaluation)],
+                "systems": [summary_record(one) for one in found],
+                "weight_correlations": [correlation_record(one) for one in weight_correlations(evaluation)],
                 "bank_sizes": sizes_record(curves),
                 "failures": [asdict(failure) for failure in evaluation.failures],
             }
@@ -274,8 +274,9 @@ def _tell(
 
 
 def _print(evaluation: Evaluation, found: list[Summary]) -> None:
+    from compute.evaluation.bootstrap import LEAST_UNITS
     from compute.evaluation.systems import PAPER_SHARE
-    from compute.evaluation.tables import best_predictions, table1, table3
+    from compute.evaluation.tables import best_predictions, shown_interval, table1, table3
 
     examples = sum(target.examples for target in evaluation.targets)
     headings, rows = table1(found)
@@ -283,14 +284,17 @@ def _print(evaluation: Evaluation, found: list[Summary]) -> None:
     print_table(headings, rows, title=f"Mean and standard deviation over {tasks}")
     headings, rows = table3(found)
     print_table(headings, rows, title="Differences of the means, with 95% intervals (bootstrap over tasks)")
+    if any(one.rouge_to_base is not None and not one.rouge_to_base.has_bounds for one in found):
+        click.echo(
+            f"without intervals where there are fewer than {LEAST_UNITS} tasks or groups: they would be too short"
+        )
     for left_out, best in best_predictions(found).items():
         share = best.gap_share
         closed = (
             "there is no gap to close"
             if share is None
             else (
-                f"closes {share.estimate:.0%} [{share.low:.0%}, {share.high:.0%}] of the Rouge-L gap between base "
-                "model and own adapters"
+                f"closes {shown_interval(share, percent=True)} of the Rouge-L gap between base model and own adapters"
             )
         )
         tell(f"best by leaving out the {left_out}: {best.system.name}, {closed}")
@@ -307,9 +311,9 @@ def _correlations(evaluation: Evaluation) -> Iterator[str]:
     for found in weight_correlations(evaluation):
         across = "none" if found.across is None else f"{found.across:+.2f}"
         within = found.within
-        within_one = (
-            "none" if within is None else f"{within.estimate:+.2f} [{within.low:+.2f}, {within.high:+.2f}]"
-        )
+        within_one = "none" if within is None else f"{within.estimate:+.2f}"
+        if within is not None and within.has_bounds:
+            within_one += f" [{within.low:+.2f}, {within.high:+.2f}]"
         yield (
             f"rank correlation of weight error with Rouge-L, {found.leave_out} left out: {across} over the means of "
             f"{found.systems} systems, {within_one} over systems on one task, mean of {found.targets} tasks"

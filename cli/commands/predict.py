@@ -153,7 +153,10 @@ def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> Non
     print_table(("source", "coefficient", f"distance ({prediction.metric})"), rows)
     if rest:
         tell(f"and {rest} more sources")
-    tell(f"effective number of sources: {prediction.effective_sources:.2f} of {len(prediction.adapters)}")
+    tell(
+        f"effective number of sources: {prediction.effective_sources:.2f} of "
+        f"{len(prediction.adapters) - len(prediction.left_out)}"
+    )
     if delta is not None:
         _tell_retained(delta.form.layout.rank, [delta.retained])
     tell(f"wrote {folder}/, which PEFT and vLLM load")

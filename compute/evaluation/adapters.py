@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.zarr_arrays import column_chunk
-from bankdb.bank import AdapterBank
+from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.progress import Progress
 from bankdb.scaled_rows import sources_of
 from compute.approaches.options import PredictionOptions
@@ -42,7 +42,7 @@ def evaluated_adapters(
         gram = compute_gram(bank, used, progress)
         predictions = compute_coefficients(bank, reading, used, progress)
     made = iter(predictions)
-    records = predictions[0].adapters if predictions else tuple(bank.adapters())
+    records = predictions[0].adapters if predictions else ready_adapters(bank)
     rows: dict[str, dict[str, EvaluatedAdapter | None]] = {record.name: {} for record in records}
     for one in systems:
         weights = None if one.reads is None else next(made)

@@ -3,7 +3,9 @@
 Tasks are drawn with replacement, the same ones for both systems; examples within a task are not drawn again.
 Where groups of tasks are left out together, whole groups are drawn: tasks of one group are predicted from the same
 sources and are not independent. The intervals are percentiles (Efron and Tibshirani, An Introduction to the
-Bootstrap, chapter 13).
+Bootstrap, chapter 13). Of few they are too short (Hesterberg, What Teachers Should Know About the Bootstrap, The
+American Statistician 69, 2015): of 3 normal differences a 95% interval holds the mean 75 times of 100, of 5 84 times,
+of 10 90 times. Below `LEAST_UNITS` none is told.
 """
 
 from __future__ import annotations
@@ -18,16 +20,34 @@ from compute.types import FloatArray
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+LEAST_UNITS = 10
+"""Fewest targets, or groups where whole groups are drawn, of which an interval is told."""
 _BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with the bounds of its interval."""
+    """An estimate with the bounds of its interval, of so many targets, or groups, that are drawn."""
 
     estimate: float
     low: float
     high: float
+    units: int = LEAST_UNITS
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether the bounds say how sure the estimate is: there are at least `LEAST_UNITS`."""
+        return self.units >= LEAST_UNITS
+
+    def as_record(self) -> dict[str, float | None]:
+        """Return it for JSON."""
+        low, high = self.bounds
+        return {"estimate": self.estimate, "low": low, "high": high, "units": self.units}
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """Both; None where there is none."""
+        return (self.low, self.high) if self.has_bounds else (None, None)
 
 
 def task_weights(
@@ -75,7 +95,7 @@ def mean_difference(weights: FloatArray, system: FloatArray, other: FloatArray) 
         Shape (tasks,): mean score of each task.
     """
     differences = _scores(weights, system) - _scores(weights, other)
-    return _interval(float(differences.mean()), weights @ differences)
+    return _interval(weights, float(differences.mean()), weights @ differences)
 
 
 def gap_share(weights: FloatArray, system: FloatArray, base: FloatArray, own: FloatArray) -> Interval | None:
@@ -90,7 +110,7 @@ def gap_share(weights: FloatArray, system: FloatArray, base: FloatArray, own: Fl
     open_gap = gaps > 0
     if gap.mean() <= 0 or np.mean(~open_gap) > (1 - LEVEL) / 2:
         return None
-    return _interval(float(gain.mean() / gap.mean()), gains[open_gap] / gaps[open_gap])
+    return _interval(weights, float(gain.mean() / gap.mean()), gains[open_gap] / gaps[open_gap])
 
 
 def _scores(weights: FloatArray, scores: FloatArray) -> FloatArray:
@@ -104,6 +124,8 @@ def _scores(weights: FloatArray, scores: FloatArray) -> FloatArray:
     return scores
 
 
-def _interval(estimate: float, resampled: FloatArray) -> Interval:
+def _interval(weights: FloatArray, estimate: float, resampled: FloatArray) -> Interval:
+    # What is drawn together has the same share in every resample.
+    units = np.unique(weights[:_BLOCK], axis=1).shape[1]
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(estimate, float(low), float(high))
+    return Interval(estimate, float(low), float(high), units)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy import stats
@@ -40,6 +40,11 @@ class WeightCorrelation:
     targets: int
     across: float | None
     within: Interval | None
+
+
+def correlation_record(found: WeightCorrelation) -> dict[str, object]:
+    """Return a correlation for JSON."""
+    return asdict(found) | {"within": None if found.within is None else found.within.as_record()}
 
 
 def weight_correlations(evaluation: Evaluation) -> list[WeightCorrelation]:

@@ -11,11 +11,12 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from bankdb.bank import AdapterBank
+from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.datasets.held_out import HeldOut, held_out_files, read_held_out
 from bankdb.errors import BankError, DatasetError, ParameterError, listed
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, GenerationKey, GenerationRecord, now, published
+from bankdb.snapshot import of_one_snapshot
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterLike
@@ -32,14 +33,13 @@ from compute.evaluation.systems import (
     with_baselines,
 )
 from compute.evaluation.weight_space import WeightSpaceTable, weight_space_table
-from compute.generation.base_model import model_fingerprint, model_folder
+from compute.generation.base_model import model_folder
 from compute.generation.generate import check_extra
 from compute.generation.prompts import MARGIN
+from compute.generation.settings import answer_settings
 
 MAX_EXAMPLES = 30
 _SAMPLES = 3
-# Part of what answers are found again by: raised when a change of the code changes answers.
-_GENERATION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,26 +161,31 @@ def evaluate(
         compared = compared_ways(plain) if baselines else plain
         return weight_space_table(bank, compared, leave_out=left_out, cluster=cluster, progress=progress)
     chosen = with_baselines(chosen) if baselines else chosen
-    return _evaluate(bank, chosen, options or EvaluationOptions(), cluster, progress or SilentProgress())
+    options, progress = options or EvaluationOptions(), progress or SilentProgress()
+    return _evaluate(bank, chosen, options, cluster, progress=progress)
 
 
+@of_one_snapshot
 def _evaluate(
     bank: AdapterBank,
     ways: Sequence[PredictionOptions],
     options: EvaluationOptions,
     cluster: ClusterLike,
+    *,
     progress: Progress,
 ) -> Evaluation:
     check_extra()
     chosen = _targets(bank, options.targets)
     splits, failed = _splits(chosen, options)
     folder = model_folder(options.model or bank.record.base_model)
-    settings = _settings_sha256(bank, folder, options)
+    settings = answer_settings(
+        folder, bank.record.tokenizer_fingerprint, bank.path / "tokenizer", options.machine.dtype, progress
+    )
     with open_cluster(cluster, progress, bank.store.path) as workers:
         systems, rows = evaluated_adapters(bank, ways, workers, progress)
-    keys = _keys(bank, systems, rows, splits, settings)
+    keys = _keys(bank, systems, rows, splits, settings.sha256)
     jobs = [Job(key, name, splits[name], rows[name][system]) for (system, name), key in keys.items()]
-    failed |= generate_missing(bank, jobs, folder, options.machine, progress)
+    failed |= generate_missing(bank, jobs, folder, settings, options.machine, progress)
     evaluated = [record for record in chosen if record.name not in failed]
     if not evaluated:
         reasons = "; ".join(list(failed.values())[:2])
@@ -191,13 +196,15 @@ def _evaluate(
         for name in (record.name for record in evaluated)
         for system in systems
     ]
-    evaluation = _evaluation(bank, options, systems, evaluated, splits, outcomes, kept, failed, settings)
+    evaluation = _evaluation(
+        bank, options, systems, evaluated, splits, outcomes, kept, failed, settings.sha256
+    )
     store_evaluation(bank, evaluation)
     return evaluation
 
 
 def _targets(bank: AdapterBank, names: Sequence[str]) -> list[AdapterRecord]:
-    adapters = {record.name: record for record in bank.adapters()}
+    adapters = {record.name: record for record in ready_adapters(bank)}
     unknown = [name for name in names if name not in adapters]
     if unknown:
         raise ParameterError(
@@ -223,24 +230,6 @@ def _splits(
         except DatasetError as error:
             failed[record.name] = str(error)
     return splits, failed
-
-
-def _settings_sha256(bank: AdapterBank, folder: Path, options: EvaluationOptions) -> str:
-    """Hash what determines answers besides the adapter and the test examples.
-
-    Batches, threads and the device only change how sums are rounded, and are left out.
-    """
-    text = json.dumps(
-        {
-            "generation": _GENERATION,
-            "model": model_fingerprint(folder),
-            "tokenizer": bank.record.tokenizer_fingerprint,
-            "dtype": options.machine.dtype,
-            "margin": MARGIN,
-        },
-        sort_keys=True,
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _keys(
@@ -355,7 +344,7 @@ def _described(bank: AdapterBank) -> dict[str, Any]:
     return {
         "identity": about.identity,
         "base_model": about.base_model,
-        "adapters": len(bank),
+        "adapters": len(ready_adapters(bank)),
         "parameters": about.parameters,
         "scaling": about.scaling,
         "tokenizer": published(about.tokenizer_name),

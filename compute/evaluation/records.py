@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from bankdb.arrays.durable import write_whole
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError, listed, printable
+from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError, listed, one_line, printable
 from bankdb.records import without_folders
 from bankdb.shown import html_summary, text_summary
-from bankdb.strict_json import parse_object
+from bankdb.strict_json import json_type, parse_object
+from compute.approaches.groups import LEAVE_OUT
 from compute.evaluation.scores import Failure, Outcome, Sample, Target
-from compute.evaluation.systems import System
+from compute.evaluation.systems import BASE, OWN, System
 from compute.evaluation.tables import Summary, summaries, summary_csv, target_csv
 
 FORMAT = 1
@@ -139,11 +142,15 @@ class Evaluation:
             for key, record in (("systems", System), ("targets", Target), ("failures", Failure)):
                 content[key] = tuple(record(**item) for item in content[key])
             content["outcomes"] = tuple(_outcome(item) for item in content["outcomes"])
-            return cls(**content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = cls(**content)
+            _check_types(found, "")
+            _check_values(found)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise BankFormatError(
-                f"{where}: expected an evaluation, found something else ({error}); evaluate again"
+                f"{where}: expected an evaluation, found something else ({one_line(error)}); evaluate again, or "
+                "delete the file"
             ) from error
+        return found
 
     def outcome(self, system: str, target: str) -> Outcome:
         """Return how one system did on one target. Raises BankNotFoundError if there is none."""
@@ -156,11 +163,67 @@ class Evaluation:
 def _outcome(item: dict[str, Any]) -> Outcome:
     for key in ("rouge_by_example", "exact_by_example", "exact_unstripped_by_example"):
         item[key] = tuple(item[key])
-    item["sources"] = tuple((str(name), float(weight)) for name, weight in item["sources"])
+    item["sources"] = tuple((name, weight) for name, weight in item["sources"])
     item["samples"] = tuple(
         Sample(sample["input"], tuple(sample["references"]), sample["answer"]) for sample in item["samples"]
     )
     return Outcome(**item)
+
+
+def _check_types(record: Any, place: str) -> None:
+    """Raise ValueError unless every field of a record, and of those in it, is of the type that it states."""
+    for name, hint in get_type_hints(type(record)).items():
+        _check_type(getattr(record, name), hint, f"{place}{name}")
+
+
+def _check_type(value: Any, hint: Any, place: str) -> None:
+    kind, inner = get_origin(hint), get_args(hint)
+    if is_dataclass(hint):
+        _check_types(value, f"{place}.")
+    elif kind is UnionType:
+        if value is not None:
+            _check_type(value, next(one for one in inner if one is not NoneType), place)
+    elif kind is tuple:
+        items = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        for index, (item, of_item) in enumerate(zip(value, items, strict=True)):
+            _check_type(item, of_item, f"{place}[{index}]")
+    else:
+        wanted = {float: (float, int), Mapping: (dict,)}.get(kind or hint, (hint,))
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise ValueError(f"{place} is {json_type(value)}")
+        if hint is float and not math.isfinite(value):
+            raise ValueError(f"{place} is {value}")
+
+
+def _check_values(found: Evaluation) -> None:
+    """Raise ValueError unless the figures are of what the evaluation says that it compares."""
+    systems, targets = ([one.name for one in group] for group in (found.systems, found.targets))
+    compared = [(one.system, one.target) for one in found.outcomes]
+    for names in (systems, targets, compared):
+        if len(set(names)) < len(names):
+            raise ValueError(f"{names[0]!r} or another of these {len(names)} is there twice")
+    if not targets or set(compared) != {(system, target) for system in systems for target in targets}:
+        raise ValueError("outcomes are not of each system on each target")
+    unknown = [one.leave_out for one in found.systems if one.leave_out not in (None, *LEAVE_OUT)]
+    if unknown:
+        raise ValueError(f"leave_out is {unknown[0]!r}")
+    lacking = [one.name for one in (BASE.system, OWN.system) if one.name not in systems]
+    if lacking:
+        raise ValueError(f"the system {lacking[0]!r} is lacking")
+    for key, least, most in (("resamples", 1, 10**6), ("seed", 0, 2**63)):
+        value = found.settings[key]
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"settings.{key} is {value!r}")
+    for one in found.outcomes:
+        _check_scores(one)
+
+
+def _check_scores(one: Outcome) -> None:
+    for key in ("rouge", "exact", "exact_unstripped"):
+        scores = getattr(one, f"{key}_by_example")
+        whole = len(scores) == one.n > 0 and all(0 <= score <= 1 for score in scores)
+        if not whole or not math.isclose(getattr(one, key), sum(scores) / one.n, abs_tol=1e-9):
+            raise ValueError(f"{key} of {one.system} on {one.target} is not the mean of {one.n} scores")
 
 
 def evaluation_path(bank: AdapterBank, identity: str) -> Path:
@@ -179,7 +242,7 @@ def store_evaluation(bank: AdapterBank, evaluation: Evaluation) -> Path:
 def stored_evaluations(bank: AdapterBank) -> list[Evaluation]:
     """Return every evaluation in the bank's folder, oldest first."""
     files = sorted((bank.path / FOLDER).glob("[!.]*.json"))
-    evaluations = [Evaluation.from_json(path.read_text(encoding="utf-8"), str(path)) for path in files]
+    evaluations = [_read(path) for path in files]
     return sorted(evaluations, key=lambda evaluation: (evaluation.created, evaluation.identity))
 
 
@@ -189,4 +252,14 @@ def stored_evaluation(bank: AdapterBank, identity: str) -> Evaluation:
     if not path.is_file():
         names = listed(sorted(item.stem for item in path.parent.glob("[!.]*.json"))) or "none"
         raise BankNotFoundError(f"{path}: no such evaluation, found {names}; run `bank evaluate`")
-    return Evaluation.from_json(path.read_text(encoding="utf-8"), str(path))
+    return _read(path)
+
+
+def _read(path: Path) -> Evaluation:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BankFormatError(
+            f"{path}: expected an evaluation, found no UTF-8 text; evaluate again, or delete the file"
+        ) from error
+    return Evaluation.from_json(text, str(path))

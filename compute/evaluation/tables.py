@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -233,15 +233,20 @@ def table3(compared: Sequence[Summary]) -> Table:
         if one.system == BASE.system:
             continue
         row: list[object] = [one.system.name]
-        row += [_shown(getattr(one, key)) for key in _INTERVALS[:-1]]
-        rows.append([*row, _shown(one.gap_share, percent=True), f"{one.better}/{one.equal}/{one.worse}"])
+        row += [shown_interval(getattr(one, key)) for key in _INTERVALS[:-1]]
+        rows.append(
+            [*row, shown_interval(one.gap_share, percent=True), f"{one.better}/{one.equal}/{one.worse}"]
+        )
     return headings, rows
 
 
-def _shown(interval: Interval | None, *, percent: bool = False) -> str | None:
+def shown_interval(interval: Interval | None, *, percent: bool = False) -> str | None:
+    """Return an estimate with its bounds, or alone where there are too few targets for any; None stays None."""
     if interval is None:
         return None
-    form = "{:.0%} [{:.0%}, {:.0%}]" if percent else "{:+.3f} [{:+.3f}, {:+.3f}]"
+    form = "{:.0%}" if percent else "{:+.3f}"
+    if interval.has_bounds:
+        form += f" [{form}, {form}]"
     return form.format(interval.estimate, interval.low, interval.high)
 
 
@@ -255,6 +260,13 @@ def best_predictions(compared: Sequence[Summary]) -> dict[str, Summary]:
         if left_out not in best or one.rouge.mean > best[left_out].rouge.mean:
             best[left_out] = one
     return best
+
+
+def summary_record(one: Summary) -> dict[str, object]:
+    """Return a summary for JSON."""
+    intervals = {key: getattr(one, key) for key in _INTERVALS}
+    shown = {key: None if found is None else found.as_record() for key, found in intervals.items()}
+    return asdict(one) | shown
 
 
 def summary_csv(compared: Sequence[Summary]) -> str:
@@ -278,7 +290,7 @@ def summary_csv(compared: Sequence[Summary]) -> str:
             row += [spread.mean, spread.deviation]
         for key in _INTERVALS:
             interval: Interval | None = getattr(one, key)
-            row += [None] * 3 if interval is None else [interval.estimate, interval.low, interval.high]
+            row += [None] * 3 if interval is None else [interval.estimate, *interval.bounds]
         rows.append([*row, one.better, one.equal, one.worse])
     return _csv([*headings, "better", "equal", "worse"], rows)
 

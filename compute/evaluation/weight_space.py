@@ -24,6 +24,7 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import ConflictError, ParameterError, printable
 from bankdb.progress import Progress, SilentProgress
 from bankdb.shown import html_summary, text_summary
+from bankdb.snapshot import of_one_snapshot
 from compute.approaches.by_distance import coefficients as row_coefficients
 from compute.approaches.groups import LEAVE_OUT, same_unit, units_of
 from compute.approaches.options import PredictionOptions
@@ -190,6 +191,7 @@ class WeightSpaceTable:
         return task_weights(len(kept), units=units.astype(np.intp), resamples=draws, seed=seed)
 
 
+@of_one_snapshot
 def weight_space_table(
     bank: AdapterBank,
     ways: Sequence[PredictionOptions],
@@ -258,6 +260,7 @@ def table_of(made: Sequence[Coefficients], gram: FloatArray, parameters: int) ->
     )
 
 
+@of_one_snapshot
 def bank_size_curves(
     bank: AdapterBank,
     ways: Sequence[PredictionOptions],
@@ -316,11 +319,7 @@ def _row(summary: WaySummary) -> tuple[Any, ...]:
         summary.cosine,
         summary.relative_error,
         summary.effective_sources,
-        *(
-            (None, None, None)
-            if difference is None
-            else (difference.estimate, difference.low, difference.high)
-        ),
+        *((None, None, None) if difference is None else (difference.estimate, *difference.bounds)),
     )
 
 

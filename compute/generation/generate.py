@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from bankdb.errors import BankError, DatasetError, ParameterError, listed, one_l
 from bankdb.peft.layout import AdapterLayout
 from bankdb.progress import quiet_loggers
 from compute.generation.adapted_model import AdaptedModel
+from compute.generation.base_model import end_ids
 from compute.generation.prompts import Prompts, plan_batches
 
 if TYPE_CHECKING:
@@ -71,24 +72,30 @@ class Generator:
         The base model.
     tokenizer
         The bank's.
+    ends
+        Token ids that end an answer.
     batch_size
         Prompts of a batch; None chooses it by their lengths.
     """
 
     def __init__(
-        self, adapted: AdaptedModel, tokenizer: BankTokenizer, batch_size: int | None = None
+        self,
+        adapted: AdaptedModel,
+        tokenizer: BankTokenizer,
+        ends: Iterable[int],
+        batch_size: int | None = None,
     ) -> None:
         self.adapted = adapted
         self._tokenizer = tokenizer
         self._batch_size = batch_size
-        self._ends = _end_ids(adapted.model, tokenizer)
+        self._ends = frozenset(ends)
         known = inspect.signature(adapted.model.forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
         self._positions = "position_ids" in known
 
     def replica(self) -> Generator:
         """Return another one for another thread: see `AdaptedModel.replica`."""
-        return Generator(self.adapted.replica(), self._tokenizer, self._batch_size)
+        return Generator(self.adapted.replica(), self._tokenizer, self._ends, self._batch_size)
 
     def check_prompts(self, prompts: Prompts, name: str) -> None:
         """Raise DatasetError if the model has no row for an id, or too few positions for a prompt and its answer.
@@ -227,7 +234,10 @@ def load_generator(
     where = chosen_device(device)
     model = _load(folder, getattr(torch, dtype))
     model.requires_grad_(False)
-    return Generator(AdaptedModel(model.eval().to(where), layout), tokenizer, batch_size)
+    adapted = AdaptedModel(model.eval().to(where), layout)
+    own = tokenizer.end_of_sequence
+    ends = end_ids(folder) if own is None else end_ids(folder) | {own}
+    return Generator(adapted, tokenizer, ends, batch_size)
 
 
 def _load(folder: Path, dtype: torch.dtype) -> Any:
@@ -244,6 +254,7 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
                 folder,
                 dtype=dtype,
                 local_files_only=True,
+                use_safetensors=True,
                 output_loading_info=True,
                 trust_remote_code=False,
             )
@@ -260,13 +271,6 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
     if lacking:
         raise BankError(f"{folder}: the base model lacks weights for {listed(lacking, 3)}; copy it again")
     return model
-
-
-def _end_ids(model: Any, tokenizer: BankTokenizer) -> frozenset[int]:
-    """Return the ids that end an answer: the tokenizer's, and those of the model's generation settings."""
-    stated = getattr(model.generation_config, "eos_token_id", None)
-    ids = {*(stated if isinstance(stated, list) else [stated]), tokenizer.end_of_sequence}
-    return frozenset(int(found) for found in ids if found is not None)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 from bankdb.scaled_rows import sources_of
+from bankdb.snapshot import of_one_snapshot
 from compute.approaches.base import Fitted
 from compute.approaches.by_distance import effective_sources
 from compute.approaches.coefficients import new_coefficients
@@ -68,6 +69,7 @@ def predict(
 ) -> list[Prediction]: ...
 
 
+@of_one_snapshot
 def predict(
     bank: AdapterBank,
     data: str | Path | Dataset,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.derived import clear_unfinished
 from bankdb.progress import Progress
+from bankdb.snapshot import one_snapshot
 from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterLike
 
@@ -26,6 +27,7 @@ def computing(bank: AdapterBank, given: ClusterLike, progress: Progress) -> Iter
             ready_adapters(bank)
         cluster = stack.enter_context(open_cluster(given, progress, bank.store.path))
         stack.enter_context(bank.computing(progress))
+        stack.enter_context(one_snapshot(bank, progress))
         clear_unfinished(bank)
         yield cluster
         clear_unfinished(bank)

@@ -9,10 +9,11 @@ from datetime import datetime
 
 import numpy as np
 
-from bankdb.bank import AdapterBank
+from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import RunRecord, library_versions
+from bankdb.snapshot import of_one_snapshot
 from compute.approaches.groups import units_of
 from compute.approaches.options import PredictionOptions
 from compute.cluster.options import Cluster, ClusterLike
@@ -32,6 +33,7 @@ FITTED_CURVES_UP_TO = 100
 """Curves over bank sizes of what is fitted, and of the oracle, take minutes on larger banks."""
 
 
+@of_one_snapshot
 def gather(
     bank: AdapterBank,
     ways: Sequence[PredictionOptions],
@@ -92,7 +94,7 @@ def _with(ways: Sequence[PredictionOptions], leave_out: str) -> list[PredictionO
 
 def _grouped(bank: AdapterBank, ways: Sequence[PredictionOptions]) -> list[PredictionOptions]:
     """The ways with groups left out, if that makes a difference and leaves something."""
-    units = units_of([record.group for record in bank.adapters()], GROUP)
+    units = units_of([record.group for record in ready_adapters(bank)], GROUP)
     return _with(ways, GROUP) if 1 < len(set(units.tolist())) < len(units) else []
 
 

@@ -286,12 +286,21 @@ def test_headline_without_an_evaluation_says_so() -> None:
 
 
 def test_headline_with_an_evaluation_has_intervals_and_the_papers_share() -> None:
-    title, sentences = headline(small_report())
+    title, sentences = headline(small_report(names=[f"task {row}" for row in range(12)]))
     text = " ".join(sentences)
     assert title == "Best by generated answers: uniform"
     assert "59%" in text
     assert re.search(r"base model: \+0\.\d+ \[", text)
     assert "group of a target left out" in text
+
+
+def test_of_few_targets_no_interval_is_told_and_nothing_is_beyond_chance() -> None:
+    for names in (NAMES, NAMES[:3]):
+        text = " ".join(headline(small_report(names=names))[1])
+        assert re.search(r"base model: \+0\.\d+\.", text)
+        assert "too few targets to tell it from chance: below 10 there is no interval" in text
+        assert "beyond chance" not in text
+        assert "[" not in text
 
 
 def test_the_largest_sources_of_each_target() -> None:

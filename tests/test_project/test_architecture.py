@@ -200,10 +200,12 @@ ARROWS = {
         "bankdb.datasets",
         "bankdb.ingest",
         "bankdb.peft",
+        "bankdb.snapshot",
         "bankdb.sources",
         "bankdb.storage",
         "bankdb.verify",
     },
+    "bankdb.snapshot": set(),
     "bankdb.scaled_rows": {"bankdb.arrays", "bankdb.bank", "bankdb.peft"},
     "bankdb.derived": {"bankdb.arrays", "bankdb.catalog", "bankdb.storage"},
     "bankdb.ingest": {
@@ -266,6 +268,7 @@ OF_A_BANK = {
     "bankdb.derived",
     "bankdb.peft",
     "bankdb.scaled_rows",
+    "bankdb.snapshot",
 }
 MOST_MODULES = 12
 

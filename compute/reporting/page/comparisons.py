@@ -69,7 +69,7 @@ def _by_weights(report: Report) -> tuple[Part, Figures]:
     whiskers = [
         _whiskers(row.system, row.to_uniform)
         for row in [*plain, *(grouped[row.system.key] for row in plain if grouped)]
-        if row.to_uniform is not None
+        if row.to_uniform is not None and row.to_uniform.has_bounds
     ]
     texts = (
         "The relative distance of a prediction to the adapter that training gave: 0 is the same weights, 1 is "
@@ -128,7 +128,7 @@ def _by_answers(reported: ReportedEvaluation, position: int) -> tuple[Part, Figu
     whiskers = [
         _whiskers(one.system, one.rouge_to_base)
         for one in sorted(reported.summaries, key=lambda one: -one.rouge.mean)
-        if one.rouge_to_base is not None
+        if one.rouge_to_base is not None and one.rouge_to_base.has_bounds
     ]
     heading = f"Generated answers (evaluation {reported.evaluation.identity})"
     if not whiskers:

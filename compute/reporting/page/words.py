@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from compute.approaches.registry import is_bound
-from compute.evaluation.bootstrap import Interval
+from compute.evaluation.bootstrap import LEAST_UNITS, Interval
 from compute.evaluation.systems import BASE, OWN, PAPER_SHARE, System
 from compute.evaluation.tables import Spread, Summary
 from compute.evaluation.weight_space import WaySummary
@@ -71,6 +71,8 @@ def interval(difference: Interval | None, digits: int = 3) -> str:
         return "–"
     if abs(difference.estimate) < 0.5 * 10**-digits:
         digits += 1
+    if not difference.has_bounds:
+        return signed(difference.estimate, digits)
     low, high = signed(difference.low, digits), signed(difference.high, digits)
     return f"{signed(difference.estimate, digits)} [{low}, {high}]"
 
@@ -84,6 +86,8 @@ def share(closed: Interval | None) -> str:
     """Return a share with its 95% interval, in per cent."""
     if closed is None:
         return "–"
+    if not closed.has_bounds:
+        return percent(closed.estimate)
     return f"{percent(closed.estimate)} [{percent(closed.low)}, {percent(closed.high)}]"
 
 
@@ -142,6 +146,8 @@ def _summary_of(reported: ReportedEvaluation, system: System) -> Summary | None:
 
 
 def _verdict(difference: Interval, better: str = "above", *, mean: bool = True) -> str:
+    if not difference.has_bounds:
+        return f", of too few targets to tell it from chance: below {LEAST_UNITS} there is no interval"
     if difference.low <= 0.0 <= difference.high:
         return ", which may be chance: the interval holds zero"
     ahead = difference.estimate > 0 if better == "above" else difference.estimate < 0

@@ -10,6 +10,7 @@ from scipy import stats
 
 from bankdb.errors import ParameterError
 from compute.evaluation.bootstrap import RESAMPLES, gap_share, mean_difference, task_weights
+from compute.evaluation.tables import shown_interval
 
 SYSTEM = np.array([0.9, 0.2, 0.5, 0.7, 0.4, 0.8])
 OTHER = np.array([0.5, 0.3, 0.5, 0.6, 0.1, 0.9])
@@ -164,3 +165,54 @@ def test_bad_input_is_refused() -> None:
     for tasks, resamples in ((0, 1), (1, 0)):
         with pytest.raises(ParameterError, match="at least 1 task and 1 resample"):
             task_weights(tasks, resamples=resamples)
+
+
+# -- of few targets ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tasks", "told"), [(1, False), (2, False), (3, False), (9, False), (10, True), (40, True)]
+)
+def test_an_interval_is_told_of_ten_targets_or_more(tasks: int, told: bool) -> None:
+    rng = np.random.default_rng(tasks)
+    own = rng.uniform(0.5, 1.0, tasks)
+    weights = task_weights(tasks, resamples=2000)
+    for found in (mean_difference(weights, own, own / 2), gap_share(weights, own * 0.7, own * 0.1, own)):
+        assert found is not None
+        assert (found.units, found.has_bounds) == (tasks, told)
+        bounds = (found.low, found.high) if told else (None, None)
+        assert found.bounds == bounds
+        assert found.as_record() == {
+            "estimate": found.estimate,
+            "low": bounds[0],
+            "high": bounds[1],
+            "units": tasks,
+        }
+        assert shown_interval(found) == (
+            f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+            if told
+            else f"{found.estimate:+.3f}"
+        )
+
+
+def test_groups_count_where_they_are_drawn_whole() -> None:
+    scores = np.random.default_rng(0).uniform(size=40)
+    for groups, told in ((9, False), (10, True)):
+        weights = task_weights(40, units=np.arange(40) % groups, resamples=500)
+        found = mean_difference(weights, scores, scores[::-1])
+        assert (found.units, found.has_bounds) == (groups, told)
+
+
+def test_below_ten_an_interval_holds_the_mean_less_often_than_it_says() -> None:
+    """Why it is not told: of 1,000 samples of a normal distribution, of as many targets."""
+    rng = np.random.default_rng(0)
+    held = {}
+    for tasks in (3, 5, 10):
+        weights = task_weights(tasks, resamples=500)
+        found = [
+            mean_difference(weights, sample, np.zeros(tasks)) for sample in rng.normal(size=(1000, tasks))
+        ]
+        held[tasks] = np.mean([one.low <= 0 <= one.high for one in found])
+    assert held[3] < 0.8
+    assert held[5] < 0.87
+    assert held[10] > 0.87

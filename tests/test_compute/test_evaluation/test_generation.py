@@ -18,7 +18,7 @@ from bankdb.datasets.tokenizer import BankTokenizer
 from bankdb.errors import AdapterError, BankError, DatasetError, ParameterError
 from bankdb.peft.layout import AdapterLayout
 from bankdb.peft.weights import load_adapter
-from compute.generation.base_model import model_fingerprint, model_folder
+from compute.generation.base_model import end_ids, model_fingerprint, model_folder
 from compute.generation.prompts import MARGIN, encode_prompts, plan_batches, shared_tokens
 
 TINY = Path(__file__).resolve().parents[3] / "examples" / "tiny_bank"
@@ -418,7 +418,8 @@ def test_answers_are_those_of_generate_one_by_one(
     model = PeftModel.from_pretrained(base_model(), TINY / "bank" / "adapters" / name).eval()
     expected = [generated(model, tokenizer, text, prompts.new_tokens) for text in found.inputs]
     for batch_size in (None, 1, 5):
-        answers = Generator(generator.adapted, tokenizer, batch_size).answer(prompts, tensors(name), SCALING)
+        one = Generator(generator.adapted, tokenizer, end_ids(TINY / "base"), batch_size)
+        answers = one.answer(prompts, tensors(name), SCALING)
         assert list(answers.texts) == expected
 
 

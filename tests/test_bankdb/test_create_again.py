@@ -1,0 +1,124 @@
+"""An `init` that failed, at whatever step: the same command again goes on, and so does another place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from bankdb.arrays.remote import filesystem
+from bankdb.bank import AdapterBank
+from bankdb.catalog.catalog import Catalog
+from bankdb.errors import BankError, BankNotFoundError
+from bankdb.storage import new_bank
+from bankdb.storage.location import BankLocation
+from cli.main import cli
+from tests.support.banks.malformed_adapters import BASE_MODEL
+from tests.support.banks.small_bank import ingest_folder
+
+EVERY_BACKEND = True
+
+
+@pytest.fixture
+def database(backend: str, database_url: str) -> str | None:
+    return None if backend == "sqlite" else database_url
+
+
+def make(path: Path, tokenizer: Path, database: str | None, arrays: str | None) -> AdapterBank:
+    return AdapterBank.create(
+        path, base_model=BASE_MODEL, tokenizer=tokenizer, database=database, arrays=arrays
+    )
+
+
+def check(bank: AdapterBank, pairs: Path) -> None:
+    with bank:
+        assert len(ingest_folder(bank, pairs).added) == 6
+    with AdapterBank.open(bank.path) as again:
+        assert len(again) == 6
+
+
+def test_a_bucket_that_is_not_there(
+    tmp_path: Path, tokenizer_folder: Path, pairs_folder: Path, s3: str, database: str | None
+) -> None:
+    bucket = f"absent-{tmp_path.name.replace('_', '-')[-20:].strip('-').lower()}-{'p' if database else 's'}"
+    words = ["init", "--bank", str(tmp_path / "bank"), "--base-model", BASE_MODEL]
+    words += ["--tokenizer", str(tokenizer_folder), "--arrays", f"s3://{bucket}/a"]
+    words += [] if database is None else ["--database", database]
+    for _ in range(2):
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 1
+        assert bucket in done.stderr
+        assert "already" not in done.stderr
+        assert not (tmp_path / "bank").exists() or _is_no_bank(tmp_path / "bank")
+    filesystem(f"s3://{bucket}/a").call_s3("create_bucket", Bucket=bucket)
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    check(AdapterBank.open(tmp_path / "bank"), pairs_folder)
+    done = CliRunner().invoke(cli, words)
+    assert "already" in done.stderr
+
+
+def _is_no_bank(folder: Path) -> bool:
+    with pytest.raises(BankNotFoundError):
+        AdapterBank.open(folder)
+    return True
+
+
+@pytest.mark.parametrize("again", ["the same place", "another place"])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        ("bankdb.bank", "save_tokenizer"),
+        (BankLocation, "record"),
+        ("bankdb.bank", "claim_arrays"),
+        (new_bank, "ensure_group"),
+        (Catalog, "create_bank"),
+        ("bankdb.bank", "fsync_path"),
+    ],
+)
+@pytest.mark.parametrize("after", [False, True])
+def test_every_step_that_fails(
+    tmp_path: Path,
+    tokenizer_folder: Path,
+    pairs_folder: Path,
+    database: str | None,
+    owner: Any,
+    name: str,
+    after: bool,
+    again: str,
+) -> None:
+    """Before it did anything, or after it did all that it does."""
+    with pytest.MonkeyPatch.context() as patch:
+        target = f"{owner}.{name}" if isinstance(owner, str) else owner
+        step = _step(owner, name)
+
+        def failing(*arguments: Any, **options: Any) -> Any:
+            if after:
+                step(*arguments, **options)
+            raise KeyboardInterrupt
+
+        if isinstance(owner, str):
+            patch.setattr(target, failing)
+        else:
+            patch.setattr(owner, name, failing)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "bank", tokenizer_folder, database, str(tmp_path / "arrays"))
+    whole = name == "fsync_path" or (name == "create_bank" and after)
+    if whole:
+        check(AdapterBank.open(tmp_path / "bank"), pairs_folder)
+        with pytest.raises(BankError, match="already"):
+            make(tmp_path / "bank", tokenizer_folder, database, str(tmp_path / "arrays"))
+        return
+    _is_no_bank(tmp_path / "bank")
+    place = tmp_path / ("arrays" if again == "the same place" else "elsewhere")
+    check(make(tmp_path / "bank", tokenizer_folder, database, str(place)), pairs_folder)
+
+
+def _step(owner: Any, name: str) -> Callable[..., Any]:
+    import bankdb.bank
+
+    found: Callable[..., Any] = getattr(bankdb.bank if isinstance(owner, str) else owner, name)
+    return found
