@@ -70,7 +70,7 @@ class AdapterBank(StoredBank):
         aliases
             Other names under which adapters may state the same base model.
         database
-            URL of an empty PostgreSQL database, `postgresql+psycopg://USER@HOST/DATABASE`; None for SQLite in the folder.
+            URL of an empty PostgreSQL database, `postgresql+psycopg://USER@HOST/DATABASE`; None: SQLite in the folder.
         arrays
             URL, or another folder, for the arrays; None for the bank's own folder.
 
