@@ -70,8 +70,7 @@ class AdapterBank(StoredBank):
         aliases
             Other names under which adapters may state the same base model.
         database
-            URL of an empty PostgreSQL database for the catalogue, `postgresql+psycopg://USER@HOST/DATABASE`;
-            None for SQLite in the folder.
+            URL of an empty PostgreSQL database, `postgresql+psycopg://USER@HOST/DATABASE`; None: SQLite in the folder.
         arrays
             URL, or another folder, for the arrays; None for the bank's own folder.
 
@@ -89,8 +88,7 @@ class AdapterBank(StoredBank):
         from bankdb.datasets.tokenizer import BankTokenizer
 
         location = new_location(Path(path), database, arrays)
-        folder = location.folder
-        check_free(folder)
+        check_free(folder := location.folder)
         check_places_free(location)
         loaded = BankTokenizer(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import pytest
 from tests.support.banks.malformed_adapters import BASE_MODEL
 from tests.support.servers.postgres_server import PostgresServer
 
-SOURCE = Path(__file__).parents[1] / "support" / "faults" / "network_disk.c"
+SOURCE = Path(__file__).parents[2] / "support" / "faults" / "network_disk.c"
 
 
 @pytest.fixture(scope="module")
