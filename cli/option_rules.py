@@ -76,6 +76,11 @@ def _reads_metric(given: Given) -> bool:
     return any(approach.reads_distances and approach.metric is None for approach in _asked(given))
 
 
+def _reads_bank(given: Given) -> bool:
+    """Whether an approach that is asked for reads the bank's own matrices for one dataset too."""
+    return any(approach.reads_bank for approach in _asked(given))
+
+
 def _fitted(given: Given) -> bool:
     """Whether an approach that is asked for is made for the bank's own rows before it is for others."""
     return any(
@@ -129,14 +134,16 @@ _CLUSTER = (
     "wait_seconds",
     "workers",
 )
-_WHOLE_BANK = "--all; for NEWDATA everything runs in this process"
+_WHOLE_BANK = (
+    "--all, or an --approach that reads the bank's own matrices; of others NEWDATA runs in this process"
+)
 _GENERATING = ("targets", "max_examples", "data", "model", "device", "dtype", "batch_size", "threads")
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
     "distances": (*_KERNEL, _WAITING),
     "coefficients": (*_KERNEL, *_BY_DISTANCE, *_neural("protocol", "seed", "width"), _WAITING),
     "predict": (
-        Rule(_CLUSTER, lambda given: given["whole_bank"], _WHOLE_BANK),
+        Rule(_CLUSTER, lambda given: given["whole_bank"] or _reads_bank(given), _WHOLE_BANK),
         *_KERNEL,
         *_BY_DISTANCE,
         *_neural("protocol", "seed", "width"),

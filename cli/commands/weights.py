@@ -101,6 +101,13 @@ def _tell(table: WeightSpaceTable, curves: Sequence[SizeCurve], asked: WeightsOu
         print_sizes(curves)
 
 
+def _difference(estimate: float | None, low: float | None, high: float | None) -> str | None:
+    """Return a difference with its interval, where there are enough targets for one."""
+    if estimate is None:
+        return None
+    return f"{estimate:+.4f}" + ("" if low is None or high is None else f" [{low:+.4f}, {high:+.4f}]")
+
+
 def _print_table(table: WeightSpaceTable) -> None:
     from compute.evaluation.weight_space import summary_rows
 
@@ -121,7 +128,7 @@ def _print_table(table: WeightSpaceTable) -> None:
             f"{row[4]:.4f}",
             f"{row[5]:.4f}",
             f"{row[6]:.1f}",
-            None if row[7] is None else f"{row[7]:+.4f} [{row[8]:+.4f}, {row[9]:+.4f}]",
+            _difference(*row[7:10]),
         ]
         for row in summary_rows(table)
     ]

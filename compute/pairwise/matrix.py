@@ -214,7 +214,8 @@ def _compute_missing(
         bank.runs.mark_done(stored.run.id, _pieces(lacking[stored].mark, chunks, contents))
         left[stored] -= 1
         if not left[stored]:
-            set_attributes(bank, stored.path, complete=_complete(adapters))
+            # Of what is whole no mark is left: any run that made it leaves the same bytes.
+            set_attributes(bank, stored.path, complete=_complete(adapters), writing={})
             bank.runs.finish(stored.run.id)
 
 
@@ -238,7 +239,7 @@ def _lacking(
     new = {record.row // CHUNK_ROWS for record in adapters if record.row not in rows}
     missing = {chunk for chunk in contents if new & set(chunk)} - set(done) | set(lost)
     if not missing:
-        set_attributes(bank, stored.path, complete=_complete(adapters))
+        set_attributes(bank, stored.path, complete=_complete(adapters), writing={})
         if stored.run.state != "done":
             bank.runs.finish(stored.run.id)
         return _Work(complete, [], mark)

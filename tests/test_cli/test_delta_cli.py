@@ -110,7 +110,8 @@ def test_wrong_use(shared_bank: Path, arguments: list[str], message: str) -> Non
 
 
 def test_too_little_memory(shared_bank: Path, tmp_path: Path) -> None:
-    data = write_dataset(tmp_path / "mine", 77)
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"input": "a", "output": "b"}\n')  # which itself needs little
     where = ("predict", "--bank", shared_bank, data, "--out", tmp_path / "out", "--approach", "uniform")
     result = run(*where, "--space", "delta", "--memory", "10KiB", status=1)
     assert "delta space: model.layers.0.self_attn.q_proj of 6 sources needs" in error_line(result)

@@ -16,12 +16,14 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-# Stage: module, the task's function, what it flushes by.
+# Stage: module and name of the task's function, and of what it flushes by.
 STAGES = {
-    "distances": ("compute.pairwise.tile", "compute_tile", "fsync_written"),
-    "gram": ("compute.gram.slices", "gram_slice", "fsync_written"),
-    "combine": ("compute.combination.panel", "combine_panel", "fsync_folders"),
+    "distances": ("compute.pairwise.tile", "compute_tile", "bankdb.arrays.chunks", "fsync_written"),
+    "gram": ("compute.gram.slices", "gram_slice", "bankdb.arrays.chunks", "fsync_written"),
+    "combine": ("compute.combination.panel", "combine_panel", "compute.combination.panel", "fsync_folders"),
 }
+# The stage whose task runs; workers have one thread.
+_running: list[str] = []
 
 
 def _order(stage: str) -> str:
@@ -46,9 +48,9 @@ def _die() -> NoReturn:
     raise AssertionError("still alive")
 
 
-def _arm(stage: str, module_name: str, task: str, flush: str) -> None:
-    module = importlib.import_module(module_name)
-    function, flushing = getattr(module, task), getattr(module, flush)
+def _arm(stage: str, module_name: str, task: str, flush_module: str, flush: str) -> None:
+    module, flusher = importlib.import_module(module_name), importlib.import_module(flush_module)
+    function, flushing = getattr(module, task), getattr(flusher, flush)
 
     @functools.wraps(function)
     def armed(*args: Any, **options: Any) -> Any:
@@ -57,6 +59,7 @@ def _arm(stage: str, module_name: str, task: str, flush: str) -> None:
             _die()
         while _order(stage) == "hold" and not _claim(f"{stage}-pass", "used"):
             time.sleep(0.02)
+        _running[:] = [stage]
         result = function(*args, **options)
         if _order(stage) == "end" and _claim(stage):
             _die()
@@ -64,14 +67,14 @@ def _arm(stage: str, module_name: str, task: str, flush: str) -> None:
 
     @functools.wraps(flushing)
     def flush_armed(*args: Any, **options: Any) -> Any:
-        if _order(stage) == "flush" and _claim(stage):
+        if _running == [stage] and _order(stage) == "flush" and _claim(stage):
             _die()
         return flushing(*args, **options)
 
     setattr(module, task, armed)
-    setattr(module, flush, flush_armed)
+    setattr(flusher, flush, flush_armed)
 
 
 def dask_setup(worker: Any) -> None:
-    for stage, (module, task, flush) in STAGES.items():
-        _arm(stage, module, task, flush)
+    for stage, names in STAGES.items():
+        _arm(stage, *names)

@@ -264,7 +264,7 @@ def test_places(place: Location) -> None:
 
 
 def test_a_group_appears_whole_or_not_at_all(place: Location) -> None:
-    bank: Any = SimpleNamespace(arrays=place, record=SimpleNamespace(identity="x"))
+    bank: Any = SimpleNamespace(arrays=place, derived=place, record=SimpleNamespace(identity="x"))
     silent = SilentProgress()
 
     def arrays(value: float) -> dict[str, NDArray[np.float64]]:

@@ -17,6 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import ComputeError, ConflictError, ParameterError
+from bankdb.progress import SilentProgress
 from cli.main import cli
 from compute.approaches import registry
 from compute.approaches.base import OPTIONS, Approach, LeaveOneOut, Made, NewDatasets, Settings, given
@@ -28,11 +29,12 @@ from compute.approaches.neural.training import train
 from compute.approaches.options import PredictionOptions
 from compute.evaluation.bank_sizes import bank_size_curve
 from compute.forecasting.rates import MetricRate, Rates, expected_seconds
-from compute.forecasting.steps import BankShape, StepForecast, forecast
+from compute.forecasting.steps import BankShape, StepForecast, forecast_steps
 from compute.prediction.coefficients import coefficients
-from compute.prediction.matrices import bank_matrices, distances
+from compute.prediction.matrices import Matrices, compute_matrices, distances
 from compute.prediction.predict import predict
 from compute.prediction.predict_all import predict_all
+from compute.prediction.session import computing
 from compute.reporting.gather import gather
 from tests.support.banks.drawn_bank import draw_bank
 from tests.support.banks.small_bank import write_dataset
@@ -51,6 +53,11 @@ BUILT_IN = (
     "oracle",
 )
 NUMBER = 7
+
+
+def matrices_of(bank: AdapterBank, way: PredictionOptions) -> Matrices:
+    with computing(bank, None, SilentProgress()) as cluster:
+        return compute_matrices(bank, [way], cluster, SilentProgress())[0]
 
 
 def shares(values: np.ndarray, allowed: np.ndarray, temperature: float) -> np.ndarray:
@@ -144,7 +151,7 @@ def test_coefficients_are_its_own(bank: AdapterBank) -> None:
         found = coefficients(bank, PredictionOptions(approach="blend", temperature=temperature))
         expected = shares(distances(bank).values, others(), temperature)
         assert_allclose(found.values, expected, rtol=1e-12)
-        assert found.name == "blend"
+        assert found.options.approach == "blend"
 
 
 @pytest.mark.usefixtures("blend")
@@ -273,7 +280,7 @@ def test_it_is_planned_with_its_time_if_it_is_quick(monkeypatch: pytest.MonkeyPa
 
 def _blend_seconds() -> float | None:
     shape = BankShape.of_numbers(100, 1000, 500, 300)
-    steps = forecast(shape, [PredictionOptions(approach="blend")], slots=1, budget=2**30)
+    steps = forecast_steps(shape, [PredictionOptions(approach="blend")], slots=1, budget=2**30)
     (step,) = (one for one in steps if one.kind == "coefficients")
     assert isinstance(step, StepForecast)
     return expected_seconds(step, RATES, 1, 500, 100)
@@ -385,7 +392,7 @@ def test_what_is_not_declared_is_not_there(bank: AdapterBank, monkeypatch: pytes
 
 
 def _gram(bank: AdapterBank) -> np.ndarray:
-    found = bank_matrices(bank, PredictionOptions(approach="oracle")).gram
+    found = matrices_of(bank, PredictionOptions(approach="oracle")).gram
     assert found is not None
     return found
 
@@ -467,7 +474,9 @@ def test_an_approach_may_have_a_network_of_its_own(bank: AdapterBank, newdata: P
         expected = apply(model, predicted.distances[None], np.zeros((1, NUMBER), dtype=bool), options)[0]
         assert_array_equal(predicted.coefficients, expected)
         shape = BankShape.of_numbers(100, 1000, 500, 300)
-        (step,) = (one for one in forecast(shape, [way], slots=1, budget=2**30) if one.kind == "coefficients")
+        (step,) = (
+            one for one in forecast_steps(shape, [way], slots=1, budget=2**30) if one.kind == "coefficients"
+        )
         assert (step.width, step.epochs, step.timed) == (8, 4 * 4, True)
     finally:
         registry.unregister("narrow")
@@ -482,7 +491,7 @@ def test_a_network_that_is_not_kept_is_the_one_that_is(
     for record, group in zip(bank.adapters(), ("a", "a", "b", "b", "c", None, None), strict=True):
         bank.catalog.set_group(record.name, group, None)
     way = PredictionOptions(approach="neural", width=8, epochs=3, protocol=protocol, leave_out=leave_out)
-    matrices = bank_matrices(bank, way)
+    matrices = matrices_of(bank, way)
     kept = coefficients(bank, way).values
     made, fitted = leave_one_out_coefficients(way, matrices.distances, matrices.gram, matrices.units)
     assert_array_equal(made, kept)

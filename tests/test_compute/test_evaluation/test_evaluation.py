@@ -137,7 +137,7 @@ def test_the_hash_is_of_what_an_adapter_is_made_of(tiny: AdapterBank) -> None:
 
 def test_tensors_are_the_weighted_sum_at_the_banks_scaling(tiny: AdapterBank) -> None:
     first, second, *_ = tiny.adapters()
-    sources = (first, dataclasses.replace(second, scaling=1.0))
+    sources = (first, dataclasses.replace(second, alpha=8.0, scaling=1.0))
     weights = np.asarray([0.25, 0.75], dtype=np.float32)
     found, scaling = adapter_tensors(tiny, EvaluatedAdapter(sources, weights, 1.0))
     assert scaling == tiny.record.scaling == 2.0
