@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from compute.approaches.options import PredictionOptions
-
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +15,8 @@ from compute.approaches.registry import names as approach_names
 
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
+    from bankdb.progress import Progress
+    from compute.approaches.options import PredictionOptions
     from compute.cluster.options import ClusterOptions
 
 METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd", "tf-idf", "wd", "kl", "js")
@@ -272,6 +269,18 @@ def approach_option(
         show_default=shown,
         help=which,
     )
+
+
+def those_that_fit(
+    bank: AdapterBank, ways: list[PredictionOptions], progress: Progress
+) -> list[PredictionOptions]:
+    """Return the ways that the bank is large enough for, of those that nobody asked for by name; the rest is told."""
+    from compute.prediction.ways import fitting
+
+    kept, left_out = fitting(ways, [record.group for record in bank.adapters()])
+    if left_out:
+        progress.note(left_out)
+    return kept
 
 
 def opened(path: Path) -> AdapterBank:

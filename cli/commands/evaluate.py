@@ -31,6 +31,7 @@ from cli.options import (
     metric_parameters,
     opened,
     space_options,
+    those_that_fit,
 )
 from compute.approaches.registry import approaches as known_approaches
 
@@ -174,6 +175,8 @@ def evaluate(
     with opened(bank_path) as bank:
         _ = bank.layout
         left_out = _sensible(bank, left_out, progress)
+        if "all" in approaches or not _given("approaches"):
+            combinations = those_that_fit(bank, combinations, progress)
         if other["weights_only"]:
             print_weights(bank, combinations, left_out, weights, cluster_of(other), progress)
             return
@@ -184,6 +187,11 @@ def evaluate(
         for failure in evaluation.failures:
             tell(f"not evaluated: {failure.reason}", err=True)
         raise click.exceptions.Exit(1)
+
+
+def _given(option: str) -> bool:
+    context = click.get_current_context()
+    return context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
 
 
 def _sensible(bank: AdapterBank, left_out: list[str], progress: Progress) -> list[str]:

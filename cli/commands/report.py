@@ -9,7 +9,7 @@ import click
 
 from cli.display import shown_progress, tell
 from cli.option_rules import CheckedCommand
-from cli.options import Parameters, approach_option, bank_option, metric_option, opened
+from cli.options import Parameters, approach_option, bank_option, metric_option, opened, those_that_fit
 from compute.approaches.registry import approaches as known_approaches
 
 
@@ -63,17 +63,21 @@ def report(
 
     if (out.is_file() or out.is_dir()) and not overwrite:
         raise ConflictError(f"{out}: already there; choose another --out, or give --overwrite")
+    progress = shown_progress()
     with opened(bank_path) as bank:
+        ways = Parameters().combinations(metrics, approaches)
+        if context.get_parameter_source("approaches") is not click.core.ParameterSource.COMMANDLINE:
+            ways = those_that_fit(bank, ways, progress)
         made = compute.report(
             bank,
             out,
-            Parameters().combinations(metrics, approaches),
+            ways,
             evaluations=evaluations,
             title=title,
             overwrite=overwrite,
             command=_command(context),
             cluster=compute.ClusterOptions(processes=False),
-            progress=shown_progress(),
+            progress=progress,
         )
     megabytes = out.stat().st_size / 1e6
     tell(f"wrote {out} ({megabytes:.1f} MB): {len(made.data.adapters)} adapters; open it in any browser")

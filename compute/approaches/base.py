@@ -164,6 +164,8 @@ class Approach(ABC):
         approach that does not name it.
     fitted
         Whether it chooses settings on the bank's rows; it takes two units among the sources at least.
+    least
+        Adapters, or groups where these are left out, that a bank must have for it to predict each from the others.
     knows_answer
         Whether it reads the adapter that it predicts: a bound, never there for new datasets, never the best.
     baseline
@@ -186,6 +188,7 @@ class Approach(ABC):
     averages_directions: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     fitted: ClassVar[bool] = False
+    least: ClassVar[int] = 2
     knows_answer: ClassVar[bool] = False
     baseline: ClassVar[bool] = False
     single_source: ClassVar[bool] = False

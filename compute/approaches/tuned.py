@@ -184,8 +184,8 @@ def nested_losses(
 def too_few(fitted: str, found: int, needed: int) -> ParameterError:
     """Return the error that says that a bank is too small to fit on."""
     return ParameterError(
-        f"{fitted}: expected at least {needed} adapters or groups to fit on, found {found}; ingest more, or use"
-        " normalized"
+        f"{fitted}: expected at least {needed} adapters or groups to fit on, found {found}; ingest more, or "
+        "take an approach that is not fitted, such as --approach normalized"
     )
 
 

@@ -76,7 +76,7 @@ def _trained(
     units: NDArray[np.intp] | None,
 ) -> tuple[NDArray[np.float64], ScalarMLP]:
     """Leave-one-out coefficients, and the network for new datasets."""
-    options, groups, excluded = left_out_together(options, units)
+    options, groups, excluded = left_out_together(options, units, len(distances))
     final = options.protocol != "published"
     progress.begin(f"train neural {metric}", (options.trainings + final) * options.epochs)
     told = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from compute.approaches.groups import LEAVE_OUT, units_of
 from compute.approaches.options import PredictionOptions
 from compute.approaches.registry import approaches as known_approaches
 from compute.approaches.registry import get_approach
@@ -62,6 +63,23 @@ def combination(metric: str, approach: str, **parameters: Any) -> PredictionOpti
     apart -= set(how.reads)
     given = {name: value for name, value in parameters.items() if name not in apart}
     return PredictionOptions(metric=metric, approach=approach, **given)
+
+
+def fitting(
+    ways: Sequence[PredictionOptions], groups: Sequence[str | None]
+) -> tuple[list[PredictionOptions], str]:
+    """Return the ways that a bank is large enough for, and a line about those that it is not.
+
+    Parameters
+    ----------
+    groups
+        Each dataset's group, or None.
+    """
+    units = {kind: len(set(units_of(groups, kind))) for kind in LEAVE_OUT}
+    kept = [way for way in ways if units[way.leave_out] >= way.how.least]
+    gone = {way.approach: way.how.least for way in ways if way not in kept}
+    needed = ", ".join(f"{name} (at least {least})" for name, least in gone.items())
+    return kept, f"left out for want of adapters or groups: {needed}" if gone else ""
 
 
 def chosen_metrics(metrics: Sequence[str]) -> list[str]:

@@ -25,6 +25,8 @@ class Neural(Approach):
     reads_bank = True
     reads = ("compatible", "protocol", "seed", "knots", "width", "epochs")
     of_the_paper = True
+    # One is left out with each fold, training holds one back of the rest, and fits three.
+    least = 5
 
     def network(self, options: Settings) -> NeuralOptions:
         """Return the options of the network."""
@@ -34,7 +36,9 @@ class Neural(Approach):
         """See `compute.approaches.neural.leave_one_out.neural_leave_one_out`."""
         from compute.approaches.neural.leave_one_out import left_out_together, neural_leave_one_out
 
-        options, groups, excluded = left_out_together(self.network(inputs.options), self._groups(inputs))
+        options, groups, excluded = left_out_together(
+            self.network(inputs.options), self._groups(inputs), len(inputs.units)
+        )
         distances, gram = given(inputs.distances, "reads_distances"), given(inputs.gram, "reads_gram")
         # The number of parameters scales losses alone, and nobody is told of them.
         weights, _ = neural_leave_one_out(distances, gram, 1, options, groups, excluded=excluded)
@@ -47,7 +51,9 @@ class Neural(Approach):
         from compute.approaches.neural.leave_one_out import apply, left_out_together, rows_for_new
         from compute.approaches.neural.training import train
 
-        options, groups, excluded = left_out_together(self.network(inputs.options), self._groups(inputs))
+        options, groups, excluded = left_out_together(
+            self.network(inputs.options), self._groups(inputs), len(inputs.units)
+        )
         between, gram = given(inputs.between_sources, "reads_bank"), given(inputs.gram, "reads_gram")
         groups = None if options.protocol == "published" else groups
         rows = rows_for_new(len(gram), options)

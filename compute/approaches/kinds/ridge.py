@@ -16,6 +16,7 @@ class Ridge(Approach):
     reads_bank = True
     averages_directions = True
     fitted = True
+    least = 3
 
     def leave_one_out(self, inputs: LeaveOneOut) -> Made:
         """Parameters of each row are chosen without the adapters of its unit."""

@@ -15,6 +15,7 @@ class Tuned(Approach):
     reads_gram = True
     reads_bank = True
     fitted = True
+    least = 3
 
     def leave_one_out(self, inputs: LeaveOneOut) -> Made:
         """Settings of each row are chosen without the adapters of its unit."""

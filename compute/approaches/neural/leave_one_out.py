@@ -62,16 +62,18 @@ def apply(
 
 
 def left_out_together(
-    options: NeuralOptions, units: NDArray[np.intp] | None
+    options: NeuralOptions, units: NDArray[np.intp] | None, number: int
 ) -> tuple[NeuralOptions, list[str] | None, NDArray[np.bool_] | None]:
-    """What training needs to know where units are left out, None where adapters are; for fewer units, fewer folds.
+    """What training on `number` rows needs to know where units are left out, None where adapters are.
+
+    There are no more folds than units, or rows.
 
     Returns
     -------
     The options, and `groups` and `excluded` as `train` takes them.
     """
     if units is None:
-        return options, None, None
+        return replace(options, folds=min(options.folds, max(number, 2))), None, None
     groups = [str(unit) for unit in units.tolist()]
     folds = min(options.folds, max(len(set(groups)), 2))
     return replace(options, folds=folds), groups, same_unit(units)

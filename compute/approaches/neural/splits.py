@@ -71,7 +71,7 @@ def hold_out(
     if len(fitted) < FEWEST_ROWS:
         raise ParameterError(
             f"held_out: expected at least {FEWEST_ROWS} of {len(rows)} training adapters left to fit, found"
-            f" {len(fitted)} besides {len(held_out)} held out; set it to 0, or add adapters to the bank"
+            f" {len(fitted)} besides {len(held_out)} held out; add adapters to the bank, or take another --approach"
         )
     return fitted, held_out
 

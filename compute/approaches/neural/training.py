@@ -315,7 +315,7 @@ def _checked_rows(
     if len(ascending) < FEWEST_ROWS:
         raise ParameterError(
             f"neural training: expected at least {FEWEST_ROWS} adapters to train on, found {len(ascending)};"
-            " add adapters to the bank or use another approach"
+            " add adapters to the bank, or take another --approach"
         )
     checked_gram(gram[np.ix_(ascending, ascending)])
     return ascending
