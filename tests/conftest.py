@@ -33,12 +33,15 @@ def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bank_template(
     tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path, pairs_folder: Path
-) -> Path:
+) -> Iterator[Path]:
     """A bank with the six pairs, to be copied."""
     path = tmp_path_factory.mktemp("bank") / "bank"
     with create_bank(path, tokenizer_folder) as bank:
         ingest_folder(bank, pairs_folder)
-    return path
+    before = {item.name for item in path.iterdir()}
+    yield path
+    # A test that computes in it changes what others find.
+    assert not {item.name for item in path.iterdir() if item.suffix == ".zarr"} - before
 
 
 @pytest.fixture(scope="session")

@@ -293,7 +293,7 @@ def _print(evaluation: Evaluation, found: list[Summary]) -> None:
     headings, rows = table3(found)
     print_table(headings, rows, title="Differences of the means, with 95% intervals (bootstrap over tasks)")
     if any(one.rouge_to_base is not None and not one.rouge_to_base.has_bounds for one in found):
-        click.echo(
+        tell(
             f"without intervals where there are fewer than {LEAST_UNITS} tasks or groups: they would be too short"
         )
     for left_out, best in best_predictions(found).items():

@@ -114,7 +114,7 @@ def _outcome(system: System, name: str, mean: float) -> Outcome:
     answer = HOSTILE if system == OWN.system else "yes"
     samples = (Sample(f"Prompt of {name}: {HOSTILE}", ("yes", "no"), answer),)
     return Outcome(
-        system.name, name, 10, mean, mean / 2, mean / 3, (mean,) * 10, (0,) * 10, (0,) * 10,
+        system.name, name, 10, mean, mean / 2, mean / 3, (mean,) * 10, (mean / 2,) * 10, (mean / 3,) * 10,
         () if system.leave_out == GROUP else samples, (), None, "0", 1.0,
     )  # fmt: skip
 

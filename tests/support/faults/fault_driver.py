@@ -53,7 +53,7 @@ POINTS = {
     "reserve": "bankdb.bank AdapterBank.reserve",
     "save": "bankdb.datasets.tokenizer BankTokenizer.save",
     "upgrade": "bankdb.catalog.database upgrade",
-    "write": "bankdb.arrays.adapter_store AdapterStore.write",
+    "write": "bankdb.arrays.adapter_store AdapterStore.write_row",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import threading
 from pathlib import Path
@@ -12,6 +13,12 @@ from click.testing import CliRunner, Result
 
 from bankdb.arrays.durable import write_whole
 from cli.main import cli
+
+
+@pytest.fixture
+def bank_template(bank_template: Path, tmp_path: Path) -> Path:
+    """A copy: commands compute in it."""
+    return Path(shutil.copytree(bank_template, tmp_path / "template" / "bank"))
 
 
 def test_a_file_keeps_its_permissions_and_nothing_lies_beside_it(tmp_path: Path) -> None:

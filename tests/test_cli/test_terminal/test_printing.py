@@ -21,12 +21,15 @@ from hypothesis import strategies as st
 
 import cli
 from bankdb.bank import AdapterBank
+from bankdb.catalog.database import Database
 from bankdb.errors import printable
 from bankdb.progress import Progress
+from bankdb.storage.location import BankLocation
 from cli.display import BarProgress, LineProgress, print_json
 from cli.main import cli as program
 from compute.reporting.page.page import render
 from tests.support.banks.small_report import small_report
+from tests.support.servers.backends import seal_again
 
 # A title, a cleared screen, a bell, C1's CSI, DEL, a line that pretends, and text that reads backwards.
 EVIL = "a\x1b]0;gone\x07\x1b[2J\x9b31m\x7f\r\nbank: error: \u202egnp.\u2066\u2028é東"
@@ -80,6 +83,8 @@ def bank_path(tmp_path_factory: pytest.TempPathFactory, bank_template: Path) -> 
     with contextlib.closing(sqlite3.connect(path / "bank.db")) as connection:
         connection.execute("UPDATE adapter SET name = ? WHERE name = 'task001'", (EVIL,))
         connection.commit()
+    with contextlib.closing(Database(BankLocation.of(path).database_url)) as database:
+        seal_again(database)  # as whoever made it has
     return path
 
 
