@@ -189,7 +189,7 @@ def test_a_database_that_cannot_hold_any_text_is_refused(
 def test_a_database_that_is_empty_again(stored: AdapterBank) -> None:
     database = stored.location.database_url.database
     assert database is not None
-    execute(stored, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    execute(stored, "DROP SCHEMA public CASCADE; CREATE SCHEMA public", seal=False)
     with pytest.raises(BankNotFoundError, match="holds no bank"):
         AdapterBank.open(stored.path)
 
@@ -292,9 +292,11 @@ def test_a_server_that_goes_as_a_writer_begins(
         cut_connections(stored)
         check(locks)
 
-    monkeypatch.setattr(AdvisoryLocks, "check", cut_and_check)
-    with stored.ingesting(), pytest.raises(DatabaseUnavailableError, match="cannot be reached"):
-        stored.catalog.remove("task000")
+    with stored.ingesting():
+        monkeypatch.setattr(AdvisoryLocks, "check", cut_and_check)
+        with pytest.raises(DatabaseUnavailableError, match="cannot be reached"):
+            stored.catalog.remove("task000")
+        monkeypatch.undo()
     assert caplog.records == []
     assert len(stored) == 6
 
@@ -304,6 +306,7 @@ def cut_connections(bank: AdapterBank) -> None:
         bank,
         "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid != pg_backend_pid()",
+        seal=False,
     )
 
 
