@@ -130,7 +130,7 @@ def test_a_run_completes(
         "90",
         *tls(certificates),
     ]
-    command = ["predict", "--bank", bank.path, "--all", "--metric", "js", "--approach", "oracle"]
+    command = ["predict", "--bank", bank.path, "--all", "--metric", "js", "--weight-error"]
     done = client(hosts, [*command, "--export", tmp_path / "out", *where])
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"dashboard: http://{hosts.address('scheduler')}" in done.stderr
