@@ -60,6 +60,7 @@ bench-checks: $(VENV)/core.stamp  ## What it costs to hold each chunk against th
 	rm -r build/bench-checks
 
 docs: $(VENV)/docs.stamp  ## The site: pages, commands and the Python interface; a warning is an error.
+	rm -rf build/docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
 
 hooks: $(VENV)/dev.stamp  ## What CI checks first, before each commit.
