@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bankdb.errors import ParameterError
+from cli.options import on_command_line
 from compute.approaches.registry import approaches, get_approach
 
 if TYPE_CHECKING:
@@ -42,15 +43,11 @@ class CheckedCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Check, and run the command."""
         for rule in RULES.get(self.name or "", ()):
-            given = [name for name in rule.options if _on_command_line(ctx, name)]
+            given = [name for name in rule.options if on_command_line(ctx, name)]
             if given and not rule.read(ctx.params):
                 shown = [param.opts[-1] for param in self.params if param.name in given]
                 raise ParameterError(f"{', '.join(shown)}: would do nothing here; goes with {rule.goes_with}")
         return super().invoke(ctx)
-
-
-def _on_command_line(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def _asked(given: Given) -> list[Approach]:

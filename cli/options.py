@@ -15,7 +15,6 @@ from compute.approaches.registry import names as approach_names
 
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
-    from bankdb.progress import Progress
     from compute.approaches.options import PredictionOptions
     from compute.cluster.options import ClusterOptions
 
@@ -271,16 +270,9 @@ def approach_option(
     )
 
 
-def those_that_fit(
-    bank: AdapterBank, ways: list[PredictionOptions], progress: Progress
-) -> list[PredictionOptions]:
-    """Return the ways that the bank is large enough for, of those that nobody asked for by name; the rest is told."""
-    from compute.prediction.ways import fitting
-
-    kept, left_out = fitting(ways, [record.group for record in bank.adapters()])
-    if left_out:
-        progress.note(left_out)
-    return kept
+def on_command_line(context: click.Context, name: str) -> bool:
+    """Whether a user gave a parameter, and not its default or the environment."""
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def opened(path: Path) -> AdapterBank:

@@ -29,9 +29,9 @@ from cli.options import (
     json_option,
     metric_option,
     metric_parameters,
+    on_command_line,
     opened,
     space_options,
-    those_that_fit,
 )
 from compute.approaches.registry import approaches as known_approaches
 
@@ -175,7 +175,9 @@ def evaluate(
     with opened(bank_path) as bank:
         _ = bank.layout
         left_out = _sensible(bank, left_out, progress)
-        if "all" in approaches or not _given("approaches"):
+        if "all" in approaches or not on_command_line(click.get_current_context(), "approaches"):
+            from compute.prediction.ways import those_that_fit
+
             combinations = those_that_fit(bank, combinations, progress)
         if other["weights_only"]:
             print_weights(bank, combinations, left_out, weights, cluster_of(other), progress)
@@ -187,11 +189,6 @@ def evaluate(
         for failure in evaluation.failures:
             tell(f"not evaluated: {failure.reason}", err=True)
         raise click.exceptions.Exit(1)
-
-
-def _given(option: str) -> bool:
-    context = click.get_current_context()
-    return context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
 
 
 def _sensible(bank: AdapterBank, left_out: list[str], progress: Progress) -> list[str]:

@@ -9,7 +9,7 @@ import click
 
 from cli.display import shown_progress, tell
 from cli.option_rules import CheckedCommand
-from cli.options import Parameters, approach_option, bank_option, metric_option, opened, those_that_fit
+from cli.options import Parameters, approach_option, bank_option, metric_option, on_command_line, opened
 from compute.approaches.registry import approaches as known_approaches
 
 
@@ -60,13 +60,14 @@ def report(
     """
     import compute
     from bankdb.errors import ConflictError
+    from compute.prediction.ways import those_that_fit
 
     if (out.is_file() or out.is_dir()) and not overwrite:
         raise ConflictError(f"{out}: already there; choose another --out, or give --overwrite")
     progress = shown_progress()
     with opened(bank_path) as bank:
         ways = Parameters().combinations(metrics, approaches)
-        if context.get_parameter_source("approaches") is not click.core.ParameterSource.COMMANDLINE:
+        if not on_command_line(context, "approaches"):
             ways = those_that_fit(bank, ways, progress)
         made = compute.report(
             bank,
@@ -88,7 +89,7 @@ def _command(context: click.Context) -> str:
     words = ["bank", "report"]
     for option in context.command.params:
         name = option.name or ""
-        if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+        if not on_command_line(context, name):
             continue
         value = context.params[name]
         for item in value if isinstance(value, tuple) else (value,):

@@ -16,7 +16,7 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
 from bankdb.peft.folder import clear_unfinished
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import RunRecord
+from bankdb.records import BankRecord, RunRecord
 from compute.cluster.machine import core_count
 from compute.combination.delta import delta_adapter, delta_form
 from compute.prediction.coefficients import Coefficients
@@ -57,10 +57,11 @@ def export_all(
     root = Path(folder)
     adapters = found.adapters
     progress.begin("export", len(adapters))
+    about = bank.export_record()
 
     def export(index: int) -> Path:
         where, name = root / adapters[index].name, adapters[index].name
-        written = _export_one(bank, found, path, index, where, dtype, overwrite)
+        written = _export_one(about, found, path, index, where, dtype, overwrite)
         bank.runs.set_exported(run.id, name, str(where.absolute()), written)
         progress.advance()
         return where
@@ -125,12 +126,12 @@ def export_delta(
     progress = progress or SilentProgress()
     root = Path(folder)
     progress.begin("export", len(found.adapters))
-    exported = []
+    about, exported = bank.export_record(), []
     with bank.computing(progress):
         for index, adapter in enumerate(found.adapters):
             clear_unfinished(root / adapter.name)
             exported.append(
-                _export_delta_one(bank, found, index, root / adapter.name, dtype, overwrite, memory)
+                _export_delta_one(bank, about, found, index, root / adapter.name, dtype, overwrite, memory)
             )
             progress.advance()
     progress.end()
@@ -139,6 +140,7 @@ def export_delta(
 
 def _export_delta_one(
     bank: AdapterBank,
+    about: BankRecord,
     found: Coefficients,
     index: int,
     folder: Path,
@@ -148,7 +150,7 @@ def _export_delta_one(
 ) -> DeltaExport:
     """Make and write one prediction in delta space, unless it is there already."""
     sources, weights, rank = found.adapters, found.values[index], found.options.rank
-    record, _ = _leave_one_out(bank, found, index, dtype)
+    record, _ = _leave_one_out(about, found, index, dtype)
     form = delta_form(bank, sources, weights, rank)
     record |= form_record(form)
     kept = already_there(folder, record, overwrite)
@@ -156,12 +158,12 @@ def _export_delta_one(
         return DeltaExport(folder, form.layout.rank, kept[RETAINED])
     made = delta_adapter(bank, sources, weights, rank, memory=memory)
     record[RETAINED] = dict(made.retained)
-    write_prediction(bank.export_record(), folder, made.vector, record, overwrite, form)
+    write_prediction(about, folder, made.vector, record, overwrite, form)
     return DeltaExport(folder, form.layout.rank, made.retained)
 
 
 def _export_one(
-    bank: AdapterBank,
+    about: BankRecord,
     found: Coefficients,
     path: Location,
     index: int,
@@ -170,24 +172,22 @@ def _export_one(
     overwrite: bool,
 ) -> str:
     """Write a stored prediction, unless it is there already; return the dtype of its weights."""
-    record, written = _leave_one_out(bank, found, index, dtype)
+    record, written = _leave_one_out(about, found, index, dtype)
     if already_there(folder, record, overwrite) is not None:
         return written
     again = "delete predictions.zarr and run the same command again"
     vector = read_row(path / "adapters", index, again)
-    write_prediction(bank.export_record(), folder, vector, record, overwrite)
+    write_prediction(about, folder, vector, record, overwrite)
     return written
 
 
 def _leave_one_out(
-    bank: AdapterBank, found: Coefficients, index: int, dtype: str
+    about: BankRecord, found: Coefficients, index: int, dtype: str
 ) -> tuple[dict[str, Any], str]:
     """Return the provenance of one of all predictions, and the dtype of its weights."""
     target, weights = found.adapters[index], found.values[index].astype(np.float32)
     written = chosen_dtype(dtype, found.adapters, weights)
-    record = provenance(
-        bank.record, target.name, found.metric, found.options, found.adapters, weights, written
-    )
+    record = provenance(about, target.name, found.metric, found.options, found.adapters, weights, written)
     record["leave_one_out"] = True
     if found.fitted is not None:
         record["fitted"] = found.fitted[index]

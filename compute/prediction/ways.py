@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bankdb.bank import AdapterBank
+from bankdb.progress import Progress
 from compute.approaches.groups import LEAVE_OUT, units_of
 from compute.approaches.options import PredictionOptions
 from compute.approaches.registry import approaches as known_approaches
@@ -65,21 +67,18 @@ def combination(metric: str, approach: str, **parameters: Any) -> PredictionOpti
     return PredictionOptions(metric=metric, approach=approach, **given)
 
 
-def fitting(
-    ways: Sequence[PredictionOptions], groups: Sequence[str | None]
-) -> tuple[list[PredictionOptions], str]:
-    """Return the ways that a bank is large enough for, and a line about those that it is not.
-
-    Parameters
-    ----------
-    groups
-        Each dataset's group, or None.
-    """
-    units = {kind: len(set(units_of(groups, kind))) for kind in LEAVE_OUT}
+def those_that_fit(
+    bank: AdapterBank, ways: Sequence[PredictionOptions], progress: Progress
+) -> list[PredictionOptions]:
+    """Return the ways that the bank is large enough for, of those that nobody asked for by name; the rest is told."""
+    groups = [record.group for record in bank.adapters()]
+    units = {kind: len(set(units_of(groups, kind).tolist())) for kind in LEAVE_OUT}
     kept = [way for way in ways if units[way.leave_out] >= way.how.least]
     gone = {way.approach: way.how.least for way in ways if way not in kept}
-    needed = ", ".join(f"{name} (at least {least})" for name, least in gone.items())
-    return kept, f"left out for want of adapters or groups: {needed}" if gone else ""
+    if gone:
+        needed = ", ".join(f"{name} (at least {least})" for name, least in gone.items())
+        progress.note(f"left out for want of adapters or groups: {needed}")
+    return kept
 
 
 def chosen_metrics(metrics: Sequence[str]) -> list[str]:

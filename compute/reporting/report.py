@@ -9,12 +9,12 @@ from pathlib import Path
 from bankdb.arrays.durable import write_whole
 from bankdb.bank import AdapterBank
 from bankdb.errors import ConflictError
-from bankdb.progress import Progress
+from bankdb.progress import Progress, SilentProgress
 from bankdb.shown import html_summary, text_summary
 from compute.approaches.options import PredictionOptions, each_way
 from compute.approaches.registry import approaches
 from compute.cluster.options import ClusterLike
-from compute.prediction.ways import combinations, fitting
+from compute.prediction.ways import combinations, those_that_fit
 from compute.reporting.evaluations import reported_evaluations
 from compute.reporting.gather import gather
 from compute.reporting.page.page import render
@@ -107,21 +107,15 @@ def report(
     if out is not None:
         check_free(Path(out), overwrite)
     _ = bank.layout
-    ways = each_way(options) if options is not None else default_ways_of(bank, progress)
+    shown = progress or SilentProgress()
+    every = combinations("all", untrained())
+    ways = those_that_fit(bank, every, shown) if options is None else each_way(options)
     scored = reported_evaluations(bank, evaluations)
     data = gather(bank, ways, evaluations=scored, cluster=cluster, progress=progress)
     page = ReportPage(data, render(data, title=title, command=command))
     if out is not None:
         page.save(out, overwrite=overwrite)
     return page
-
-
-def default_ways_of(bank: AdapterBank, progress: Progress | None) -> list[PredictionOptions]:
-    """Return the ways of a report by default, of those that the bank is large enough for."""
-    ways, left_out = fitting(combinations("all", untrained()), [record.group for record in bank.adapters()])
-    if left_out and progress is not None:
-        progress.note(left_out)
-    return ways
 
 
 def untrained() -> list[str]:
