@@ -92,6 +92,8 @@ class Generator:
         known = inspect.signature(adapted.model.forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
         self._positions = "position_ids" in known
+        # Transformers 5.24 named the one as the other.
+        self._cache = "cache" if "cache" in known else "past_key_values"
 
     def replica(self) -> Generator:
         """Return another one for another thread: see `AdaptedModel.replica`."""
@@ -186,10 +188,9 @@ class Generator:
         options: dict[str, Any] = dict(self._options)
         if self._positions:
             options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        out = self.adapted.model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options
-        )
-        return _Step(out.logits, mask, out.past_key_values)
+        options[self._cache] = cache
+        out = self.adapted.model(input_ids=ids, attention_mask=mask, use_cache=True, **options)
+        return _Step(out.logits, mask, getattr(out, self._cache))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,7 +233,7 @@ def load_generator(
     if dtype not in DTYPES:
         raise ParameterError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
     where = chosen_device(device)
-    model = _load(folder, getattr(torch, dtype))
+    model = load_model(folder, getattr(torch, dtype))
     model.requires_grad_(False)
     adapted = AdaptedModel(model.eval().to(where), layout)
     own = tokenizer.end_of_sequence
@@ -240,7 +241,8 @@ def load_generator(
     return Generator(adapted, tokenizer, ends, batch_size)
 
 
-def _load(folder: Path, dtype: torch.dtype) -> Any:
+def load_model(folder: Path, dtype: torch.dtype) -> Any:
+    """Return the base model on the CPU, as it is trained or answers. Raises BankError if it cannot be loaded whole."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     with quiet_loggers("transformers"):
         from transformers import AutoModelForCausalLM
