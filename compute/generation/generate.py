@@ -90,7 +90,7 @@ class Generator:
         self._batch_size = batch_size
         self._ends = frozenset(ends)
         known = inspect.signature(adapted.model.forward).parameters
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        self._keeps = "logits_to_keep" in known
         self._positions = "position_ids" in known
         # Transformers 5.24 named the one as the other.
         self._cache = "cache" if "cache" in known else "past_key_values"
@@ -185,7 +185,12 @@ class Generator:
         return self._forward(ids.to(device), mask.to(device), cache)
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> _Step:
-        options: dict[str, Any] = dict(self._options)
+        import torch
+
+        options: dict[str, Any] = {}
+        if self._keeps:
+            # A place, not a number: what is indexed lies in one piece, and the output layer is one product.
+            options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
         if self._positions:
             options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         options[self._cache] = cache
