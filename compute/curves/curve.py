@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,7 @@ def learning_curves(
     options: CurveOptions | None = None,
     *,
     leave_out: str | None = None,
+    baseline: bool = True,
     cluster: ClusterLike = None,
     progress: Progress | None = None,
 ) -> LearningCurves:
@@ -106,6 +107,8 @@ def learning_curves(
         How starts are predicted, by leave-one-out; default: Jensen-Shannon, `normalized`.
     leave_out
         `adapter`, `group` or `both`, in place of what the ways say.
+    baseline
+        Also train from `uniform`, with the same left out.
 
     Raises
     ------
@@ -117,7 +120,16 @@ def learning_curves(
     check_extra()
     options, progress = options or CurveOptions(), progress or SilentProgress()
     starts = evaluated_ways(ways or PredictionOptions(), leave_out)
+    if any(way.space != "factors" for way in starts):
+        raise ParameterError("space: factors are trained here, found delta; leave it out")
+    if baseline:
+        starts = list(dict.fromkeys([*starts, *(replace(way, approach="uniform") for way in _plain(starts))]))
     return _Curves(bank, starts, options, cluster, progress).measured()
+
+
+def _plain(ways: Sequence[PredictionOptions]) -> list[PredictionOptions]:
+    """One way for each of what is left out, with nothing that changes it."""
+    return [PredictionOptions(leave_out=one) for one in dict.fromkeys(way.leave_out for way in ways)]
 
 
 class _Curves:
