@@ -234,7 +234,7 @@ def _prepare(
     options: IngestOptions,
 ) -> _Prepared | None:
     """Read, check and tokenize a pair; None if the bank has the very same already."""
-    from bankdb.peft.checks import check_range
+    from bankdb.peft.checks import notes_on
     from bankdb.peft.weights import load_adapter
 
     _check_text(pair)
@@ -250,7 +250,7 @@ def _prepare(
     if expected.layout is not None and adapter.config.revision != expected.revision:
         config = pair.adapter / "adapter_config.json"
         raise AdapterError(other_revision(str(config), expected.revision, adapter.config.revision))
-    adapter = replace(adapter, notes=(*adapter.notes, *check_range(adapter, pair.adapter)))
+    adapter = replace(adapter, notes=notes_on(adapter, pair.adapter))
     dataset = dataset or _read(pair, options)
     histogram = bank.tokenizer.count(dataset.each_text(), str(pair.dataset[0]), _share(options))
     return _Prepared(pair, adapter, dataset.sha256, len(dataset), dataset.notes, histogram)
