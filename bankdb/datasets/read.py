@@ -139,7 +139,8 @@ def example_of(values: tuple[Any, Any], columns: tuple[str, str], place: object)
     """Check one example and take the first of its outputs."""
     text, output = values
     if not isinstance(text, str):
-        raise DatasetError(f"{place}: {columns[0]!r} is {kind_of(text)}; expected a string{_ADVICE}")
+        more = "" if isinstance(output, str | list) else f", and {columns[1]!r} is {kind_of(output)}"
+        raise DatasetError(f"{place}: {columns[0]!r} is {kind_of(text)}; expected a string{more}{_ADVICE}")
     if isinstance(output, list):
         if not output:
             raise DatasetError(f"{place}: {columns[1]!r} is an empty list; expected at least one string")

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from bankdb.datasets.splits import EXTENSIONS, training_files
 from bankdb.errors import (
@@ -33,6 +34,8 @@ _MLX_FILES = ("adapters.safetensors", "adapters.npz")
 
 _LONGEST_NAME, _LOOKED_INTO = 200, 1000
 
+_A = TypeVar("_A")
+_B = TypeVar("_B")
 Found = tuple[list[PairReference], list[RefusedPair]]
 
 
@@ -177,15 +180,32 @@ def resolve(reference: PairReference) -> Pair:
     """
     if uses_hub(reference):
         raise SourceError(f"{reference.name}: is on the hub; it must be fetched first")
+    adapter, dataset = both_sides(
+        lambda: local_adapter(reference.adapter), lambda: local_dataset(reference.dataset)
+    )
     return Pair(
         name=reference.name,
-        adapter=local_adapter(reference.adapter),
-        dataset=local_dataset(reference.dataset),
+        adapter=adapter,
+        dataset=dataset,
         adapter_source=os.path.abspath(reference.adapter),
         dataset_source=os.path.abspath(reference.dataset),
         group=reference.group,
         licence=reference.licence,
     )
+
+
+def both_sides(adapter: Callable[[], _A], dataset: Callable[[], _B]) -> tuple[_A, _B]:
+    """Return what two functions find of the sides of a pair; what is wrong with both is one error."""
+    try:
+        found = adapter()
+    except (AdapterError, DatasetError, SourceError) as error:
+        try:
+            dataset()
+        except (AdapterError, DatasetError, SourceError) as other:
+            if str(other) != str(error):
+                raise type(error)(f"{error}; and {other}") from error
+        raise
+    return found, dataset()
 
 
 def local_adapter(text: str) -> Path:
