@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class BankTokenizer:
     """
 
     def __init__(self, source: str | Path, fingerprint: str | None = None) -> None:
-        self.name = str(source)
+        self.name, self._turn = str(source), threading.Lock()
         files = tokenizer_files(self.name)
         self._use(encoder_of(files))
         if fingerprint not in (None, self.fingerprint) and not isinstance(self._encoder, LibraryEncoder):
@@ -128,9 +129,10 @@ class BankTokenizer:
         examples = 0
         for batch in self._batches(texts, name, memory):
             examples += len(batch)
-            found = encode_in_time(self._encoder, batch, self.name)
-            ids = np.concatenate(found)
-            del found
+            with self._turn:  # of several threads one takes the memory
+                found = encode_in_time(self._encoder, batch, self.name)
+                ids = np.concatenate(found)
+                del found
             if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary):
                 raise DatasetError(
                     f"{name}: the tokenizer gave id {ids.max()}, outside its vocabulary of {self.vocabulary}; "
@@ -165,7 +167,7 @@ class BankTokenizer:
     def _batches(self, texts: Iterable[str], name: str, memory: int | None) -> Iterator[list[str]]:
         """Cut texts into batches by their bytes: a text takes some hundred times its size while it is tokenized."""
         budget = memory_budget(memory)
-        most = max(1, budget // 4 // self._encoder.workspace)
+        most = max(1, budget // 2 // self._encoder.workspace)
         longest = most * 3 // 2
         batch: list[str] = []
         size = 0
