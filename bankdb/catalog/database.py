@@ -250,7 +250,8 @@ def some(session: Session, model: type[_Record], **key: Any) -> list[_Record]:
     """Return the records with these values as they lie in the table, by primary key; by no index of SQLite's."""
     apart = _has_indexes_apart(session)
     query = select(model).where(*_matching(model, key, by_index=not apart))
-    rows = session.scalars(query.order_by(*inspect(model).primary_key)).all()
+    order = [_in_table(column) if apart else column for column in inspect(model).primary_key]
+    rows = session.scalars(query.order_by(*order)).all()
     if None in rows:  # so SQLAlchemy gives a record whose primary key reads NULL
         raise BankFormatError(f"{session.info[SHOWN]}: {_lost_key(model)}")
     return list(rows)
@@ -262,8 +263,12 @@ def _matching(
     columns = {name: inspect(model).columns[name] for name in key}
     if by_index:
         return [columns[name] == value for name, value in key.items()]
-    # A column behind a sign is compared in the table itself: https://www.sqlite.org/optoverview.html#uplus
-    return [UnaryExpression(columns[name], operator=custom_op("+")) == value for name, value in key.items()]
+    return [_in_table(columns[name]) == value for name, value in key.items()]
+
+
+def _in_table(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Behind a sign SQLite reads a column in the table itself: https://www.sqlite.org/optoverview.html#uplus."""
+    return UnaryExpression(column, operator=custom_op("+"))
 
 
 def _has_indexes_apart(session: Session) -> bool:
