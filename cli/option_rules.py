@@ -48,6 +48,10 @@ class CheckedCommand(click.Command):
             if given and not rule.read(ctx.params):
                 shown = [param.opts[-1] for param in self.params if param.name in given]
                 raise ParameterError(f"{', '.join(shown)}: would do nothing here; goes with {rule.goes_with}")
+        if ctx.params.get("as_json") and str(ctx.params.get("csv")) == "-":
+            raise ParameterError(
+                "--csv -, --json: both would write to the screen; give --csv a file, or leave one of them out"
+            )
         return super().invoke(ctx)
 
 

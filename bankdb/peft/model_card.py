@@ -10,6 +10,8 @@ from typing import Any
 
 from bankdb.errors import listed
 
+PROVENANCE_NAME = "provenance.json"
+"""The record of what a prediction was made from, beside its weights."""
 _LISTED = 10  # sources in the table
 _VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)  # values of --max-lora-rank from its default on
 _LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")

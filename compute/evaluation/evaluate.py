@@ -24,7 +24,15 @@ from compute.evaluation.adapters import BASE_SHA256, evaluated_adapters
 from compute.evaluation.bootstrap import RESAMPLES
 from compute.evaluation.jobs import Job, Machine, generate_missing
 from compute.evaluation.records import Evaluation, store_evaluation
-from compute.evaluation.scores import Failure, Outcome, Sample, Target, exact_match, rouge_l
+from compute.evaluation.scores import (
+    Failure,
+    Outcome,
+    Sample,
+    Target,
+    exact_match,
+    of_predicted,
+    rouge_l,
+)
 from compute.evaluation.systems import (
     EvaluatedAdapter,
     System,
@@ -200,6 +208,8 @@ def _evaluate(
         bank, options, systems, evaluated, splits, outcomes, kept, failed, settings.sha256
     )
     store_evaluation(bank, evaluation)
+    for line in of_predicted([target.name for target in evaluation.targets if target.predicted]):
+        progress.note(line)
     return evaluation
 
 
@@ -301,6 +311,7 @@ def _evaluation(
     failed: Mapping[str, str],
     settings: str,
 ) -> Evaluation:
+    predicted = set(bank.predicted_among(targets))
     limits = {key.test_sha256: record.new_tokens for key, record in kept.items()}
     about = bank.record
     described = tuple(
@@ -310,6 +321,7 @@ def _evaluation(
             len(splits[record.name]),
             limits[splits[record.name].sha256],
             splits[record.name].sha256,
+            record.name in predicted,
         )
         for record in targets
     )

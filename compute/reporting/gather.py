@@ -19,6 +19,7 @@ from compute.approaches.options import PredictionOptions
 from compute.cluster.options import Cluster, ClusterLike
 from compute.curves.records import stored_curves
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
+from compute.evaluation.scores import of_predicted
 from compute.evaluation.systems import System, system_of
 from compute.evaluation.tables import Summary
 from compute.evaluation.weight_space import WaySummary, table_of
@@ -65,7 +66,10 @@ def gather(
         made, gram = _coefficients(bank, [*_with(ways, ADAPTER), *_grouped(bank, ways)], used, shown)
     plain = [item for item in made if item.options.leave_out == ADAPTER]
     adapters = made[0].adapters
-    weight_space = table_of(made, gram, bank.layout.size).summaries()
+    predicted = bank.predicted_among(adapters)
+    for line in of_predicted(predicted):
+        shown.note(line)
+    weight_space = table_of(made, gram, bank.layout.size, predicted).summaries()
     chosen = recommended(weight_space, evaluations)
     default = PredictionOptions().metric
     ordering = next((item for item in matrices if item.metric == default), matrices[0])
@@ -87,6 +91,7 @@ def gather(
         recommended=chosen,
         versions=tuple(sorted(library_versions().items())),
         curves=next(reversed(stored_curves(bank)), None),
+        predicted=tuple(predicted),
     )
 
 

@@ -99,6 +99,8 @@ class Report:
         What target pages show first.
     curves
         The newest learning curves of the bank; None where there are none.
+    predicted
+        Names of adapters that were predicted, not trained.
     """
 
     bank: BankRecord
@@ -115,6 +117,7 @@ class Report:
     recommended: System
     versions: tuple[tuple[str, str], ...]
     curves: LearningCurves | None = None
+    predicted: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Return what it is of."""

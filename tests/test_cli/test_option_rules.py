@@ -80,6 +80,15 @@ def test_every_option_is_used_or_has_a_rule(command: str) -> None:
     assert not set(ruled) & set(always) - {"metrics"}
 
 
+@pytest.mark.parametrize(
+    "command", [name for name, one in cli.commands.items() if "csv" in {param.name for param in one.params}]
+)
+def test_the_screen_is_written_to_once(command: str) -> None:
+    result = CliRunner().invoke(cli, [command, "--csv", "-", "--json"])
+    assert result.exit_code == 2, result.output
+    assert "--csv -, --json: both would write to the screen; give --csv a file" in result.stderr
+
+
 def test_every_rule_is_tried() -> None:
     tried = {(command, named(command, option[0])) for command, _, option in CASES}
     ruled = {(command, name) for command, rules in RULES.items() for rule in rules for name in rule.options}

@@ -190,9 +190,10 @@ COMMON = {
 ARROWS = {
     "bankdb.arrays": set(),
     "bankdb.catalog": set(),
-    "bankdb.peft": {"bankdb.arrays"},
+    "bankdb.patterns": set(),
+    "bankdb.peft": {"bankdb.arrays", "bankdb.patterns"},
     "bankdb.datasets": set(),
-    "bankdb.sources": {"bankdb.datasets"},
+    "bankdb.sources": {"bankdb.datasets", "bankdb.patterns"},
     "bankdb.storage": {"bankdb.arrays", "bankdb.catalog", "bankdb.datasets", "bankdb.peft"},
     "bankdb.bank": {
         "bankdb.arrays",

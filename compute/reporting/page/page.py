@@ -118,8 +118,9 @@ def _is_uniform(matrix: Matrix) -> bool:
 
 
 def _lead(report: Report) -> str:
+    but = f", but {len(report.predicted)} that were predicted" if report.predicted else ""
     return (
-        f"{len(report.adapters)} LoRA adapters, each trained on its own dataset. For every one of them: how well "
+        f"{len(report.adapters)} LoRA adapters, each trained on its own dataset{but}. For every one of them: how well "
         "can it be predicted from the others, without training?"
     )
 
