@@ -86,12 +86,13 @@ def cli(debug: bool) -> None:
 
 
 def _register() -> None:
-    from cli.commands import bank, evaluate, matrices, plan, predict, report
+    from cli.commands import bank, evaluate, finetune, matrices, plan, predict, report
 
     for command in (
         *bank.COMMANDS,
         *matrices.COMMANDS,
         *predict.COMMANDS,
+        *finetune.COMMANDS,
         *evaluate.COMMANDS,
         *report.COMMANDS,
         *plan.COMMANDS,

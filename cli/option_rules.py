@@ -143,6 +143,17 @@ _CLUSTER = (
 _WHOLE_BANK = (
     "--all, or an --approach that reads the bank's own matrices; of others NEWDATA runs in this process"
 )
+
+
+def _starting(*rules: Rule) -> tuple[Rule, ...]:
+    """Rules of a prediction that training begins with: read where it is one, and as they say."""
+
+    def also(read: Callable[[Given], bool]) -> Callable[[Given], bool]:
+        return lambda given: given["start"] == "predicted" and read(given)
+
+    return tuple(Rule(one.options, also(one.read), f"--start predicted and {one.goes_with}") for one in rules)
+
+
 _GENERATING = ("targets", "max_examples", "data", "model", "device", "dtype", "batch_size", "threads")
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
@@ -169,6 +180,21 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--export FOLDER",
         ),
         _WAITING,
+    ),
+    "finetune": (
+        *_starting(
+            Rule(_CLUSTER, _reads_bank, "an --approach that reads the bank's own matrices"),
+            *_KERNEL,
+            *_BY_DISTANCE,
+            *_neural("protocol", "width"),
+            Rule(("leave_out",), _fitted, "--approach tuned, ridge or neural, which are fitted on the bank"),
+            _WAITING,
+        ),
+        Rule(
+            ("approaches", "compatible", "space", "rank", "include_same"),
+            lambda given: given["start"] == "predicted",
+            "--start predicted",
+        ),
     ),
     "evaluate": (
         Rule(

@@ -1,4 +1,4 @@
-"""What is computed from a bank: distances, coefficients, predicted adapters, evaluations, reports, forecasts.
+"""What is computed from a bank: distances, coefficients, predicted and trained adapters, evaluations, reports, plans.
 
 One function a verb. Each takes a bank from `bankdb.open`, and one way of predicting (`PredictionOptions`) or a list of
 them, and gives a result, or a list of results, which shows itself in a few lines and saves itself. Importing this loads
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from compute.evaluation.records import Evaluation as Evaluation
     from compute.evaluation.weight_space import WeightSpaceTable as WeightSpaceTable
     from compute.evaluation.weight_space import bank_size_curves as bank_size_curves
+    from compute.finetuning.finetune import finetune as finetune
+    from compute.finetuning.finetuned import Finetuned as Finetuned
+    from compute.finetuning.options import FinetuneOptions as FinetuneOptions
     from compute.forecasting.forecast import Forecast as Forecast
     from compute.forecasting.forecast import forecast as forecast
     from compute.forecasting.rates import Rates as Rates
@@ -48,6 +51,7 @@ _PLACES = {
     "predict": "compute.prediction.predict",
     "predict_all": "compute.prediction.predict_all",
     "export_delta": "compute.prediction.export",
+    "finetune": "compute.finetuning.finetune",
     "evaluate": "compute.evaluation.evaluate",
     "learning_curves": "compute.curves.curve",
     "bank_size_curves": "compute.evaluation.weight_space",
@@ -56,6 +60,7 @@ _PLACES = {
     "combinations": "compute.prediction.ways",
     "PredictionOptions": "compute.approaches.options",
     "ClusterOptions": "compute.cluster.options",
+    "FinetuneOptions": "compute.finetuning.options",
     "EvaluationOptions": "compute.evaluation.evaluate",
     "CurveOptions": "compute.curves.curve",
     "Machine": "compute.evaluation.jobs",
@@ -66,6 +71,7 @@ _PLACES = {
     "Prediction": "compute.prediction.prediction",
     "PredictedBank": "compute.prediction.predict_all",
     "DeltaExport": "compute.prediction.export",
+    "Finetuned": "compute.finetuning.finetuned",
     "Evaluation": "compute.evaluation.records",
     "LearningCurves": "compute.curves.records",
     "WeightSpaceTable": "compute.evaluation.weight_space",

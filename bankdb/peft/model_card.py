@@ -29,8 +29,8 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         sequence of mappings with `name`, `coefficient`, and if known `source`, `revision` and `licence`.
         Used where given: `rank`, `dtype`, `base_model_revision`, `leave_one_out` (whether the dataset has
         an adapter in the bank, which was not used), `left_out` (names of adapters of the very same data),
-        `parameters` and `versions` (mappings). Other keys are
-        ignored.
+        `parameters` and `versions` (mappings), and `finetuned`, what it was trained on and from. Other keys are
+        ignored; of one that was trained from anything but a prediction there may be no sources.
 
     Notes
     -----
@@ -42,8 +42,8 @@ def model_card(provenance: Mapping[str, Any]) -> str:
     sections = (
         _front_matter(provenance, used),
         f"# {_plain(provenance['name'])}\n",
-        _how_made(provenance, used),
-        _table(used),
+        _how_trained(provenance, used) if "finetuned" in provenance else _how_made(provenance, used),
+        *([_table(used)] if used else []),
         _how_to_load(provenance),
     )
     return "\n".join(sections)
@@ -96,6 +96,51 @@ def _how_made(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) 
         + "\n".join(lines)
         + "\n"
     )
+
+
+def _how_trained(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) -> str:
+    """Tell what training began with, on what it was, and what came of it by the examples held out."""
+    trained = provenance["finetuned"]
+    start, kept, held_out = trained["start"], trained["step_kept"], trained["held_out_losses"]
+    begun = {
+        "predicted": "a convex combination of trained adapters, whose coefficients come from distances between the "
+        "datasets' token distributions (arXiv 2507.01806)",
+        "zero": "an adapter that changes nothing",
+    }.get(start["kind"], f"the adapter `{_code(start.get('name'))}`")
+    numbers = len(trained["examples"]["training"]), len(trained["examples"]["held_out"])
+    result = (
+        f"Of {trained['steps']} steps on {numbers[0]} of its examples, step {kept} is kept: the loss on {numbers[1]} "
+        f"examples held out fell from {held_out['0']:.4g} to {held_out[str(kept)]:.4g} nats a token."
+    )
+    if kept == 0:
+        result = (
+            f"None of {trained['steps']} training steps on {numbers[0]} of its examples lowered the loss on "
+            f"{numbers[1]} examples held out, {held_out['0']:.4g} nats a token: this is the start as it was."
+        )
+    predicted = start["kind"] == "predicted"
+    facts = {
+        "Base model": provenance["base_model"],
+        "Revision of the base model": provenance.get("base_model_revision"),
+        "Metric of the start": provenance["metric"] if predicted else None,
+        "Approach of the start": provenance["approach"] if predicted else None,
+        **(provenance.get("parameters") or {}),
+        "Optimizer": ", ".join(f"{key} {value}" for key, value in trained["optimizer"].items()),
+        "Batch size": trained["batch_size"],
+        "Seed": trained["seed"],
+        "Base model trained on in": trained["base_model"]["dtype"],
+        "Rank": provenance.get("rank"),
+        "Weights": provenance.get("dtype"),
+        **(provenance.get("versions") or {}),
+        **trained["versions"],
+    }
+    return (
+        f"A LoRA adapter for the dataset `{_code(provenance['name'])}`, trained from {begun}. {result}\n\n"
+        + _listed_facts(facts)
+    )
+
+
+def _listed_facts(facts: Mapping[str, Any]) -> str:
+    return "".join(f"- {_plain(key)}: {_plain(value)}\n" for key, value in facts.items() if value is not None)
 
 
 def _table(used: Sequence[Mapping[str, Any]]) -> str:

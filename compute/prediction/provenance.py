@@ -99,11 +99,12 @@ def provenance(
         "scaling": bank.scaling,
         "dtype": dtype,
         "versions": library_versions(),
-        "sources": [_source(adapters[index], float(weights[index])) for index in used],
+        "sources": [source_record(adapters[index], float(weights[index])) for index in used],
     }
 
 
-def _source(adapter: AdapterRecord, coefficient: float) -> dict[str, Any]:
+def source_record(adapter: AdapterRecord, coefficient: float) -> dict[str, Any]:
+    """Return what a provenance record tells of one of the adapters combined."""
     return {
         "name": adapter.name,
         "coefficient": coefficient,

@@ -30,6 +30,8 @@ ALWAYS = {
     # The command itself refuses out, name and include_same with --all, export and weight_error without.
     "predict": "bank_path newdata whole_bank approaches compatible space rank out export name include_same "
     "weight_error as_json memory",
+    "finetune": "bank_path newdata out start steps budget examples batch_size learning_rate model base_dtype device "
+    "threads seed name input_column output_column dtype overwrite as_json memory",
     "evaluate": f"bank_path approaches compatible leave_out csv out weights_only bank_sizes as_json {CLUSTER}",
     "report": "bank_path out metrics approaches evaluations title overwrite",
     "plan": "adapters parameters approaches weight_error workers memory measure rates_file save_rates as_json",
@@ -40,6 +42,15 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
     ("predict", NEW, [["--scheduler", "tcp://127.0.0.1:1"], ["--scheduler-file", "x"], ["--workers", "7"],
                       ["--wait-workers", "2"], ["--wait-seconds", "2"], ["--tls-ca", "x"], ["--tls-cert", "x"],
                       ["--tls-key", "x"], ["--leave-out", "group"]]),
+    ("finetune", NEW, [["--scheduler", "tcp://127.0.0.1:1"], ["--scheduler-file", "x"], ["--workers", "7"],
+                       ["--wait-workers", "2"], ["--wait-seconds", "2"], ["--tls-ca", "x"], ["--tls-cert", "x"],
+                       ["--tls-key", "x"], ["--leave-out", "group"], ["--mmd-kernel", "gaussian"], ["--sigma", "3"],
+                       ["--width", "7"], ["--protocol", "published"]]),
+    ("finetune", [*NEW, "--start", "zero"], [["--approach", "uniform"], ["--compatible", "published"],
+                                             ["--space", "delta"], ["--rank", "2"], ["--include-same"],
+                                             ["--metric", "js"]]),
+    ("finetune", [*NEW, "--approach", "uniform"], [["--metric", "js"], ["--temperature", "2"]]),
+    ("finetune", [*NEW, "--approach", "ridge"], [["--top-k", "2"]]),
     ("predict", ["--all"], [["--input-column", "x"], ["--output-column", "x"], ["--dtype", "float16"],
                             ["--overwrite"], ["--wait-seconds", "3"]]),
     *((command, arguments, [["--mmd-kernel", "gaussian"], ["--sigma", "3"]])

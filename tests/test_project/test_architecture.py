@@ -239,6 +239,22 @@ ARROWS = {
         "compute.metrics",
         "compute.pairwise",
     },
+    "compute.finetuning": {
+        "compute.approaches",
+        "compute.cluster",
+        "compute.combination",
+        "compute.generation",
+        "compute.prediction",
+    },
+    "compute.curves": {
+        "compute.approaches",
+        "compute.cluster",
+        "compute.combination",
+        "compute.evaluation",
+        "compute.finetuning",
+        "compute.generation",
+        "compute.prediction",
+    },
     "compute.evaluation": {
         "compute.approaches",
         "compute.cluster",
