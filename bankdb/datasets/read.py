@@ -99,7 +99,7 @@ def read_dataset(
         )
     columns = Columns((input_column, output_column))
     budget = memory_budget(memory)
-    kept = _Kept(budget // _KEPT_SHARE)
+    kept = Kept(budget)
     inputs: list[str] = []
     outputs: list[str] = []
     digests: list[bytes] = []
@@ -119,11 +119,11 @@ def read_dataset(
     return Dataset(tuple(inputs), tuple(outputs), content, tuple(notes))
 
 
-class _Kept:
-    """Counts the memory of the examples that are kept."""
+class Kept:
+    """Counts the memory of the examples that are kept: a quarter of what reading may take."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self._bytes = most, 0
+    def __init__(self, memory: int) -> None:
+        self._most, self._bytes = memory // _KEPT_SHARE, 0
 
     def add(self, texts: Sequence[str], place: object) -> None:
         """Count some texts. Raises PlanError when all of them take more than they may."""
@@ -162,16 +162,19 @@ def _digest(text: str, output: str, columns: tuple[str, str], place: object) -> 
     """Hash of one example; each part is preceded by its length, so that no two examples look alike."""
     digest = hashlib.sha256()
     for column, part in zip(columns, (text, output), strict=True):
-        if "\0" in part:
-            raise DatasetError(
-                f"{place}: {column!r} has a NUL character, a sign of a damaged file; remove it"
-            )
-        try:
-            encoded = part.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DatasetError(
-                f"{place}: {column!r} has half of a surrogate pair, which is no character; remove it"
-            ) from error
+        encoded = encoded_text(part, column, place)
         digest.update(len(encoded).to_bytes(8, "little"))
         digest.update(encoded)
     return digest.digest()
+
+
+def encoded_text(text: str, column: str, place: object) -> bytes:
+    """Return a text as UTF-8. Raises DatasetError for characters that no text has."""
+    if "\0" in text:
+        raise DatasetError(f"{place}: {column!r} has a NUL character, a sign of a damaged file; remove it")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DatasetError(
+            f"{place}: {column!r} has half of a surrogate pair, which is no character; remove it"
+        ) from error
