@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from compute.approaches.options import PredictionOptions as PredictionOptions
+    from compute.assessment.assess import AssessmentOptions as AssessmentOptions
+    from compute.assessment.assess import assess as assess
+    from compute.assessment.records import Assessment as Assessment
     from compute.cluster.options import ClusterOptions as ClusterOptions
     from compute.evaluation.bank_sizes import SizeCurve as SizeCurve
     from compute.evaluation.evaluate import EvaluationOptions as EvaluationOptions
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from compute.forecasting.forecast import forecast as forecast
     from compute.forecasting.rates import Rates as Rates
     from compute.forecasting.steps import BankShape as BankShape
+    from compute.generation.text import generate as generate
     from compute.pairwise.matrix import DistanceMatrix as DistanceMatrix
     from compute.prediction.coefficients import Coefficients as Coefficients
     from compute.prediction.coefficients import coefficients as coefficients
@@ -46,6 +50,8 @@ _PLACES = {
     "predict_all": "compute.prediction.predict_all",
     "export_delta": "compute.prediction.export",
     "evaluate": "compute.evaluation.evaluate",
+    "assess": "compute.assessment.assess",
+    "generate": "compute.generation.text",
     "bank_size_curves": "compute.evaluation.weight_space",
     "report": "compute.reporting.report",
     "forecast": "compute.forecasting.forecast",
@@ -53,6 +59,7 @@ _PLACES = {
     "PredictionOptions": "compute.approaches.options",
     "ClusterOptions": "compute.cluster.options",
     "EvaluationOptions": "compute.evaluation.evaluate",
+    "AssessmentOptions": "compute.assessment.assess",
     "Machine": "compute.evaluation.jobs",
     "BankShape": "compute.forecasting.steps",
     "Rates": "compute.forecasting.rates",
@@ -62,6 +69,7 @@ _PLACES = {
     "PredictedBank": "compute.prediction.predict_all",
     "DeltaExport": "compute.prediction.export",
     "Evaluation": "compute.evaluation.records",
+    "Assessment": "compute.assessment.records",
     "WeightSpaceTable": "compute.evaluation.weight_space",
     "SizeCurve": "compute.evaluation.bank_sizes",
     "ReportPage": "compute.reporting.report",

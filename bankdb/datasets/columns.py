@@ -71,7 +71,9 @@ class Columns:
         lacking = [
             (name, option)
             # Of prompts alone both are the same column.
-            for name, option in zip(dict.fromkeys(self.names), ("--input-column", "--output-column"), strict=False)
+            for name, option in zip(
+                dict.fromkeys(self.names), ("--input-column", "--output-column"), strict=False
+            )
             if name not in there
         ]
         if not lacking:

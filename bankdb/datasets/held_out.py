@@ -123,7 +123,9 @@ def test_files(path: Path) -> tuple[Path, ...]:
     if os.path.isfile(path):
         return (path,)
     if not os.path.isdir(path):
-        raise DatasetError(f"{path}: not found; expected a file of test examples, or a folder with test.jsonl")
+        raise DatasetError(
+            f"{path}: not found; expected a file of test examples, or a folder with test.jsonl"
+        )
     return _in_folder(path, str(path), "give the file itself")
 
 

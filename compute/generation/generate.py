@@ -167,20 +167,20 @@ class Generator:
         import torch
 
         choose = choose or _likeliest
-        step = None
-        for _ in range(most):
-            # Within the loop: a consumer's own code runs between two tokens, and is none of this mode's.
-            with torch.inference_mode():
-                if step is None:
-                    step = self._read(Prompts((tuple(ids),), 0, most), [0])
-                else:
-                    mask = torch.nn.functional.pad(step.mask, (0, 1), value=1)
-                    step = self._forward(chosen[:, None], mask, step.cache)
-                chosen = choose(step.logits[:, -1])
-                token = int(chosen[0])
+        # Not around what a consumer does between two tokens, which is none of this mode's.
+        with torch.inference_mode():
+            step = self._read(Prompts((tuple(ids),), 0, most), [0])
+            chosen = choose(step.logits[:, -1])
+        for left in range(most - 1, -1, -1):
+            token = int(chosen[0])
             if token in self._ends:
                 return
             yield token
+            if left:
+                with torch.inference_mode():
+                    mask = torch.nn.functional.pad(step.mask, (0, 1), value=1)
+                    step = self._forward(chosen[:, None], mask, step.cache)
+                    chosen = choose(step.logits[:, -1])
 
     def _answers(self, prompts: Prompts, batch: Sequence[int], choose: Choose) -> list[list[int]]:
         """Token ids of the answers of one batch, without what ends them."""

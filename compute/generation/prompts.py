@@ -51,16 +51,21 @@ def encode_prompts(tokenizer: BankTokenizer, split: HeldOut, name: str) -> Promp
     DatasetError
         An input has no tokens, so that there is nothing to continue.
     """
-    ids = encode_texts(tokenizer, split.inputs, name)
+    ids = encode_texts(tokenizer, split.inputs, f"{name}: test example")
     references = [answer for answers in split.references for answer in answers]
     lengths = [len(tokens) - tokenizer.added_tokens() for tokens in tokenizer.encode(references)]
     return Prompts(tuple(ids), shared_tokens(ids), max(1, *lengths) + MARGIN)
 
 
-def encode_texts(tokenizer: BankTokenizer, texts: Sequence[str], name: str) -> list[tuple[int, ...]]:
+def encode_texts(tokenizer: BankTokenizer, texts: Sequence[str], what: str) -> list[tuple[int, ...]]:
     """Tokenize texts that are to be continued, as they are counted (section C.1.2).
 
     A tokenizer that puts an end-of-sequence token behind each text has it taken off: an answer follows.
+
+    Parameters
+    ----------
+    what
+        What messages call a text, before its number.
 
     Raises
     ------
@@ -73,9 +78,7 @@ def encode_texts(tokenizer: BankTokenizer, texts: Sequence[str], name: str) -> l
         ids = [tokens[:-1] for tokens in ids]
     empty = [index for index, tokens in enumerate(ids) if not tokens]
     if empty:
-        raise DatasetError(
-            f"{name}: example {empty[0] + 1} has an input without tokens; expected text to continue"
-        )
+        raise DatasetError(f"{what} {empty[0] + 1} has an input without tokens; expected text to continue")
     return ids
 
 

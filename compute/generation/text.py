@@ -174,7 +174,8 @@ class TextGenerator:
 
     def _room(self, ids: Sequence[tuple[int, ...]], asked: int) -> int:
         """Return how many tokens an answer may have: what was asked for, where the model has as many positions."""
-        positions = getattr(self._generator.adapted.model.config, "max_position_embeddings", None)
+        config = self._generator.adapted.model.config
+        positions: int | None = getattr(config, "max_position_embeddings", None)
         longest = max(map(len, ids))
         if positions is None:
             return asked

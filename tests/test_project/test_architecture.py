@@ -245,6 +245,13 @@ ARROWS = {
         "compute.generation",
         "compute.prediction",
     },
+    "compute.assessment": {
+        "compute.approaches",
+        "compute.cluster",
+        "compute.evaluation",
+        "compute.generation",
+        "compute.prediction",
+    },
     "compute.reporting": {
         "compute.approaches",
         "compute.cluster",
