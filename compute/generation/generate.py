@@ -93,6 +93,8 @@ class Generator:
         known = inspect.signature(adapted.model.forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
         self._positions = "position_ids" in known
+        # An earlier name in earlier versions of transformers.
+        self._cache = "cache" if "cache" in known else "past_key_values"
 
     def replica(self) -> Generator:
         """Return another one for another thread: see `AdaptedModel.replica`."""
@@ -229,10 +231,9 @@ class Generator:
         options: dict[str, Any] = dict(self._options)
         if self._positions:
             options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        out = self.adapted.model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options
-        )
-        return _Step(out.logits, mask, out.past_key_values)
+        options[self._cache] = cache
+        out = self.adapted.model(input_ids=ids, attention_mask=mask, use_cache=True, **options)
+        return _Step(out.logits, mask, getattr(out, self._cache))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
