@@ -140,7 +140,7 @@ def _answer_file(file: Path, out: Path | None, other: dict[str, Any]) -> None:
 
 
 def _answer_prompts(prompt: str | None, other: dict[str, Any]) -> None:
-    interactive = prompt is None and sys.stdin.isatty()
+    interactive = prompt is None and _at_a_terminal()
     if prompt is None and not interactive:
         prompt = _standard_input()
     if prompt == "":
@@ -155,6 +155,10 @@ def _stream(generator: TextGenerator, prompt: str, most: int, sampling: Sampling
     for piece in generator.stream(prompt, most, sampling):
         tell_piece(piece)
     click.echo()
+
+
+def _at_a_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _standard_input() -> str:
