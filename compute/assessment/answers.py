@@ -21,7 +21,7 @@ from compute.evaluation.adapters import BASE_SHA256
 from compute.evaluation.jobs import Machine
 from compute.generation.adapted_model import AdaptedModel
 from compute.generation.adapters import GivenAdapter
-from compute.generation.generate import Answers, Generator, answer_ends, load_model, threads_of_torch
+from compute.generation.generate import Answers, Generator, answer_ends, answering_model, threads_of_torch
 from compute.generation.prompts import Prompts, encode_prompts
 from compute.generation.settings import answer_settings
 
@@ -112,7 +112,7 @@ def all_answers(
     if not missing:
         return texts
     progress.begin("load the base model", 1)
-    model = load_model(folder, device=machine.device, dtype=machine.dtype)
+    model = answering_model(folder, device=machine.device, dtype=machine.dtype)
     progress.end()
     run = _Run(model, tokenizer, answer_ends(folder, tokenizer), machine)
     prompts = encode_prompts(tokenizer, asked.split, asked.name)

@@ -91,9 +91,9 @@ class Generator:
         self._batch_size = batch_size
         self._ends = frozenset(ends)
         known = inspect.signature(adapted.model.forward).parameters
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        self._keeps = "logits_to_keep" in known
         self._positions = "position_ids" in known
-        # An earlier name in earlier versions of transformers.
+        # Transformers 5.24 named the one as the other.
         self._cache = "cache" if "cache" in known else "past_key_values"
 
     def replica(self) -> Generator:
@@ -228,7 +228,12 @@ class Generator:
         return self._forward(ids.to(device), mask.to(device), cache)
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> _Step:
-        options: dict[str, Any] = dict(self._options)
+        import torch
+
+        options: dict[str, Any] = {}
+        if self._keeps:
+            # A place, not a number: what is indexed lies in one piece, and the output layer is one product.
+            options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
         if self._positions:
             options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         options[self._cache] = cache
@@ -274,7 +279,7 @@ def load_generator(
     AdapterError
         Adapters of that layout do not fit it.
     """
-    adapted = AdaptedModel(load_model(folder, device=device, dtype=dtype), layout)
+    adapted = AdaptedModel(answering_model(folder, device=device, dtype=dtype), layout)
     return Generator(adapted, tokenizer, answer_ends(folder, tokenizer), batch_size)
 
 
@@ -284,7 +289,7 @@ def answer_ends(folder: Path, tokenizer: BankTokenizer) -> frozenset[int]:
     return end_ids(folder) if own is None else end_ids(folder) | {own}
 
 
-def load_model(folder: Path, *, device: str = "auto", dtype: str = "float32") -> Any:
+def answering_model(folder: Path, *, device: str = "auto", dtype: str = "float32") -> Any:
     """Load a base model, to answer and not to train. Raises what `load_generator` does."""
     check_extra()
     import torch
@@ -292,12 +297,13 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "float32") ->
     if dtype not in DTYPES:
         raise ParameterError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
     where = chosen_device(device)
-    model = _load(folder, getattr(torch, dtype))
+    model = load_model(folder, getattr(torch, dtype))
     model.requires_grad_(False)
     return model.eval().to(where)
 
 
-def _load(folder: Path, dtype: torch.dtype) -> Any:
+def load_model(folder: Path, dtype: torch.dtype) -> Any:
+    """Return the base model on the CPU, as it is trained or answers. Raises BankError if it cannot be loaded whole."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     with quiet_loggers("transformers"):
         from transformers import AutoModelForCausalLM

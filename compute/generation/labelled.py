@@ -120,11 +120,13 @@ class AnswerLoss:
         if self._positions:
             options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         if self._keeps:
-            options["logits_to_keep"] = answer + 1
+            # Places, not their number: what is indexed lies in one piece, and the output layer is one product.
+            options["logits_to_keep"] = torch.arange(width - answer - 1, width - 1, device=device)
         out = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **options)
+        found = out.logits if self._keeps else out.logits[:, -answer - 1 : -1]
         wanted = torch.tensor([[i >= answer - one.answer for i in range(answer)] for one in examples])
         wanted = wanted.to(device)
-        logits = out.logits[:, -answer - 1 : -1][wanted].float()
+        logits = found[wanted].float()
         return torch.nn.functional.cross_entropy(logits, ids[:, -answer:][wanted], reduction="sum")
 
     def mean(self, examples: Sequence[LabelledExample], batch_size: int = _BATCH) -> float:

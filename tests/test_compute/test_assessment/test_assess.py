@@ -116,7 +116,7 @@ def test_a_bank_keeps_the_answers_and_is_compared_with(
     assert found.system("nearest").about.startswith(f"{source[0]}, of distance ")
     assert "uniform: the mean of 5 adapters of the bank" in found.notes
     # The same adapter as a folder: its answers are those that are kept under its weights.
-    monkeypatch.setattr("compute.assessment.answers.load_model", None)
+    monkeypatch.setattr("compute.assessment.answers.answering_model", None)
     source_folder = TINY / "bank" / "adapters" / source[0]
     again = compute.assess(source_folder, NEW / "test.jsonl", FEW, bank=bank)
     assert again.systems[1].answers == found.system("nearest").answers
