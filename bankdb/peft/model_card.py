@@ -157,8 +157,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({named})
 model.load_adapter("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained({named})
-ids = tokenizer("PROMPT", return_tensors="pt")
-print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0]))
+ids = tokenizer("PROMPT", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0]))
 ```
 
 With PEFT:

@@ -48,14 +48,15 @@ generating_options = together(
     ),
     click.option("--threads", type=click.IntRange(1, 4096), help="Cores to generate on; all if not given."),
 )
+test_option = click.option(
+    "--test",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Then answer the test examples in this file or folder by the base model and the new adapter, and tell "
+    "whether it helps; needs the extra torch.",
+)
 test_options = together(
-    click.option(
-        "--test",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Then answer the test examples in this file or folder by the base model and the new adapter, and tell "
-        "whether it helps; needs the extra torch.",
-    ),
+    test_option,
     compare_option,
     max_examples_option,
     click.option("--model", help="Folder or hub name of the base model; the bank's if not given."),
@@ -69,7 +70,6 @@ test_options = together(
     generating_options,
 )
 """What a command that writes an adapter takes to test it: `check_written` before, and `assess_written` at its end."""
-TEST_OPTIONS = ("compare", "max_examples", "model", "model_dtype", "device", "batch_size", "threads")
 
 
 def examples_asked(text: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,14 @@ import pytest
 
 import compute
 from bankdb.bank import AdapterBank
+from bankdb.datasets.held_out import HeldOut
+from bankdb.datasets.tokenizer import BankTokenizer
 from bankdb.errors import AdapterError, DatasetError, ParameterError
 from compute.assessment.assess import check_test
 from compute.assessment.measured import add_measured
+from compute.assessment.records import Assessment
 from compute.generation.adapters import distinct_names, read_given, stated_base_model
+from compute.generation.prompts import encode_prompts
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.tiny_bank import BASE, NAMES, TINY, copy_pairs, make_bank
 
@@ -51,21 +56,22 @@ def other_adapter(folder: Path, rank: int, modules: list[str]) -> Path:
     return folder
 
 
-def answers_of_peft(folder: Path, inputs: tuple[str, ...], new_tokens: int) -> list[str]:
+def answers_of_peft(folder: Path, found: Assessment) -> list[str]:
     """What transformers and PEFT answer, one by one."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval()
     model: Any = PeftModel.from_pretrained(base, folder)
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
-    found = []
-    for text in inputs:
-        ids = tokenizer(text, return_tensors="pt")
-        out = model.generate(**ids, max_new_tokens=new_tokens, do_sample=False)
-        found.append(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
-    return found
+    tokenizer = BankTokenizer(BASE)
+    most = encode_prompts(tokenizer, HeldOut.of(found.inputs, found.references), "test").new_tokens
+    answers = []
+    for ids in (torch.tensor([ids]) for ids in tokenizer.encode(found.inputs)):
+        mask = torch.ones_like(ids)
+        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=most, do_sample=False)
+        answers.append(tokenizer.decode(out[0, ids.shape[1] :].tolist()))
+    return answers
 
 
 @pytest.mark.torch
@@ -75,9 +81,7 @@ def test_anybodys_adapter_answers_as_in_peft(tmp_path: Path) -> None:
     found = compute.assess([foreign, NEW / "adapter"], NEW / "test.jsonl", FEW)
     assert [one.name for one in found.systems] == ["base model", "foreign", "adapter"]
     for folder, one in zip([foreign, NEW / "adapter"], found.systems[1:], strict=True):
-        # Longer than any answer to the tiny tasks; ours end at a limit, so that one begins as the other.
-        expected = answers_of_peft(folder, found.inputs, 40)
-        assert all(theirs.startswith(ours) for ours, theirs in zip(one.answers, expected, strict=True))
+        assert list(one.answers) == answers_of_peft(folder, found)
         assert len(set(one.answers)) > 1
     alone = compute.assess(NEW / "adapter", NEW / "test.jsonl", FEW)
     assert alone.systems[1].answers == found.systems[2].answers
@@ -151,6 +155,21 @@ def test_figures_go_into_the_folder(bank: AdapterBank, tmp_path: Path) -> None:
     assert (folder / "adapter_model.safetensors").read_bytes() == before["adapter_model.safetensors"]
     with pytest.raises(AdapterError, match="expected the record of a predicted adapter"):
         add_measured(OWN, found, "made")
+
+
+@pytest.mark.torch
+def test_what_the_card_says_of_transformers_is_so(
+    bank: AdapterBank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = compute.predict(bank, NEW / "train.jsonl").save(tmp_path / "made")
+    found = compute.assess(folder, NEW / "test.jsonl", FEW)
+    for code in re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL):
+        code = code.replace('"tiny-bank/base"', repr(str(BASE))).replace("FOLDER", str(folder))
+        code = code.replace('"PROMPT"', repr(found.inputs[0]))
+        capsys.readouterr()
+        exec(compile(code, "README.md", "exec"), {})
+        if "generate" in code:
+            assert found.systems[1].answers[0].strip() in capsys.readouterr().out
 
 
 @pytest.mark.torch
