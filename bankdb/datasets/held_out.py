@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -147,10 +148,11 @@ def read_held_out(
     references: list[tuple[str, ...]] = []
     notes: list[str] = []
     for file in files:
+        if len(inputs) == most:
+            break
         found = Columns(columns)
-        for place, values in values_of(Path(file), found, budget):
-            if len(inputs) == most:
-                break
+        left = None if most is None else most - len(inputs)
+        for place, values in itertools.islice(values_of(Path(file), found, budget), left):
             text, first = example_of(values, columns, place)
             answers = tuple(values[1]) if isinstance(values[1], list) else (first,)
             for part, column in ((text, columns[0]), *((answer, columns[1]) for answer in answers)):

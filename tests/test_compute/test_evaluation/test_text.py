@@ -112,7 +112,7 @@ def test_what_cannot_be_answered(answering: TextGenerator) -> None:
 @pytest.mark.torch
 def test_a_chat_template_is_used_if_asked_for(tmp_path: Path) -> None:
     base = shutil.copytree(BASE, tmp_path / "base")
-    template = "{% for turn in messages %}Q: {{ turn['content'] }}\n{% endfor %}A:"
+    template = "{{ bos_token }}{% for turn in messages %}Q: {{ turn['content'] }}\n{% endfor %}A:"
     (base / "chat_template.jinja").write_text(template)
     plain, chat = (TextGenerator(None, base, chat=chat, device="cpu") for chat in (False, True))
     assert list(chat.stream("hello", 6)) == list(plain.stream("Q: hello\nA:", 6))
