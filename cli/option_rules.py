@@ -104,6 +104,19 @@ def _no_weights_only(given: Given) -> bool:
     return not given["weights_only"]
 
 
+def _of_the_bank(given: Given) -> bool:
+    """Whether the bank's own tasks are evaluated."""
+    return not given["adapters"]
+
+
+def _of_folders(given: Given) -> bool:
+    return bool(given["adapters"])
+
+
+def _tests(given: Given) -> bool:
+    return given["test"] is not None
+
+
 _WAITING = Rule(("wait_seconds",), lambda given: given["wait_workers"] is not None, "--wait-workers")
 _KERNEL = (
     Rule(("kernel",), _mmd, "--metric mmd or --approach matching"),
@@ -154,6 +167,13 @@ def _starting(*rules: Rule) -> tuple[Rule, ...]:
     return tuple(Rule(one.options, also(one.read), f"--start predicted and {one.goes_with}") for one in rules)
 
 
+_TASKS = (
+    *("targets", "approaches", "compatible", "leave_out", "space", "rank", "weights_only", "bank_sizes"),
+    *("finetune", *CURVE_PARAMETERS),
+    *_CLUSTER,
+    *("metrics", "kernel", "sigma", "temperature", "top_k", "protocol", "width", "draws"),
+)
+_TESTING = ("compare", "max_examples", "model", "model_dtype", "device", "batch_size", "threads")
 _GENERATING = ("targets", "max_examples", "data", "model", "device", "dtype", "batch_size", "threads")
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
@@ -174,6 +194,12 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             lambda given: not given["whole_bank"],
             "NEWDATA; the datasets of the bank are counted already",
         ),
+        Rule(
+            ("test",),
+            lambda given: not given["whole_bank"],
+            "NEWDATA; the bank's own tasks have `bank evaluate`",
+        ),
+        Rule(_TESTING, _tests, "--test FILE"),
         Rule(
             ("dtype", "overwrite"),
             lambda given: not given["whole_bank"] or given["export"] is not None,
@@ -198,6 +224,15 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     ),
     "evaluate": (
         Rule(
+            _TASKS, _of_the_bank, "the bank's own tasks; with --adapter there are only those that are given"
+        ),
+        Rule(("test", "compare", "input_column", "output_column"), _of_folders, "--adapter FOLDER"),
+        Rule(
+            ("data", "memory"),
+            lambda given: _of_the_bank(given) or bool(given["compare"]),
+            "--compare, or the bank's own tasks without --adapter",
+        ),
+        Rule(
             (*_GENERATING, "resamples", "space", "rank"),
             _no_weights_only,
             "answers that are generated, which --weights-only leaves out",
@@ -218,6 +253,14 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         *_BY_DISTANCE,
         *_neural("protocol", "width"),
         _WAITING,
+    ),
+    "generate": (
+        Rule(
+            ("input_column", "out", "batch_size"),
+            lambda given: given["input_file"] is not None,
+            "--input FILE",
+        ),
+        Rule(("seed",), lambda given: given["temperature"] > 0, "--temperature"),
     ),
     "plan": (
         Rule(

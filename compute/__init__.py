@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from compute.approaches.options import PredictionOptions as PredictionOptions
+    from compute.assessment.assess import AssessmentOptions as AssessmentOptions
+    from compute.assessment.assess import assess as assess
+    from compute.assessment.records import Assessment as Assessment
     from compute.cluster.options import ClusterOptions as ClusterOptions
     from compute.curves.curve import CurveOptions as CurveOptions
     from compute.curves.curve import learning_curves as learning_curves
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from compute.forecasting.forecast import forecast as forecast
     from compute.forecasting.rates import Rates as Rates
     from compute.forecasting.steps import BankShape as BankShape
+    from compute.generation.text import generate as generate
     from compute.pairwise.matrix import DistanceMatrix as DistanceMatrix
     from compute.prediction.coefficients import Coefficients as Coefficients
     from compute.prediction.coefficients import coefficients as coefficients
@@ -54,6 +58,8 @@ _PLACES = {
     "finetune": "compute.finetuning.finetune",
     "evaluate": "compute.evaluation.evaluate",
     "learning_curves": "compute.curves.curve",
+    "assess": "compute.assessment.assess",
+    "generate": "compute.generation.text",
     "bank_size_curves": "compute.evaluation.weight_space",
     "report": "compute.reporting.report",
     "forecast": "compute.forecasting.forecast",
@@ -63,6 +69,7 @@ _PLACES = {
     "FinetuneOptions": "compute.finetuning.options",
     "EvaluationOptions": "compute.evaluation.evaluate",
     "CurveOptions": "compute.curves.curve",
+    "AssessmentOptions": "compute.assessment.assess",
     "Machine": "compute.evaluation.jobs",
     "BankShape": "compute.forecasting.steps",
     "Rates": "compute.forecasting.rates",
@@ -74,6 +81,7 @@ _PLACES = {
     "Finetuned": "compute.finetuning.finetuned",
     "Evaluation": "compute.evaluation.records",
     "LearningCurves": "compute.curves.records",
+    "Assessment": "compute.assessment.records",
     "WeightSpaceTable": "compute.evaluation.weight_space",
     "SizeCurve": "compute.evaluation.bank_sizes",
     "ReportPage": "compute.reporting.report",

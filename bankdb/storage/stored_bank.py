@@ -124,6 +124,11 @@ class StoredBank:
     # -- looking --------------------------------------------------------------------------------
 
     @property
+    def read_only(self) -> bool:
+        """Whether it may only be read here."""
+        return self._database.read_only
+
+    @property
     def record(self) -> BankRecord:
         """What the bank is, as of now."""
         return self.catalog.bank()

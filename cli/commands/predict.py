@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.commands.assess import assess_written, check_written, test_options
 from cli.display import print_json, print_table, shown_progress, tell
 from cli.option_rules import CheckedCommand
 from cli.options import (
@@ -43,6 +44,7 @@ _LISTED = 10
     cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank predict my-data.jsonl --out my-adapter\n"
+    "  bank predict my-data.jsonl --out my-adapter --test my-test.jsonl --compare uniform\n"
     "  bank predict --all --metric js --approach normalized --export predicted\n"
     "  bank predict --all --metric all --approach all --weight-error\n"
     "  bank predict --all --space delta --rank full --export predicted",
@@ -68,6 +70,7 @@ _LISTED = 10
 @click.option(
     "--weight-error", is_flag=True, help="With --all: tell how far predictions are from the real weights."
 )
+@test_options
 @column_options
 @dtype_option
 @overwrite_option
@@ -109,10 +112,12 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
         raise click.UsageError("NEWDATA needs --out FOLDER, where the adapter is written")
     if other["export"] is not None or other["weight_error"]:
         raise click.UsageError("--export and --weight-error go with --all")
+    progress = shown_progress()
     name = other["name"] or dataset_name(newdata)
     check_name(name)
     with opened(bank_path) as bank:
         cluster = cluster_of(other)
+        check_written(bank, other)
         prediction = compute.predict(
             bank,
             newdata,
@@ -124,30 +129,34 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
             # Threads: most approaches need no workers for one dataset, and processes take a second to start.
             cluster=cluster if cluster.remote else replace(cluster, processes=False),
             memory=cluster.memory,
-            progress=shown_progress(),
+            progress=progress,
         )
         folder = prediction.save(other["out"], dtype=other["dtype"], overwrite=other["overwrite"])
-    _tell_prediction(prediction, folder, other["as_json"])
+        if not other["as_json"]:
+            _tell_prediction(prediction, folder)
+        assessed = assess_written(bank, folder, newdata, other, progress)
+    if other["as_json"]:
+        print_json(_prediction_record(prediction, folder) | assessed)
 
 
-def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> None:
+def _prediction_record(prediction: Prediction, folder: Path) -> dict[str, Any]:
+    delta = prediction.delta
+    return {
+        "name": prediction.name,
+        "folder": str(folder),
+        "metric": prediction.metric,
+        "approach": prediction.options.approach,
+        **({} if prediction.fitted is None else {"fitted": prediction.fitted}),
+        "effective_sources": prediction.effective_sources,
+        "left_out": list(prediction.left_out),
+        "sources": {name: weight for name, weight, _ in prediction.sources()},
+        **({} if delta is None else {"rank": delta.form.layout.rank, **_retained(delta.retained)}),
+    }
+
+
+def _tell_prediction(prediction: Prediction, folder: Path) -> None:
     used = prediction.sources()
     delta = prediction.delta
-    if as_json:
-        print_json(
-            {
-                "name": prediction.name,
-                "folder": str(folder),
-                "metric": prediction.metric,
-                "approach": prediction.options.approach,
-                **({} if prediction.fitted is None else {"fitted": prediction.fitted}),
-                "effective_sources": prediction.effective_sources,
-                "left_out": list(prediction.left_out),
-                "sources": {name: weight for name, weight, _ in used},
-                **({} if delta is None else {"rank": delta.form.layout.rank, **_retained(delta.retained)}),
-            }
-        )
-        return
     rows = [(name, weight, _number(distance)) for name, weight, distance in used[:_LISTED]]
     rest = len(used) - len(rows)
     print_table(("source", "coefficient", f"distance ({prediction.metric})"), rows)

@@ -32,7 +32,8 @@ ALWAYS = {
     "weight_error as_json memory",
     "finetune": "bank_path newdata out start steps budget examples batch_size learning_rate model base_dtype device "
     "threads seed name input_column output_column dtype overwrite as_json memory",
-    "evaluate": f"bank_path approaches compatible leave_out csv out weights_only bank_sizes as_json {CLUSTER}",
+    "evaluate": "bank_path adapters csv out as_json",
+    "generate": "adapter prompt input_file model max_tokens temperature chat device dtype threads",
     "report": "bank_path out metrics approaches evaluations title overwrite",
     "plan": "adapters parameters approaches weight_error workers memory measure rates_file save_rates as_json",
 }
@@ -67,6 +68,17 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
                                       ["--device", "cpu"], ["--dtype", "float16"], ["--batch-size", "2"],
                                       ["--threads", "2"], ["--resamples", "7"], ["--space", "delta"], ["--rank", "2"],
                                       ["--draws", "3"], ["--wait-seconds", "3"]]),
+    ("evaluate", ["--adapter", "x", "--test", "y"],
+     [["--targets", "x"], ["--metric", "js"], ["--approach", "uniform"], ["--leave-out", "group"], ["--space", "delta"],
+      ["--rank", "2"], ["--weights-only"], ["--bank-sizes", "3"], ["--compatible", "published"], ["--draws", "3"],
+      ["--workers", "2"], ["--scheduler", "x"], ["--scheduler-file", "x"], ["--tls-ca", "x"], ["--tls-cert", "x"],
+      ["--tls-key", "x"], ["--wait-workers", "2"], ["--wait-seconds", "2"], ["--sigma", "3"], ["--top-k", "2"],
+      ["--temperature", "2"], ["--protocol", "published"], ["--width", "7"], ["--data", "x"], ["--memory", "1GiB"]]),
+    ("evaluate", [], [["--test", "x"], ["--compare", "uniform"], ["--input-column", "x"], ["--output-column", "x"]]),
+    ("predict", NEW, [["--compare", "uniform"], ["--max-examples", "3"], ["--model", "x"], ["--device", "cpu"],
+                      ["--model-dtype", "float16"], ["--batch-size", "2"], ["--threads", "2"]]),
+    ("predict", ["--all"], [["--test", "x"]]),
+    ("generate", ["--prompt", "x"], [["--input-column", "x"], ["--out", "x"], ["--batch-size", "2"], ["--seed", "3"]]),
     ("plan", [], [["--vocabulary", "9"], ["--tokens", "9"], ["--distinct", "9"]]),
     ("plan", ["--approach", "uniform"], [["--metric", "js"]]),
     ("plan", ["--adapters", "9", "--parameters", "9"], [["--bank", "x"]]),
@@ -119,7 +131,7 @@ def test_an_option_that_would_do_nothing_is_refused(
         "with a bank; -", "with -"
     ).replace("with an --approach", "with --approach").replace("with NEWDATA", "with --NEWDATA").replace(
         "with answers", "with --answers"
-    )
+    ).replace("with the bank's own tasks", "with --the bank's own tasks")
 
 
 @pytest.mark.parametrize(

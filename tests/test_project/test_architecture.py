@@ -262,7 +262,15 @@ ARROWS = {
         "compute.generation",
         "compute.prediction",
     },
+    "compute.assessment": {
+        "compute.approaches",
+        "compute.cluster",
+        "compute.evaluation",
+        "compute.generation",
+        "compute.prediction",
+    },
     "compute.reporting": {
+        "compute.curves",
         "compute.approaches",
         "compute.cluster",
         "compute.evaluation",
