@@ -8,10 +8,10 @@ from typing import Any
 
 from bankdb.arrays.durable import write_whole
 from bankdb.errors import AdapterError, one_line
-from bankdb.peft.model_card import model_card
+from bankdb.peft.model_card import PROVENANCE_NAME, model_card
 from bankdb.strict_json import parse_object
 from compute.assessment.records import Assessment
-from compute.prediction.provenance import MEASURED, PROVENANCE
+from compute.prediction.provenance import MEASURED
 
 _MOST_BYTES = 64 << 20
 
@@ -32,7 +32,7 @@ def add_measured(folder: str | Path, assessment: Assessment, name: str) -> dict[
     AdapterError
         The folder has no provenance record of this project.
     """
-    path = Path(folder) / PROVENANCE
+    path = Path(folder) / PROVENANCE_NAME
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
