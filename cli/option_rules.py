@@ -53,7 +53,8 @@ class CheckedCommand(click.Command):
 def _asked(given: Given) -> list[Approach]:
     """Return the approaches that are asked for; of `all`, every one that it could stand for."""
     names = given["approaches"]
-    return list(approaches()) if "all" in names else [get_approach(name) for name in names]
+    every = [approach for approach in approaches() if not approach.reads_labels] if "all" in names else []
+    return every + [get_approach(name) for name in names if name != "all"]
 
 
 def _reads(option: str) -> Callable[[Given], bool]:
@@ -81,7 +82,8 @@ def _reads_bank(given: Given) -> bool:
 def _fitted(given: Given) -> bool:
     """Whether an approach that is asked for is made for the bank's own rows before it is for others."""
     return any(
-        approach.reads_bank or approach.fitted or "seed" in approach.reads for approach in _asked(given)
+        approach.reads_bank or approach.fitted or ("seed" in approach.reads and not approach.reads_labels)
+        for approach in _asked(given)
     )
 
 
@@ -121,6 +123,13 @@ def _neural(*options: str) -> tuple[Rule, ...]:
     )
 
 
+def _labels(*options: str) -> tuple[Rule, ...]:
+    return tuple(
+        Rule((name,), _reads("model"), "--approach selected, or another that reads labels")
+        for name in options
+    )
+
+
 _CLUSTER = (
     "scheduler",
     "scheduler_file",
@@ -134,16 +143,24 @@ _CLUSTER = (
 _WHOLE_BANK = (
     "--all, or an --approach that reads the bank's own matrices; of others NEWDATA runs in this process"
 )
-_GENERATING = ("targets", "max_examples", "data", "model", "device", "dtype", "batch_size", "threads")
+_READING_LABELS = ("examples", "model", "device", "threads")
+_GENERATING = ("targets", "max_examples", "data", "device", "dtype", "batch_size", "threads")
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
     "distances": (*_KERNEL, _WAITING),
-    "coefficients": (*_KERNEL, *_BY_DISTANCE, *_neural("protocol", "seed", "width"), _WAITING),
+    "coefficients": (
+        *_KERNEL,
+        *_BY_DISTANCE,
+        *_neural("protocol", "seed", "width"),
+        *_labels(*_READING_LABELS),
+        _WAITING,
+    ),
     "predict": (
         Rule(_CLUSTER, lambda given: given["whole_bank"] or _reads_bank(given), _WHOLE_BANK),
         *_KERNEL,
         *_BY_DISTANCE,
         *_neural("protocol", "seed", "width"),
+        *_labels(*_READING_LABELS),
         Rule(
             ("leave_out",),
             lambda given: given["whole_bank"] or _fitted(given),
@@ -167,6 +184,12 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             _no_weights_only,
             "answers that are generated, which --weights-only leaves out",
         ),
+        Rule(
+            ("model",),
+            lambda given: _no_weights_only(given) or _reads("model")(given),
+            "answers that are generated, which --weights-only leaves out, or an approach that reads labels",
+        ),
+        *_labels("examples"),
         Rule(("draws",), lambda given: bool(given["bank_sizes"]), "--bank-sizes"),
         Rule(
             ("seed",),

@@ -22,6 +22,9 @@ from cli.options import (
     column_options,
     dtype_option,
     json_option,
+    label_options,
+    labels_of,
+    machine_of,
     metric_option,
     metric_parameters,
     opened,
@@ -56,6 +59,7 @@ _LISTED = 10
 @approach_option()
 @metric_parameters
 @approach_parameters
+@label_options
 @space_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the new adapter (with NEWDATA).")
 @click.option(
@@ -121,6 +125,7 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
             input_column=other["input_column"],
             output_column=other["output_column"],
             include_same=other["include_same"],
+            machine=machine_of(other),
             # Threads: most approaches need no workers for one dataset, and processes take a second to start.
             cluster=cluster if cluster.remote else replace(cluster, processes=False),
             memory=cluster.memory,
@@ -189,7 +194,12 @@ def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[s
     progress = shown_progress()
     with opened(bank_path) as bank:
         made = compute.predict_all(
-            bank, chosen, cluster=cluster_of(other), weight_errors=other["weight_error"], progress=progress
+            bank,
+            chosen,
+            labels=labels_of(other),
+            cluster=cluster_of(other),
+            weight_errors=other["weight_error"],
+            progress=progress,
         )
         if other["export"] is not None:
             made[0].save(
@@ -211,7 +221,9 @@ def _predict_all_delta(bank_path: Path, options: PredictionOptions, other: dict[
     progress = shown_progress()
     with opened(bank_path) as bank:
         cluster = cluster_of(other)
-        found = compute.coefficients(bank, options, cluster=cluster, progress=progress)
+        found = compute.coefficients(
+            bank, options, labels=labels_of(other), cluster=cluster, progress=progress
+        )
         made = compute.export_delta(
             bank,
             found,
