@@ -180,8 +180,8 @@ def _evaluate(
     progress: Progress,
 ) -> Evaluation:
     check_extra()
-    chosen = _targets(bank, options.targets)
-    splits, failed = _splits(chosen, options)
+    chosen = chosen_targets(bank, options.targets)
+    splits, failed = test_splits(chosen, options)
     folder = model_folder(options.model or bank.record.base_model)
     settings = answer_settings(
         folder, bank.record.tokenizer_fingerprint, bank.path / "tokenizer", options.machine.dtype, progress
@@ -213,7 +213,8 @@ def _labels(options: EvaluationOptions, targets: Collection[str]) -> LabelOption
     return LabelOptions(options.machine, None if options.data is None else Path(options.data), tuple(targets))
 
 
-def _targets(bank: AdapterBank, names: Sequence[str]) -> list[AdapterRecord]:
+def chosen_targets(bank: AdapterBank, names: Sequence[str]) -> list[AdapterRecord]:
+    """Return the adapters of these names, or all. Raises ParameterError for a name that is not in the bank."""
     adapters = {record.name: record for record in ready_adapters(bank)}
     unknown = [name for name in names if name not in adapters]
     if unknown:
@@ -224,7 +225,7 @@ def _targets(bank: AdapterBank, names: Sequence[str]) -> list[AdapterRecord]:
     return [adapters[name] for name in dict.fromkeys(names)] or list(adapters.values())
 
 
-def _splits(
+def test_splits(
     targets: Sequence[AdapterRecord], options: EvaluationOptions
 ) -> tuple[dict[str, HeldOut], dict[str, str]]:
     """Read the test split of each target; those without one, with the reason."""

@@ -90,8 +90,10 @@ class Generator:
         self._batch_size = batch_size
         self._ends = frozenset(ends)
         known = inspect.signature(adapted.model.forward).parameters
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        self._keeps = "logits_to_keep" in known
         self._positions = "position_ids" in known
+        # Transformers 5.24 named the one as the other.
+        self._cache = "cache" if "cache" in known else "past_key_values"
 
     def replica(self) -> Generator:
         """Return another one for another thread: see `AdaptedModel.replica`."""
@@ -183,13 +185,17 @@ class Generator:
         return self._forward(ids.to(device), mask.to(device), cache)
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> _Step:
-        options: dict[str, Any] = dict(self._options)
+        import torch
+
+        options: dict[str, Any] = {}
+        if self._keeps:
+            # A place, not a number: what is indexed lies in one piece, and the output layer is one product.
+            options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
         if self._positions:
             options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        out = self.adapted.model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options
-        )
-        return _Step(out.logits, mask, out.past_key_values)
+        options[self._cache] = cache
+        out = self.adapted.model(input_ids=ids, attention_mask=mask, use_cache=True, **options)
+        return _Step(out.logits, mask, getattr(out, self._cache))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,7 +238,7 @@ def load_generator(
     if dtype not in DTYPES:
         raise ParameterError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
     where = chosen_device(device)
-    model = _load(folder, getattr(torch, dtype))
+    model = load_model(folder, getattr(torch, dtype))
     model.requires_grad_(False)
     adapted = AdaptedModel(model.eval().to(where), layout)
     own = tokenizer.end_of_sequence
@@ -240,7 +246,8 @@ def load_generator(
     return Generator(adapted, tokenizer, ends, batch_size)
 
 
-def _load(folder: Path, dtype: torch.dtype) -> Any:
+def load_model(folder: Path, dtype: torch.dtype) -> Any:
+    """Return the base model on the CPU, as it is trained or answers. Raises BankError if it cannot be loaded whole."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     with quiet_loggers("transformers"):
         from transformers import AutoModelForCausalLM

@@ -103,7 +103,8 @@ class AnswerLoss:
         self._model = model
         known = inspect.signature(forward or model.forward).parameters
         self._keeps, self._positions = "logits_to_keep" in known, "position_ids" in known
-        self._caches = "past_key_values" in known
+        # Transformers 5.24 named the one as the other.
+        self._cache = next((name for name in ("cache", "past_key_values") if name in known), "")
 
     def total(self, examples: Sequence[LabelledExample]) -> torch.Tensor:
         """Return the sum over all tokens of all answers, in nats, as a float32 scalar.
@@ -129,14 +130,16 @@ class AnswerLoss:
         if self._positions:
             options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
         if self._keeps:
-            options["logits_to_keep"] = answer + 1
+            # Places, not their number: what is indexed lies in one piece, and the output layer is one product.
+            options["logits_to_keep"] = torch.arange(width - answer - 1, width - 1, device=device)
         if cache is not None:
             cache.batch_repeat_interleave(len(examples))
-            options["past_key_values"] = cache
+            options[self._cache] = cache
         out = self._model(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **options)
+        found = out.logits if self._keeps else out.logits[:, -answer - 1 : -1]
         wanted = torch.tensor([[i >= answer - one.answer for i in range(answer)] for one in examples])
         wanted = wanted.to(device)
-        logits = out.logits[:, -answer - 1 : -1][wanted].float()
+        logits = found[wanted].float()
         return torch.nn.functional.cross_entropy(logits, ids[:, -answer:][wanted], reduction="sum")
 
     def mean(self, examples: Sequence[LabelledExample], batch_size: int = _BATCH) -> float:
@@ -146,7 +149,7 @@ class AnswerLoss:
         """
         import torch
 
-        shared = shared_tokens([one.ids[: -one.answer] for one in examples]) if self._caches else 0
+        shared = shared_tokens([one.ids[: -one.answer] for one in examples]) if self._cache else 0
         with torch.inference_mode():
             cache = self._read(examples[0].ids[:shared]) if shared else None
             sums = [
@@ -161,7 +164,7 @@ class AnswerLoss:
 
         options: dict[str, Any] = {"logits_to_keep": 1} if self._keeps else {}
         given = torch.tensor([list(ids)], device=self._model.device)
-        return self._model(input_ids=given, use_cache=True, **options).past_key_values
+        return getattr(self._model(input_ids=given, use_cache=True, **options), self._cache)
 
 
 def batches_by_length(
