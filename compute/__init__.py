@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from compute.forecasting.forecast import forecast as forecast
     from compute.forecasting.rates import Rates as Rates
     from compute.forecasting.steps import BankShape as BankShape
+    from compute.labels.answer_labels import LabelOptions as LabelOptions
     from compute.pairwise.matrix import DistanceMatrix as DistanceMatrix
     from compute.prediction.coefficients import Coefficients as Coefficients
     from compute.prediction.coefficients import coefficients as coefficients
@@ -52,6 +53,7 @@ _PLACES = {
     "combinations": "compute.prediction.ways",
     "PredictionOptions": "compute.approaches.options",
     "ClusterOptions": "compute.cluster.options",
+    "LabelOptions": "compute.labels.answer_labels",
     "EvaluationOptions": "compute.evaluation.evaluate",
     "Machine": "compute.evaluation.jobs",
     "BankShape": "compute.forecasting.steps",

@@ -162,9 +162,23 @@ def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> Non
         f"effective number of sources: {prediction.effective_sources:.2f} of "
         f"{len(prediction.adapters) - len(prediction.left_out)}"
     )
+    _tell_choice(prediction.fitted or {})
     if delta is not None:
         _tell_retained(delta.form.layout.rank, [delta.retained])
     tell(f"wrote {folder}/, which PEFT and vLLM load")
+
+
+def _tell_choice(fitted: Mapping[str, Any]) -> None:
+    """Tell which candidate was chosen by labels, and what the others came to."""
+    if "losses" not in fitted:
+        return
+    best = fitted["losses"][fitted["chosen"]]
+    others = sorted((loss, name) for name, loss in fitted["losses"].items() if loss > best)
+    found = (f"{name} {loss:.4g}" for loss, name in [*others[:1], *others[-1:]][: len(others)])
+    tell(
+        f"chosen on {fitted['examples']} labelled examples: {fitted['chosen']}, {best:.4g} nats an answer token; of "
+        f"{len(fitted['losses'])} candidates the next and the last: {', '.join(found) or 'none'}"
+    )
 
 
 def _retained(energies: Mapping[str, float]) -> dict[str, Any]:

@@ -56,6 +56,10 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
                                       ["--device", "cpu"], ["--dtype", "float16"], ["--batch-size", "2"],
                                       ["--threads", "2"], ["--resamples", "7"], ["--space", "delta"], ["--rank", "2"],
                                       ["--draws", "3"], ["--wait-seconds", "3"]]),
+    *((command, arguments, [["--examples", "4"], ["--model", "x"], ["--device", "cpu"], ["--threads", "2"]])
+      for command, arguments in (("coefficients", []), ("predict", NEW), ("predict", ["--all"]))),
+    ("evaluate", [], [["--examples", "4"]]),
+    ("predict", [*NEW, "--approach", "selected"], [["--leave-out", "group"], ["--metric", "js"], ["--top-k", "2"]]),
     ("plan", [], [["--vocabulary", "9"], ["--tokens", "9"], ["--distinct", "9"]]),
     ("plan", ["--approach", "uniform"], [["--metric", "js"]]),
     ("plan", ["--adapters", "9", "--parameters", "9"], [["--bank", "x"]]),

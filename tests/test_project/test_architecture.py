@@ -230,11 +230,19 @@ ARROWS = {
     "compute.pairwise": {"compute.cluster", "compute.metrics"},
     "compute.gram": {"compute.cluster"},
     "compute.combination": {"compute.approaches", "compute.cluster"},
+    "compute.labels": {
+        "compute.approaches",
+        "compute.cluster",
+        "compute.combination",
+        "compute.generation",
+    },
     "compute.prediction": {
         "compute.approaches",
         "compute.cluster",
         "compute.combination",
+        "compute.generation",
         "compute.gram",
+        "compute.labels",
         "compute.metrics",
         "compute.pairwise",
     },
@@ -243,6 +251,7 @@ ARROWS = {
         "compute.cluster",
         "compute.combination",
         "compute.generation",
+        "compute.labels",
         "compute.prediction",
     },
     "compute.reporting": {
