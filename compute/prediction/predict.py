@@ -214,13 +214,15 @@ def _by_metric(
     bank: AdapterBank,
     target: TokenCounts,
     adapters: Sequence[AdapterRecord],
+    kept: NDArray[np.intp],
     options: PredictionOptions,
     budget: int,
     progress: Progress,
 ) -> dict[str, NDArray[np.float64]]:
-    """Distances by each metric that the approach declares, shape (1, N)."""
+    """Distances by each metric that the approach declares to the sources that are kept, shape (1, S)."""
+    # Of all sources first: document frequencies are of the whole bank.
     return {
-        one.metric: _distances(bank, target, adapters, one, budget, progress)[1][None, :]
+        one.metric: _distances(bank, target, adapters, one, budget, progress)[1][None, kept]
         for one in declared_metrics(options)
     }
 
@@ -251,7 +253,7 @@ def _by_labels(
     """Return what `_coefficients` does, by the dataset's own examples."""
     kept = _usable(bank, excluded)
     sources = [adapters[index] for index in kept]
-    by_metric = _by_metric(bank, target, sources, options, budget, progress)
+    by_metric = _by_metric(bank, target, adapters, kept, options, budget, progress)
     labels = reader.of_dataset(options, sources, dataset, name)
     with bank.computing(progress):
         progress.begin(f"losses {options.approach}", 1)
@@ -297,7 +299,7 @@ def _coefficients(
         between = None if found.distances is None else found.distances[block]
         gram = None if found.gram is None else found.gram[block]
         units = np.unique(found.units[kept], return_inverse=True)[1]
-    by_metric = _by_metric(bank, target, [adapters[index] for index in kept], options, budget, progress)
+    by_metric = _by_metric(bank, target, adapters, kept, options, budget, progress)
     rows, fitted = new_coefficients(options, distances[None, kept], between, gram, units, by_metric=by_metric)
     weights = np.zeros(len(excluded))
     weights[kept] = rows[0]

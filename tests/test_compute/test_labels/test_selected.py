@@ -146,7 +146,7 @@ def test_the_choice_is_that_of_a_loop_over_all_candidates(tiny: AdapterBank, lea
 
 
 def test_a_new_dataset_is_read_itself(tiny: AdapterBank, template: Path, tmp_path: Path) -> None:
-    """One of the bank's own, which is left out, is predicted as by leave-one-out."""
+    """One of the bank's own, which is left out, is predicted as by leave-one-out: idf is of the whole bank."""
     data = template / "pairs" / "datasets" / NAMES[0]
     made = predict(tiny, data, WAY, machine=ONE.machine)
     whole = coefficients(tiny, WAY, labels=dataclasses.replace(ONE, targets=(NAMES[0],)))
