@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compute.approaches.options import PredictionOptions as PredictionOptions
     from compute.cluster.options import ClusterOptions as ClusterOptions
+    from compute.curves.curve import CurveOptions as CurveOptions
+    from compute.curves.curve import learning_curves as learning_curves
+    from compute.curves.records import LearningCurves as LearningCurves
     from compute.evaluation.bank_sizes import SizeCurve as SizeCurve
     from compute.evaluation.evaluate import EvaluationOptions as EvaluationOptions
     from compute.evaluation.evaluate import evaluate as evaluate
@@ -47,6 +50,7 @@ _PLACES = {
     "predict_all": "compute.prediction.predict_all",
     "export_delta": "compute.prediction.export",
     "evaluate": "compute.evaluation.evaluate",
+    "learning_curves": "compute.curves.curve",
     "bank_size_curves": "compute.evaluation.weight_space",
     "report": "compute.reporting.report",
     "forecast": "compute.forecasting.forecast",
@@ -55,6 +59,7 @@ _PLACES = {
     "ClusterOptions": "compute.cluster.options",
     "LabelOptions": "compute.labels.answer_labels",
     "EvaluationOptions": "compute.evaluation.evaluate",
+    "CurveOptions": "compute.curves.curve",
     "Machine": "compute.evaluation.jobs",
     "BankShape": "compute.forecasting.steps",
     "Rates": "compute.forecasting.rates",
@@ -64,6 +69,7 @@ _PLACES = {
     "PredictedBank": "compute.prediction.predict_all",
     "DeltaExport": "compute.prediction.export",
     "Evaluation": "compute.evaluation.records",
+    "LearningCurves": "compute.curves.records",
     "WeightSpaceTable": "compute.evaluation.weight_space",
     "SizeCurve": "compute.evaluation.bank_sizes",
     "ReportPage": "compute.reporting.report",
