@@ -58,7 +58,8 @@ class CheckedCommand(click.Command):
 def _asked(given: Given) -> list[Approach]:
     """Return the approaches that are asked for; of `all`, every one that it could stand for."""
     names = given["approaches"]
-    return list(approaches()) if "all" in names else [get_approach(name) for name in names]
+    every = [approach for approach in approaches() if not approach.reads_labels] if "all" in names else []
+    return every + [get_approach(name) for name in names if name != "all"]
 
 
 def _reads(option: str) -> Callable[[Given], bool]:
@@ -86,7 +87,8 @@ def _reads_bank(given: Given) -> bool:
 def _fitted(given: Given) -> bool:
     """Whether an approach that is asked for is made for the bank's own rows before it is for others."""
     return any(
-        approach.reads_bank or approach.fitted or "seed" in approach.reads for approach in _asked(given)
+        approach.reads_bank or approach.fitted or ("seed" in approach.reads and not approach.reads_labels)
+        for approach in _asked(given)
     )
 
 
@@ -143,6 +145,13 @@ def _neural(*options: str) -> tuple[Rule, ...]:
     )
 
 
+def _labels(*options: str) -> tuple[Rule, ...]:
+    return tuple(
+        Rule((name,), _reads("model"), "--approach selected, or another that reads labels")
+        for name in options
+    )
+
+
 _CLUSTER = (
     "scheduler",
     "scheduler_file",
@@ -171,19 +180,27 @@ _TASKS = (
     *("targets", "approaches", "compatible", "leave_out", "space", "rank", "weights_only", "bank_sizes"),
     *("finetune", *CURVE_PARAMETERS),
     *_CLUSTER,
-    *("metrics", "kernel", "sigma", "temperature", "top_k", "protocol", "width", "draws"),
+    *("metrics", "kernel", "sigma", "temperature", "top_k", "protocol", "width", "draws", "examples"),
 )
-_TESTING = ("compare", "max_examples", "model", "model_dtype", "device", "batch_size", "threads")
-_GENERATING = ("targets", "max_examples", "data", "model", "device", "dtype", "batch_size", "threads")
+_TESTING = ("compare", "max_examples", "model_dtype", "batch_size")
+_MODEL = ("model", "device", "threads")
+_GENERATING = ("targets", "max_examples", "data", "device", "dtype", "batch_size", "threads")
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
     "distances": (*_KERNEL, _WAITING),
-    "coefficients": (*_KERNEL, *_BY_DISTANCE, *_neural("protocol", "seed", "width"), _WAITING),
+    "coefficients": (
+        *_KERNEL,
+        *_BY_DISTANCE,
+        *_neural("protocol", "seed", "width"),
+        *_labels("examples", *_MODEL),
+        _WAITING,
+    ),
     "predict": (
         Rule(_CLUSTER, lambda given: given["whole_bank"] or _reads_bank(given), _WHOLE_BANK),
         *_KERNEL,
         *_BY_DISTANCE,
         *_neural("protocol", "seed", "width"),
+        *_labels("examples"),
         Rule(
             ("leave_out",),
             lambda given: given["whole_bank"] or _fitted(given),
@@ -200,6 +217,11 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "NEWDATA; the bank's own tasks have `bank evaluate`",
         ),
         Rule(_TESTING, _tests, "--test FILE"),
+        Rule(
+            _MODEL,
+            lambda given: _tests(given) or _reads("model")(given),
+            "--test FILE, or --approach selected, or another that reads labels",
+        ),
         Rule(
             ("dtype", "overwrite"),
             lambda given: not given["whole_bank"] or given["export"] is not None,
@@ -237,6 +259,12 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             _no_weights_only,
             "answers that are generated, which --weights-only leaves out",
         ),
+        Rule(
+            ("model",),
+            lambda given: _no_weights_only(given) or _reads("model")(given),
+            "answers that are generated, which --weights-only leaves out, or an approach that reads labels",
+        ),
+        *_labels("examples"),
         Rule(("draws",), lambda given: bool(given["bank_sizes"]), "--bank-sizes"),
         Rule(CURVE_PARAMETERS, _finetuning, "--finetune"),
         Rule(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from compute.forecasting.rates import Rates as Rates
     from compute.forecasting.steps import BankShape as BankShape
     from compute.generation.text import generate as generate
+    from compute.labels.answer_labels import LabelOptions as LabelOptions
     from compute.pairwise.matrix import DistanceMatrix as DistanceMatrix
     from compute.prediction.coefficients import Coefficients as Coefficients
     from compute.prediction.coefficients import coefficients as coefficients
@@ -67,6 +68,7 @@ _PLACES = {
     "PredictionOptions": "compute.approaches.options",
     "ClusterOptions": "compute.cluster.options",
     "FinetuneOptions": "compute.finetuning.options",
+    "LabelOptions": "compute.labels.answer_labels",
     "EvaluationOptions": "compute.evaluation.evaluate",
     "CurveOptions": "compute.curves.curve",
     "AssessmentOptions": "compute.assessment.assess",

@@ -216,7 +216,7 @@ class StoredBank:
         return loaded
 
     def array_path(self, kind: str) -> Location:
-        """Return the place of a derived array: `distances`, `gram`, `predictions`, `distributions`, `neural`."""
+        """Return the place of a derived array: see `bankdb.derived.KINDS`."""
         return self.derived / f"{kind}.zarr"
 
     def run_array(self, run: RunRecord) -> Location | None:

@@ -49,7 +49,7 @@ curve_options: Callable[[Callable[..., Any]], Callable[..., Any]] = together(
         "--metric and --approach (jensen-shannon, normalized), from uniform, and from zero.",
     ),
     click.option(
-        "--examples",
+        "--train-examples",
         callback=_examples,
         default="32",
         show_default=True,
@@ -78,7 +78,7 @@ curve_options: Callable[[Callable[..., Any]], Callable[..., Any]] = together(
         help="With --finetune: of the base model while it is trained on; the adapter is float32.",
     ),
 )
-CURVE_PARAMETERS = ("examples", "train_batch_size", "learning_rate", "train_dtype")
+CURVE_PARAMETERS = ("train_examples", "train_batch_size", "learning_rate", "train_dtype")
 """What goes with `--finetune` alone."""
 
 
@@ -108,7 +108,7 @@ def print_curves(
 
     options = CurveOptions(
         steps=other["finetune"],
-        examples=other["examples"],
+        examples=other["train_examples"],
         batch_size=other["train_batch_size"],
         learning_rate=other["learning_rate"],
         seed=other["seed"],

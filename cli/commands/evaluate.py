@@ -35,6 +35,7 @@ from cli.options import (
     cluster_of,
     cluster_options,
     column_options,
+    examples_option,
     json_option,
     metric_option,
     metric_parameters,
@@ -105,12 +106,13 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 @metric_option(many=True, default="all")
 @approach_option(
     _of_the_paper,
-    "'all' is every one that does not know the answer. The base model, own adapters, uniform and nearest (by "
-    "Jensen-Shannon) are always there.",
+    "'all' is every one that does not know the answer and reads no labels. The base model, own adapters, uniform and "
+    "nearest (by Jensen-Shannon) are always there.",
     "the paper's",
 )
 @metric_parameters
 @_leave_out_of_both
+@examples_option
 @space_options
 @max_examples_option
 @click.option(
@@ -236,7 +238,8 @@ def _combinations(
     parameters: Parameters, metrics: tuple[str, ...], approaches: tuple[str, ...]
 ) -> list[PredictionOptions]:
     if "all" in approaches:
-        approaches = (*(known.name for known in known_approaches() if not known.knows_answer), *approaches)
+        every = (known for known in known_approaches() if not (known.knows_answer or known.reads_labels))
+        approaches = (*(known.name for known in every), *approaches)
     return parameters.combinations(metrics, tuple(name for name in approaches if name != "all"))
 
 

@@ -22,7 +22,10 @@ from cli.options import (
     cluster_options,
     column_options,
     dtype_option,
+    examples_option,
     json_option,
+    labels_of,
+    machine_of,
     metric_option,
     metric_parameters,
     opened,
@@ -58,6 +61,7 @@ _LISTED = 10
 @approach_option()
 @metric_parameters
 @approach_parameters
+@examples_option
 @space_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the new adapter (with NEWDATA).")
 @click.option(
@@ -126,6 +130,7 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
             input_column=other["input_column"],
             output_column=other["output_column"],
             include_same=other["include_same"],
+            machine=machine_of(other),
             # Threads: most approaches need no workers for one dataset, and processes take a second to start.
             cluster=cluster if cluster.remote else replace(cluster, processes=False),
             memory=cluster.memory,
@@ -166,9 +171,23 @@ def _tell_prediction(prediction: Prediction, folder: Path) -> None:
         f"effective number of sources: {prediction.effective_sources:.2f} of "
         f"{len(prediction.adapters) - len(prediction.left_out)}"
     )
+    _tell_choice(prediction.fitted or {})
     if delta is not None:
         _tell_retained(delta.form.layout.rank, [delta.retained])
     tell(f"wrote {folder}/, which PEFT and vLLM load")
+
+
+def _tell_choice(fitted: Mapping[str, Any]) -> None:
+    """Tell which candidate was chosen by labels, and what the others came to."""
+    if "losses" not in fitted:
+        return
+    best = fitted["losses"][fitted["chosen"]]
+    others = sorted((loss, name) for name, loss in fitted["losses"].items() if loss > best)
+    found = (f"{name} {loss:.4g}" for loss, name in [*others[:1], *others[-1:]][: len(others)])
+    tell(
+        f"chosen on {fitted['examples']} labelled examples: {fitted['chosen']}, {best:.4g} nats an answer token; of "
+        f"{len(fitted['losses'])} candidates the next and the last: {', '.join(found) or 'none'}"
+    )
 
 
 def _retained(energies: Mapping[str, float]) -> dict[str, Any]:
@@ -198,7 +217,12 @@ def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[s
     progress = shown_progress()
     with opened(bank_path) as bank:
         made = compute.predict_all(
-            bank, chosen, cluster=cluster_of(other), weight_errors=other["weight_error"], progress=progress
+            bank,
+            chosen,
+            labels=labels_of(other),
+            cluster=cluster_of(other),
+            weight_errors=other["weight_error"],
+            progress=progress,
         )
         if other["export"] is not None:
             made[0].save(
@@ -220,7 +244,9 @@ def _predict_all_delta(bank_path: Path, options: PredictionOptions, other: dict[
     progress = shown_progress()
     with opened(bank_path) as bank:
         cluster = cluster_of(other)
-        found = compute.coefficients(bank, options, cluster=cluster, progress=progress)
+        found = compute.coefficients(
+            bank, options, labels=labels_of(other), cluster=cluster, progress=progress
+        )
         made = compute.export_delta(
             bank,
             found,

@@ -79,6 +79,10 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
                       ["--model-dtype", "float16"], ["--batch-size", "2"], ["--threads", "2"]]),
     ("predict", ["--all"], [["--test", "x"]]),
     ("generate", ["--prompt", "x"], [["--input-column", "x"], ["--out", "x"], ["--batch-size", "2"], ["--seed", "3"]]),
+    *((command, arguments, [["--examples", "4"], ["--model", "x"], ["--device", "cpu"], ["--threads", "2"]])
+      for command, arguments in (("coefficients", []), ("predict", NEW), ("predict", ["--all"]))),
+    ("evaluate", [], [["--examples", "4"]]),
+    ("predict", [*NEW, "--approach", "selected"], [["--leave-out", "group"], ["--metric", "js"], ["--top-k", "2"]]),
     ("plan", [], [["--vocabulary", "9"], ["--tokens", "9"], ["--distinct", "9"]]),
     ("plan", ["--approach", "uniform"], [["--metric", "js"]]),
     ("plan", ["--adapters", "9", "--parameters", "9"], [["--bank", "x"]]),

@@ -231,11 +231,19 @@ ARROWS = {
     "compute.pairwise": {"compute.cluster", "compute.metrics"},
     "compute.gram": {"compute.cluster"},
     "compute.combination": {"compute.approaches", "compute.cluster"},
+    "compute.labels": {
+        "compute.approaches",
+        "compute.cluster",
+        "compute.combination",
+        "compute.generation",
+    },
     "compute.prediction": {
         "compute.approaches",
         "compute.cluster",
         "compute.combination",
+        "compute.generation",
         "compute.gram",
+        "compute.labels",
         "compute.metrics",
         "compute.pairwise",
     },
@@ -260,6 +268,7 @@ ARROWS = {
         "compute.cluster",
         "compute.combination",
         "compute.generation",
+        "compute.labels",
         "compute.prediction",
     },
     "compute.assessment": {
