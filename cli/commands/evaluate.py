@@ -27,7 +27,6 @@ from cli.options import (
     bank_option,
     cluster_of,
     cluster_options,
-    examples_option,
     json_option,
     metric_option,
     metric_parameters,
@@ -87,7 +86,6 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @metric_parameters
 @_leave_out_of_both
-@examples_option
 @space_options
 @click.option(
     "--max-examples",
