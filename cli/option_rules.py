@@ -264,7 +264,11 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             lambda given: _no_weights_only(given) or _reads("model")(given),
             "answers that are generated, which --weights-only leaves out, or an approach that reads labels",
         ),
-        *_labels("examples"),
+        Rule(
+            ("examples",),
+            lambda given: _finetuning(given) or _reads("examples")(given),
+            "--finetune, or --approach selected",
+        ),
         Rule(("draws",), lambda given: bool(given["bank_sizes"]), "--bank-sizes"),
         Rule(CURVE_PARAMETERS, _finetuning, "--finetune"),
         Rule(

@@ -205,15 +205,23 @@ column_options = together(
 )
 
 
-examples_option = click.option(
-    "--examples",
-    type=click.IntRange(1, 1_000_000),
-    default=32,
-    show_default=True,
-    help="Of selected: labelled examples that are drawn of a dataset, at the most.",
-)
+def _examples(_context: click.Context, _option: click.Parameter, value: str) -> int | None:
+    if value == "all":
+        return None
+    if not value.isdecimal() or not 0 < int(value) < 2**31:
+        raise click.BadParameter(f"expected a number of at least 1, or all, found {value!r}")
+    return int(value)
+
+
+def examples_option(text: str) -> Decorator:
+    """Return `--examples`, a number or `all`."""
+    return click.option(
+        "--examples", callback=_examples, default="32", show_default=True, metavar="N|all", help=text
+    )
+
+
 label_options = together(
-    examples_option,
+    examples_option("Of selected: labelled examples that are drawn of a dataset, at the most."),
     click.option(
         "--model",
         help="Of selected: folder or hub name of the base model; the bank's base model if not given.",

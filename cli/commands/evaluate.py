@@ -35,7 +35,6 @@ from cli.options import (
     cluster_of,
     cluster_options,
     column_options,
-    examples_option,
     json_option,
     metric_option,
     metric_parameters,
@@ -112,7 +111,6 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @metric_parameters
 @_leave_out_of_both
-@examples_option
 @space_options
 @max_examples_option
 @click.option(

@@ -61,7 +61,7 @@ _LISTED = 10
 @approach_option()
 @metric_parameters
 @approach_parameters
-@examples_option
+@examples_option("Of selected: labelled examples that are drawn of a dataset, at the most.")
 @space_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the new adapter (with NEWDATA).")
 @click.option(

@@ -71,8 +71,8 @@ class Settings(Protocol):
         """Of all that is drawn."""
 
     @property
-    def examples(self) -> int:
-        """Labelled examples that are read of a target, at the most."""
+    def examples(self) -> int | None:
+        """Labelled examples that are read of a target, at the most; None is all."""
 
     @property
     def neural(self) -> NeuralOptions:

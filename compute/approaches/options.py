@@ -57,7 +57,7 @@ class PredictionOptions:
     rank
         Of `delta`: a whole number, `full` for the exact sum, None for the bank's.
     examples, model
-        Of an approach that reads labels: how many of the dataset's examples are drawn, by `seed`, at the most; and
+        Of an approach that reads labels: how many of the dataset's examples are drawn, by `seed`, None for all; and
         folder or hub name of the base model, None for the name that the bank has.
     """
 
@@ -77,7 +77,7 @@ class PredictionOptions:
     leave_out: str = field(default="adapter", repr=False)
     space: str = field(default="factors", repr=False)
     rank: int | str | None = field(default=None, repr=False)
-    examples: int = field(default=EXAMPLES, repr=False)
+    examples: int | None = field(default=EXAMPLES, repr=False)
     model: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -95,9 +95,10 @@ class PredictionOptions:
 
         _ = self.neural
         self._check_space()
-        if isinstance(self.examples, bool) or not isinstance(self.examples, int) or self.examples < 1:
+        number = self.examples
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
             raise ParameterError(
-                f"examples: expected a whole number from 1 on, found {self.examples!r}; {EXAMPLES} is the default"
+                f"examples: expected a whole number from 1 on, found {number!r}; {EXAMPLES} is the default"
             )
         if self.leave_out not in LEAVE_OUT:
             raise ParameterError(

@@ -38,10 +38,10 @@ class Examples:
         return len(self.inputs)
 
 
-def drawn_examples(dataset: Dataset, name: str, number: int, seed: int) -> Examples:
-    """Draw examples without replacement, all where there are no more; the order of the dataset has no part in it."""
+def drawn_examples(dataset: Dataset, name: str, number: int | None, seed: int) -> Examples:
+    """Draw examples without replacement, all for None or where there are no more, in whatever order they come."""
     ordered = sorted(zip(dataset.inputs, dataset.outputs, strict=True))
-    if number < len(ordered):
+    if number is not None and number < len(ordered):
         chosen = np.random.default_rng(seed).choice(len(ordered), size=number, replace=False)
         ordered = [ordered[index] for index in np.sort(chosen).tolist()]
     inputs, outputs = zip(*ordered, strict=True)
@@ -49,7 +49,7 @@ def drawn_examples(dataset: Dataset, name: str, number: int, seed: int) -> Examp
 
 
 def training_examples(
-    targets: Sequence[AdapterRecord], number: int, seed: int, data: Path | None = None
+    targets: Sequence[AdapterRecord], number: int | None, seed: int, data: Path | None = None
 ) -> list[Examples]:
     """Draw examples of the training split of each target, as it was ingested; never of another split.
 

@@ -14,7 +14,7 @@ from cli.main import cli
 from compute.curves.records import LearningCurves
 from tests.support.banks.tiny_bank import BASE, NAMES, copy_pairs, make_bank
 
-WORDS = ("--finetune", "0,1,3", "--train-examples", "6", "--max-examples", "3", "--resamples", "50")
+WORDS = ("--finetune", "0,1,3", "--examples", "6", "--max-examples", "3", "--resamples", "50")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_what_determines_a_run_is_in_its_key(tiny: Path) -> None:
     first = json.loads(run(tiny, *WORDS, *words).stdout)["curves"]
     for changed in (
         ("--learning-rate", "0.01"),
-        ("--train-examples", "7"),
+        ("--examples", "7"),
         ("--seed", "1"),
         ("--train-batch-size", "2"),
     ):
@@ -118,7 +118,7 @@ def test_training_data_that_changed_since_is_not_trained_on(template: Path, tmp_
     [
         (("--finetune", "2,1"), "expected ascending numbers"),
         (("--finetune", "two"), "expected numbers of steps such as 0,2,4,8"),
-        (("--train-examples", "8"), "--train-examples: would do nothing here; goes with --finetune"),
+        (("--examples", "8"), "--examples: would do nothing here"),
         (("--finetune", "0,1", "--bank-sizes", "2,3"), "--bank-sizes: would do nothing here"),
         (("--finetune", "0,1", "--space", "delta"), "--space: would do nothing here"),
     ],

@@ -81,7 +81,11 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
     ("generate", ["--prompt", "x"], [["--input-column", "x"], ["--out", "x"], ["--batch-size", "2"], ["--seed", "3"]]),
     *((command, arguments, [["--examples", "4"], ["--model", "x"], ["--device", "cpu"], ["--threads", "2"]])
       for command, arguments in (("coefficients", []), ("predict", NEW), ("predict", ["--all"]))),
-    ("evaluate", [], [["--examples", "4"]]),
+    ("evaluate", [], [["--examples", "4"], ["--train-batch-size", "4"], ["--learning-rate", "0.1"],
+                      ["--train-dtype", "bfloat16"]]),
+    ("evaluate", ["--finetune", "0,1"], [["--bank-sizes", "3"], ["--space", "delta"], ["--rank", "2"]]),
+    ("evaluate", ["--finetune", "0,1", "--approach", "normalized"], [["--weights-only"]]),
+    ("evaluate", ["--adapter", "x", "--test", "y"], [["--finetune", "0,1"]]),
     ("predict", [*NEW, "--approach", "selected"], [["--leave-out", "group"], ["--metric", "js"], ["--top-k", "2"]]),
     ("plan", [], [["--vocabulary", "9"], ["--tokens", "9"], ["--distinct", "9"]]),
     ("plan", ["--approach", "uniform"], [["--metric", "js"]]),

@@ -36,6 +36,7 @@ def test_examples_are_drawn_without_replacement_in_any_order(
     left = list(pairs)
     for pair in zip(found.inputs, found.outputs, strict=True):
         left.remove(pair)
+    assert len(drawn_examples(dataset(pairs), "name", None, seed)) == len(pairs)
     shuffled = list(pairs)
     random.Random(1).shuffle(shuffled)
     assert drawn_examples(dataset(shuffled), "name", number, seed) == found
