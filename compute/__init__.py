@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from compute.assessment.assess import assess as assess
     from compute.assessment.records import Assessment as Assessment
     from compute.cluster.options import ClusterOptions as ClusterOptions
+    from compute.curves.curve import CurveOptions as CurveOptions
+    from compute.curves.curve import learning_curves as learning_curves
+    from compute.curves.records import LearningCurves as LearningCurves
     from compute.evaluation.bank_sizes import SizeCurve as SizeCurve
     from compute.evaluation.evaluate import EvaluationOptions as EvaluationOptions
     from compute.evaluation.evaluate import evaluate as evaluate
@@ -52,6 +55,7 @@ _PLACES = {
     "evaluate": "compute.evaluation.evaluate",
     "assess": "compute.assessment.assess",
     "generate": "compute.generation.text",
+    "learning_curves": "compute.curves.curve",
     "bank_size_curves": "compute.evaluation.weight_space",
     "report": "compute.reporting.report",
     "forecast": "compute.forecasting.forecast",
@@ -60,6 +64,7 @@ _PLACES = {
     "ClusterOptions": "compute.cluster.options",
     "EvaluationOptions": "compute.evaluation.evaluate",
     "AssessmentOptions": "compute.assessment.assess",
+    "CurveOptions": "compute.curves.curve",
     "Machine": "compute.evaluation.jobs",
     "BankShape": "compute.forecasting.steps",
     "Rates": "compute.forecasting.rates",
@@ -70,6 +75,7 @@ _PLACES = {
     "DeltaExport": "compute.prediction.export",
     "Evaluation": "compute.evaluation.records",
     "Assessment": "compute.assessment.records",
+    "LearningCurves": "compute.curves.records",
     "WeightSpaceTable": "compute.evaluation.weight_space",
     "SizeCurve": "compute.evaluation.bank_sizes",
     "ReportPage": "compute.reporting.report",

@@ -15,6 +15,7 @@ from cli.commands.assess import (
     generating_options,
     max_examples_option,
 )
+from cli.commands.curves import curve_options, one_way, print_curves
 from cli.commands.weights import (
     WeightsOutput,
     print_sizes,
@@ -145,6 +146,7 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Folder for systems.csv, targets.csv and evaluation.json; with --adapter systems.csv, examples.csv and "
     "assessment.json.",
 )
+@curve_options
 @click.option(
     "--weights-only",
     is_flag=True,
@@ -188,6 +190,8 @@ def evaluate(
         return
     if other["test"] is not None:
         raise click.UsageError("--test needs --adapter FOLDER, the adapter to assess")
+    if other["finetune"]:
+        metrics, approaches = one_way(metrics, approaches)
     # What is left out is told for each way, once the ways are known.
     combinations = _combinations(Parameters({**other, "leave_out": "adapter"}), metrics, approaches)
     left_out = ["adapter", "group"] if other["leave_out"] == "both" else [other["leave_out"]]
@@ -198,6 +202,9 @@ def evaluate(
     with opened(bank_path) as bank:
         _ = bank.layout
         left_out = _sensible(bank, left_out, progress)
+        if other["finetune"]:
+            print_curves(bank, combinations, left_out, _options(other), other, cluster_of(other), progress)
+            return
         if "all" in approaches or not on_command_line(click.get_current_context(), "approaches"):
             from compute.prediction.ways import those_that_fit
 

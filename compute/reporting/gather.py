@@ -17,6 +17,7 @@ from bankdb.snapshot import of_one_snapshot
 from compute.approaches.groups import units_of
 from compute.approaches.options import PredictionOptions
 from compute.cluster.options import Cluster, ClusterLike
+from compute.curves.records import stored_curves
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
 from compute.evaluation.systems import System, system_of
 from compute.evaluation.tables import Summary
@@ -85,6 +86,7 @@ def gather(
         stages=tuple(stage_times(bank.runs.all())),
         recommended=chosen,
         versions=tuple(sorted(library_versions().items())),
+        curves=next(reversed(stored_curves(bank)), None),
     )
 
 
