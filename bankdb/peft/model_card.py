@@ -193,7 +193,8 @@ def _how_to_load(provenance: Mapping[str, Any]) -> str:
     download = f"hf download {quoted} --local-dir base\n" if on_hub else ""
     return f"""## Use
 
-FOLDER is the folder of this file. A prompt is the input of an example as it stands, without a chat template.
+FOLDER is the folder of this file. A prompt is the input of an example as it stands, line
+breaks at its end too, without a chat template.
 
 With this project: `bank generate --adapter FOLDER --prompt PROMPT`.
 

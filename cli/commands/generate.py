@@ -87,8 +87,9 @@ _MOST_BYTES = 16 << 20
 def generate(prompt: str | None, input_file: Path | None, out: Path | None, **other: Any) -> None:
     """Answer a prompt with an adapter, and show the answer as it comes; needs the extra torch.
 
-    Without --prompt and --input prompts are read from standard input: all of it is one, or on a terminal each line.
-    A prompt is taken as it stands, and each is answered by itself.
+    Without --prompt and --input prompts are read from standard input: all of it is one, but for one line break at its
+    end; or on a terminal each line is. A prompt is taken as it stands, and each is answered by itself. It should end as
+    the inputs of the task do: a line break more or less changes the answer, and a shell's $(...) takes them off.
     """
     if prompt is not None and input_file is not None:
         raise click.UsageError("give --prompt or --input, or neither to read standard input: not both")
