@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bankdb.errors import ParameterError
+from cli.commands.curves import CURVE_PARAMETERS
 from cli.options import on_command_line
 from compute.approaches.registry import approaches, get_approach
 
@@ -95,6 +96,10 @@ def _mmd(given: Given) -> bool:
     return "approaches" in given and any(approach.metric == "mmd" for approach in _asked(given))
 
 
+def _finetuning(given: Given) -> bool:
+    return bool(given["finetune"])
+
+
 def _no_weights_only(given: Given) -> bool:
     return not given["weights_only"]
 
@@ -172,6 +177,12 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "answers that are generated, which --weights-only leaves out",
         ),
         Rule(("draws",), lambda given: bool(given["bank_sizes"]), "--bank-sizes"),
+        Rule(CURVE_PARAMETERS, _finetuning, "--finetune"),
+        Rule(
+            ("weights_only", "bank_sizes", "space", "rank"),
+            lambda given: not _finetuning(given),
+            "answers of predictions as they are; --finetune trains them, as factors",
+        ),
         Rule(
             ("seed",),
             lambda given: _no_weights_only(given) or bool(given["bank_sizes"]) or _reads("seed")(given),

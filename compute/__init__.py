@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compute.approaches.options import PredictionOptions as PredictionOptions
     from compute.cluster.options import ClusterOptions as ClusterOptions
+    from compute.curves.curve import CurveOptions as CurveOptions
+    from compute.curves.curve import learning_curves as learning_curves
+    from compute.curves.records import LearningCurves as LearningCurves
     from compute.evaluation.bank_sizes import SizeCurve as SizeCurve
     from compute.evaluation.evaluate import EvaluationOptions as EvaluationOptions
     from compute.evaluation.evaluate import evaluate as evaluate
@@ -46,6 +49,7 @@ _PLACES = {
     "predict_all": "compute.prediction.predict_all",
     "export_delta": "compute.prediction.export",
     "evaluate": "compute.evaluation.evaluate",
+    "learning_curves": "compute.curves.curve",
     "bank_size_curves": "compute.evaluation.weight_space",
     "report": "compute.reporting.report",
     "forecast": "compute.forecasting.forecast",
@@ -53,6 +57,7 @@ _PLACES = {
     "PredictionOptions": "compute.approaches.options",
     "ClusterOptions": "compute.cluster.options",
     "EvaluationOptions": "compute.evaluation.evaluate",
+    "CurveOptions": "compute.curves.curve",
     "Machine": "compute.evaluation.jobs",
     "BankShape": "compute.forecasting.steps",
     "Rates": "compute.forecasting.rates",
@@ -62,6 +67,7 @@ _PLACES = {
     "PredictedBank": "compute.prediction.predict_all",
     "DeltaExport": "compute.prediction.export",
     "Evaluation": "compute.evaluation.records",
+    "LearningCurves": "compute.curves.records",
     "WeightSpaceTable": "compute.evaluation.weight_space",
     "SizeCurve": "compute.evaluation.bank_sizes",
     "ReportPage": "compute.reporting.report",

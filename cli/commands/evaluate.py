@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.commands.curves import curve_options, one_way, print_curves
 from cli.commands.weights import (
     WeightsOutput,
     print_sizes,
@@ -130,6 +131,7 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for systems.csv, targets.csv and evaluation.json."
 )
+@curve_options
 @click.option(
     "--weights-only",
     is_flag=True,
@@ -165,6 +167,8 @@ def evaluate(
 
     A target without a test split is named at the end, and the exit status is 1.
     """
+    if other["finetune"]:
+        metrics, approaches = one_way(metrics, approaches)
     # What is left out is told for each way, once the ways are known.
     combinations = _combinations(Parameters({**other, "leave_out": "adapter"}), metrics, approaches)
     left_out = ["adapter", "group"] if other["leave_out"] == "both" else [other["leave_out"]]
@@ -175,6 +179,9 @@ def evaluate(
     with opened(bank_path) as bank:
         _ = bank.layout
         left_out = _sensible(bank, left_out, progress)
+        if other["finetune"]:
+            print_curves(bank, combinations, left_out, _options(other), other, cluster_of(other), progress)
+            return
         if "all" in approaches or not on_command_line(click.get_current_context(), "approaches"):
             from compute.prediction.ways import those_that_fit
 

@@ -17,6 +17,7 @@ from bankdb.snapshot import of_one_snapshot
 from compute.approaches.groups import units_of
 from compute.approaches.options import PredictionOptions
 from compute.cluster.options import Cluster, ClusterLike
+from compute.curves.records import stored_curves
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
 from compute.evaluation.scores import of_predicted
 from compute.evaluation.systems import System, system_of
@@ -90,6 +91,7 @@ def gather(
         recommended=chosen,
         versions=tuple(sorted(library_versions().items())),
         predicted=tuple(predicted),
+        curves=next(reversed(stored_curves(bank)), None),
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.records import AdapterRecord, BankRecord
+from compute.curves.records import LearningCurves
 from compute.evaluation.bank_sizes import SizeCurve
 from compute.evaluation.records import Evaluation
 from compute.evaluation.systems import System
@@ -98,6 +99,8 @@ class Report:
         What target pages show first.
     predicted
         Names of adapters that were predicted, not trained.
+    curves
+        The newest learning curves of the bank; None where there are none.
     """
 
     bank: BankRecord
@@ -114,6 +117,7 @@ class Report:
     recommended: System
     versions: tuple[tuple[str, str], ...]
     predicted: tuple[str, ...] = ()
+    curves: LearningCurves | None = None
 
     def __repr__(self) -> str:
         """Return what it is of."""
