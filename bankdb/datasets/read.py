@@ -95,7 +95,7 @@ def read_dataset(
         The examples take more memory than they may.
     """
     passed = Examples(files, input_column=input_column, output_column=output_column, memory=memory)
-    kept = _Kept(passed.memory // _KEPT_SHARE)
+    kept = Kept(passed.memory)
     inputs: list[str] = []
     outputs: list[str] = []
     for text, output in passed:
@@ -150,7 +150,7 @@ class Examples:
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield input and first output of each, once; at the end the hash of all is known."""
         self._notes += parts_note(self._files)
-        kept, passed = _Kept(self.memory // _KEPT_SHARE), 0
+        kept, passed = Kept(self.memory), 0
         sizes = (os.path.getsize(file) for file in self._files if os.path.isfile(file))
         most = max(self.memory // _KEPT_SHARE, _EXPANSION * sum(sizes))
         for file in self._files:
@@ -197,11 +197,11 @@ class Examples:
         return tuple(self._notes)
 
 
-class _Kept:
-    """Counts the memory of the examples that are kept."""
+class Kept:
+    """Counts the memory of the examples that are kept: a quarter of what reading may take."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self._bytes = most, 0
+    def __init__(self, memory: int) -> None:
+        self._most, self._bytes = memory // _KEPT_SHARE, 0
 
     def add(self, texts: Sequence[str], place: object) -> None:
         """Count some texts. Raises PlanError when all of them take more than they may."""
@@ -241,16 +241,19 @@ def _digest(text: str, output: str, columns: tuple[str, str], place: object) -> 
     """Hash of one example; each part is preceded by its length, so that no two examples look alike."""
     digest = hashlib.sha256()
     for column, part in zip(columns, (text, output), strict=True):
-        if "\0" in part:
-            raise DatasetError(
-                f"{place}: {column!r} has a NUL character, a sign of a damaged file; remove it"
-            )
-        try:
-            encoded = part.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DatasetError(
-                f"{place}: {column!r} has half of a surrogate pair, which is no character; remove it"
-            ) from error
+        encoded = encoded_text(part, column, place)
         digest.update(len(encoded).to_bytes(8, "little"))
         digest.update(encoded)
     return digest.digest()
+
+
+def encoded_text(text: str, column: str, place: object) -> bytes:
+    """Return a text as UTF-8. Raises DatasetError for characters that no text has."""
+    if "\0" in text:
+        raise DatasetError(f"{place}: {column!r} has a NUL character, a sign of a damaged file; remove it")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DatasetError(
+            f"{place}: {column!r} has half of a surrogate pair, which is no character; remove it"
+        ) from error

@@ -124,6 +124,11 @@ class StoredBank:
     # -- looking --------------------------------------------------------------------------------
 
     @property
+    def read_only(self) -> bool:
+        """Whether it may only be read here."""
+        return self._database.read_only
+
+    @property
     def record(self) -> BankRecord:
         """What the bank is, as of now."""
         return self.catalog.bank()
@@ -211,7 +216,7 @@ class StoredBank:
         return loaded
 
     def array_path(self, kind: str) -> Location:
-        """Return the place of a derived array: `distances`, `gram`, `predictions`, `distributions`, `neural`."""
+        """Return the place of a derived array: see `bankdb.derived.KINDS`."""
         return self.derived / f"{kind}.zarr"
 
     def run_array(self, run: RunRecord) -> Location | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.display import print_json, print_table, tell, write_csv, write_text
-from cli.options import on_command_line, together
+from cli.options import examples_option, on_command_line, together
 
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
@@ -32,14 +32,6 @@ def _steps(_context: click.Context, _option: click.Parameter, value: str | None)
     return tuple(int(part) for part in parts)
 
 
-def _examples(_context: click.Context, _option: click.Parameter, value: str) -> int | None:
-    if value == "all":
-        return None
-    if not value.isdecimal() or int(value) < 1:
-        raise click.BadParameter(f"expected a number of at least 1, or all, found {value!r}")
-    return int(value)
-
-
 curve_options: Callable[[Callable[..., Any]], Callable[..., Any]] = together(
     click.option(
         "--finetune",
@@ -48,13 +40,8 @@ curve_options: Callable[[Callable[..., Any]], Callable[..., Any]] = together(
         help="Instead, train on a few of each target's own examples, and answer after so many steps: from the first "
         "--metric and --approach (jensen-shannon, normalized), from uniform, and from zero.",
     ),
-    click.option(
-        "--examples",
-        callback=_examples,
-        default="32",
-        show_default=True,
-        metavar="N|all",
-        help="With --finetune: training examples of each target; a fifth of them is held out.",
+    examples_option(
+        "With --finetune, which holds out a fifth of them, and of selected: training examples of each target."
     ),
     click.option(
         "--train-batch-size",
@@ -78,7 +65,7 @@ curve_options: Callable[[Callable[..., Any]], Callable[..., Any]] = together(
         help="With --finetune: of the base model while it is trained on; the adapter is float32.",
     ),
 )
-CURVE_PARAMETERS = ("examples", "train_batch_size", "learning_rate", "train_dtype")
+CURVE_PARAMETERS = ("train_batch_size", "learning_rate", "train_dtype")
 """What goes with `--finetune` alone."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -45,6 +45,7 @@ from compute.generation.base_model import model_folder
 from compute.generation.generate import check_extra
 from compute.generation.prompts import MARGIN
 from compute.generation.settings import answer_settings
+from compute.labels.answer_labels import LabelOptions
 
 MAX_EXAMPLES = 30
 _SAMPLES = 3
@@ -170,6 +171,10 @@ def evaluate(
         return weight_space_table(bank, compared, leave_out=left_out, cluster=cluster, progress=progress)
     chosen = with_baselines(chosen) if baselines else chosen
     options, progress = options or EvaluationOptions(), progress or SilentProgress()
+    chosen = [
+        replace(way, model=options.model) if way.how.reads_labels and way.model is None else way
+        for way in chosen
+    ]
     return _evaluate(bank, chosen, options, cluster, progress=progress)
 
 
@@ -190,7 +195,7 @@ def _evaluate(
         folder, bank.record.tokenizer_fingerprint, bank.path / "tokenizer", options.machine.dtype, progress
     )
     with open_cluster(cluster, progress, bank.store.path) as workers:
-        systems, rows = evaluated_adapters(bank, ways, workers, progress)
+        systems, rows = evaluated_adapters(bank, ways, workers, progress, _labels(options, splits))
     keys = _keys(bank, systems, rows, splits, settings.sha256)
     jobs = [Job(key, name, splits[name], rows[name][system]) for (system, name), key in keys.items()]
     failed |= generate_missing(bank, jobs, folder, settings, options.machine, progress)
@@ -211,6 +216,11 @@ def _evaluate(
     for line in of_predicted([target.name for target in evaluation.targets if target.predicted]):
         progress.note(line)
     return evaluation
+
+
+def _labels(options: EvaluationOptions, targets: Collection[str]) -> LabelOptions:
+    """What reads labels reads those of the targets that have a test split, and answers where answers are generated."""
+    return LabelOptions(options.machine, None if options.data is None else Path(options.data), tuple(targets))
 
 
 def chosen_targets(bank: AdapterBank, names: Sequence[str]) -> list[AdapterRecord]:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bankdb.errors import DatasetError
+from compute.finetuning.options import LEAST_EXAMPLES
 
-LEAST_EXAMPLES = 5
-"""Fewest from which a fifth can be held out."""
 _HELD_OUT = 5
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float32]
 
 _BETAS, _CLIP = (0.9, 0.999), 1.0
+OPTIMIZER = {"name": "AdamW", "betas": list(_BETAS), "weight_decay": 0.0, "gradient_norm": _CLIP}
+"""What provenance tells of it."""
 _HELD_OUT_BATCH = 8
 
 
@@ -115,7 +117,7 @@ class Trainer:
         if not np.isfinite([loss, norm]).all():
             raise ComputeError(
                 f"step {self._steps + 1}: the loss is {loss:.3g} and the gradient's norm {norm:.3g}, expected numbers; "
-                "lower --learning-rate, or give --dtype float32"
+                "lower --learning-rate, or give --base-dtype float32"
             )
         self._optimizer.step()
         self._steps += 1
@@ -127,7 +129,7 @@ class Trainer:
         if not np.isfinite(found):
             raise ComputeError(
                 f"the loss on held-out examples is {found} after step {self._steps}, expected a number; lower "
-                "--learning-rate, or give --dtype float32"
+                "--learning-rate, or give --base-dtype float32"
             )
         return found
 

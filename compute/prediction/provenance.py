@@ -23,6 +23,8 @@ from compute.combination.delta import DeltaForm
 
 DTYPES = ("source", "float32", "float16", "bfloat16")
 RETAINED = "retained_energy"
+MEASURED = "measured"
+"""What `compute.assessment` adds: how the adapter answered test examples."""
 
 
 def form_record(form: DeltaForm) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def _same_prediction(text: bytes, record: Mapping[str, Any]) -> dict[str, Any] |
         found = parse_object(text.decode())
     except ValueError:
         return None
-    given = {key: value for key, value in found.items() if key != RETAINED}
+    given = {key: value for key, value in found.items() if key not in (RETAINED, MEASURED)}
     return found if _json(given) == _json(record) else None
 
 
@@ -99,11 +101,12 @@ def provenance(
         "scaling": bank.scaling,
         "dtype": dtype,
         "versions": library_versions(),
-        "sources": [_source(adapters[index], float(weights[index])) for index in used],
+        "sources": [source_record(adapters[index], float(weights[index])) for index in used],
     }
 
 
-def _source(adapter: AdapterRecord, coefficient: float) -> dict[str, Any]:
+def source_record(adapter: AdapterRecord, coefficient: float) -> dict[str, Any]:
+    """Return what a provenance record tells of one of the adapters combined."""
     return {
         "name": adapter.name,
         "coefficient": coefficient,

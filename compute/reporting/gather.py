@@ -90,8 +90,8 @@ def gather(
         stages=tuple(stage_times(bank.runs.all())),
         recommended=chosen,
         versions=tuple(sorted(library_versions().items())),
-        predicted=tuple(predicted),
         curves=next(reversed(stored_curves(bank)), None),
+        predicted=tuple(predicted),
     )
 
 
@@ -176,7 +176,7 @@ def _size_curves(
         system, how = system_of(item.options), item.options.how
         shown = system.key == chosen.key or system.is_papers_best or how.baseline or how.knows_answer
         quick = number <= FITTED_CURVES_UP_TO or how.quick
-        if shown and quick and not how.trained:
+        if shown and quick and how.of_matrices_alone:
             values = None if system.metric is None else by_metric.get(system.metric)
             curves.append(
                 bank_size_curve(item.options, values, gram, np.arange(number), sizes, draws=SIZE_DRAWS)

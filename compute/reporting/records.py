@@ -97,10 +97,10 @@ class Report:
         Errors by the number of adapters in the bank, a curve a system.
     recommended
         What target pages show first.
-    predicted
-        Names of adapters that were predicted, not trained.
     curves
         The newest learning curves of the bank; None where there are none.
+    predicted
+        Names of adapters that were predicted, not trained.
     """
 
     bank: BankRecord
@@ -116,8 +116,8 @@ class Report:
     stages: tuple[StageTime, ...]
     recommended: System
     versions: tuple[tuple[str, str], ...]
-    predicted: tuple[str, ...] = ()
     curves: LearningCurves | None = None
+    predicted: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Return what it is of."""

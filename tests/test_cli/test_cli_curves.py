@@ -118,7 +118,7 @@ def test_training_data_that_changed_since_is_not_trained_on(template: Path, tmp_
     [
         (("--finetune", "2,1"), "expected ascending numbers"),
         (("--finetune", "two"), "expected numbers of steps such as 0,2,4,8"),
-        (("--examples", "8"), "--examples: would do nothing here; goes with --finetune"),
+        (("--examples", "8"), "--examples: would do nothing here"),
         (("--finetune", "0,1", "--bank-sizes", "2,3"), "--bank-sizes: would do nothing here"),
         (("--finetune", "0,1", "--space", "delta"), "--space: would do nothing here"),
     ],

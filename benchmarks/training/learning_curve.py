@@ -1,4 +1,4 @@
-"""Draw learning curves as SVG: `python -m benchmarks.learning_curve CURVE.csv FIGURE.svg`.
+"""Draw learning curves as SVG: `python -m benchmarks.training.learning_curve CURVE.csv FIGURE.svg`.
 
 CURVE.csv is what `bank evaluate --finetune 0,2,4,8,16 --out FOLDER` writes as FOLDER/curve.csv. Needs matplotlib.
 """
