@@ -86,7 +86,7 @@ def cli(debug: bool) -> None:
 
 
 def _register() -> None:
-    from cli.commands import bank, evaluate, finetune, matrices, plan, predict, report
+    from cli.commands import bank, evaluate, finetune, generate, matrices, plan, predict, report
 
     for command in (
         *bank.COMMANDS,
@@ -94,6 +94,7 @@ def _register() -> None:
         *predict.COMMANDS,
         *finetune.COMMANDS,
         *evaluate.COMMANDS,
+        *generate.COMMANDS,
         *report.COMMANDS,
         *plan.COMMANDS,
     ):

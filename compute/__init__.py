@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from compute.approaches.options import PredictionOptions as PredictionOptions
+    from compute.assessment.assess import AssessmentOptions as AssessmentOptions
+    from compute.assessment.assess import assess as assess
+    from compute.assessment.records import Assessment as Assessment
     from compute.cluster.options import ClusterOptions as ClusterOptions
+    from compute.curves.curve import CurveOptions as CurveOptions
+    from compute.curves.curve import learning_curves as learning_curves
+    from compute.curves.records import LearningCurves as LearningCurves
     from compute.evaluation.bank_sizes import SizeCurve as SizeCurve
     from compute.evaluation.evaluate import EvaluationOptions as EvaluationOptions
     from compute.evaluation.evaluate import evaluate as evaluate
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
     from compute.forecasting.forecast import forecast as forecast
     from compute.forecasting.rates import Rates as Rates
     from compute.forecasting.steps import BankShape as BankShape
+    from compute.generation.text import generate as generate
+    from compute.labels.answer_labels import LabelOptions as LabelOptions
     from compute.pairwise.matrix import DistanceMatrix as DistanceMatrix
     from compute.prediction.coefficients import Coefficients as Coefficients
     from compute.prediction.coefficients import coefficients as coefficients
@@ -50,6 +58,9 @@ _PLACES = {
     "export_delta": "compute.prediction.export",
     "finetune": "compute.finetuning.finetune",
     "evaluate": "compute.evaluation.evaluate",
+    "learning_curves": "compute.curves.curve",
+    "assess": "compute.assessment.assess",
+    "generate": "compute.generation.text",
     "bank_size_curves": "compute.evaluation.weight_space",
     "report": "compute.reporting.report",
     "forecast": "compute.forecasting.forecast",
@@ -57,7 +68,10 @@ _PLACES = {
     "PredictionOptions": "compute.approaches.options",
     "ClusterOptions": "compute.cluster.options",
     "FinetuneOptions": "compute.finetuning.options",
+    "LabelOptions": "compute.labels.answer_labels",
     "EvaluationOptions": "compute.evaluation.evaluate",
+    "CurveOptions": "compute.curves.curve",
+    "AssessmentOptions": "compute.assessment.assess",
     "Machine": "compute.evaluation.jobs",
     "BankShape": "compute.forecasting.steps",
     "Rates": "compute.forecasting.rates",
@@ -68,6 +82,8 @@ _PLACES = {
     "DeltaExport": "compute.prediction.export",
     "Finetuned": "compute.finetuning.finetuned",
     "Evaluation": "compute.evaluation.records",
+    "LearningCurves": "compute.curves.records",
+    "Assessment": "compute.assessment.records",
     "WeightSpaceTable": "compute.evaluation.weight_space",
     "SizeCurve": "compute.evaluation.bank_sizes",
     "ReportPage": "compute.reporting.report",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,14 @@ import numpy as np
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, DatasetError, ParameterError
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import AdapterRecord
+from bankdb.records import AdapterRecord, now, published
 from bankdb.snapshot import of_one_snapshot
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.machine import core_count
 from compute.cluster.options import ClusterLike
 from compute.combination.delta import DeltaForm
-from compute.curves.records import CurveStart, LearningCurves, Scores
+from compute.curves.records import CurveStart, LearningCurves, Scores, store_curves
 from compute.curves.runs import (
     Task,
     TrainingRun,
@@ -27,6 +29,7 @@ from compute.curves.runs import (
     stored_run,
     train_and_answer,
 )
+from compute.curves.summary import ZERO
 from compute.evaluation.adapters import BASE_SHA256, adapter_tensors, evaluated_adapters
 from compute.evaluation.evaluate import EvaluationOptions, chosen_targets, test_splits
 from compute.evaluation.jobs import Job, generate_missing
@@ -45,8 +48,6 @@ from compute.generation.generate import (
 from compute.generation.labelled import check_labelled
 from compute.generation.prompts import encode_prompts
 from compute.generation.settings import answer_settings
-
-ZERO = "zero"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,9 @@ class CurveOptions:
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
 
     def __post_init__(self) -> None:
-        if not self.steps or min(self.steps) < 0 or len(set(self.steps)) < len(self.steps):
+        if not self.steps or min(self.steps) < 0 or list(self.steps) != sorted(set(self.steps)):
             raise ParameterError(
-                f"steps: expected different numbers from 0 on, found {list(self.steps)}; such as 0,2,4,8"
+                f"steps: expected ascending numbers from 0 on, found {list(self.steps)}; such as 0,2,4,8"
             )
 
 
@@ -92,6 +93,7 @@ def learning_curves(
     options: CurveOptions | None = None,
     *,
     leave_out: str | None = None,
+    baseline: bool = True,
     cluster: ClusterLike = None,
     progress: Progress | None = None,
 ) -> LearningCurves:
@@ -105,6 +107,8 @@ def learning_curves(
         How starts are predicted, by leave-one-out; default: Jensen-Shannon, `normalized`.
     leave_out
         `adapter`, `group` or `both`, in place of what the ways say.
+    baseline
+        Also train from `uniform`, with the same left out.
 
     Raises
     ------
@@ -116,7 +120,16 @@ def learning_curves(
     check_extra()
     options, progress = options or CurveOptions(), progress or SilentProgress()
     starts = evaluated_ways(ways or PredictionOptions(), leave_out)
+    if any(way.space != "factors" for way in starts):
+        raise ParameterError("space: factors are trained here, found delta; leave it out")
+    if baseline:
+        starts = list(dict.fromkeys([*starts, *(replace(way, approach="uniform") for way in _plain(starts))]))
     return _Curves(bank, starts, options, cluster, progress).measured()
+
+
+def _plain(ways: Sequence[PredictionOptions]) -> list[PredictionOptions]:
+    """One way for each of what is left out, with nothing that changes it."""
+    return [PredictionOptions(leave_out=one) for one in dict.fromkeys(way.leave_out for way in ways)]
 
 
 class _Curves:
@@ -173,7 +186,9 @@ class _Curves:
         if not evaluated:
             reasons = "; ".join(list(self._failed.values())[:2])
             raise BankError(f"no target could be trained on, of {len(self._targets)}: {reasons}")
-        return self._record(evaluated)
+        found = self._record(evaluated)
+        store_curves(self._bank, found)
+        return found
 
     def _read_examples(self) -> dict[str, TrainingExamples]:
         own = self._bank.tokenizer.end_of_sequence
@@ -286,15 +301,44 @@ class _Curves:
         own = next(system for system in self._systems if system.approach == "own")
         base = next(system for system in self._systems if system.approach == "base")
         names = [record.name for record in evaluated]
+        return self._curves_of(evaluated, base, own, names)
+
+    def _curves_of(
+        self, evaluated: Sequence[AdapterRecord], base: System, own: System, names: Sequence[str]
+    ) -> LearningCurves:
+        starts = tuple(self._start(system, names) for system in self._starts)
+        settings = self._described()
+        text = json.dumps([settings, names, self._options.steps, [asdict(one) for one in starts]])
         return LearningCurves(
+            hashlib.sha256(text.encode()).hexdigest()[:16],
+            now(),
+            settings,
+            self._bank.record.identity,
             tuple(names),
             tuple(record.group for record in evaluated),
             self._options.steps,
             self._plain_scores(base, names),
             self._plain_scores(own, names),
-            tuple(self._start(system, names) for system in self._starts),
+            starts,
             dict(self._failed),
         )
+
+    def _described(self) -> dict[str, Any]:
+        options = self._options
+        evaluation = options.evaluation
+        return {
+            "model": published(evaluation.model or self._bank.record.base_model),
+            "dtype": evaluation.machine.dtype,
+            "training_dtype": options.dtype,
+            "examples": options.examples,
+            "batch_size": options.batch_size,
+            "learning_rate": options.learning_rate,
+            "training_seed": options.seed,
+            "max_examples": evaluation.max_examples,
+            "resamples": evaluation.resamples,
+            "seed": evaluation.seed,
+            "sha256": self._settings.sha256,
+        }
 
     def _plain_scores(self, system: System, names: Sequence[str]) -> Scores:
         return Scores.of(

@@ -37,6 +37,7 @@ from compute.finetuning.training import Course, train
 from compute.generation.base_model import end_ids, model_fingerprint, model_folder
 from compute.generation.generate import chosen_device, load_model, threads_of_torch
 from compute.generation.labelled import check_labelled
+from compute.generation.machine import Machine
 from compute.prediction.predict import dataset_name
 
 # Part of what checkpoints are found again by: raised when a change of the code changes what is trained.
@@ -120,6 +121,7 @@ def finetune(
         options.seed,
         way=way,
         include_same=include_same,
+        machine=Machine(device=options.device, threads=options.threads),
         cluster=cluster,
         memory=memory,
         progress=progress,
@@ -199,7 +201,7 @@ class _Call:
             self._start.form.layout.size,
             self._all,
             options.batch_size,
-            options.base_dtype,
+            options.train_dtype,
             self._setting.device,
             self._memory,
         )

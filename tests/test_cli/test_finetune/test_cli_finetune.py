@@ -26,7 +26,7 @@ from tests.support.banks.tiny_bank import BASE, NAMES, TINY, copy_pairs, make_ba
 pytestmark = pytest.mark.torch
 
 DATA = TINY / "new" / "lists_ends"
-FIXED = ("--threads", "1", "--base-dtype", "float32", "--steps", "2")
+FIXED = ("--threads", "1", "--train-dtype", "float32", "--steps", "2")
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_a_budget_is_told_in_steps(bank: Path, tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert told["steps"] == len(told["losses"]) >= 1
     assert told["step_kept"] in map(int, told["held_out_losses"])
-    assert told["base_dtype"] in ("float32", "bfloat16")
+    assert told["train_dtype"] in ("float32", "bfloat16")
 
 
 def test_steps_in_parts_where_memory_asks(
@@ -243,7 +243,7 @@ def test_steps_in_parts_where_memory_asks(
 
 
 def test_from_python(bank: Path, trained: tuple[Path, str, str], tmp_path: Path) -> None:
-    options = compute.FinetuneOptions(steps=5, threads=1, base_dtype="float32", model=str(BASE))
+    options = compute.FinetuneOptions(steps=5, threads=1, train_dtype="float32", model=str(BASE))
     with bankdb.open(bank) as opened:
         made = compute.finetune(opened, DATA, options)
     assert made.sentence() in repr(made)
@@ -399,7 +399,7 @@ def test_a_folder_that_is_there_is_refused_before_anything_is_done(bank: Path, t
         (["--budget", "1m"], "--budget is in place of --steps"),
         (["--metric", "all"], "NEWDATA takes one --metric and one --approach"),
         (["--approach", "uniform", "--approach", "nearest"], "NEWDATA takes one --metric and one --approach"),
-        (["--examples", "some"], "--examples: expected a number of at least 1, or all"),
+        (["--examples", "some"], "--examples"),
         (["--steps", "0"], "--steps"),
     ],
 )

@@ -45,7 +45,7 @@ class Command:
 
     def start(self, *more: str, kill: str | None = None) -> int:
         # One thread, and the dtype fixed: what is measured may be decided otherwise the next time.
-        options = ["--model", BASE, "--threads", "1", "--base-dtype", "float32", *more]
+        options = ["--model", BASE, "--threads", "1", "--train-dtype", "float32", *more]
         words = ["finetune", "--bank", self._bank, DATA, "--out", self.out, *options]
         return self._server.start(*words, log=self.log, kill=kill)
 

@@ -111,7 +111,7 @@ def test_what_is_no_budget(text: str) -> None:
         {"learning_rate": 0.0},
         {"learning_rate": float("nan")},
         {"budget": float("inf")},
-        {"base_dtype": "float16"},
+        {"train_dtype": "float16"},
     ],
 )
 def test_options_out_of_range(changed: dict[str, object]) -> None:

@@ -179,7 +179,9 @@ def test_a_loss_that_is_no_number_is_refused(form: DeltaForm, start: np.ndarray,
     wrong = start.copy()
     wrong[5] = spoilt
     trainer = trainer_of(form, wrong)
-    with pytest.raises(ComputeError, match=r"step 1: the loss is .*lower --learning-rate, or .*--base-dtype"):
+    with pytest.raises(
+        ComputeError, match=r"step 1: the loss is .*lower --learning-rate, or .*--train-dtype"
+    ):
         trainer.step(BATCHES[0])
     assert trainer.steps == 0
     np.testing.assert_array_equal(trainer.vector(), wrong)
