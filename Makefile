@@ -12,7 +12,7 @@ ROUNDS ?= 5
 # The tests of test-core.
 CORE ?= not torch and not browser and not postgres and not netns
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling bench-cluster bench-checks docs hooks example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -61,6 +61,9 @@ bench-checks: $(VENV)/core.stamp  ## What it costs to hold each chunk against th
 	$(BIN)/python benchmarks/synthetic.py --bank build/bench-checks --adapters $(ADAPTERS) --layers 32 --hidden 4096
 	$(BIN)/python benchmarks/checks.py --bank build/bench-checks --rounds $(ROUNDS)
 	rm -r build/bench-checks
+
+bench-finetune: $(VENV)/torch.stamp  ## bank finetune next to a bare loop of PyTorch; BANK, DATA and MODEL name what on.
+	$(BIN)/python benchmarks/training/finetune.py --bank "$(BANK)" --data "$(DATA)" --model "$(MODEL)"
 
 docs: $(VENV)/docs.stamp  ## The site: pages, commands and the Python interface; a warning is an error.
 	rm -rf build/docs

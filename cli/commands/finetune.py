@@ -79,7 +79,7 @@ def _seed_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     help="In place of --steps: as many as fit into this time of training, such as 10m.",
 )
 @examples_option(
-    "Drawn from NEWDATA, at the most. A fifth of them is held out, to see which step is the best; selected reads as many."
+    "Drawn from NEWDATA, at the most; a fifth of them is held out, to see which step is the best. Of selected too."
 )
 @click.option(
     "--batch-size", type=click.IntRange(1, 65_536), default=8, show_default=True, help="Examples of a step."
