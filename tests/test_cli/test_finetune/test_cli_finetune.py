@@ -223,6 +223,22 @@ def test_a_budget_is_told_in_steps(bank: Path, tmp_path: Path) -> None:
     assert told["train_dtype"] in ("float32", "bfloat16")
 
 
+def test_a_test_at_the_end(bank: Path, tmp_path: Path) -> None:
+    test = ["--test", DATA / "test.jsonl", "--max-examples", "4"]
+    done = run(bank, DATA, *test, "--json", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["step_kept"] in (0, 1, 2)
+    assert told["assessment"]
+    assert record_of(tmp_path / "out")["measured"]["test"]["examples"] == 4
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "## Measured" in card
+    assert "of its examples" in card
+    done = run(bank, DATA, "--test", tmp_path / "nothing.jsonl", "--out", tmp_path / "other")
+    assert done.exit_code == 1
+    assert not (tmp_path / "other").exists()
+
+
 def test_steps_in_parts_where_memory_asks(
     bank: Path, trained: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
