@@ -14,15 +14,6 @@ from bankdb.records import AdapterRecord
 from bankdb.shown import html_summary, text_summary
 from bankdb.snapshot import snapshot_of
 from bankdb.storage.location import BankLocation
-from bankdb.storage.new_bank import (
-    check_free,
-    check_places_free,
-    claim_arrays,
-    making,
-    new_location,
-    record_bank,
-    save_tokenizer,
-)
 from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
@@ -86,6 +77,15 @@ class AdapterBank(StoredBank):
             The tokenizer cannot be loaded, or not saved so that it stays what it is.
         """
         from bankdb.datasets.tokenizer import BankTokenizer
+        from bankdb.storage.new_bank import (
+            check_free,
+            check_places_free,
+            claim_arrays,
+            making,
+            new_location,
+            record_bank,
+            save_tokenizer,
+        )
 
         location = new_location(Path(path), database, arrays)
         check_free(folder := location.folder)

@@ -6,9 +6,8 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
@@ -28,6 +27,10 @@ from bankdb.catalog.schema import (
 )
 from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError
 from bankdb.records import AdapterRecord, BankRecord, NewAdapter, ReservedRow, now
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # SQLite takes 32,766 bound values in one statement; PostgreSQL 65,535.
 _BATCH = 10_000
@@ -388,4 +391,6 @@ def _counts_sha256(ids: bytes, counts: bytes) -> str:
 
 
 def _uint32(blob: bytes) -> NDArray[np.uint32]:
+    import numpy as np
+
     return np.frombuffer(blob, dtype="<u4").astype(np.uint32, copy=False)

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Connection,
     Dialect,
     Float,
     ForeignKey,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     String,
+    Table,
     Text,
     UniqueConstraint,
     event,
@@ -209,9 +211,16 @@ class AdapterRow(Sealed):
             "name",
             unique=True,
             sqlite_where=text("state = 'ready'"),
-            postgresql_where=text("state = 'ready'"),
         ),
     )
+
+
+@event.listens_for(AdapterRow.__table__, "before_create")
+def _ready_names_on_postgresql(table: Table, connection: Connection, **_: object) -> None:
+    """Give the index its condition there too. Stated above, it would import that dialect, its drivers and all."""
+    (index,) = (index for index in table.indexes if index.name == "uq_adapter_ready_name")
+    if connection.dialect.name == "postgresql":
+        index.dialect_kwargs["postgresql_where"] = text("state = 'ready'")
 
 
 class DatasetRow(Sealed):
