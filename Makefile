@@ -9,7 +9,7 @@ PYTEST ?= -n 2
 # The tests of test-core.
 CORE ?= not torch and not browser and not postgres and not netns
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling bench-cluster bench-checks docs hooks example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-startup docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -58,6 +58,9 @@ bench-checks: $(VENV)/core.stamp  ## What it costs to hold each chunk against th
 	$(BIN)/python benchmarks/synthetic.py --bank build/bench-checks --adapters 128 --layers 32 --hidden 4096
 	$(BIN)/python benchmarks/checks.py --bank build/bench-checks
 	rm -r build/bench-checks
+
+bench-startup: $(VENV)/core.stamp demo  ## What a person at a prompt waits for, on the example bank.
+	$(BIN)/python benchmarks/startup.py --bank $(DEMO_BANK)/bank --new examples/tiny_bank/new
 
 docs: $(VENV)/docs.stamp  ## The site: pages, commands and the Python interface; a warning is an error.
 	rm -rf build/docs

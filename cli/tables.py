@@ -39,7 +39,7 @@ def table_lines(
     cells = [[shown(value) for value in row] for row in body]
     head = [printable(heading) for heading in headings]
     columns = list(zip(head, *cells, strict=True))
-    widths = [max(map(columns_of, column)) for column in columns]
+    widths = [max(1, *map(columns_of, column)) for column in columns]
     needed = sum(widths) + 3 * len(widths) - 1
     if width is not None and needed > width and len(body) <= _MOST_FOLDED:
         yield from _folded(head, cells, numeric, title, width)
