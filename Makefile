@@ -60,7 +60,7 @@ bench-checks: $(VENV)/core.stamp  ## What it costs to hold each chunk against th
 	rm -r build/bench-checks
 
 bench-startup: $(VENV)/core.stamp demo  ## What a person at a prompt waits for, on the example bank.
-	$(BIN)/python benchmarks/startup.py --bank $(DEMO_BANK)/bank --new examples/tiny_bank/new
+	$(BIN)/python benchmarks/prompt/startup.py --bank $(DEMO_BANK)/bank --new examples/tiny_bank/new/lists_ends
 
 docs: $(VENV)/docs.stamp  ## The site: pages, commands and the Python interface; a warning is an error.
 	rm -rf build/docs

@@ -1,6 +1,6 @@
 """What a person at a prompt waits for: processor and wall seconds of commands, medians, next to importing NumPy.
 
-python benchmarks/startup.py --bank my-bank --new my-data.jsonl
+python benchmarks/prompt/startup.py --bank my-bank --new my-data.jsonl
 """
 
 from __future__ import annotations
