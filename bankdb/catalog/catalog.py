@@ -12,6 +12,7 @@ from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from bankdb.catalog.database import Database
+from bankdb.catalog.plain.records import quick_records
 from bankdb.catalog.schema import (
     DAMAGED,
     FORMAT_VERSION,
@@ -241,7 +242,9 @@ class Catalog:
 
     def adapters(self) -> list[AdapterRecord]:
         """Return every ready adapter, by row."""
-        return self._adapters(None)
+        with self._database.read() as session:
+            found = quick_records(session)
+        return self._adapters(None) if found is None else found
 
     def whole_adapters(self) -> list[AdapterRecord]:
         """Return every ready adapter, by row, but those whose records are not what was written."""

@@ -81,7 +81,7 @@ class Sealed(Base):
     @classmethod
     def checksum_of(cls, values: Mapping[str, Any]) -> str:
         """Return the checksum of a record's values."""
-        return record_checksum(cls.__tablename__, _kinds(cls), values)
+        return record_checksum(cls.__tablename__, kinds_of(cls), values)
 
     def is_whole(self) -> bool:
         """Whether its values are those that were written."""
@@ -89,7 +89,8 @@ class Sealed(Base):
 
 
 @functools.cache
-def _kinds(model: type[Sealed]) -> dict[str, str]:
+def kinds_of(model: type[Sealed]) -> dict[str, str]:
+    """Return the columns that a record's checksum covers, with their kinds."""
     columns = model.__table__.columns
     return sealed_columns(
         model.__tablename__, {item.name: "real" if isinstance(item.type, Float) else "" for item in columns}
@@ -97,7 +98,7 @@ def _kinds(model: type[Sealed]) -> dict[str, str]:
 
 
 def _values(row: Sealed) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in _kinds(type(row))}
+    return {name: getattr(row, name) for name in kinds_of(type(row))}
 
 
 @event.listens_for(Sealed, "before_insert", propagate=True)
