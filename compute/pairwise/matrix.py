@@ -31,7 +31,7 @@ from compute.cluster.tasks import run_tasks
 from compute.metrics.base import Metric
 from compute.pairwise.counts import write_distributions
 from compute.pairwise.labelled import LabelledMatrix
-from compute.pairwise.plan import CHUNK_ROWS, Tile, plan_distances, tile_bytes
+from compute.pairwise.plan import CHUNK_ROWS, Tile, expected_seconds, plan_distances, tile_bytes
 from compute.pairwise.tile import compute_tile, read_entries
 
 # Where a task may use less, the memory that compiled loops take a worker would be missed.
@@ -208,7 +208,10 @@ def _compute_missing(
         return _stage([pieces[name][0]])
 
     memory = max(tile_bytes(piece.metric, piece.side, bank.record.vocabulary, nnz) for piece in planned)
-    for name, _ in run_tasks(cluster, _stage(list(lacking)), compute_tile, tasks, progress, step, memory):
+    seconds = expected_seconds(planned, bank.record.vocabulary, nnz)
+    for name, _ in run_tasks(
+        cluster, _stage(list(lacking)), compute_tile, tasks, progress, step, memory, seconds
+    ):
         stored, tile = pieces[name]
         chunks = [chunk for chunk in tile.chunks() if chunk in contents]
         bank.runs.mark_done(stored.run.id, _pieces(lacking[stored].mark, chunks, contents))
