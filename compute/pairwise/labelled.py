@@ -39,7 +39,16 @@ class LabelledMatrix:
     @property
     def shape(self) -> tuple[int, ...]:
         """Targets, and sources."""
-        return self.values.shape
+        return len(self.adapters), len(self.adapters)
+
+    @property
+    def held(self) -> bool:
+        """Whether the values are in memory; else they are read when they are asked for."""
+        return True
+
+    def band(self, start: int, stop: int) -> NDArray[np.float64]:
+        """Return the rows of some targets, shape (stop - start, N)."""
+        return self.values[start:stop]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """Return the values, for functions of NumPy."""
@@ -87,7 +96,7 @@ class LabelledMatrix:
         raise NotImplementedError
 
     def _facts(self) -> dict[str, object]:
-        n = len(self.values)
+        n = len(self.adapters)
         if not 1 < n <= _RANGE_UP_TO:
             return {}
         others = self.values[~np.eye(n, dtype=bool)]
