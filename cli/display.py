@@ -135,9 +135,14 @@ class BarProgress:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
+    click.echo(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON that can be printed."""
     text = json.dumps(value, indent=2, ensure_ascii=not _unicode_output(), allow_nan=False)
     # Such characters stand in strings alone, where JSON has escapes for them.
-    click.echo(re.sub(r"[^\n -~]+", _escaped_in_json, text))
+    return re.sub(r"[^\n -~]+", _escaped_in_json, text)
 
 
 def _escaped_in_json(found: re.Match[str]) -> str:
@@ -166,18 +171,20 @@ def print_table(
     click.echo("\n".join(lines))
 
 
-def write_csv(path: Path, text: str) -> None:
+def write_csv(path: Path, parts: str | Iterable[str]) -> None:
     """Write a table as `write_text` does, with what a terminal would obey escaped in a file too."""
-    write_text(path, printable(text, keep="\n\t"))
+    parts = (parts,) if isinstance(parts, str) else parts
+    write_text(path, (printable(part, keep="\n\t") for part in parts))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write text of several lines into a file; `-` is standard output.
+def write_text(path: Path, text: str | Iterable[str]) -> None:
+    """Write text of several lines, whole or in parts, into a file; `-` is standard output.
 
     A file appears whole or not at all; see `bankdb.arrays.durable.write_whole`.
     """
     if str(path) == "-":
-        click.echo(printable(text, keep="\n\t"), nl=False)
+        for part in (text,) if isinstance(text, str) else text:
+            click.echo(printable(part, keep="\n\t"), nl=False)
     else:
         from bankdb.arrays.durable import write_whole
 

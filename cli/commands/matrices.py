@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table, shown_progress, tell, write_csv
+from cli.display import json_text, print_table, shown_progress, tell, write_csv
 from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
@@ -73,7 +73,20 @@ def distances(
     labels = [{"metric": matrix.metric} for matrix in matrices]
     _show_matrices(matrices, labels, csv, as_json)
     if csv is None and not as_json:
-        print_table(("metric", "smallest", "median", "largest"), [_summary(matrix) for matrix in matrices])
+        held = [matrix for matrix in matrices if matrix.held]
+        if held:
+            print_table(("metric", "smallest", "median", "largest"), [_summary(matrix) for matrix in held])
+        for matrix in matrices:
+            if not matrix.held:
+                _tell_stored(matrix)
+
+
+def _tell_stored(matrix: DistanceMatrix) -> None:
+    """Tell of a matrix that is not read for a summary alone."""
+    n = len(matrix.adapters)
+    tell(
+        f"{matrix.metric}: {n:,} x {n:,} distances are stored; --csv FILE writes them, about {20 * n * n / 1e9:.1f} GB"
+    )
 
 
 def _summary(matrix: DistanceMatrix) -> tuple[str, float, float, float]:
@@ -129,23 +142,28 @@ def _show_matrices(
     leave_out: str | None = None,
 ) -> None:
     if csv is not None:
-        from compute.pairwise.labelled import matrices_csv
+        from compute.pairwise.text import matrices_csv
 
         write_csv(csv, matrices_csv(matrices, labels))
         if str(csv) != "-":
             tell(f"wrote {csv}", err=as_json)
     if as_json:
-        names = matrices[0].names
-        print_json(
-            {
-                "names": names,
-                **({} if leave_out is None else {"leave_out": leave_out}),
-                "matrices": [
-                    {**label, "values": matrix.values.tolist()}
-                    for label, matrix in zip(labels, matrices, strict=True)
-                ],
-            }
-        )
+        _print_json(matrices, labels, {} if leave_out is None else {"leave_out": leave_out})
+
+
+def _print_json(
+    matrices: Sequence[LabelledMatrix], labels: list[dict[str, str]], more: dict[str, str]
+) -> None:
+    """Print matrices as JSON, a row a line, without the whole text in memory."""
+    from compute.pairwise.text import values_json
+
+    before = json_text({"names": matrices[0].names, **more, "matrices": []}).removesuffix("]\n}")
+    for matrix, label in zip(matrices, labels, strict=True):
+        click.echo(before + json_text({**label, "values": []}).removesuffix("[]\n}"), nl=False)
+        for part in values_json(matrix):
+            click.echo(part, nl=False)
+        before = "},\n"
+    click.echo("}]\n}")
 
 
 COMMANDS = (distances, coefficients)

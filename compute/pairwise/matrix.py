@@ -9,7 +9,6 @@ counts under that mark alone. A run that was killed computes its unfinished tile
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import uuid
 from collections import Counter
