@@ -96,6 +96,8 @@ class Report:
         Errors by the number of adapters in the bank, a curve a system.
     recommended
         What target pages show first.
+    in_bank
+        How many adapters the bank has; those of `adapters` may be some of them.
     """
 
     bank: BankRecord
@@ -111,6 +113,7 @@ class Report:
     stages: tuple[StageTime, ...]
     recommended: System
     versions: tuple[tuple[str, str], ...]
+    in_bank: int
 
     def __repr__(self) -> str:
         """Return what it is of."""

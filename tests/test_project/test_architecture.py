@@ -249,6 +249,7 @@ ARROWS = {
         "compute.approaches",
         "compute.cluster",
         "compute.evaluation",
+        "compute.pairwise",
         "compute.prediction",
     },
     "compute.forecasting": {
