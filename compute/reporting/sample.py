@@ -22,7 +22,7 @@ from compute.types import FloatArray
 
 MOST_SHOWN = 1000
 """Adapters of which a page shows all. Of more it would be tens of megabytes, and hours in the making."""
-SHOWN = 400
+SHOWN = 256
 """Adapters that are drawn of a larger bank."""
 
 
