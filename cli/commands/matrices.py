@@ -21,6 +21,7 @@ from cli.options import (
     metric_option,
     metric_parameters,
     opened,
+    together,
 )
 
 if TYPE_CHECKING:
@@ -28,10 +29,18 @@ if TYPE_CHECKING:
     from compute.pairwise.matrix import DistanceMatrix
 
 
-csv_option = click.option(
-    "--csv",
-    type=click.Path(path_type=Path),
-    help="Write the matrix as CSV: rows are targets; - is the screen.",
+file_options = together(
+    click.option(
+        "--csv",
+        type=click.Path(path_type=Path),
+        help="Write the matrix as CSV: rows are targets; - is the screen.",
+    ),
+    click.option(
+        "--parquet",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Write it as Parquet, for large banks: a row a target, its values as one list; the file's metadata name "
+        "the sources.",
+    ),
 )
 _LISTED = 10
 
@@ -40,7 +49,7 @@ _LISTED = 10
 @bank_option
 @metric_option(many=True)
 @metric_parameters
-@csv_option
+@file_options
 @json_option
 @cluster_options
 def distances(
@@ -50,6 +59,7 @@ def distances(
     sigma: float | None,
     compatible: str,
     csv: Path | None,
+    parquet: Path | None,
     as_json: bool,
     **cluster: Any,
 ) -> None:
@@ -71,7 +81,7 @@ def distances(
             progress=shown_progress(),
         )
     labels = [{"metric": matrix.metric} for matrix in matrices]
-    _show_matrices(matrices, labels, csv, as_json)
+    _show_matrices(matrices, labels, (csv, parquet), as_json)
     if csv is None and not as_json:
         held = [matrix for matrix in matrices if matrix.held]
         if held:
@@ -85,7 +95,8 @@ def _tell_stored(matrix: DistanceMatrix) -> None:
     """Tell of a matrix that is not read for a summary alone."""
     n = len(matrix.adapters)
     tell(
-        f"{matrix.metric}: {n:,} x {n:,} distances are stored; --csv FILE writes them, about {20 * n * n / 1e9:.1f} GB"
+        f"{matrix.metric}: {n:,} x {n:,} distances are stored; --parquet FILE or --csv FILE writes them, the latter "
+        f"in about {20 * n * n / 1e9:.1f} GB"
     )
 
 
@@ -107,7 +118,7 @@ def _summary(matrix: DistanceMatrix) -> tuple[str, float, float, float]:
 @approach_option()
 @metric_parameters
 @approach_parameters
-@csv_option
+@file_options
 @json_option
 @cluster_options
 def coefficients(
@@ -115,6 +126,7 @@ def coefficients(
     metrics: tuple[str, ...],
     approaches: tuple[str, ...],
     csv: Path | None,
+    parquet: Path | None,
     as_json: bool,
     **other: Any,
 ) -> None:
@@ -125,7 +137,7 @@ def coefficients(
         chosen = Parameters(other).combinations(metrics, approaches)
         matrices = compute.coefficients(bank, chosen, cluster=cluster_of(other), progress=shown_progress())
     labels = [{"metric": options.metric, "approach": options.approach} for options in chosen]
-    _show_matrices(matrices, labels, csv, as_json, other["leave_out"])
+    _show_matrices(matrices, labels, (csv, parquet), as_json, other["leave_out"])
     if csv is None and not as_json:
         rows = [
             (label["metric"], label["approach"], float(matrix.effective.mean()))
@@ -137,10 +149,16 @@ def coefficients(
 def _show_matrices(
     matrices: Sequence[LabelledMatrix],
     labels: list[dict[str, str]],
-    csv: Path | None,
+    files: tuple[Path | None, Path | None],
     as_json: bool,
     leave_out: str | None = None,
 ) -> None:
+    csv, parquet = files
+    if parquet is not None:
+        from compute.pairwise.parquet import write_parquet
+
+        write_parquet(parquet, matrices, labels)
+        tell(f"wrote {parquet}", err=as_json)
     if csv is not None:
         from compute.pairwise.text import matrices_csv
 

@@ -55,8 +55,7 @@ def _line(cells: Sequence[str]) -> str:
 def _rows(matrix: LabelledMatrix) -> Iterator[tuple[Sequence[str], list[str]]]:
     """Yield the names of some targets, and their rows with commas between; the next are made meanwhile."""
     names = matrix.names
-    # Whole chunks, as they are stored.
-    height = max(1, _BAND_ENTRIES // max(1, len(names)) // CHUNK_ROWS) * CHUNK_ROWS
+    height = band_rows(len(names))
     workers = core_count()
 
     def made(start: int) -> tuple[Sequence[str], list[str]]:
@@ -75,6 +74,11 @@ def _rows(matrix: LabelledMatrix) -> Iterator[tuple[Sequence[str], list[str]]]:
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def band_rows(columns: int) -> int:
+    """Return how many rows of a matrix are handled at once: whole chunks, as they are stored."""
+    return max(1, _BAND_ENTRIES // max(1, columns) // CHUNK_ROWS) * CHUNK_ROWS
 
 
 def joined(values: NDArray[np.float64]) -> list[str]:

@@ -24,6 +24,7 @@ from compute.pairwise import counts as counts_module
 from compute.pairwise import matrix as matrix_module
 from compute.pairwise.counts import read_counts, token_counts, write_distributions
 from compute.pairwise.matrix import StoredDistances
+from compute.pairwise.parquet import write_parquet
 from compute.pairwise.plan import CHUNK_ROWS, cover
 from compute.pairwise.text import joined, matrices_csv, values_json
 from compute.prediction.matrices import distances
@@ -226,3 +227,23 @@ def test_the_gram_matrix_of_some_is_that_of_all(many: SyntheticBank) -> None:
     np.testing.assert_allclose(
         sample.gram_among(many.bank, some, SilentProgress()), theta @ theta.T, rtol=1e-12
     )
+
+
+def test_parquet_has_a_row_a_target_and_the_sources_names(
+    many: SyntheticBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyarrow import parquet
+
+    monkeypatch.setattr("compute.pairwise.text._BAND_ENTRIES", 1)
+    js, wd = distances(many.bank, ["js", "wd"])
+    file = many.bank.path.parent / "matrices.parquet"
+    for _ in range(2):  # in place of one that is there
+        write_parquet(file, [js, wd], [{"metric": "js"}, {"metric": "wd"}])
+    table = parquet.read_table(file)
+    assert table["metric"].to_pylist() == ["js"] * 70 + ["wd"] * 70
+    assert table["target"].to_pylist() == js.names * 2
+    assert json.loads(table.schema.metadata[b"sources"]) == js.names
+    np.testing.assert_array_equal(
+        np.array(table["values"].to_pylist()), np.concatenate([js.values, wd.values])
+    )
+    assert [path.name for path in file.parent.iterdir() if "partial" in path.name] == []
