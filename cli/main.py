@@ -36,7 +36,7 @@ _PLACES = {
         ("init", "alias", "ingest", "list", "show", "verify", "group", "remove", "export"), "bank"
     ),
     **dict.fromkeys(("distances", "coefficients"), "matrices"),
-    **{name: name for name in ("predict", "evaluate", "report", "plan")},
+    **{name: name for name in ("predict", "finetune", "evaluate", "generate", "report", "plan")},
 }
 
 

@@ -44,7 +44,7 @@ def write_adapter_folder(folder: Path, *, files: Mapping[str, Content], overwrit
     folder = Path(os.path.abspath(folder))
     partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
     try:
-        _check_free(folder, overwrite)
+        check_free(folder, overwrite)
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         for name, content in files.items():
@@ -75,7 +75,8 @@ def clear_unfinished(folder: Path) -> None:
             _delete(replaced)
 
 
-def _check_free(folder: Path, overwrite: bool) -> None:
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise the ConflictError of `write_adapter_folder`, before the work whose result is to be written."""
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():

@@ -37,8 +37,14 @@ def open_predictions(
     metric: str,
     options: PredictionOptions,
     progress: Progress,
+    labels: str | None = None,
 ) -> tuple[RunRecord, Location]:
     """Find the run of these coefficients over these rows, or begin it; write C once, to be read by path.
+
+    Parameters
+    ----------
+    labels
+        Hash of the examples and the base model that the coefficients were chosen by, if they were.
 
     Returns
     -------
@@ -57,12 +63,14 @@ def open_predictions(
         options=options_key(options),
         metric=metric,
         coefficients=coefficients,
+        **({} if labels is None else {"labels": labels, "examples": options.examples}),
         **rows_of(bank, adapters),
     )
     parameters = {
         "metric": metric,
         "approach": options.approach,
         **options.parameters(),
+        **({} if labels is None else {"labels": labels}),
         "inputs": inputs,
         "array": f"predictions.zarr/{inputs[:16]}/adapters",
     }

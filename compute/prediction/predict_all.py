@@ -21,6 +21,7 @@ from compute.approaches.options import PredictionOptions, each_way
 from compute.approaches.weight_errors import weight_space_errors
 from compute.cluster.options import Cluster, ClusterLike
 from compute.combination.predictions import combine_missing, open_predictions
+from compute.labels.answer_labels import LabelOptions
 from compute.prediction.coefficients import Coefficients, compute_coefficients, described
 from compute.prediction.export import export_all
 from compute.prediction.matrices import compute_gram
@@ -122,6 +123,7 @@ def predict_all(
     bank: AdapterBank,
     options: PredictionOptions | None = ...,
     *,
+    labels: LabelOptions | None = ...,
     cluster: ClusterLike = ...,
     weight_errors: bool = ...,
     progress: Progress | None = ...,
@@ -133,6 +135,7 @@ def predict_all(
     bank: AdapterBank,
     options: Sequence[PredictionOptions],
     *,
+    labels: LabelOptions | None = ...,
     cluster: ClusterLike = ...,
     weight_errors: bool = ...,
     progress: Progress | None = ...,
@@ -143,6 +146,7 @@ def predict_all(
     bank: AdapterBank,
     options: PredictionOptions | Sequence[PredictionOptions] | None = None,
     *,
+    labels: LabelOptions | None = None,
     cluster: ClusterLike = None,
     weight_errors: bool = False,
     progress: Progress | None = None,
@@ -156,6 +160,8 @@ def predict_all(
     options
         Metric, approach and their parameters; of a list, a list of results in its order, made in one pass over the
         adapters.
+    labels
+        Where the base model computes, for an approach that reads labels; all targets are predicted.
     cluster
         Options, a `distributed.Client`, or None: the default client if there is one, else threads.
     weight_errors
@@ -179,12 +185,16 @@ def predict_all(
     shown, ways = progress or SilentProgress(), each_way(options)
     if not ways:
         return []
+    if labels is not None and labels.targets is not None:
+        raise ParameterError(
+            "targets: all adapters are predicted; leave the targets out, or use compute.coefficients"
+        )
     if any(way.space != "factors" for way in ways):
         raise ParameterError(
             "space: stored predictions are of factors, delta found; export folders: with --export, or export_delta"
         )
     with computing(bank, cluster, shown) as used:
-        predicted = _predict_all(bank, ways, used, weight_errors, shown)
+        predicted = _predict_all(bank, ways, used, weight_errors, shown, labels)
     return predicted[0] if options is None or isinstance(options, PredictionOptions) else predicted
 
 
@@ -194,15 +204,19 @@ def _predict_all(
     cluster: Cluster,
     weight_errors: bool,
     progress: Progress,
+    labels: LabelOptions | None,
 ) -> list[PredictedBank]:
-    found = compute_coefficients(bank, ways, cluster, progress)
+    found = compute_coefficients(bank, ways, cluster, progress, labels)
     adapters = found[0].adapters
     errors: list[NDArray[np.float64] | None] = [None] * len(found)
     if weight_errors:
         gram = compute_gram(bank, cluster, progress)
         targets, size = np.arange(len(adapters)), bank.layout.size
         errors = [weight_space_errors(way.values, gram, targets, size).relative for way in found]
-    runs = [open_predictions(bank, adapters, way.values, way.metric, way.options, progress) for way in found]
+    runs = [
+        open_predictions(bank, adapters, way.values, way.metric, way.options, progress, way.labels)
+        for way in found
+    ]
     combine_missing(bank, runs, sources_of(bank, adapters, progress), cluster, progress)
     for (run, _), way, error in zip(runs, found, errors, strict=True):
         _store_records(bank, run, way, error)

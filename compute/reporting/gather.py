@@ -17,7 +17,9 @@ from bankdb.snapshot import of_one_snapshot
 from compute.approaches.groups import units_of
 from compute.approaches.options import PredictionOptions
 from compute.cluster.options import Cluster, ClusterLike
+from compute.curves.records import stored_curves
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
+from compute.evaluation.scores import of_predicted
 from compute.evaluation.systems import System, system_of
 from compute.evaluation.tables import Summary
 from compute.evaluation.weight_space import WaySummary, table_of
@@ -62,21 +64,13 @@ def gather(
     if not ways:
         raise ParameterError("report: expected at least one metric and approach, found none; give --approach")
     shown = progress or SilentProgress()
-    every = ready_adapters(bank)
-    some = drawn(every)
-    both = [*_with(ways, ADAPTER), *_grouped(some, ways)]
-    if len(some) < len(every):
-        shown.note(
-            f"the report is of {len(some)} of {len(every):,} adapters, drawn at random, each predicted from the others"
-        )
-        matrices, made, gram = _among(bank, every, some, both, shown)
-    else:
-        with computing(bank, cluster, shown) as used:
-            matrices = _distances(bank, _with(ways, ADAPTER), used, shown)
-            made, gram = _coefficients(bank, both, used, shown)
+    matrices, made, gram = _matrices(bank, ways, cluster, shown)
     plain = [item for item in made if item.options.leave_out == ADAPTER]
     adapters = made[0].adapters
-    weight_space = table_of(made, gram, bank.layout.size).summaries()
+    predicted = bank.predicted_among(adapters)
+    for line in of_predicted(predicted):
+        shown.note(line)
+    weight_space = table_of(made, gram, bank.layout.size, predicted).summaries()
     chosen = recommended(weight_space, evaluations)
     default = PredictionOptions().metric
     ordering = next((item for item in matrices if item.metric == default), matrices[0])
@@ -97,12 +91,31 @@ def gather(
         stages=tuple(stage_times(bank.runs.all())),
         recommended=chosen,
         versions=tuple(sorted(library_versions().items())),
-        in_bank=len(every),
+        in_bank=len(ready_adapters(bank)),
+        curves=next(reversed(stored_curves(bank)), None),
+        predicted=tuple(predicted),
     )
 
 
 def _with(ways: Sequence[PredictionOptions], leave_out: str) -> list[PredictionOptions]:
     return [replace(options, leave_out=leave_out) for options in ways]
+
+
+def _matrices(
+    bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: ClusterLike, progress: Progress
+) -> tuple[list[Matrix], list[Coefficients], FloatArray]:
+    """The distances of each metric, the coefficients of each way, and the Gram matrix, of all or of those drawn."""
+    every = ready_adapters(bank)
+    some = drawn(every)
+    both = [*_with(ways, ADAPTER), *_grouped(some, ways)]
+    if len(some) < len(every):
+        progress.note(
+            f"the report is of {len(some)} of {len(every):,} adapters, drawn at random, each predicted from the others"
+        )
+        return _among(bank, every, some, both, progress)
+    with computing(bank, cluster, progress) as used:
+        matrices = _distances(bank, _with(ways, ADAPTER), used, progress)
+        return matrices, *_coefficients(bank, both, used, progress)
 
 
 def _among(
@@ -202,7 +215,7 @@ def _size_curves(
         system, how = system_of(item.options), item.options.how
         shown = system.key == chosen.key or system.is_papers_best or how.baseline or how.knows_answer
         quick = number <= FITTED_CURVES_UP_TO or how.quick
-        if shown and quick and not how.trained:
+        if shown and quick and how.of_matrices_alone:
             values = None if system.metric is None else by_metric.get(system.metric)
             curves.append(
                 bank_size_curve(item.options, values, gram, np.arange(number), sizes, draws=SIZE_DRAWS)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.records import AdapterRecord, BankRecord
+from compute.curves.records import LearningCurves
 from compute.evaluation.bank_sizes import SizeCurve
 from compute.evaluation.records import Evaluation
 from compute.evaluation.systems import System
@@ -98,6 +99,10 @@ class Report:
         What target pages show first.
     in_bank
         How many adapters the bank has; those of `adapters` may be some of them.
+    curves
+        The newest learning curves of the bank; None where there are none.
+    predicted
+        Names of adapters that were predicted, not trained.
     """
 
     bank: BankRecord
@@ -114,6 +119,8 @@ class Report:
     recommended: System
     versions: tuple[tuple[str, str], ...]
     in_bank: int
+    curves: LearningCurves | None = None
+    predicted: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Return what it is of."""

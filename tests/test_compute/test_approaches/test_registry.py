@@ -50,6 +50,7 @@ BUILT_IN = (
     "tuned",
     "ridge",
     "matching",
+    "selected",
     "oracle",
 )
 NUMBER = 7
