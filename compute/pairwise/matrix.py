@@ -276,7 +276,8 @@ def _compute_missing(
         return _stage([pieces[name][0]])
 
     memory = max(tile_bytes(piece.metric, piece.side, bank.record.vocabulary, nnz) for piece in planned)
-    seconds = expected_seconds(planned, bank.record.vocabulary, nnz)
+    new = [len(adapters) - len(lacking[stored].complete) if stored in lacking else 0 for stored in waiting]
+    seconds = expected_seconds(planned, new, bank.record.vocabulary, nnz)
     for name, _ in run_tasks(
         cluster, _stage(list(lacking)), compute_tile, tasks, progress, step, memory, seconds
     ):

@@ -129,13 +129,18 @@ def plan_distances(
     return tuple(sorted(planned, key=lambda piece: piece.cost, reverse=True))
 
 
-def expected_seconds(planned: Sequence[PlannedTile], vocabulary: int, nnz: int) -> float:
-    """Return about what one process takes for tiles, reading and writing left out: good to a factor of two."""
-    pairs = sum(
-        piece.metric.relative_cost
-        * (piece.pair_hundredths / 100 + piece.metric.dataset_pairs * piece.datasets)
-        for piece in planned
-    )
+def expected_seconds(planned: Sequence[PlannedTile], new: Sequence[int], vocabulary: int, nnz: int) -> float:
+    """Return about what one process takes for tiles, reading and writing left out: good to a factor of two.
+
+    Parameters
+    ----------
+    new
+        Of each matrix, how many datasets have no distances yet: the others' to each other are kept.
+    """
+    pairs = 0.0
+    for piece in planned:
+        computed = min(piece.pair_hundredths / 100, new[piece.matrix] * piece.datasets)
+        pairs += piece.metric.relative_cost * (computed + piece.metric.dataset_pairs * piece.datasets)
     return pairs * _ID_SECONDS * max(nnz, vocabulary // 8)
 
 
