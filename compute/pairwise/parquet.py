@@ -6,23 +6,18 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bankdb.arrays.durable import fsync_path, naming
-from compute.pairwise.text import band_rows
-
-if TYPE_CHECKING:
-    from compute.pairwise.labelled import LabelledMatrix
+from compute.pairwise.text import Banded, band_rows
 
 SOURCES = "sources"
 """Key of the file's metadata: the names that the values of a row are of, as a JSON list."""
 
 
-def write_parquet(
-    path: Path, matrices: Sequence[LabelledMatrix], labels: Sequence[Mapping[str, str]]
-) -> None:
+def write_parquet(path: Path, matrices: Sequence[Banded], labels: Sequence[Mapping[str, str]]) -> None:
     """Write matrices below each other: the labels' columns, `target`, and `values`, a list of N float64.
 
     Tens of thousands of columns are more than programs that read Parquet bear; the names of the sources are in the
@@ -54,7 +49,7 @@ def write_parquet(
         unfinished.unlink(missing_ok=True)
 
 
-def _batch(schema: Any, matrix: LabelledMatrix, label: Mapping[str, str], start: int) -> Any:
+def _batch(schema: Any, matrix: Banded, label: Mapping[str, str], start: int) -> Any:
     import pyarrow
 
     names = matrix.names

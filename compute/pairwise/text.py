@@ -7,7 +7,7 @@ import io
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,22 @@ from numpy.typing import NDArray
 from compute.cluster.machine import core_count
 from compute.pairwise.plan import CHUNK_ROWS
 
-if TYPE_CHECKING:
-    from compute.pairwise.labelled import LabelledMatrix
-
 # Entries of a band: 16 MiB of numbers, and some 40 MiB of text.
 _BAND_ENTRIES = 2**21
 
 
-def matrices_csv(matrices: Sequence[LabelledMatrix], labels: Sequence[Mapping[str, str]]) -> Iterator[str]:
+class Banded(Protocol):
+    """What of a matrix is needed here."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the N targets, and of the N sources."""
+
+    def band(self, start: int, stop: int) -> NDArray[np.float64]:
+        """Return the rows of some targets, shape (stop - start, N)."""
+
+
+def matrices_csv(matrices: Sequence[Banded], labels: Sequence[Mapping[str, str]]) -> Iterator[str]:
     """Yield matrices below each other as CSV; where there are several, leading columns say which is which.
 
     All digits of a number are there, and no more than tell it from others.
@@ -37,7 +45,7 @@ def matrices_csv(matrices: Sequence[LabelledMatrix], labels: Sequence[Mapping[st
             )
 
 
-def values_json(matrix: LabelledMatrix) -> Iterator[str]:
+def values_json(matrix: Banded) -> Iterator[str]:
     """Yield the values of a matrix as JSON: a list of lists, a row a line."""
     separator = "[\n"
     for _, rows in _rows(matrix):
@@ -52,7 +60,7 @@ def _line(cells: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _rows(matrix: LabelledMatrix) -> Iterator[tuple[Sequence[str], list[str]]]:
+def _rows(matrix: Banded) -> Iterator[tuple[Sequence[str], list[str]]]:
     """Yield the names of some targets, and their rows with commas between; the next are made meanwhile."""
     names = matrix.names
     height = band_rows(len(names))

@@ -14,7 +14,7 @@ import pytest
 from cli.main import cli
 from tests.support.banks.small_bank import write_dataset
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Never before a model generates or is trained.
 TORCH = ("torch", "peft", "accelerate")
 # What computes on a cluster, opens arrays of any layout, migrates, downloads or draws.
