@@ -14,15 +14,6 @@ from bankdb.records import AdapterRecord
 from bankdb.shown import html_summary, text_summary
 from bankdb.snapshot import snapshot_of
 from bankdb.storage.location import BankLocation
-from bankdb.storage.new_bank import (
-    check_free,
-    check_places_free,
-    claim_arrays,
-    making,
-    new_location,
-    record_bank,
-    save_tokenizer,
-)
 from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
@@ -86,20 +77,21 @@ class AdapterBank(StoredBank):
             The tokenizer cannot be loaded, or not saved so that it stays what it is.
         """
         from bankdb.datasets.tokenizer import BankTokenizer
+        from bankdb.storage import new_bank
 
-        location = new_location(Path(path), database, arrays)
-        check_free(folder := location.folder)
-        check_places_free(location)
+        location = new_bank.new_location(Path(path), database, arrays)
+        new_bank.check_free(folder := location.folder)
+        new_bank.check_places_free(location)
         loaded = BankTokenizer(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
-        with making(location):
-            check_free(folder)  # of two that came so far together, one goes on
-            save_tokenizer(loaded, folder / "tokenizer")
+        with new_bank.making(location):
+            new_bank.check_free(folder)  # of two that came so far together, one goes on
+            new_bank.save_tokenizer(loaded, folder / "tokenizer")
             location.record()
             bank = cls(location, Database(location.database_url, create=True))
             try:
-                claim_arrays(location)
-                record_bank(bank.catalog, location, loaded, base_model, aliases)
+                new_bank.claim_arrays(location)
+                new_bank.record_bank(bank.catalog, location, loaded, base_model, aliases)
             except BaseException:
                 bank.close()
                 raise

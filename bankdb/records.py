@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -197,6 +196,8 @@ class PredictionRecord:
 
 def library_versions() -> dict[str, str]:
     """Return the versions that a run's result may depend on."""
+    import importlib.metadata
+
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 

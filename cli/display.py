@@ -7,7 +7,9 @@ answers and messages may hold what strangers wrote.
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -18,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bankdb.errors import printable
-from bankdb.shown import shown
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -140,8 +141,12 @@ class BarProgress:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
-    text = json.dumps(value, indent=2, ensure_ascii=not _unicode_output(), allow_nan=False)
-    click.echo(_escaped(text))
+    click.echo(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON that can be printed."""
+    return _escaped(json.dumps(value, indent=2, ensure_ascii=not _unicode_output(), allow_nan=False))
 
 
 def json_line(value: Any, *, to_file: bool = False) -> str:
@@ -166,47 +171,34 @@ def print_table(
     headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None
 ) -> None:
     """Print a table; numbers to the right, text to the left."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from cli.tables import table_lines
 
-    body = [list(row) for row in rows]
-    table = Table(
-        title=None if title is None else Text(printable(title)),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
+    terminal = sys.stdout.isatty()
+    lines = table_lines(
+        headings,
+        rows,
+        title=title,
+        width=shutil.get_terminal_size().columns if terminal else None,
+        bold=terminal and "NO_COLOR" not in os.environ,
+        rule="─" if _unicode_output() else "-",
     )
-    for index, heading in enumerate(headings):
-        numeric = bool(body) and all(isinstance(row[index], int | float) for row in body)
-        table.add_column(Text(printable(heading)), justify="right" if numeric else "left", overflow="fold")
-    for row in body:
-        table.add_row(*(Text(shown(value)) for value in row))
-    console = Console()
-    if not console.is_terminal:
-        # Piped: as wide as the text needs, so that no line is broken.
-        console = Console(width=max(80, 4 * len(headings) + _width(headings, body)))
-    console.print(table)
+    click.echo("\n".join(lines))
 
 
-def _width(headings: Sequence[str], body: Sequence[Sequence[object]]) -> int:
-    columns = zip(headings, *body, strict=True)
-    return sum(max(len(shown(value)) for value in column) for column in columns)
-
-
-def write_csv(path: Path, text: str) -> None:
+def write_csv(path: Path, parts: str | Iterable[str]) -> None:
     """Write a table as `write_text` does, with what a terminal would obey escaped in a file too."""
-    write_text(path, printable(text, keep="\n\t"))
+    parts = (parts,) if isinstance(parts, str) else parts
+    write_text(path, (printable(part, keep="\n\t") for part in parts))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write text of several lines into a file; `-` is standard output.
+def write_text(path: Path, text: str | Iterable[str]) -> None:
+    """Write text of several lines, whole or in parts, into a file; `-` is standard output.
 
     A file appears whole or not at all; see `bankdb.arrays.durable.write_whole`.
     """
     if str(path) == "-":
-        click.echo(printable(text, keep="\n\t"), nl=False)
+        for part in (text,) if isinstance(text, str) else text:
+            click.echo(printable(part, keep="\n\t"), nl=False)
     else:
         from bankdb.arrays.durable import write_whole
 

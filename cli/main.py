@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
+import importlib
 import io
 import os
 import sys
+from collections.abc import Iterator, MutableMapping
 from typing import IO, Any
 
 import click
@@ -25,6 +28,48 @@ class _WrongUse(_Failure):
     """The same, with exit status 2."""
 
     exit_code = 2
+
+
+# Which module of `cli.commands` has each command.
+_PLACES = {
+    **dict.fromkeys(
+        ("init", "alias", "ingest", "list", "show", "verify", "group", "remove", "export"), "bank"
+    ),
+    **dict.fromkeys(("distances", "coefficients"), "matrices"),
+    **{name: name for name in ("predict", "finetune", "evaluate", "generate", "report", "plan")},
+}
+
+
+class _Commands(MutableMapping[str, click.Command]):
+    """The commands by name; a module is imported when one of its commands is asked for."""
+
+    def __init__(self) -> None:
+        self._places = dict(_PLACES)
+        self._loaded: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._loaded and name in self._places:
+            module = importlib.import_module(f"cli.commands.{self._places[name]}")
+            self._loaded |= {command.name: command for command in module.COMMANDS}
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self:
+            raise KeyError(name)
+        self._places.pop(name, None)
+        self._loaded.pop(name, None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places or name in self._loaded
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._places, **self._loaded})
+
+    def __len__(self) -> int:
+        return len({**self._places, **self._loaded})
 
 
 class BankGroup(click.Group):
@@ -85,27 +130,13 @@ def cli(debug: bool) -> None:
     """
 
 
-def _register() -> None:
-    from cli.commands import bank, evaluate, finetune, generate, matrices, plan, predict, report
-
-    for command in (
-        *bank.COMMANDS,
-        *matrices.COMMANDS,
-        *predict.COMMANDS,
-        *finetune.COMMANDS,
-        *evaluate.COMMANDS,
-        *generate.COMMANDS,
-        *report.COMMANDS,
-        *plan.COMMANDS,
-    ):
-        cli.add_command(command)
-
-
-_register()
+cli.commands = _Commands()
 
 
 def main() -> None:
     """Run the command line."""
+    # Modules make many objects and hardly any garbage, for which they are searched too often by default.
+    gc.set_threshold(50_000, 20, 50)
     _open_streams()
     try:
         cli(prog_name="bank")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compute.approaches.registry import descriptions
+from compute.approaches.registry import descriptions, is_registered
 from compute.approaches.registry import names as approach_names
 
 if TYPE_CHECKING:
@@ -268,6 +268,10 @@ class ApproachChoice(click.Choice[str]):
 
     @choices.setter
     def choices(self, _: object) -> None: ...
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Take a name that is registered without asking what installed packages offer."""
+        return str(value) if is_registered(value) else super().convert(value, param, ctx)
 
 
 class ApproachOption(click.Option):

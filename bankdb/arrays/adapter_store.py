@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,22 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.durable import fsync_path, fsync_written, is_partial, partial_files
+from bankdb.arrays.metadata import ArrayLayout, read_rows_metadata, write_unsealed_array
 from bankdb.arrays.remote import Location, RemotePath, delete, objects_below
 from bankdb.arrays.remote_shards import RemoteShards, forget
-from bankdb.arrays.shard_format import Checksums
-from bankdb.arrays.shards import Shards, shards_of
-from bankdb.arrays.zarr_arrays import (
-    chunk_file,
-    column_chunk,
-    create_array,
-    grow_array,
-    open_array,
-)
+from bankdb.arrays.shard_format import Checksums, ShardFormat
+from bankdb.arrays.shards import Shards
+from bankdb.arrays.zarr_arrays import chunk_file, column_chunk, create_array
 from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError
 
 if TYPE_CHECKING:
-    import zarr
-
     from bankdb.arrays.uncached import UncachedReader
 
 Vector = NDArray[np.float32]
@@ -65,12 +59,14 @@ class AdapterStore:
     ----------
     path
         The array's folder, or its URL.
+    opened
+        Its metadata, where they were read already.
     """
 
-    def __init__(self, path: Location) -> None:
+    def __init__(self, path: Location, opened: tuple[ArrayLayout, dict[str, Any]] | None = None) -> None:
         self.path = path
-        self._array: zarr.Array[Any] | None = None
-        self._shards: tuple[zarr.Array[Any], Shards | RemoteShards] | None = None
+        self._opened = opened
+        self._shards: tuple[ArrayLayout, Shards | RemoteShards] | None = None
 
     def create(self, parameters: int, identity: str, owner: str | None = None) -> None:
         """Make the array for rows of `parameters` columns; the caller knows that no row is ready."""
@@ -84,41 +80,51 @@ class AdapterStore:
             dtype="float32",
             attributes={"bank": identity} | ({} if owner is None else {"owner": owner}),
         )
-        self._array = None
+        self._opened = None
 
     def grow(self, rows: int) -> None:
         """Make room for row numbers below `rows`; the caller holds the bank's write lock."""
-        grow_array(self.path, (rows, 0))
-        self._array = None
+        self._opened = None
+        layout, attributes = self._metadata()
+        there, columns = layout.shape
+        if rows > there:
+            write_unsealed_array(self.path, replace(layout, shape=(rows, columns)), attributes)
+            self._opened = None
 
     @property
-    def array(self) -> zarr.Array[Any]:
-        """The array, opened once; shape (rows ever reserved, p)."""
-        if self._array is None:
-            self._array = open_array(self.path, mode="r+")
-        return self._array
+    def shape(self) -> tuple[int, int]:
+        """Rows ever reserved, and p."""
+        rows, columns = self._metadata()[0].shape
+        return rows, columns
+
+    def _metadata(self) -> tuple[ArrayLayout, dict[str, Any]]:
+        """Read the array's metadata, once."""
+        if self._opened is None:
+            self._opened = read_rows_metadata(self.path)
+        return self._opened
 
     def identity(self) -> str:
         """Return the identity of the bank that the array was made for."""
-        return str(self.array.attrs.get("bank", ""))
+        return str(self._metadata()[1].get("bank", ""))
 
     def owner(self) -> str | None:
         """Return the mark of the catalogue that writes here, as it is now; None if there is none, or no array."""
-        self._array = None
+        self._opened = None
         try:
-            mark = self.array.attrs.get("owner")
+            mark = self._metadata()[1].get("owner")
         except BankNotFoundError:
             return None
         return None if mark is None else str(mark)
 
     def set_owner(self, mark: str) -> None:
         """Mark the array as written by one catalogue; nothing happens if there is no array yet."""
-        self._array = None
+        self._opened = None
         try:
-            self.array.attrs.update({"owner": mark})
+            layout, attributes = self._metadata()
         except BankNotFoundError:
             return
-        fsync_written(self.path, [self.path / "zarr.json"])
+        write_unsealed_array(self.path, layout, attributes | {"owner": mark})
+        self._opened = None
 
     def write(self, row: int, vector: Vector) -> str:
         """Write a row as `write_row` does; return the sha256 of its little-endian bytes."""
@@ -141,7 +147,7 @@ class AdapterStore:
         rows, columns = self._shape_with(row)
         if row >= rows or vector.shape != (columns,):
             raise BankFormatError(
-                f"{self.path}: cannot write row {row} of {vector.shape} into an array of {self.array.shape}"
+                f"{self.path}: cannot write row {row} of {vector.shape} into an array of {self.shape}"
             )
         if not np.isfinite(vector).all():
             raise AdapterError(f"{self.path}: row {row} was expected to be finite, NaN or Inf found")
@@ -158,7 +164,7 @@ class AdapterStore:
 
     def read_rows(self, rows: Sequence[int]) -> Vector:
         """Read whole rows, shape (len(rows), p). Raises BankFormatError naming a bad one."""
-        return self.read_panel(rows, 0, self.array.shape[1])
+        return self.read_panel(rows, 0, self.shape[1])
 
     def read_panel(self, rows: Sequence[int], start: int, stop: int) -> Vector:
         """Read columns `start` to `stop` of some rows, shape (len(rows), stop - start).
@@ -206,14 +212,14 @@ class AdapterStore:
         """Read one row, shape (p,), with what it is known by. Raises BankFormatError as `read` does."""
         self._check_row(row)
         checksums = self._known_shards().checksums(row)  # before the chunks, which are held against them
-        vector = np.empty((1, int(self.array.shape[1])), dtype=np.float32)
+        vector = np.empty((1, self.shape[1]), dtype=np.float32)
         self.read_into([row], 0, vector.shape[1], vector, None, checksums[None])
         return vector[0], StoredRow(row_sha256(vector[0]), checksums)
 
     @property
     def chunk(self) -> int:
         """Columns of a stored chunk."""
-        return column_chunk(int(self.array.shape[1]))
+        return column_chunk(self.shape[1])
 
     def prefetch(self, rows: Sequence[int], start: int, stop: int) -> None:
         """Ask the kernel for columns that will be read soon: a disk works while a processor does."""
@@ -233,23 +239,19 @@ class AdapterStore:
 
     def _known_shards(self) -> Shards | RemoteShards:
         """Return the array's shards. zarr would read others too, and believe what their chunks say of themselves."""
-        array = self.array
-        if self._shards is None or self._shards[0] is not array:
-            found = shards_of(array, self.path, _RESTORE)
-            if found is None:
-                raise BankFormatError(
-                    f"{self.path / 'zarr.json'}: of a layout that this version does not write; put the bank's own "
-                    "adapters.zarr back"
-                )
-            self._shards = (array, found)
+        layout = self._metadata()[0]
+        if self._shards is None or self._shards[0] is not layout:
+            form = ShardFormat.from_layout(layout)
+            remote = isinstance(self.path, RemotePath)
+            kind = RemoteShards if remote else Shards
+            self._shards = (layout, kind(self.path, form, _RESTORE))  # type: ignore[arg-type]
         return self._shards[1]
 
     def _shape_with(self, row: int) -> tuple[int, int]:
         """The array's shape; looked up again if another process may have grown it to hold `row`."""
-        if row >= self.array.shape[0]:
-            self._array = None
-        rows, columns = self.array.shape
-        return int(rows), int(columns)
+        if row >= self.shape[0]:
+            self._opened = None
+        return self.shape
 
     def delete(self, row: int) -> None:
         """Delete a row's file, if it is there, and what unfinished writes left; nothing that is foreign."""

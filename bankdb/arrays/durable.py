@@ -228,7 +228,7 @@ def is_partial(name: str) -> bool:
     return _PARTIAL.search(name) is not None
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str | Iterable[str]) -> None:
     """Write a file so that it appears whole or not at all, also after a crash.
 
     A link stays, and what it points to is written so. What is no regular file, such as a device, a named pipe or
@@ -237,12 +237,13 @@ def write_whole(path: Path, text: str) -> None:
     target = _link_target(path)
     if _is_stream(target):
         with naming(path), target.open("a", encoding="utf-8") as stream:
-            stream.write(text)
+            stream.writelines(_parts(text))
         return
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with naming(path):
-            unfinished.write_text(text, encoding="utf-8")
+            with unfinished.open("w", encoding="utf-8") as file:
+                file.writelines(_parts(text))
             if target.exists():
                 shutil.copymode(target, unfinished)
             fsync_path(unfinished)
@@ -250,6 +251,10 @@ def write_whole(path: Path, text: str) -> None:
             fsync_path(target.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _parts(text: str | Iterable[str]) -> Iterable[str]:
+    return (text,) if isinstance(text, str) else text
 
 
 def _link_target(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Zarr arrays in a folder or under a URL: how they are opened, grown, made durable, and what may lie beside chunks.
+"""Zarr arrays in a folder or under a URL: how they are opened, made durable, and what may lie beside chunks.
 
 In a folder, what is written is there after its file and folders were flushed. Under a URL, an object is there, whole,
 as soon as the store has acknowledged it; there is nothing to flush, and no half written file.
@@ -126,16 +126,6 @@ def open_array(path: str | Location, *, mode: str = "r") -> zarr.Array[Any]:
     if not isinstance(opened, zarr.Array):
         raise BankFormatError(f"{path}: expected a zarr array, found a group")
     return opened
-
-
-def grow_array(path: Location, shape: tuple[int, ...]) -> None:
-    """Make the array at least of `shape`; never smaller. The caller holds the bank's write lock."""
-    array = open_array(path, mode="r+")
-    wanted = tuple(max(have, want) for have, want in zip(array.shape, shape, strict=True))
-    if wanted != array.shape:
-        array.resize(wanted)
-        fsync_path(path / "zarr.json")
-        fsync_path(path)
 
 
 def chunk_file(path: Location, *index: int) -> Location:

@@ -6,13 +6,13 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from bankdb.catalog.database import Database, counted, every, found, some
+from bankdb.catalog.plain.records import quick_records
 from bankdb.catalog.schema import (
     DAMAGED,
     FORMAT_VERSION,
@@ -28,6 +28,10 @@ from bankdb.catalog.schema import (
 )
 from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError
 from bankdb.records import AdapterRecord, BankRecord, NewAdapter, ReservedRow, now
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # SQLite takes 32,766 bound values in one statement; PostgreSQL 65,535.
 _BATCH = 10_000
@@ -233,7 +237,9 @@ class Catalog:
 
     def adapters(self) -> list[AdapterRecord]:
         """Return every ready adapter, by row."""
-        return self._adapters(None)
+        with self._database.read() as session:
+            found = quick_records(session)
+        return self._adapters(None) if found is None else found
 
     def whole_adapters(self) -> list[AdapterRecord]:
         """Return every ready adapter, by row, but those whose records are not what was written."""
@@ -385,4 +391,6 @@ def _counts_sha256(ids: bytes, counts: bytes) -> str:
 
 
 def _uint32(blob: bytes) -> NDArray[np.uint32]:
+    import numpy as np
+
     return np.frombuffer(blob, dtype="<u4").astype(np.uint32, copy=False)

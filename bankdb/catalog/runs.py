@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from sqlalchemy import Delete, delete, insert
 from sqlalchemy.orm import Session
 
@@ -180,6 +179,8 @@ def _run_record(row: RunRow) -> RunRecord:
 
 
 def _prediction_row(record: PredictionRecord) -> PredictionRow:
+    import numpy as np
+
     return PredictionRow(
         run_id=record.run_id,
         target=record.target,
@@ -193,6 +194,8 @@ def _prediction_row(record: PredictionRecord) -> PredictionRow:
 
 
 def _prediction_record(row: PredictionRow) -> PredictionRecord:
+    import numpy as np
+
     return PredictionRecord(
         run_id=row.run_id,
         target=row.target,

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Connection,
     Dialect,
     Float,
     ForeignKey,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     String,
+    Table,
     Text,
     UniqueConstraint,
     event,
@@ -79,7 +81,7 @@ class Sealed(Base):
     @classmethod
     def checksum_of(cls, values: Mapping[str, Any]) -> str:
         """Return the checksum of a record's values."""
-        return record_checksum(cls.__tablename__, _kinds(cls), values)
+        return record_checksum(cls.__tablename__, kinds_of(cls), values)
 
     def is_whole(self) -> bool:
         """Whether its values are those that were written."""
@@ -87,7 +89,8 @@ class Sealed(Base):
 
 
 @functools.cache
-def _kinds(model: type[Sealed]) -> dict[str, str]:
+def kinds_of(model: type[Sealed]) -> dict[str, str]:
+    """Return the columns that a record's checksum covers, with their kinds."""
     columns = model.__table__.columns
     return sealed_columns(
         model.__tablename__, {item.name: "real" if isinstance(item.type, Float) else "" for item in columns}
@@ -95,7 +98,7 @@ def _kinds(model: type[Sealed]) -> dict[str, str]:
 
 
 def _values(row: Sealed) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in _kinds(type(row))}
+    return {name: getattr(row, name) for name in kinds_of(type(row))}
 
 
 @event.listens_for(Sealed, "before_insert", propagate=True)
@@ -209,9 +212,16 @@ class AdapterRow(Sealed):
             "name",
             unique=True,
             sqlite_where=text("state = 'ready'"),
-            postgresql_where=text("state = 'ready'"),
         ),
     )
+
+
+@event.listens_for(AdapterRow.__table__, "before_create")
+def _ready_names_on_postgresql(table: Table, connection: Connection, **_: object) -> None:
+    """Give the index its condition there too. Stated above, it would import that dialect, its drivers and all."""
+    (index,) = (index for index in table.indexes if index.name == "uq_adapter_ready_name")
+    if connection.dialect.name == "postgresql":
+        index.dialect_kwargs["postgresql_where"] = text("state = 'ready'")
 
 
 class DatasetRow(Sealed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import operator
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -207,9 +208,8 @@ def _own_probes(tokens: Sequence[str]) -> tuple[str, ...]:
 def _fingerprint(encoder: Encoder, vocabulary: Mapping[str, int], size: int, name: str) -> str:
     """Hash the vocabulary and what the tokenizer makes of some texts: stable across library versions."""
     digest = hashlib.sha256(f"vocabulary {size}\n".encode())
-    entries = sorted(vocabulary.items(), key=lambda item: (item[1], item[0]))
-    for token, index in entries:
-        digest.update(f"{index} {token!a}\n".encode())
+    entries = sorted(vocabulary.items(), key=operator.itemgetter(1, 0))
+    digest.update("".join([f"{index} {token!a}\n" for token, index in entries]).encode())
     for probe in (*_PROBES, *_own_probes([token for token, _ in entries])):
         (encoded,) = encode_in_time(encoder, [probe], name)
         digest.update((" ".join(map(str, encoded.tolist())) + "\n").encode())

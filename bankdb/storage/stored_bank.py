@@ -8,9 +8,9 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from bankdb.arrays.adapter_store import AdapterStore, StoredRow, Vector
+from bankdb.arrays.metadata import METADATA, ArrayLayout, read_rows_metadata
 from bankdb.arrays.remote import Location, located
 from bankdb.catalog.catalog import Catalog
 from bankdb.catalog.database import Database
@@ -22,10 +22,10 @@ from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, BankRecord, RunRecord
 from bankdb.storage.aside import computed_aside
 from bankdb.storage.location import LOCATION_FILE, BankLocation
-from bankdb.storage.new_bank import claim_place
 from bankdb.storage.ownership import Ownership
 
 if TYPE_CHECKING:
+    from bankdb.arrays.adapter_store import AdapterStore, StoredRow, Vector
     from bankdb.datasets.tokenizer import BankTokenizer
     from bankdb.peft.layout import AdapterLayout
     from bankdb.peft.weights import SourceAdapter
@@ -50,21 +50,31 @@ class StoredBank:
         What adapters answered to test examples.
     arrays, derived
         Where its arrays are: its folder, another one, or a URL; and those that are computed from others.
-    store
-        The adapters' array.
     """
 
     def __init__(self, location: BankLocation, database: Database) -> None:
         self.location, self.path, self._aside = location, location.folder, contextlib.ExitStack()
         self.use_database(database, location.folder)
         self.arrays: Location = self.path if location.arrays is None else located(location.arrays)
-        self.derived, self.store = self.arrays, AdapterStore(self.arrays / "adapters.zarr")
+        self.derived = self.arrays
+        self._opened: tuple[ArrayLayout, dict[str, Any]] | None = None
 
     def use_database(self, database: Database, folder: Path) -> None:
         """Take catalogue, runs and generations from a database, and locks from a folder."""
         self._database, self._locks = database, database.locks(folder)
         self.catalog, self.origins = Catalog(database), Origins(database)
         self.runs, self.generations = RunBook(database), GenerationStore(database)
+
+    @functools.cached_property
+    def store(self) -> AdapterStore:
+        """The adapters' array. Whoever only looks at the catalogue does without it, and without NumPy."""
+        from bankdb.arrays.adapter_store import AdapterStore
+
+        return AdapterStore(self._rows, self._opened)
+
+    @property
+    def _rows(self) -> Location:
+        return self.arrays / "adapters.zarr"
 
     @property
     def ownership(self) -> Ownership:
@@ -75,6 +85,8 @@ class StoredBank:
 
     def claim_arrays(self) -> None:
         """Mark the place of the arrays as this bank's, where it is not the bank's own folder."""
+        from bankdb.storage.new_bank import claim_place
+
         if self.location.arrays is not None:
             claim_place(self.arrays, self.record.identity)
 
@@ -95,16 +107,17 @@ class StoredBank:
         record = self.record
         if record.layout is None or not self.catalog.count():
             return
-        found = self.store.identity()
+        self._opened = layout, attributes = read_rows_metadata(self._rows)
+        found = str(attributes.get("bank", ""))
         if found != record.identity:
             raise BankFormatError(
-                f"{self.store.path}: belongs to bank {found or 'unknown'}, not to this one ({record.identity}); "
+                f"{self._rows}: belongs to bank {found or 'unknown'}, not to this one ({record.identity}); "
                 "put the bank's own adapters.zarr back"
             )
-        columns = self.store.array.shape[-1]
+        columns = layout.shape[1]
         if columns != record.parameters:
             raise BankFormatError(
-                f"{self.store.path / 'zarr.json'}: rows of {record.parameters} parameters expected, {columns} "
+                f"{self._rows / METADATA}: rows of {record.parameters} parameters expected, {columns} "
                 "found; put the bank's own adapters.zarr back"
             )
 

@@ -31,7 +31,7 @@ def epoch_seconds(
     """Seconds of one epoch over all rows: `sample` targets, over at most `columns` of the p columns, scaled."""
     model = initial_mlp(width, np.random.default_rng(0), np.float32)
     scores = (distances - distances.mean(axis=1, keepdims=True)) / distances.std(axis=1, keepdims=True)
-    parameters = int(store.array.shape[1])
+    parameters = store.shape[1]
     columns = min(columns, parameters)
     panel = store.read_panel(rows, 0, columns)
     targets = np.arange(min(sample, len(rows)))

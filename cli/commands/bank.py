@@ -165,23 +165,32 @@ def _tell_ingested(report: IngestReport, total: int, as_json: bool) -> None:
     tell(f"{', '.join(parts)}; the bank has {total} adapters")
 
 
-@click.command("list", cls=CheckedCommand, epilog="\b\nExample:\n  bank list --json")
+@click.command(
+    "list",
+    cls=CheckedCommand,
+    epilog="\b\nExamples:\n  bank list --json\n  bank list --limit 100 --offset 1900     a page of a large bank",
+)
 @bank_option
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many; all if not given.")
+@click.option("--offset", type=click.IntRange(0), default=0, metavar="N", help="Leave out so many before.")
 @json_option
-def list_adapters(bank_path: Path, as_json: bool) -> None:
-    """List the adapters in the bank."""
+def list_adapters(bank_path: Path, limit: int | None, offset: int, as_json: bool) -> None:
+    """List the adapters in the bank, in the order in which they were stored."""
     with opened(bank_path) as bank:
-        records = bank.adapters()
+        every = bank.adapters()
+    records = every[offset:] if limit is None else every[offset : offset + limit]
     if as_json:
         print_json([_values(record) for record in records])
         return
-    if not records:
+    if not every:
         tell("the bank has no adapters yet; add some with `bank ingest`")
         return
     headings = ("name", "group", "examples", "tokens", "rank", "dtype", "licence")
     print_table(
         headings, [(r.name, r.group, r.examples, r.tokens, r.rank, r.dtype, r.licence) for r in records]
     )
+    if len(records) < len(every):
+        tell(f"{len(records):,} of {len(every):,} adapters, from number {offset + 1:,} on")
 
 
 @click.command(cls=CheckedCommand, epilog="\b\nExamples:\n  bank show\n  bank show task1391")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import print_json, print_table, shown_progress, tell, write_csv
+from cli.display import json_text, print_table, shown_progress, tell, write_csv
 from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
@@ -23,6 +23,7 @@ from cli.options import (
     metric_option,
     metric_parameters,
     opened,
+    together,
 )
 
 if TYPE_CHECKING:
@@ -30,10 +31,18 @@ if TYPE_CHECKING:
     from compute.pairwise.matrix import DistanceMatrix
 
 
-csv_option = click.option(
-    "--csv",
-    type=click.Path(path_type=Path),
-    help="Write the matrix as CSV: rows are targets; - is the screen.",
+file_options = together(
+    click.option(
+        "--csv",
+        type=click.Path(path_type=Path),
+        help="Write the matrix as CSV: rows are targets; - is the screen.",
+    ),
+    click.option(
+        "--parquet",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Write it as Parquet, for large banks: a row a target, its values as one list; the file's metadata name "
+        "the sources.",
+    ),
 )
 _LISTED = 10
 
@@ -42,7 +51,7 @@ _LISTED = 10
 @bank_option
 @metric_option(many=True)
 @metric_parameters
-@csv_option
+@file_options
 @json_option
 @cluster_options
 def distances(
@@ -52,6 +61,7 @@ def distances(
     sigma: float | None,
     compatible: str,
     csv: Path | None,
+    parquet: Path | None,
     as_json: bool,
     **cluster: Any,
 ) -> None:
@@ -73,9 +83,23 @@ def distances(
             progress=shown_progress(),
         )
     labels = [{"metric": matrix.metric} for matrix in matrices]
-    _show_matrices(matrices, labels, csv, as_json)
+    _show_matrices(matrices, labels, (csv, parquet), as_json)
     if csv is None and not as_json:
-        print_table(("metric", "smallest", "median", "largest"), [_summary(matrix) for matrix in matrices])
+        held = [matrix for matrix in matrices if matrix.held]
+        if held:
+            print_table(("metric", "smallest", "median", "largest"), [_summary(matrix) for matrix in held])
+        for matrix in matrices:
+            if not matrix.held:
+                _tell_stored(matrix)
+
+
+def _tell_stored(matrix: DistanceMatrix) -> None:
+    """Tell of a matrix that is not read for a summary alone."""
+    n = len(matrix.adapters)
+    tell(
+        f"{matrix.metric}: {n:,} x {n:,} distances are stored; --parquet FILE or --csv FILE writes them, the latter "
+        f"in about {20 * n * n / 1e9:.1f} GB"
+    )
 
 
 def _summary(matrix: DistanceMatrix) -> tuple[str, float, float, float]:
@@ -97,7 +121,7 @@ def _summary(matrix: DistanceMatrix) -> tuple[str, float, float, float]:
 @metric_parameters
 @approach_parameters
 @label_options
-@csv_option
+@file_options
 @json_option
 @cluster_options
 def coefficients(
@@ -105,6 +129,7 @@ def coefficients(
     metrics: tuple[str, ...],
     approaches: tuple[str, ...],
     csv: Path | None,
+    parquet: Path | None,
     as_json: bool,
     **other: Any,
 ) -> None:
@@ -121,7 +146,7 @@ def coefficients(
             progress=shown_progress(),
         )
     labels = [{"metric": options.metric, "approach": options.approach} for options in chosen]
-    _show_matrices(matrices, labels, csv, as_json, other["leave_out"])
+    _show_matrices(matrices, labels, (csv, parquet), as_json, other["leave_out"])
     if csv is None and not as_json:
         rows = [
             (label["metric"], label["approach"], float(matrix.effective.mean()))
@@ -133,28 +158,39 @@ def coefficients(
 def _show_matrices(
     matrices: Sequence[LabelledMatrix],
     labels: list[dict[str, str]],
-    csv: Path | None,
+    files: tuple[Path | None, Path | None],
     as_json: bool,
     leave_out: str | None = None,
 ) -> None:
+    csv, parquet = files
+    if parquet is not None:
+        from compute.pairwise.parquet import write_parquet
+
+        write_parquet(parquet, matrices, labels)
+        tell(f"wrote {parquet}", err=as_json)
     if csv is not None:
-        from compute.pairwise.labelled import matrices_csv
+        from compute.pairwise.text import matrices_csv
 
         write_csv(csv, matrices_csv(matrices, labels))
         if str(csv) != "-":
             tell(f"wrote {csv}", err=as_json)
     if as_json:
-        names = matrices[0].names
-        print_json(
-            {
-                "names": names,
-                **({} if leave_out is None else {"leave_out": leave_out}),
-                "matrices": [
-                    {**label, "values": matrix.values.tolist()}
-                    for label, matrix in zip(labels, matrices, strict=True)
-                ],
-            }
-        )
+        _print_json(matrices, labels, {} if leave_out is None else {"leave_out": leave_out})
+
+
+def _print_json(
+    matrices: Sequence[LabelledMatrix], labels: list[dict[str, str]], more: dict[str, str]
+) -> None:
+    """Print matrices as JSON, a row a line, without the whole text in memory."""
+    from compute.pairwise.text import values_json
+
+    before = json_text({"names": matrices[0].names, **more, "matrices": []}).removesuffix("]\n}")
+    for matrix, label in zip(matrices, labels, strict=True):
+        click.echo(before + json_text({**label, "values": []}).removesuffix("[]\n}"), nl=False)
+        for part in values_json(matrix):
+            click.echo(part, nl=False)
+        before = "},\n"
+    click.echo("}]\n}")
 
 
 COMMANDS = (distances, coefficients)

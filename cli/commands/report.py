@@ -60,7 +60,7 @@ def report(
     """
     import compute
     from bankdb.errors import ConflictError
-    from compute.prediction.ways import those_that_fit
+    from compute.reporting.report import those_shown
 
     if (out.is_file() or out.is_dir()) and not overwrite:
         raise ConflictError(f"{out}: already there; choose another --out, or give --overwrite")
@@ -68,7 +68,7 @@ def report(
     with opened(bank_path) as bank:
         ways = Parameters().combinations(metrics, approaches)
         if not on_command_line(context, "approaches"):
-            ways = those_that_fit(bank, ways, progress)
+            ways = those_shown(bank, ways, progress)
         made = compute.report(
             bank,
             out,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
 
 from bankdb.errors import ComputeError, ParameterError
 from compute.types import FloatArray
@@ -126,6 +125,8 @@ def _standardise(gram: FloatArray, cross: FloatArray) -> tuple[FloatArray, Float
     On the simplex the solution does not depend on the origin, but its accuracy does: what all adapters share
     would only take digits. Each row of `cross` is right up to a constant, which the simplex does not see.
     """
+    from scipy import linalg
+
     means = gram.mean(axis=1)
     centred = gram - means[:, None] - means + means.mean()
     cross = cross - means
@@ -151,6 +152,8 @@ def _descend(gram: FloatArray, cross: FloatArray, allowed: NDArray[np.bool_]) ->
 
     It finds most of each row's support with matrix products of all rows; the active set does the rest.
     """
+    from scipy import linalg
+
     lipschitz = float(linalg.eigvalsh(gram, subset_by_index=[len(gram) - 1] * 2)[0]) * 1.01
     weights: FloatArray = allowed / allowed.sum(axis=1, keepdims=True)
     if lipschitz <= 0.0:
@@ -263,6 +266,8 @@ class _Problem:
 
     def _newton_step(self, index: NDArray[np.int64], gradient: FloatArray) -> FloatArray:
         """Step to the minimum over the plane of the face, on which weights keep their sum."""
+        from scipy import linalg
+
         gram = self.gram[np.ix_(index, index)]
         # A constant added to all of the matrix changes nothing on the plane, and gives it full rank off it.
         gram += self.largest
@@ -273,6 +278,8 @@ class _Problem:
         return step
 
     def _cholesky(self, gram: FloatArray) -> tuple[FloatArray, bool]:
+        from scipy import linalg
+
         ridge = RIDGE * self.largest
         diagonal = gram.diagonal().copy()
         while True:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from importlib import metadata
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bankdb.errors import ConflictError, ParameterError
 from compute.approaches.base import OPTIONS, Approach
@@ -20,6 +19,9 @@ from compute.approaches.kinds.oracle import Oracle
 from compute.approaches.kinds.ridge import Ridge
 from compute.approaches.kinds.selected import Selected
 from compute.approaches.kinds.tuned import Tuned
+
+if TYPE_CHECKING:
+    from importlib import metadata
 
 _Registered = TypeVar("_Registered", bound=Approach | type[Approach])
 
@@ -83,6 +85,11 @@ def unregister(name: str) -> None:
 def names() -> tuple[str, ...]:
     """Return the names of all approaches, in the order of their registration; installed packages' come last."""
     return (*_registered, *(name for name in _installed() if name not in _registered))
+
+
+def is_registered(name: object) -> bool:
+    """Whether a name is an approach's of this project, or one that was registered or loaded; no package is asked."""
+    return isinstance(name, str) and name in _registered
 
 
 def get_approach(name: str) -> Approach:
@@ -161,6 +168,8 @@ def _instance(approach: object, origin: str) -> Approach:
 @functools.cache
 def _installed() -> dict[str, metadata.EntryPoint]:
     """What installed packages offer, by name; looked for once, since every package's files are read."""
+    from importlib import metadata
+
     found: dict[str, metadata.EntryPoint] = {}
     for offered in metadata.entry_points(group=GROUP):
         if offered.name in found or offered.name in _registered:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from bankdb.arrays.remote import Location
 from bankdb.errors import ComputeError, ParameterError
 from bankdb.progress import Progress
-from compute.cluster.machine import memory_budget
+from compute.cluster.machine import core_count, memory_budget
 from compute.cluster.options import Cluster, ClusterLike, ClusterOptions
 from compute.cluster.scheduler import check_remote, remote_client
 from compute.cluster.workers import check_workers
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def open_cluster(given: ClusterLike, progress: Progress, folder: Location | None = None) -> Iterator[Cluster]:
-    """Have a cluster for as long as a workflow takes; the dashboard's address is told as a note.
+    """Have a cluster for as long as a workflow takes; the dashboard's address is told as a note when it starts.
 
     Parameters
     ----------
@@ -51,19 +52,31 @@ def open_cluster(given: ClusterLike, progress: Progress, folder: Location | None
             return
         given = ClusterOptions(processes=False)
     _check(given)
-    with _client(given, progress) as client:
+    with contextlib.ExitStack() as stack:
         if given.remote:
+            client = stack.enter_context(remote_client(given, progress))
             name = str(given.scheduler or given.scheduler_file)
             yield _running(client, progress, folder, given.memory, name)
             return
-        if client.dashboard_link:  # threads of this process have none
-            progress.note(f"dashboard: {client.dashboard_link}")
-        slots = sum(client.nthreads().values())
-        yield Cluster(client, slots, memory_budget(given.memory) // slots, client.dashboard_link)
+        slots = core_count() if given.workers is None else given.workers
+        start = functools.cache(functools.partial(_started, given, progress, stack))
+        yield Cluster(start, slots, memory_budget(given.memory) // slots, alone=True)
+
+
+def _started(options: ClusterOptions, progress: Progress, stack: contextlib.ExitStack) -> Client:
+    """Start a local cluster, which ends with the workflow."""
+    from compute.cluster.local import local_client
+
+    client = stack.enter_context(local_client(options))
+    if client.dashboard_link:  # threads of this process have none
+        progress.note(f"dashboard: {client.dashboard_link}")
+    return client
 
 
 def _usable(given: object) -> Client | None:
     """Return the client that is given, or the default one; None if there is none that waits for its answers."""
+    if given is None and "distributed" not in sys.modules:
+        return None  # where nobody imported it, nobody has made a default client
     from distributed import Client
 
     if given is None:
@@ -108,15 +121,7 @@ def _running(
     budget = _worker_budget(client) if memory is None else None
     if budget is None:
         budget = memory_budget(memory) // slots
-    return Cluster(client, slots, budget, client.dashboard_link, blas)
-
-
-def _client(options: ClusterOptions, progress: Progress) -> AbstractContextManager[Client]:
-    if options.remote:
-        return remote_client(options, progress)
-    from compute.cluster.local import local_client
-
-    return local_client(options)
+    return Cluster(lambda: client, slots, budget, blas)
 
 
 def _check(options: ClusterOptions) -> None:

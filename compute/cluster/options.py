@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -54,17 +54,34 @@ class ClusterOptions:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """An open client, the tasks that it runs at once, and the bytes that each of them may use.
+    """A client, the tasks that it runs at once, and the bytes that each of them may use.
 
-    `blas` is the threads of BLAS in a task on each host; None is one thread: a local cluster has a process
-    for each core.
+    Attributes
+    ----------
+    start
+        Returns the client, always the same. Of a local cluster it is started when it is asked for first: what is
+        all stored already, or takes one process less than a second, needs none.
+    blas
+        Threads of BLAS in a task on each host; None is one thread: a local cluster has a process for each core.
+    alone
+        Whether tasks may run in this process instead, where they are short.
     """
 
-    client: Client
+    start: Callable[[], Client]
     slots: int
     task_budget: int
-    dashboard: str
     blas: Mapping[str, int] | None = None
+    alone: bool = False
+
+    @property
+    def client(self) -> Client:
+        """The client, connected."""
+        return self.start()
+
+    @property
+    def dashboard(self) -> str:
+        """The dashboard's address; empty where there is none."""
+        return str(self.client.dashboard_link)
 
 
 ClusterLike: TypeAlias = "Cluster | ClusterOptions | Client | None"

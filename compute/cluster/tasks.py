@@ -23,6 +23,9 @@ _LOOK_SECONDS, _ALONE_SECONDS = 2.0, 120.0
 # next one is there when it is wanted, and a long one waits here until some worker has nothing else to do.
 _AHEAD_SECONDS, _MOST_AHEAD = 0.5, 3
 
+# Local workers take about a second to start.
+_WORTH_WORKERS = 1.0
+
 Key = tuple[str, str, str]
 
 
@@ -34,6 +37,7 @@ def run_tasks(
     progress: Progress,
     step: Callable[[str], str] | None = None,
     memory: int | None = None,
+    seconds: float | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Run `function(*arguments)` for each named task, submitted in their order; yield names and results as they come.
 
@@ -49,6 +53,9 @@ def run_tasks(
         From a task's name to the step that the dashboard shows it under; by default all are under `stage`.
     memory
         Bytes that the largest task uses, if they are known: workers keep as many for the next, if the budget has room.
+    seconds
+        What all tasks together are expected to take one process, if that is known. Where it is less than workers take
+        to start, they run in this one.
 
     Raises
     ------
@@ -56,7 +63,15 @@ def run_tasks(
         A task failed, or killed its workers; it is named, and the others are cancelled. Or the scheduler died, or
         there are no workers any more and none comes.
     """
+    if not tasks:
+        return
     progress.begin(stage, len(tasks))
+    if cluster.alone and seconds is not None and seconds < _WORTH_WORKERS:
+        for name, arguments in tasks.items():
+            yield name, _here(stage, name, function, arguments)
+            progress.advance()
+        progress.end()
+        return
     waiting = iter(tasks.items())
     keep = memory if memory is not None and memory <= roomy(cluster.task_budget) else 0
     flight = _Flight(cluster, stage, function, keep, cluster.slots)
@@ -159,8 +174,8 @@ class _Flight:
         try:
             yield
         finally:
-            client: Any = self.cluster.client
-            if self.names and client.status == "running":
+            if self.names and self.cluster.client.status == "running":
+                client: Any = self.cluster.client
                 client.cancel([future for _, future in self.names.values()], force=True)
 
 
@@ -175,6 +190,17 @@ def _bounded(
     return time.perf_counter() - begin, result
 
 
+def _here(stage: str, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Return the result of a task that runs in this process."""
+    try:
+        with bounded_blas(1):
+            return function(*arguments)
+    except BankError:
+        raise
+    except Exception as error:
+        raise _failed(stage, name, error) from error
+
+
 def _result(future: Any, stage: str, name: str) -> tuple[float, Any]:
     try:
         answer: tuple[float, Any] = future.result()
@@ -183,14 +209,16 @@ def _result(future: Any, stage: str, name: str) -> tuple[float, Any]:
     except Exception as error:
         if future.status != "error":  # no answer of the task's own
             raise _lost(stage, name, error) from error
-        reason = one_line(
-            str(error).strip().partition("\n")[0] or error
-        )  # others' lines below it are details
-        raise ComputeError(
-            f"{stage}: piece {name} failed ({type(error).__name__}: {reason}); what was done before is kept, "
-            "run the same command again to go on"
-        ) from error
+        raise _failed(stage, name, error) from error
     return answer
+
+
+def _failed(stage: str, name: str, error: Exception) -> ComputeError:
+    reason = one_line(str(error).strip().partition("\n")[0] or error)  # others' lines below it are details
+    return ComputeError(
+        f"{stage}: piece {name} failed ({type(error).__name__}: {reason}); what was done before is kept, "
+        "run the same command again to go on"
+    )
 
 
 def _lost(stage: str, name: str, error: Exception) -> ComputeError:

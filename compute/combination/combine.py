@@ -135,7 +135,7 @@ def combine_one(
     """
     from threadpoolctl import threadpool_limits
 
-    out = np.empty(int(store.array.shape[1]), dtype=np.float32)
+    out = np.empty(store.shape[1], dtype=np.float32)
     width = _CHUNKS_READ * chunk
     affordable = max(1, budget // (4 * width * (_TOGETHER + 1)))
     count = min(core_count() if threads is None else threads, affordable)

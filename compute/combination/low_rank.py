@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh, qr, svd
 
 Float64 = NDArray[np.float64]
 
@@ -53,6 +52,8 @@ def truncate_product(b_transposed: Float64, a: Float64, rank: int) -> LowRank:
     rank
         k; factors are filled with zeros where the product's own rank is less.
     """
+    from scipy.linalg import qr, svd
+
     # The transpose of a C-contiguous array is what LAPACK wants: nothing is copied.
     q_b, r_b = qr(b_transposed.T, mode="economic", overwrite_a=True, check_finite=False)
     q_a, r_a = qr(a.T, mode="economic", overwrite_a=True, check_finite=False)
@@ -80,6 +81,8 @@ def truncate_matrix(matrix: Float64, rank: int) -> LowRank:
     rank
         k; factors are filled with zeros where it exceeds min(d_out, d_in).
     """
+    from scipy.linalg import eigh
+
     if matrix.shape[0] > matrix.shape[1]:
         turned = truncate_matrix(matrix.T, rank)
         return LowRank(np.ascontiguousarray(turned.a.T), np.ascontiguousarray(turned.b.T), turned.retained)

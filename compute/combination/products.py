@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.blas import sgemm
 
 from compute.combination.plan import ROW_GAP, SPARSE_STRIP
 
@@ -62,6 +61,8 @@ def accumulate(out: Float32, coefficients: Float32, batch: Float32) -> None:
     batch
         C-contiguous, shape (K, c).
     """
+    from scipy.linalg.blas import sgemm
+
     # In Fortran's order the same memory is (c, M) = (c, K) @ (K, M): nothing is copied.
     weights = np.asfortranarray(coefficients.T)
     result = sgemm(1.0, batch.T, weights, beta=1.0, c=out.T, overwrite_c=1)

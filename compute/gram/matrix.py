@@ -117,7 +117,12 @@ def _compute_part(
         if f"{index}" not in done or (index, 0, 0) not in stored
     }
     if tasks:
-        for name, _ in run_tasks(cluster, "gram", gram_slice, tasks, progress, memory=plan.memory):
+        # As disks and cores of some years ago do it.
+        read, products = 4 * len(adapters) * bank.layout.size, 2 * len(new) * len(adapters) * bank.layout.size
+        seconds = read / 5e8 + products / 1e10
+        for name, _ in run_tasks(
+            cluster, "gram", gram_slice, tasks, progress, memory=plan.memory, seconds=seconds
+        ):
             bank.runs.mark_done(run.id, {name: run.inputs_sha256})
         bank.runs.finish(run.id)
     # Summed in the order of the slices: the same result however the tasks were scheduled.

@@ -74,7 +74,7 @@ def _panels(
     width = min(store.chunk, stop - starts[0])
     buffers = [np.empty((len(which), width), dtype=np.float32) for _ in starts[: 2 if ahead else 1]]
     # The kernel cannot keep so many rows until somebody reads them again.
-    past_cache = 4 * math.prod(store.array.shape) > machine_memory() // 2
+    past_cache = 4 * math.prod(store.shape) > machine_memory() // 2
 
     def read(number: int, rows: slice = slice(None)) -> NDArray[np.float32]:
         first = starts[number]

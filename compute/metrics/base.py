@@ -14,15 +14,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import ModuleType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from compute.metrics.aligned import Aligned, align
 from compute.metrics.distributions import CountsRow, TokenCounts
 from compute.types import FloatArray
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 PANEL_BYTES = 2**25
 """Dense panels of one block together stay near this size (32 MB), within a shared cache."""
@@ -113,6 +115,8 @@ class Support:
 
     def matrix(self, counts: TokenCounts, values: FloatArray) -> sparse.csr_array:
         """Values of shape (nnz,) as a sparse matrix of shape (B, columns)."""
+        from scipy import sparse
+
         return sparse.csr_array(
             (values, self.columns(counts.ids), counts.indptr), shape=(len(counts), len(self.ids)), copy=False
         )

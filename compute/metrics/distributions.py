@@ -12,7 +12,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
 
 from bankdb.errors import DatasetError, ParameterError
 from compute.types import FloatArray
@@ -267,6 +266,8 @@ def median_sigma(counts: TokenCounts) -> float:
     DatasetError
         When there is no pair of different ids.
     """
+    from scipy import fft
+
     pooled = np.zeros(counts.vocabulary)
     np.add.at(pooled, counts.ids, probabilities(counts))
     if np.count_nonzero(pooled) < 2:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse, special
 
 from compute.metrics.aligned import Aligned, align
 from compute.metrics.base import (
@@ -27,6 +27,9 @@ from compute.metrics.base import (
 from compute.metrics.distributions import CountsRow, TokenCounts, in_blocks, merge_last_two, probabilities
 from compute.metrics.mixtures import MixtureTerms, distances_by_loops
 from compute.types import Compatible, FloatArray
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 EPSILON = 1e-10
 CANCELLED = 3e-5
@@ -265,6 +268,8 @@ class JensenShannon(_Divergence):
 
     def _distance(self, pair: Aligned, bins: int) -> float:
         """Sum `m ((1 + t) log(1 + t) + (1 - t) log(1 - t)) / 2` with `t = (p - q) / (2 m)`."""
+        from scipy import special
+
         m = (pair.p + pair.q) / 2 + self._epsilon
         t = np.minimum(np.abs(pair.difference) / (2 * m), 1.0)
         far = special.xlog1py(1 + t, t) + special.xlog1py(1 - t, -t)

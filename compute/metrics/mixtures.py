@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from compute.metrics.base import Support
 from compute.metrics.distributions import TokenCounts, in_blocks, probabilities, row_blocks
@@ -35,7 +35,7 @@ class MixtureTerms:
     def __init__(self, support: Support, counts: TokenCounts, epsilon: float, *, kept: bool) -> None:
         self.counts = counts
         self._support, self._epsilon, self._totals = support, epsilon, counts.totals
-        self._floor = float(special.xlogy(epsilon, epsilon))
+        self._floor = epsilon * math.log(epsilon) if epsilon else 0.0
         self.halves, self.outside = np.empty((2, 0))
         half_entropies, outside_sums = np.empty((2, len(counts)))
         size = max(len(counts), 1) if kept else SUMMED_ROWS

@@ -14,7 +14,6 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
 
 from compute.metrics.aligned import Aligned, align
 from compute.metrics.base import Metric, recompute_cancelled, support_bytes
@@ -95,6 +94,8 @@ class _Toeplitz:
     """A symmetric Toeplitz matrix of V rows, as the spectrum of the circulant one that contains it."""
 
     def __init__(self, values: FloatArray, vocabulary: int) -> None:
+        from scipy import fft
+
         self.length = 2 * (len(values) - 1)
         self.vocabulary = vocabulary
         circulant = np.concatenate([values, values[-2:0:-1]])
@@ -132,6 +133,8 @@ class _Toeplitz:
 
     def transform(self, vectors: FloatArray) -> NDArray[np.complex128]:
         """Fourier transform of vectors of shape (..., V), padded."""
+        from scipy import fft
+
         transformed: NDArray[np.complex128] = fft.rfft(vectors, self.length, axis=-1, workers=1)
         return transformed
 
@@ -142,6 +145,8 @@ class _Toeplitz:
 
 def _lags(vocabulary: int) -> FloatArray:
     """Distances 0, 1, ..., L / 2 of a circulant matrix of a fast even length L that holds V rows."""
+    from scipy import fft
+
     return np.arange(fft.next_fast_len(max(vocabulary, 2), real=True) + 1, dtype=np.float64)
 
 

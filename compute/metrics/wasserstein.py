@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
 
 from compute.metrics.aligned import Aligned, align
 from compute.metrics.base import (
@@ -85,6 +84,8 @@ def _rows(
 def _summed_panels(
     support: Support, targets: TokenCounts, sources: TokenCounts, gaps: FloatArray
 ) -> FloatArray:
+    from scipy.spatial.distance import cdist
+
     distances = np.zeros((len(targets), len(sources)))
     width = panel_width(len(targets) + len(sources))
     steps = zip(

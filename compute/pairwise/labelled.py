@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +12,7 @@ from bankdb.arrays.durable import write_whole
 from bankdb.errors import ConflictError, printable
 from bankdb.records import AdapterRecord
 from bankdb.shown import html_summary, text_summary
+from compute.pairwise.text import matrices_csv
 
 if TYPE_CHECKING:
     import xarray
@@ -39,7 +37,16 @@ class LabelledMatrix:
     @property
     def shape(self) -> tuple[int, ...]:
         """Targets, and sources."""
-        return self.values.shape
+        return len(self.adapters), len(self.adapters)
+
+    @property
+    def held(self) -> bool:
+        """Whether the values are in memory; else they are read when they are asked for."""
+        return True
+
+    def band(self, start: int, stop: int) -> NDArray[np.float64]:
+        """Return the rows of some targets, shape (stop - start, N)."""
+        return self.values[start:stop]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """Return the values, for functions of NumPy."""
@@ -63,7 +70,7 @@ class LabelledMatrix:
         target = Path(path)
         if target.exists() and not overwrite:
             raise ConflictError(f"{target}: already there; choose another path, or give overwrite=True")
-        write_whole(target, printable(matrices_csv([self], [{}]), keep="\n\t"))
+        write_whole(target, (printable(part, keep="\n\t") for part in matrices_csv([self], [{}])))
         return target
 
     def __repr__(self) -> str:
@@ -73,7 +80,7 @@ class LabelledMatrix:
     def _repr_html_(self) -> str:
         names = self.names[:_CORNER]
         rows = [
-            (name, *row) for name, row in zip(names, self.values[:_CORNER, :_CORNER].tolist(), strict=True)
+            (name, *row) for name, row in zip(names, self.band(0, _CORNER)[:, :_CORNER].tolist(), strict=True)
         ]
         return html_summary(
             self._title(), self._facts(), ("target", *names), rows, len(self.adapters) - len(rows)
@@ -87,8 +94,8 @@ class LabelledMatrix:
         raise NotImplementedError
 
     def _facts(self) -> dict[str, object]:
-        n = len(self.values)
-        if not 1 < n <= _RANGE_UP_TO:
+        n = len(self.adapters)
+        if not 1 < n <= _RANGE_UP_TO or not self.held:
             return {}
         others = self.values[~np.eye(n, dtype=bool)]
         least, middle, most = np.quantile(others, [0, 0.5, 1]).tolist()
@@ -96,15 +103,3 @@ class LabelledMatrix:
 
     def _coordinates(self) -> dict[str, tuple[str, NDArray[np.float64]]]:
         return {}
-
-
-def matrices_csv(matrices: Sequence[LabelledMatrix], labels: Sequence[Mapping[str, str]]) -> str:
-    """Return matrices below each other as CSV; where there are several, leading columns say which is which."""
-    keys = list(labels[0]) if len(matrices) > 1 else []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, "target", *matrices[0].names])
-    for matrix, label in zip(matrices, labels, strict=True):
-        for target, row in zip(matrix.names, matrix.values.tolist(), strict=True):
-            writer.writerow([*(label[key] for key in keys), target, *map(repr, row)])
-    return text.getvalue()

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from bankdb.arrays.metadata import ArrayLayout, read_layout
 from bankdb.arrays.remote import Location
+from bankdb.arrays.zarr_arrays import stored_chunks
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.derived import OLD_DISTANCES, find_array, make_array, set_attributes
 from bankdb.errors import ComputeError
@@ -31,9 +32,11 @@ from compute.cluster.tasks import run_tasks
 from compute.metrics.base import Metric
 from compute.pairwise.counts import write_distributions
 from compute.pairwise.labelled import LabelledMatrix
-from compute.pairwise.plan import CHUNK_ROWS, Tile, plan_distances, tile_bytes
+from compute.pairwise.plan import CHUNK_ROWS, Tile, expected_seconds, plan_distances, tile_bytes
 from compute.pairwise.tile import compute_tile, read_entries
 
+HELD_ROWS = 4096
+"""Of more datasets a matrix (134 MB) is read when its values are asked for, and not before."""
 # Where a task may use less, the memory that compiled loops take a worker would be missed.
 _COMPILED_BUDGET = 2**30
 
@@ -58,6 +61,36 @@ class DistanceMatrix(LabelledMatrix):
 
     def _label(self) -> str:
         return self.metric
+
+
+class StoredDistances(DistanceMatrix):
+    """A matrix that is read when its values are asked for: of many datasets it is larger than what most need of it."""
+
+    __slots__ = ("_path", "_whole")
+    _path: Location
+    _whole: list[NDArray[np.float64]]
+
+    def __init__(self, adapters: tuple[AdapterRecord, ...], metric: str, path: Location) -> None:
+        for name, value in (("adapters", adapters), ("metric", metric), ("_path", path), ("_whole", [])):
+            object.__setattr__(self, name, value)
+
+    @property
+    def values(self) -> NDArray[np.float64]:  # type: ignore[override]
+        """See `DistanceMatrix`."""
+        if not self._whole:
+            self._whole.append(self.band(0, len(self.adapters)))
+        return self._whole[0]
+
+    @property
+    def held(self) -> bool:
+        """See `LabelledMatrix`."""
+        return bool(self._whole)
+
+    def band(self, start: int, stop: int) -> NDArray[np.float64]:
+        """See `LabelledMatrix`."""
+        if self._whole:
+            return self._whole[0][start:stop]
+        return _of_path(self._path, self.adapters, start, stop)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,6 +151,13 @@ def distance_matrices(
         waiting = [stored for key, stored in opened.items() if key not in found]
         _compute_missing(bank, waiting, adapters, lost, cluster, progress)
         for stored in waiting:
+            if len(rows) > HELD_ROWS:
+                if gone := _not_there(stored.path, rows):
+                    lost[stored] = gone
+                else:
+                    found[stored.key] = StoredDistances(adapters, stored.key, stored.path)
+                if not gone or attempt == 0:
+                    continue
             values = _of_rows(read_entries(stored.path), rows)
             if np.isfinite(values).all():
                 found[stored.key] = DistanceMatrix(adapters, values, stored.key)
@@ -126,7 +166,7 @@ def distance_matrices(
                 chunks = np.sort(np.asarray(rows)[np.argwhere(~np.isfinite(values))] // CHUNK_ROWS)
                 lost[stored] = {(int(i), int(j)) for i, j in np.unique(chunks, axis=0)}
             else:
-                raise _not_numbers(stored, adapters, values)
+                raise _not_numbers(stored.path, adapters, adapters, values)
     return [found[metric.key] for metric in metrics]
 
 
@@ -135,12 +175,40 @@ def _of_rows(values: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.flo
     return values if len(rows) == len(values) else values[np.ix_(rows, rows)]
 
 
+def _not_there(path: Location, rows: Sequence[int]) -> set[tuple[int, int]]:
+    """Return the chunks on and above the diagonal that have entries of these rows, and are not stored on both sides."""
+    stored = stored_chunks(path)
+    blocks = sorted({row // CHUNK_ROWS for row in rows})
+    return {(i, j) for i in blocks for j in blocks if i <= j and not {(i, j), (j, i)} <= stored}
+
+
+def _of_path(path: Location, adapters: Sequence[AdapterRecord], start: int, stop: int) -> NDArray[np.float64]:
+    """Read the distances from the targets in [start, stop), shape (stop - start, N).
+
+    Raises
+    ------
+    BankFormatError, ComputeError
+        A chunk is damaged, or has entries that are not numbers.
+    """
+    rows = np.asarray([record.row for record in adapters])
+    some = rows[start:stop]
+    values = read_entries(path, (slice(some[0], some[-1] + 1), slice(None)))
+    if len(some) < len(values) or len(rows) < values.shape[1]:
+        values = values[np.ix_(some - some[0], rows)]
+    if not np.isfinite(values).all():
+        raise _not_numbers(path, adapters[start:stop], adapters, values)
+    return values
+
+
 def _not_numbers(
-    stored: _Stored, adapters: Sequence[AdapterRecord], values: NDArray[np.float64]
+    path: Location,
+    targets: Sequence[AdapterRecord],
+    sources: Sequence[AdapterRecord],
+    values: NDArray[np.float64],
 ) -> ComputeError:
     i, j = np.argwhere(~np.isfinite(values))[0]
     return ComputeError(
-        f"{stored.path}: the distance from {adapters[i].name} to {adapters[j].name} is {values[i, j]} after it "
+        f"{path}: the distance from {targets[i].name} to {sources[j].name} is {values[i, j]} after it "
         "was computed; delete that folder and run the same command again"
     )
 
@@ -184,7 +252,7 @@ def _compute_missing(
     lacking = {stored: work for stored, work in lacking.items() if work.chunks}
     if not lacking:
         return
-    counts_path, nnz = write_distributions(bank, adapters, progress)
+    counts, nnz = write_distributions(bank, adapters, progress)
     pieces: dict[str, tuple[_Stored, Tile]] = {}
     tasks: dict[str, tuple[Any, ...]] = {}
     compiled = cluster.task_budget >= _COMPILED_BUDGET
@@ -201,14 +269,18 @@ def _compute_missing(
         name = tile.name if len(lacking) == 1 else f"{stored.key}-{tile.name}"
         pieces[name] = stored, tile
         complete = lacking[stored].complete
-        tasks[name] = (str(stored.path), str(counts_path), stored.metric, tile, complete, compiled)
+        tasks[name] = (str(stored.path), counts, stored.metric, tile, complete, compiled)
     left = Counter(stored for stored, _ in pieces.values())
 
     def step(name: str) -> str:
         return _stage([pieces[name][0]])
 
     memory = max(tile_bytes(piece.metric, piece.side, bank.record.vocabulary, nnz) for piece in planned)
-    for name, _ in run_tasks(cluster, _stage(list(lacking)), compute_tile, tasks, progress, step, memory):
+    new = [len(adapters) - len(lacking[stored].complete) if stored in lacking else 0 for stored in waiting]
+    seconds = expected_seconds(planned, new, bank.record.vocabulary, nnz)
+    for name, _ in run_tasks(
+        cluster, _stage(list(lacking)), compute_tile, tasks, progress, step, memory, seconds
+    ):
         stored, tile = pieces[name]
         chunks = [chunk for chunk in tile.chunks() if chunk in contents]
         bank.runs.mark_done(stored.run.id, _pieces(lacking[stored].mark, chunks, contents))

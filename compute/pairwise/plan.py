@@ -25,6 +25,8 @@ CHUNK_ROWS = 64
 DIAGONAL_HUNDREDTHS = 55
 # What a task takes beside pairs and datasets, opening arrays and writing chunks, in pairs.
 _TASK_PAIRS = 10_000
+# A pair of the dearest metric, for each of its ids. A dense transform costs as an eighth of the vocabulary would.
+_ID_SECONDS = 2e-9
 # Chunks on the side of a tile that are not cut to keep more workers busy: it takes less than a second.
 _UNCUT = 4
 # A bank of so few has tiles of one chunk: it takes no time anyway, and what is done when a run is killed is more than
@@ -125,6 +127,21 @@ def plan_distances(
         for tile in cover(rows, missing, sides[index])
     ]
     return tuple(sorted(planned, key=lambda piece: piece.cost, reverse=True))
+
+
+def expected_seconds(planned: Sequence[PlannedTile], new: Sequence[int], vocabulary: int, nnz: int) -> float:
+    """Return about what one process takes for tiles, reading and writing left out: good to a factor of two.
+
+    Parameters
+    ----------
+    new
+        Of each matrix, how many datasets have no distances yet: the others' to each other are kept.
+    """
+    pairs = 0.0
+    for piece in planned:
+        computed = min(piece.pair_hundredths / 100, new[piece.matrix] * piece.datasets)
+        pairs += piece.metric.relative_cost * (computed + piece.metric.dataset_pairs * piece.datasets)
+    return pairs * _ID_SECONDS * max(nnz, vocabulary // 8)
 
 
 def tile_bytes(metric: Metric, side: int, vocabulary: int, nnz: int) -> int:
@@ -288,13 +305,27 @@ def largest_side(rows: int, *, budget: int, workspace: Callable[[int], int]) -> 
 
 
 def cover(rows: int, missing: Collection[tuple[int, int]], side: int) -> tuple[Tile, ...]:
-    """Return the tiles of `side` chunks that hold a missing chunk on or above the diagonal; each chunk is in one."""
-    edges = sorted({(i // side * side, j // side * side) for i, j in missing})
-    return tuple(_tile(i, j, side, rows) for i, j in edges)
+    """Return the tiles of `side` chunks that hold a missing chunk on or above the diagonal; each chunk is in one.
+
+    Of a tile above the diagonal that lacks whole rows of chunks, or whole columns, as one does when adapters are added,
+    these alone: its other chunks would be read and written as they are.
+    """
+    lacking: dict[tuple[int, int], set[tuple[int, int]]] = {}
+    for i, j in missing:
+        lacking.setdefault((i // side * side, j // side * side), set()).add((i, j))
+    return tuple(_tile(i, j, side, rows, lacking[i, j]) for i, j in sorted(lacking))
 
 
-def _tile(i: int, j: int, side: int, rows: int) -> Tile:
+def _tile(i: int, j: int, side: int, rows: int, missing: Collection[tuple[int, int]]) -> Tile:
+    chunks = chunk_count(rows)
+    downwards, across = range(i, min(i + side, chunks)), range(j, min(j + side, chunks))
+    if i != j:
+        first, second = (sorted({chunk[axis] for chunk in missing}) for axis in (0, 1))
+        bands = range(first[0], first[-1] + 1), range(second[0], second[-1] + 1)
+        if len(missing) == len(bands[0]) * len(bands[1]) and (bands[0] == downwards or bands[1] == across):
+            downwards, across = bands
+
     def edge(block: int) -> int:
         return min(block * CHUNK_ROWS, rows)
 
-    return Tile(edge(i), edge(i + side), edge(j), edge(j + side))
+    return Tile(edge(downwards.start), edge(downwards.stop), edge(across.start), edge(across.stop))

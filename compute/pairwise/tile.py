@@ -12,13 +12,13 @@ from bankdb.arrays.remote import Location, located
 from bankdb.errors import ComputeError
 from compute.metrics.base import Metric, allow_compiled
 from compute.metrics.distributions import TokenCounts
-from compute.pairwise.counts import read_counts
+from compute.pairwise.counts import StoredCounts, read_counts
 from compute.pairwise.plan import Tile
 
 
 def compute_tile(
     distances_path: str,
-    counts_path: str,
+    counts: StoredCounts,
     metric: Metric,
     tile: Tile,
     complete: NDArray[np.int64],
@@ -43,10 +43,10 @@ def compute_tile(
         A distance is not a finite number.
     """
     path = located(distances_path)
-    rows, row_counts = read_counts(located(counts_path), tile.row_start, tile.row_stop)
+    rows, row_counts = read_counts(counts, tile.row_start, tile.row_stop)
     columns, column_counts = rows, row_counts
     if not tile.diagonal:
-        columns, column_counts = read_counts(located(counts_path), tile.column_start, tile.column_stop)
+        columns, column_counts = read_counts(counts, tile.column_start, tile.column_stop)
     if not len(rows) or not len(columns):
         return 0
     upper, lower, known = _stored_entries(path, tile, rows, columns, complete)

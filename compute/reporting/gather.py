@@ -12,7 +12,7 @@ import numpy as np
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.errors import ParameterError
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import RunRecord, library_versions
+from bankdb.records import AdapterRecord, RunRecord, library_versions
 from bankdb.snapshot import of_one_snapshot
 from compute.approaches.groups import units_of
 from compute.approaches.options import PredictionOptions
@@ -28,6 +28,7 @@ from compute.prediction.matrices import compute_distances, compute_gram
 from compute.prediction.session import computing
 from compute.reporting.ordering import clustered_order
 from compute.reporting.records import ADAPTER, GROUP, Matrix, Report, ReportedEvaluation, StageTime
+from compute.reporting.sample import coefficients_among, distances_among, drawn, gram_among
 from compute.types import FloatArray
 
 SIZE_DRAWS = 10
@@ -46,6 +47,8 @@ def gather(
 ) -> Report:
     """Gather what a report of a bank shows; distances and coefficients that are missing are computed.
 
+    Of a bank of more than `compute.reporting.sample.MOST_SHOWN` adapters, all is of some that are drawn at random.
+
     Parameters
     ----------
     ways
@@ -61,9 +64,7 @@ def gather(
     if not ways:
         raise ParameterError("report: expected at least one metric and approach, found none; give --approach")
     shown = progress or SilentProgress()
-    with computing(bank, cluster, shown) as used:
-        matrices = _distances(bank, _with(ways, ADAPTER), used, shown)
-        made, gram = _coefficients(bank, [*_with(ways, ADAPTER), *_grouped(bank, ways)], used, shown)
+    matrices, made, gram = _matrices(bank, ways, cluster, shown)
     plain = [item for item in made if item.options.leave_out == ADAPTER]
     adapters = made[0].adapters
     predicted = bank.predicted_among(adapters)
@@ -90,6 +91,7 @@ def gather(
         stages=tuple(stage_times(bank.runs.all())),
         recommended=chosen,
         versions=tuple(sorted(library_versions().items())),
+        in_bank=len(ready_adapters(bank)),
         curves=next(reversed(stored_curves(bank)), None),
         predicted=tuple(predicted),
     )
@@ -99,9 +101,41 @@ def _with(ways: Sequence[PredictionOptions], leave_out: str) -> list[PredictionO
     return [replace(options, leave_out=leave_out) for options in ways]
 
 
-def _grouped(bank: AdapterBank, ways: Sequence[PredictionOptions]) -> list[PredictionOptions]:
+def _matrices(
+    bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: ClusterLike, progress: Progress
+) -> tuple[list[Matrix], list[Coefficients], FloatArray]:
+    """The distances of each metric, the coefficients of each way, and the Gram matrix, of all or of those drawn."""
+    every = ready_adapters(bank)
+    some = drawn(every)
+    both = [*_with(ways, ADAPTER), *_grouped(some, ways)]
+    if len(some) < len(every):
+        progress.note(
+            f"the report is of {len(some)} of {len(every):,} adapters, drawn at random, each predicted from the others"
+        )
+        return _among(bank, every, some, both, progress)
+    with computing(bank, cluster, progress) as used:
+        matrices = _distances(bank, _with(ways, ADAPTER), used, progress)
+        return matrices, *_coefficients(bank, both, used, progress)
+
+
+def _among(
+    bank: AdapterBank,
+    every: Sequence[AdapterRecord],
+    some: tuple[AdapterRecord, ...],
+    ways: Sequence[PredictionOptions],
+    progress: Progress,
+) -> tuple[list[Matrix], list[Coefficients], FloatArray]:
+    """The distances of each metric, the coefficients of each way, and the Gram matrix, of some adapters alone."""
+    reading = _by_metric(ways)
+    distances = distances_among(bank, every, some, reading, progress)
+    gram = gram_among(bank, some, progress)
+    made = coefficients_among(some, ways, distances, gram, progress)
+    return [Matrix(distances[way.metric], way.metric) for way in reading], made, gram
+
+
+def _grouped(adapters: Sequence[AdapterRecord], ways: Sequence[PredictionOptions]) -> list[PredictionOptions]:
     """The ways with groups left out, if that makes a difference and leaves something."""
-    units = units_of([record.group for record in ready_adapters(bank)], GROUP)
+    units = units_of([record.group for record in adapters], GROUP)
     return _with(ways, GROUP) if 1 < len(set(units.tolist())) < len(units) else []
 
 
@@ -152,11 +186,16 @@ def _distances(
     bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
 ) -> list[Matrix]:
     """The distances of each metric that the ways read, in their order; of the default if they read none."""
-    reading = [options for options in ways if options.how.reads_distances] or [PredictionOptions()]
-    by_metric = {options.metric: options for options in reversed(reading)}
-    ways_read = [by_metric[metric] for metric in dict.fromkeys(options.metric for options in reading)]
+    ways_read = _by_metric(ways)
     matrices = compute_distances(bank, ways_read, cluster, progress)
     return [Matrix(found.values, options.metric) for options, found in zip(ways_read, matrices, strict=True)]
+
+
+def _by_metric(ways: Sequence[PredictionOptions]) -> list[PredictionOptions]:
+    """The first way of each metric that is read, in their order; the default if none is."""
+    reading = [options for options in ways if options.how.reads_distances] or [PredictionOptions()]
+    by_metric = {options.metric: options for options in reversed(reading)}
+    return [by_metric[metric] for metric in dict.fromkeys(options.metric for options in reading)]
 
 
 # -- bank sizes ----------------------------------------------------------------------------------------

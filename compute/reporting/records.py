@@ -97,6 +97,8 @@ class Report:
         Errors by the number of adapters in the bank, a curve a system.
     recommended
         What target pages show first.
+    in_bank
+        How many adapters the bank has; those of `adapters` may be some of them.
     curves
         The newest learning curves of the bank; None where there are none.
     predicted
@@ -116,6 +118,7 @@ class Report:
     stages: tuple[StageTime, ...]
     recommended: System
     versions: tuple[tuple[str, str], ...]
+    in_bank: int
     curves: LearningCurves | None = None
     predicted: tuple[str, ...] = ()
 

@@ -19,6 +19,7 @@ from compute.reporting.evaluations import reported_evaluations
 from compute.reporting.gather import gather
 from compute.reporting.page.page import render
 from compute.reporting.records import Report
+from compute.reporting.sample import MOST_SHOWN
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -109,13 +110,28 @@ def report(
     _ = bank.layout
     shown = progress or SilentProgress()
     every = combinations("all", untrained())
-    ways = those_that_fit(bank, every, shown) if options is None else each_way(options)
+    ways = those_shown(bank, every, shown) if options is None else each_way(options)
     scored = reported_evaluations(bank, evaluations)
     data = gather(bank, ways, evaluations=scored, cluster=cluster, progress=progress)
     page = ReportPage(data, render(data, title=title, command=command))
     if out is not None:
         page.save(out, overwrite=overwrite)
     return page
+
+
+def those_shown(
+    bank: AdapterBank, ways: Sequence[PredictionOptions], progress: Progress
+) -> list[PredictionOptions]:
+    """Return the ways of those that nobody asked for by name that a page of the bank shows; the rest is told."""
+    fitting = those_that_fit(bank, ways, progress)
+    if len(bank) <= MOST_SHOWN:
+        return fitting
+    kept = [way for way in fitting if way.how.quick]
+    if gone := dict.fromkeys(way.approach for way in fitting if not way.how.quick):
+        progress.note(
+            f"left out of the report of a large bank: {', '.join(gone)}; --approach NAME asks for one"
+        )
+    return kept
 
 
 def untrained() -> list[str]:

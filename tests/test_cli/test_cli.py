@@ -450,3 +450,14 @@ def test_unexpected_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, shared_
     assert "internal error" in error_line(run("list", "--bank", shared_bank, status=1))
     result = CliRunner().invoke(cli, ["--debug", "list", "--bank", str(shared_bank)])
     assert isinstance(result.exception, RuntimeError)
+
+
+def test_a_list_can_be_read_a_page_at_a_time(shared_bank: Path) -> None:
+    page = json.loads(run("list", "--bank", shared_bank, "--json", "--limit", "2", "--offset", "3").stdout)
+    assert [record["name"] for record in page] == ["task003", "task004"]
+    text = run("list", "--bank", shared_bank, "--limit", "1", "--offset", "5").stdout
+    assert "task005" in text
+    assert "task004" not in text
+    assert "1 of 6 adapters, from number 6 on" in text
+    assert "6 adapters" not in run("list", "--bank", shared_bank).stdout
+    assert "0 of 6 adapters" in run("list", "--bank", shared_bank, "--offset", "9").stdout

@@ -283,6 +283,7 @@ ARROWS = {
         "compute.approaches",
         "compute.cluster",
         "compute.evaluation",
+        "compute.pairwise",
         "compute.prediction",
     },
     "compute.forecasting": {

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+# What `json.dumps` would do, without looking at its options each time.
+_json = json.JSONEncoder().encode
 UNSEALED: Mapping[str, frozenset[str]] = {
     # The numbers that a database gives are held by what refers to them; these bytes have a checksum of their own.
     "token_distribution": frozenset({"id", "ids", "counts"}),
@@ -41,10 +43,12 @@ def record_checksum(table: str, kinds: Mapping[str, str], values: Mapping[str, A
         The record's, by column; what is not there is NULL.
     """
     plain = [[name, _plain(kinds[name], values.get(name))] for name in sorted(kinds)]
-    return hashlib.sha256(json.dumps([table, plain]).encode()).hexdigest()
+    return hashlib.sha256(_json([table, plain]).encode()).hexdigest()
 
 
 def _plain(kind: str, value: Any) -> Any:
+    if value is None or type(value) is str:
+        return value
     if kind == "real" and isinstance(value, int | float):
         number = float(value)
         # SQLite stores NaN as NULL, and a whole number, a negative zero too, as an integer.
@@ -53,6 +57,6 @@ def _plain(kind: str, value: Any) -> Any:
         return ["bytes", hashlib.sha256(value).hexdigest()]
     if isinstance(value, bool):
         return int(value)
-    if value is None or isinstance(value, int | str):
+    if isinstance(value, int | str):
         return value
     return [type(value).__name__, repr(value)]

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import BSpline
 
 from bankdb.errors import ParameterError
 from compute.types import FloatArray
@@ -81,6 +80,8 @@ class SplineKnots:
     """
 
     def __init__(self, numbers: FloatArray, knots: int) -> None:
+        from scipy.interpolate import BSpline
+
         positions = np.arcsinh(numbers)
         sites = np.linspace(positions.min(), positions.max(), knots)
         ends = DEGREE + 1

@@ -119,9 +119,15 @@ def _is_uniform(matrix: Matrix) -> bool:
 
 def _lead(report: Report) -> str:
     but = f", but {len(report.predicted)} that were predicted" if report.predicted else ""
-    return (
+    lead = (
         f"{len(report.adapters)} LoRA adapters, each trained on its own dataset{but}. For every one of them: how well "
         "can it be predicted from the others, without training?"
+    )
+    if report.in_bank == len(report.adapters):
+        return lead
+    return (
+        f"{lead} The bank has {report.in_bank:,} adapters, more than a page can show: these were drawn at random, "
+        "each is predicted from the others of them alone, and the rest is left out."
     )
 
 

@@ -54,6 +54,7 @@ def small_report(*, evaluated: bool = True, names: Sequence[str] = NAMES) -> Rep
         stages=(StageTime("distances jensen-shannon", 1, 0, "2026-01-02T03:04:05Z"),),
         recommended=best,
         versions=(("numpy", "2.0"),),
+        in_bank=len(names),
     )
 
 

@@ -140,14 +140,14 @@ def test_a_row_written_anew_is_read_by_those_who_knew_the_old_one(store: Adapter
 
 def test_growing_and_making_anew(store: AdapterStore) -> None:
     late = AdapterStore(store.path)
-    assert late.array.shape[0] == 3
+    assert late.shape[0] == 3
     store.grow(6)
     store.grow(2)
-    assert store.array.shape[0] == 6
+    assert store.shape[0] == 6
     store.write(5, stored_row(0))
     assert late.read(5).tobytes() == stored_row(0).tobytes()
     store.create(10, "another")
-    assert (store.array.shape, store.identity(), store.rows_on_disk()) == ((0, 10), "another", [])
+    assert (store.shape, store.identity(), store.rows_on_disk()) == ((0, 10), "another", [])
 
 
 def test_what_does_not_fit_is_not_written(store: AdapterStore) -> None:
@@ -321,7 +321,7 @@ def test_requests_of_rows(proxy: Proxy, s3: str) -> None:
     """A row is one PUT; an index is read once, chunks that follow each other by one range."""
     store = make_store(located(s3), WIDTH, 3)
     for row in range(3):
-        assert store.array.shape[0] == 3  # its metadata is read here
+        assert store.shape[0] == 3  # its metadata is read here
         proxy.seen.clear()
         store.write(row, stored_row(row))
         assert [method for method, _ in proxy.seen] == ["PUT"]

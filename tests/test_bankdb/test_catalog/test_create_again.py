@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,9 @@ def _is_no_bank(folder: Path) -> bool:
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        ("bankdb.bank", "save_tokenizer"),
+        ("bankdb.storage.new_bank", "save_tokenizer"),
         (BankLocation, "record"),
-        ("bankdb.bank", "claim_arrays"),
+        ("bankdb.storage.new_bank", "claim_arrays"),
         (new_bank, "ensure_group"),
         (Catalog, "create_bank"),
         ("bankdb.bank", "fsync_path"),
@@ -118,7 +119,6 @@ def test_every_step_that_fails(
 
 
 def _step(owner: Any, name: str) -> Callable[..., Any]:
-    import bankdb.bank
-
-    found: Callable[..., Any] = getattr(bankdb.bank if isinstance(owner, str) else owner, name)
+    module = importlib.import_module(owner) if isinstance(owner, str) else owner
+    found: Callable[..., Any] = getattr(module, name)
     return found

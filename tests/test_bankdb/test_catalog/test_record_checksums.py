@@ -292,3 +292,39 @@ def test_a_bank_of_before_gets_checksums(bank: AdapterBank) -> None:
         predict_all(opened, PredictionOptions(metric="js", approach="normalized"))
         assert [record.checksums for record in opened.adapters()] == [record.checksums for record in before]
         assert verify(opened).clean
+
+
+def test_plain_rows_are_the_records_that_mapped_objects_give(bank_template: Path, tmp_path: Path) -> None:
+    """And where one is not what was written, mapped objects are asked, which say what it is."""
+    import sqlite3
+
+    from bankdb.bank import AdapterBank
+    from bankdb.catalog.plain.records import quick_records
+    from bankdb.errors import BankFormatError
+
+    shutil.copytree(bank_template, tmp_path / "bank")
+    with AdapterBank.open(tmp_path / "bank") as bank:
+        expected = bank.catalog._adapters(None)
+        with bank._database.read() as session:
+            found = quick_records(session)
+        assert found == expected
+        assert [record.checksums for record in found or ()] == [record.checksums for record in expected]
+        assert [type(value) for record in found or () for value in (record.alpha, record.use_rslora)] == [
+            type(value) for record in expected for value in (record.alpha, record.use_rslora)
+        ]
+    for change in (
+        "UPDATE adapter SET rank = rank + 1 WHERE name = 'task001'",
+        "UPDATE dataset SET examples = 7 WHERE name = 'task002'",
+        "DELETE FROM dataset WHERE name = 'task003'",
+    ):
+        folder = tmp_path / str(abs(hash(change)))
+        shutil.copytree(bank_template, folder)
+        connection = sqlite3.connect(folder / "bank.db")
+        connection.execute(change)
+        connection.commit()
+        connection.close()
+        with AdapterBank.open(folder) as bank:
+            with bank._database.read() as session:
+                assert quick_records(session) is None
+            with pytest.raises(BankFormatError):
+                bank.adapters()

@@ -418,3 +418,49 @@ def test_workers_keep_no_more_freed_memory_than_an_eighth_of_their_share() -> No
         "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
         "OMP_NUM_THREADS": "1",
     }
+
+
+# -- the machine as Dask counts it ---------------------------------------------------------------------
+
+
+def test_memory_and_cores_are_what_dask_counts() -> None:
+    from dask.system import cpu_count
+    from distributed.system import memory_limit
+
+    assert (machine_memory(), core_count()) == (memory_limit(), cpu_count())
+
+
+@pytest.mark.parametrize(
+    ("files", "memory", "cores"),
+    [
+        ({"memory.max": "1000000\n", "cpu.max": "150000 100000\n"}, 1_000_000, 2),
+        ({"memory.max": "max\n", "memory.high": "2000000\n", "cpu.max": "max 100000\n"}, 2_000_000, None),
+        (
+            {
+                "memory/memory.limit_in_bytes": "3000000",
+                "cpu,cpuacct/cpu.cfs_quota_us": "50000",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
+            3_000_000,
+            1,
+        ),
+        ({"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, None, None),
+    ],
+)
+def test_a_control_group_limits_both(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, str],
+    memory: int | None,
+    cores: int | None,
+) -> None:
+    monkeypatch.setattr("compute.cluster.machine._GROUPS", tmp_path / "none")
+    unlimited = machine_memory(), core_count()
+    group = Path("/proc/self/cgroup").read_text().strip().split(":")[-1].strip("/")
+    monkeypatch.setattr("compute.cluster.machine._GROUPS", tmp_path)
+    for name, text in files.items():
+        place = tmp_path / group / name if name == "cpu.max" else tmp_path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    assert machine_memory() == (memory or unlimited[0])
+    assert core_count() == min(cores or unlimited[1], unlimited[1])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import compute.combination.delta
+from bankdb.arrays.zarr_arrays import open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, ConflictError, ParameterError, PlanError
 from bankdb.peft.config import scaling
@@ -370,7 +371,7 @@ def test_a_damaged_row_is_named(made: SyntheticBank, tmp_path: Path) -> None:
         row = record.row
         vector = bank.store.read(row)
         vector[7] = np.nan
-        bank.store.array[row, :] = vector
+        open_array(bank.store.path, mode="r+")[row, :] = vector
         # As if a faulty program had stored it so.
         stored = bank.store.read_stored(row)[1].checksums.tobytes()
         bank.ownership.set_checksums({row: (record.row_sha256, stored)})

@@ -316,7 +316,8 @@ def test_a_truncated_chunk_is_named(many: SyntheticBank, cluster: Cluster, place
 
 
 def test_damaged_distributions_are_told_and_written_again(many: SyntheticBank, cluster: Cluster) -> None:
-    path, _ = write_distributions(many.bank, many.bank.adapters(), SilentProgress())
+    stored, _ = write_distributions(many.bank, many.bank.adapters(), SilentProgress())
+    path = Path(stored.folders[0])
     chunk = next(path.glob("ids/c/*"))
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[: len(whole) // 2])
@@ -524,12 +525,12 @@ def test_memory_that_is_not_enough_is_said_before_anything_is_computed(many: Syn
 
 def test_a_tile_stays_within_the_memory_it_was_planned_with(many: SyntheticBank, cluster: Cluster) -> None:
     adapters = many.bank.adapters()
-    path, nnz = write_distributions(many.bank, adapters, SilentProgress())
+    counts, nnz = write_distributions(many.bank, adapters, SilentProgress())
     metric = get_metric("kl")
     distances(many.bank, "kl", cluster=cluster)
     tile = Tile(0, CHUNK_ROWS, CHUNK_ROWS, len(adapters))
     none = np.zeros(0, dtype=np.int64)
-    arguments = (str(many.bank.array_path("distances") / metric.key), str(path), metric, tile, none)
+    arguments = (str(many.bank.array_path("distances") / metric.key), counts, metric, tile, none)
     compute_tile(*arguments)  # modules are loaded
     tracemalloc.start()
     computed = compute_tile(*arguments)

@@ -1,0 +1,1 @@
+"""Records read as plain rows, where there are many."""

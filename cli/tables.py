@@ -1,0 +1,107 @@
+"""Tables as text, of any number of rows: numbers to the right, text to the left, a line below the headings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from bankdb.errors import printable
+from bankdb.shown import shown
+
+# So many rows are folded into a terminal's width; of more, a line is a row all the same.
+_MOST_FOLDED = 500
+
+
+def table_lines(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str | None = None,
+    width: int | None = None,
+    bold: bool = False,
+    rule: str = "─",
+) -> Iterator[str]:
+    """Yield the lines of a table.
+
+    Parameters
+    ----------
+    width
+        Columns of the terminal: a smaller table is folded into them. None does not fold.
+    bold
+        Print the headings so.
+    rule
+        What the line below the headings is made of.
+    """
+    body = [list(row) for row in rows]
+    numeric = [
+        bool(body) and all(isinstance(row[column], int | float) for row in body)
+        for column in range(len(headings))
+    ]
+    cells = [[shown(value) for value in row] for row in body]
+    head = [printable(heading) for heading in headings]
+    columns = list(zip(head, *cells, strict=True))
+    widths = [max(1, *map(columns_of, column)) for column in columns]
+    needed = sum(widths) + 3 * len(widths) - 1
+    if width is not None and needed > width and len(body) <= _MOST_FOLDED:
+        yield from _folded(head, cells, numeric, title, width)
+        return
+    if title is not None:
+        yield _padded(printable(title), needed)
+    yield " " * needed
+    yield _line(head, widths, numeric, bold)
+    yield f" {rule * (needed - 2)} "
+    for row in cells:
+        yield _line(row, widths, numeric)
+    yield " " * needed
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool], bold: bool = False) -> str:
+    parts = [
+        " " * (width - columns_of(cell)) + cell if right else _padded(cell, width)
+        for cell, width, right in zip(cells, widths, numeric, strict=True)
+    ]
+    if bold:
+        parts = [f"\x1b[1m{part}\x1b[0m" for part in parts]
+    return f" {'   '.join(parts)} "
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - columns_of(text))
+
+
+def columns_of(text: str) -> int:
+    """Return the columns of a terminal that a text takes: some letters take two, and marks on letters none."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _folded(
+    head: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    numeric: Sequence[bool],
+    title: str | None,
+    width: int,
+) -> Iterator[str]:
+    """Leave to rich, which takes longer to import than this takes, what has to be broken into lines."""
+    import io
+
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=None if title is None else Text(printable(title)),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for heading, right in zip(head, numeric, strict=True):
+        table.add_column(Text(heading), justify="right" if right else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    text = io.StringIO()
+    Console(file=text, width=width).print(table)
+    yield from text.getvalue().splitlines()
