@@ -183,16 +183,19 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class PredictionRecord:
-    """A predicted adapter. `sources` are rows of the bank, `weights` their coefficients."""
+    """A predicted adapter. Its coefficients are in the run's array.
+
+    Version 0.1.0 kept them here too: `sources` are rows of the bank, `weights` their coefficients; empty since.
+    """
 
     run_id: int
     target: str
-    sources: tuple[int, ...]
-    weights: tuple[float, ...]
     effective_sources: float
     relative_error: float | None
-    exported_to: str | None
-    export_dtype: str | None
+    exported_to: str | None = None
+    export_dtype: str | None = None
+    sources: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 def library_versions() -> dict[str, str]:

@@ -155,12 +155,18 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "NEWDATA; the datasets of the bank are counted already",
         ),
         Rule(
-            ("dtype", "overwrite"),
+            ("dtype",),
+            lambda given: not given["whole_bank"] or given["export"] is not None or given["store"],
+            "--export FOLDER, or --store",
+        ),
+        Rule(
+            ("overwrite",),
             lambda given: not given["whole_bank"] or given["export"] is not None,
             "--export FOLDER",
         ),
         _WAITING,
     ),
+    "export": (Rule(("dtype", "memory"), lambda given: given["run"] is not None, "--prediction RUN"),),
     "evaluate": (
         Rule(
             (*_GENERATING, "resamples", "space", "rank"),

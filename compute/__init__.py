@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from compute.prediction.coefficients import coefficients as coefficients
     from compute.prediction.export import DeltaExport as DeltaExport
     from compute.prediction.export import export_delta as export_delta
+    from compute.prediction.folders.by_run import export_prediction as export_prediction
     from compute.prediction.matrices import distances as distances
     from compute.prediction.predict import predict as predict
     from compute.prediction.predict_all import PredictedBank as PredictedBank
@@ -44,6 +45,7 @@ _PLACES = {
     "coefficients": "compute.prediction.coefficients",
     "predict": "compute.prediction.predict",
     "predict_all": "compute.prediction.predict_all",
+    "export_prediction": "compute.prediction.folders.by_run",
     "export_delta": "compute.prediction.export",
     "evaluate": "compute.evaluation.evaluate",
     "bank_size_curves": "compute.evaluation.weight_space",

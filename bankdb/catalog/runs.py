@@ -141,14 +141,15 @@ class RunBook:
                     )
             session.add_all(_prediction_row(record) for record in predictions)
 
-    def set_exported(self, run_id: int, target: str, folder: str, dtype: str) -> None:
-        """Record where a prediction was exported."""
+    def set_exported(self, run_id: int, exported: Mapping[str, tuple[str, str]]) -> None:
+        """Record where predictions were exported, by target: the folder, and the dtype of its weights."""
         with self._database.write() as session:
-            query = select(PredictionRow).where(
-                PredictionRow.run_id == run_id, PredictionRow.target == target
-            )
-            for row in session.scalars(query):
-                row.exported_to, row.export_dtype = folder, dtype
+            for targets in _batches(exported):
+                query = select(PredictionRow).where(
+                    PredictionRow.run_id == run_id, PredictionRow.target.in_(targets)
+                )
+                for row in session.scalars(query):
+                    row.exported_to, row.export_dtype = exported[row.target]
 
     def predictions(self, run_id: int) -> list[PredictionRecord]:
         """Return the predictions of a run, in the order they were stored."""

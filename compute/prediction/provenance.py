@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,15 @@ def provenance(
     }
 
 
+def dataset_record(target: AdapterRecord) -> dict[str, Any]:
+    """Return what the provenance of a leave-one-out prediction says of its target's dataset."""
+    return {
+        "content_sha256": target.content_sha256,
+        "examples": target.examples,
+        "tokens": target.tokens,
+    }
+
+
 def _source(adapter: AdapterRecord, coefficient: float) -> dict[str, Any]:
     return {
         "name": adapter.name,
@@ -127,7 +136,7 @@ def _json(record: Mapping[str, Any]) -> str:
 def write_prediction(
     about: BankRecord,
     folder: Path,
-    vector: NDArray[np.float32],
+    weights: NDArray[np.float32] | Callable[[Path], None],
     record: Mapping[str, Any],
     overwrite: bool,
     form: DeltaForm | None = None,
@@ -136,8 +145,8 @@ def write_prediction(
 
     Parameters
     ----------
-    vector
-        float32, shape (p,), in the bank's layout; in delta space in the form's.
+    weights
+        float32, shape (p,), in the bank's layout; in delta space in the form's. Or what writes the file.
     record
         What `provenance` returned, and more.
 
@@ -167,7 +176,9 @@ def write_prediction(
         folder,
         files={
             "adapter_config.json": config.encode(),
-            "adapter_model.safetensors": lambda path: write_safetensors(path, vector, layout, dtype),
+            "adapter_model.safetensors": weights
+            if callable(weights)
+            else lambda path: write_safetensors(path, weights, layout, dtype),
             PROVENANCE: _json(record).encode(),
             "README.md": model_card(record).encode(),
         },
