@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import re
 from dataclasses import dataclass, field
@@ -199,7 +200,12 @@ class PredictionRecord:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions that a run's result may depend on."""
+    """Return the versions that a run's result may depend on; each is looked up once."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
@@ -243,6 +249,9 @@ def is_hub_reference(text: str) -> bool:
     return text.startswith(HUB_PREFIX)
 
 
+@functools.lru_cache(
+    maxsize=1 << 16
+)  # a bank's sources are named in every adapter that is combined from them
 def published(source: str) -> str:
     """Where something came from, as strangers may read it: of a path of this machine, the last name alone."""
     named = source.startswith(HUB_PREFIX) or re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source)

@@ -32,7 +32,7 @@ from compute.forecasting.steps import BankShape, StepForecast, forecast_steps, z
 from compute.gram import matrix as gram
 from compute.pairwise import matrix as distances
 from compute.pairwise import tile as distance_tiles
-from compute.prediction.predict_all import predict_all
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import create_synthetic, draw_vector, layout_of
 
 # Two blocks of distances, two chunks of columns, five shards of targets.
@@ -165,7 +165,7 @@ def test_a_run_does_what_was_forecast(
     shape = BankShape.of_bank(opened)
     steps = forecast_steps(shape, ways, slots=cluster.slots, budget=budget, weight_errors=weight_errors)
     counted = Counted(monkeypatch)
-    made = predict_all(
+    made = predict_all_stored(
         opened,
         ways,
         cluster=replace(cluster, task_budget=budget),
@@ -201,7 +201,7 @@ def test_what_does_not_fit_says_what_the_run_says(opened: AdapterBank, cluster: 
         weight_errors = kind == "gram"
         small = replace(cluster, task_budget=budget)
         with pytest.raises(PlanError) as refused:
-            predict_all(opened, [PredictionOptions()], cluster=small, weight_errors=weight_errors)
+            predict_all_stored(opened, [PredictionOptions()], cluster=small, weight_errors=weight_errors)
         shape = BankShape.of_bank(opened)
         steps = forecast_steps(
             shape, [PredictionOptions()], slots=cluster.slots, budget=budget, weight_errors=weight_errors

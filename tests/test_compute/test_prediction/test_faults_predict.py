@@ -22,9 +22,9 @@ from bankdb.verify import verify
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterOptions
-from compute.prediction.predict_all import predict_all
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.stored_files import copy_bank, digests
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import SyntheticBank, layout_of, zipf_bank
 
 pytestmark = pytest.mark.faults
@@ -232,7 +232,7 @@ def test_a_worker_killed_in_each_stage_changes_nothing(bank: AdapterBank, unbrok
 
         options = PredictionOptions(metric="js", approach="normalized")
         progress = RecordedProgress(kill_one)
-        predict_all(bank, options, cluster=cluster, progress=progress)
+        predict_all_stored(bank, options, cluster=cluster, progress=progress)
     assert set(killed) == {"distances jensen-shannon", "combine"}
     assert len(set(killed.values())) == 2
     assert digests(bank.path / "distances.zarr") == unbroken.results["distances"]
