@@ -17,7 +17,7 @@ from bankdb.arrays.metadata import read_layout
 from bankdb.arrays.remote import Location, located
 from bankdb.arrays.shards import shards_of
 from bankdb.arrays.zarr_arrays import chunk_file, open_array
-from bankdb.errors import BankFormatError, ComputeError
+from bankdb.errors import AdapterError, BankFormatError, ComputeError
 from bankdb.peft.weights import DTYPES
 from bankdb.scaled_rows import Sources, read_scaled_into
 from compute.cluster.memory import give_back
@@ -69,8 +69,8 @@ def combine_panel(
     ------
     BankFormatError
         A source row, or the coefficients, are damaged.
-    ComputeError
-        The result overflows float32, or the dtype, or a file cannot be written.
+    ComputeError, AdapterError
+        The result overflows float32, or a file cannot be written; or a value is too large for the dtype.
     ArrayStoreUnavailableError
         The store of a URL failed.
     """
@@ -124,7 +124,7 @@ def combine_into(
 
 
 def round_to(rows: Float32, dtype: str) -> None:
-    """Round rows to the values of a dtype, in place, ties to even. Raises ComputeError if one is too large for it."""
+    """Round rows to the values of a dtype, in place, ties to even. Raises AdapterError if one is too large for it."""
     if dtype == "float32":
         return
     for row in rows:
@@ -132,12 +132,12 @@ def round_to(rows: Float32, dtype: str) -> None:
 
 
 def narrowed(row: Float32, dtype: str) -> NDArray[Any]:
-    """Return finite values in another dtype, rounded to the nearest, ties to even; ComputeError if one is too large."""
+    """Return finite values in another dtype, rounded to the nearest, ties to even; AdapterError if one is too large."""
     kind = DTYPES[dtype]
     extremes = np.array([row.min(), row.max()])
     with np.errstate(over="ignore"):
         if not np.isfinite(extremes.astype(kind)).all():
-            raise ComputeError(
+            raise AdapterError(
                 f"combine: values up to {np.abs(extremes).max():.6g}, too large for {dtype}; use --dtype float32"
             )
     return row.astype(kind, copy=False)

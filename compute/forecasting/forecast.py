@@ -128,6 +128,7 @@ def forecast(
     memory: int | None = None,
     weight_errors: bool = False,
     export: bool | None = None,
+    store: bool = False,
     rates: Rates | str | Path | None = None,
     measure: bool = False,
     cluster: ClusterLike = None,
@@ -148,6 +149,8 @@ def forecast(
         As of `predict_all`.
     export
         Whether the predictions of the first way are saved as folders; default: where there is one way.
+    store
+        Whether all predictions are stored, as of `predict_all`.
     rates
         Of the machine, or the file that holds them, for the expected time.
     measure
@@ -172,7 +175,9 @@ def forecast(
     budget = memory_budget(memory) // slots
     shape = bank if isinstance(bank, BankShape) else BankShape.of_bank(bank)
     saved = len(ways) == 1 if export is None else export
-    steps = forecast_steps(shape, ways, slots=slots, budget=budget, weight_errors=weight_errors, export=saved)
+    steps = forecast_steps(
+        shape, ways, slots=slots, budget=budget, weight_errors=weight_errors, export=saved, store=store
+    )
     if measure:
         rates = _measured(bank, shape, steps, cluster, progress or SilentProgress())
     elif isinstance(rates, str | Path):

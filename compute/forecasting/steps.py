@@ -147,7 +147,7 @@ class StepForecast:
     Attributes
     ----------
     kind
-        `distances`, `gram`, `coefficients`, `combine` or `export`.
+        `distances`, `gram`, `coefficients`, `combine` or `export`; folders that are combined into are of `combine`.
     name
         As the progress of a run calls it.
     detail
@@ -209,6 +209,7 @@ def forecast_steps(
     budget: int,
     weight_errors: bool = False,
     export: bool = True,
+    store: bool = False,
 ) -> tuple[StepForecast, ...]:
     """Return the steps of `predict --all`, in their order.
 
@@ -222,6 +223,8 @@ def forecast_steps(
         Whether predictions are compared with the adapters, through the Gram matrix.
     export
         Whether the predictions of the first way become folders.
+    store
+        Whether all predictions are stored, beside their coefficients; folders are then written from them.
 
     Raises
     ------
@@ -237,9 +240,14 @@ def forecast_steps(
     if weight_errors or any(way.how.reads_gram for way in ways):
         steps.append(_planned("gram", "gram", lambda: _gram(shape, budget)))
     steps += [_coefficients(shape, way) for way in ways]
-    steps.append(_planned("combine", "combine", lambda: _combine(shape, ways, budget)))
+    if store:
+        steps.append(_planned("combine", "combine", lambda: _combine(shape, ways, budget)))
     if export:
-        steps.append(_export(shape))
+        steps.append(
+            _export(shape)
+            if store
+            else _planned("combine", "export", lambda: _one_pass(shape, ways[0], budget))
+        )
     return tuple(steps)
 
 
@@ -378,6 +386,22 @@ def _combine(shape: BankShape, ways: Sequence[PredictionOptions], budget: int) -
         written=plan.written,
         files=len(ways) * chunks * -(-n // SHARD_ROWS),
         flops=2 * dense * n * (n - 1) * p,
+        memory=plan.memory,
+    )
+
+
+def _one_pass(shape: BankShape, way: PredictionOptions, budget: int) -> StepForecast:
+    """Return the step that combines one way's predictions into the files of their folders."""
+    n, p = shape.adapters, shape.parameters
+    plan = plan_combination(n, p, 1, chunk=column_chunk(p), budget=budget)
+    return StepForecast(
+        "combine",
+        "export",
+        tasks=len(plan.panels),
+        read=plan.read,
+        written=shape.exported * n * p,
+        files=_EXPORT_FILES * n,
+        flops=0 if way.how.single_source else 2 * n * (n - 1) * p,
         memory=plan.memory,
     )
 

@@ -21,7 +21,7 @@ from bankdb.arrays.remote import Location
 from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.bank import AdapterBank
 from bankdb.derived import digest_of
-from bankdb.errors import ComputeError, PlanError
+from bankdb.errors import BankError, ComputeError, PlanError
 from bankdb.peft.folder import check_free, clear_unfinished
 from bankdb.peft.weights import DTYPES, safetensors_start
 from bankdb.progress import Progress
@@ -203,10 +203,14 @@ def _filled(export: _Export, missing: Mapping[int, str], cluster: Cluster, flush
     }
     if tasks:
         _check_space(files)
-        for name, _ in run_tasks(
-            cluster, "export", combine_into_files, tasks, export.progress, memory=plan.memory
-        ):
-            files.mark_done(name)
+        ended = run_tasks(cluster, "export", combine_into_files, tasks, export.progress, memory=plan.memory)
+        try:
+            for name, _ in ended:
+                files.mark_done(name)
+        except BankError:
+            if not files.done():
+                files.remove()  # nothing of use is in it
+            raise
     return files
 
 
