@@ -139,7 +139,12 @@ def _writers(cluster: Cluster, root: Path, progress: Progress) -> Iterator[tuple
     """
     if cluster.blas is None:
         yield cluster, False
-    elif _all_see(cluster, root):
+        return
+    try:
+        seen = _all_see(cluster, root)
+    except OSError as error:
+        raise _not_written(error, root) from error
+    if seen:
         yield cluster, True
     else:
         progress.note(
@@ -211,6 +216,8 @@ def _filled(export: _Export, missing: Mapping[int, str], cluster: Cluster, flush
             if not files.done():
                 files.remove()  # nothing of use is in it
             raise
+        except OSError as error:
+            raise _not_written(error, files.folder) from error
     return files
 
 

@@ -114,14 +114,14 @@ def test_a_bank_that_changed_since(bank: AdapterBank, tmp_path: Path) -> None:
     nearest, every = predict_all(bank, [WAYS[2], WAYS[0]])
     before = export_prediction(bank, nearest.run.id, "task001", tmp_path / "before")
     ingest_folder(bank, write_pairs(tmp_path / "more", 1, start=6))
-    with pytest.raises(BankNotFoundError, match="task006: .* stored or replaced since"):
+    with pytest.raises(BankNotFoundError, match=r"task006: .* stored or replaced since"):
         export_prediction(bank, every.run.id, "task006", tmp_path / "out")
     source = nearest.coefficients.adapters[int(nearest.coefficients.values[1].argmax())].name
     gone = next(record.name for record in bank.adapters() if record.name not in {source, "task001"})
     bank.remove(gone)
     # Its own source is there; of the others one is not.
     assert digests(export_prediction(bank, nearest.run.id, "task001", tmp_path / "after")) == digests(before)
-    with pytest.raises(ConflictError, match="5 sources were expected, row . of them found removed"):
+    with pytest.raises(ConflictError, match=r"5 sources were expected, row . of them found removed"):
         export_prediction(bank, every.run.id, "task001", tmp_path / "out")
 
 
