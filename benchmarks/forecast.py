@@ -25,7 +25,8 @@ from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterOptions
 from compute.forecasting.measure import measure_rates, warm
 from compute.forecasting.rates import Rates, expected_seconds
-from compute.forecasting.steps import BankShape, forecast_steps
+from compute.forecasting.shape import BankShape
+from compute.forecasting.steps import forecast_steps
 from compute.gram.matrix import gram_matrix
 from compute.metrics.registry import METRIC_NAMES
 from compute.prediction.coefficients import coefficients

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from compute.forecasting.forecast import Forecast as Forecast
     from compute.forecasting.forecast import forecast as forecast
     from compute.forecasting.rates import Rates as Rates
-    from compute.forecasting.steps import BankShape as BankShape
+    from compute.forecasting.shape import BankShape as BankShape
     from compute.pairwise.matrix import DistanceMatrix as DistanceMatrix
     from compute.prediction.coefficients import Coefficients as Coefficients
     from compute.prediction.coefficients import coefficients as coefficients
@@ -56,7 +56,7 @@ _PLACES = {
     "ClusterOptions": "compute.cluster.options",
     "EvaluationOptions": "compute.evaluation.evaluate",
     "Machine": "compute.evaluation.jobs",
-    "BankShape": "compute.forecasting.steps",
+    "BankShape": "compute.forecasting.shape",
     "Rates": "compute.forecasting.rates",
     "DistanceMatrix": "compute.pairwise.matrix",
     "Coefficients": "compute.prediction.coefficients",

@@ -23,7 +23,7 @@ from cli.options import (
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
     from compute.forecasting.forecast import Forecast
-    from compute.forecasting.steps import BankShape
+    from compute.forecasting.shape import BankShape
 
 
 @click.command(

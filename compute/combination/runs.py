@@ -89,11 +89,7 @@ def open_run(
     path = group_of(bank, run)
     marked = marks_of(bank, path, run.inputs_sha256) is not None
     if not ((marked or run.state == "done") and _has(bank, path, layout, run, progress)):
-        bank.runs.reopen(run.id)
-        ensure_group(bank.array_path("predictions"))
-        delete_derived(bank, path)
-        make_array(bank, path / COEFFICIENTS, layout, run.inputs_sha256)
-        write_chunks(path / COEFFICIENTS, (0, 0), weights)
+        _write_coefficients(bank, path, layout, run, weights)
         marked = False
     if not marked:
         about = {
@@ -104,6 +100,16 @@ def open_run(
         # Last: what is marked is whole.
         mark_group(bank, path, run.inputs_sha256, about)
     return run, path
+
+
+def _write_coefficients(
+    bank: AdapterBank, path: Location, layout: ArrayLayout, run: RunRecord, weights: NDArray[np.float32]
+) -> None:
+    bank.runs.reopen(run.id)
+    ensure_group(bank.array_path("predictions"))
+    delete_derived(bank, path)
+    make_array(bank, path / COEFFICIENTS, layout, run.inputs_sha256)
+    write_chunks(path / COEFFICIENTS, (0, 0), weights)
 
 
 def _layout(weights: NDArray[np.float32]) -> ArrayLayout:

@@ -24,8 +24,8 @@ from compute.prediction.provenance import (
     RETAINED,
     already_there,
     chosen_dtype,
-    dataset_record,
     form_record,
+    leave_one_out,
     provenance,
     write_prediction,
 )
@@ -198,8 +198,5 @@ def leave_one_out_record(
     target, weights = found.adapters[index], found.values[index].astype(np.float32)
     written = chosen_dtype(dtype, found.adapters, weights)
     record = provenance(about, target.name, found.metric, found.options, found.adapters, weights, written)
-    record["leave_one_out"] = True
-    if found.fitted is not None:
-        record["fitted"] = found.fitted[index]
-    record["dataset"] = dataset_record(target)
+    record |= leave_one_out(target, None if found.fitted is None else found.fitted[index])
     return record, written

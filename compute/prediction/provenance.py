@@ -18,6 +18,7 @@ from bankdb.peft.model_card import model_card
 from bankdb.peft.weights import write_safetensors
 from bankdb.records import AdapterRecord, BankRecord, library_versions, published
 from bankdb.strict_json import parse_object
+from compute.approaches.base import Fitted
 from compute.approaches.options import PredictionOptions
 from compute.combination.delta import DeltaForm
 
@@ -104,13 +105,11 @@ def provenance(
     }
 
 
-def dataset_record(target: AdapterRecord) -> dict[str, Any]:
-    """Return what the provenance of a leave-one-out prediction says of its target's dataset."""
-    return {
-        "content_sha256": target.content_sha256,
-        "examples": target.examples,
-        "tokens": target.tokens,
-    }
+def leave_one_out(target: AdapterRecord, fitted: Fitted | None) -> dict[str, Any]:
+    """Return what provenance says more of a prediction for a dataset of the bank, in the order of its file."""
+    dataset = {"content_sha256": target.content_sha256, "examples": target.examples, "tokens": target.tokens}
+    chosen = {} if fitted is None else {"fitted": fitted}
+    return {"leave_one_out": True, **chosen, "dataset": dataset}
 
 
 def _source(adapter: AdapterRecord, coefficient: float) -> dict[str, Any]:

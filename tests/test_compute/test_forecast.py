@@ -28,7 +28,8 @@ from compute.cluster.options import Cluster, ClusterOptions
 from compute.combination import panel as combine_panels
 from compute.combination import predictions
 from compute.forecasting.rates import MetricRate, Rates, expected_seconds, read_rates, write_rates
-from compute.forecasting.steps import BankShape, StepForecast, forecast_steps, zipf_support
+from compute.forecasting.shape import BankShape, zipf_support
+from compute.forecasting.steps import StepForecast, forecast_steps
 from compute.gram import matrix as gram
 from compute.pairwise import matrix as distances
 from compute.pairwise import tile as distance_tiles

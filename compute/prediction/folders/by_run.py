@@ -25,7 +25,7 @@ from compute.prediction.export import AGAIN
 from compute.prediction.provenance import (
     already_there,
     chosen_dtype,
-    dataset_record,
+    leave_one_out,
     provenance,
     write_prediction,
 )
@@ -69,7 +69,7 @@ def export_prediction(
 ) -> Path:
     """Write one prediction of a run of `predict_all` as a folder that PEFT and vLLM load; return the folder.
 
-    It is made from the stored coefficients in one read of its sources, however many other predictions there are.
+    It is made from the stored coefficients, in one read of its sources.
 
     Parameters
     ----------
@@ -95,8 +95,7 @@ def export_prediction(
 
     Examples
     --------
-    >>> made = predict_all(bank, PredictionOptions(approach="nearest"))
-    >>> export_prediction(bank, made.run.id, "task003", data.with_name("one")).name
+    >>> export_prediction(bank, predict_all(bank).run.id, "task003", data.with_name("one")).name
     'one'
     """
     shown, found, target = progress or SilentProgress(), stored_run(bank, run), Path(folder)
@@ -107,19 +106,21 @@ def export_prediction(
     about = bank.export_record()
     written = chosen_dtype(dtype, sources, shares)
     record = provenance(about, name, found.metric, found.options, sources, shares, written)
-    record["leave_one_out"] = True
-    if found.fitted is not None:
-        record["fitted"] = found.fitted[index]
-    record["dataset"] = dataset_record(adapter)
+    record |= leave_one_out(adapter, None if found.fitted is None else found.fitted[index])
     if already_there(target, record, overwrite) is None:
         shown.begin("combine", 1)
-        if stored_dtype(bank, (found.run, found.path), len(found.sources)) == "float32":
+        if _is_stored(bank, found):
             vector = read_row(found.path / ADAPTERS, index, AGAIN)
         else:
             vector = combined(bank, sources, shares, memory, shown)
         shown.end()
         write_prediction(about, target, vector, record, overwrite)
     return target
+
+
+def _is_stored(bank: AdapterBank, found: StoredRun) -> bool:
+    """Whether all numbers of the run are stored as they are, not rounded."""
+    return stored_dtype(bank, (found.run, found.path), len(found.sources)) == "float32"
 
 
 def _target(bank: AdapterBank, found: StoredRun, name: str) -> tuple[int, AdapterRecord]:

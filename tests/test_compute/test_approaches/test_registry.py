@@ -29,7 +29,8 @@ from compute.approaches.neural.training import train
 from compute.approaches.options import PredictionOptions
 from compute.evaluation.bank_sizes import bank_size_curve
 from compute.forecasting.rates import MetricRate, Rates, expected_seconds
-from compute.forecasting.steps import BankShape, StepForecast, forecast_steps
+from compute.forecasting.shape import BankShape
+from compute.forecasting.steps import StepForecast, forecast_steps
 from compute.prediction.coefficients import coefficients
 from compute.prediction.matrices import Matrices, compute_matrices, distances
 from compute.prediction.predict import predict
