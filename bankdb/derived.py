@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bankdb.records import AdapterRecord
     from bankdb.storage.stored_bank import StoredBank
 
-KINDS = ("distributions", "distances", "gram", "predictions", "neural")
+KINDS = ("distributions", "distances", "gram", "predictions", "neural", "losses")
 
 # Entries of a block of an array in a group: 8 MiB of float64.
 _BLOCK_ENTRIES = 2**20
@@ -40,6 +40,8 @@ _OWN, _MADE_FROM, _ARRAYS, _COMPLETE = "bank", "made_from", "arrays", "complete"
 # Of an array that is filled piece by piece: whether all of it is there.
 WHOLE = "whole"
 _BY_OLDER = "stored by an older version, without all that tells whether it is right; it is computed again"
+LISTED = "entries"
+"""Of an array that grows by an entry: the names of those that are there, in their order."""
 # Attributes of arrays of version 0.1.0, which had no seal.
 OLD_DISTANCES, OLD_PREDICTIONS = {"run", "metric", "rows", "complete"}, {"run"}
 _OLD: tuple[set[str], ...] = (set(), {"rows"}, OLD_DISTANCES, OLD_PREDICTIONS)
@@ -383,6 +385,8 @@ def _expected(
     """Return the blocks of an array that have to be there."""
     layout = found.layout
     assert layout is not None, "the caller knows the layout"
+    if LISTED in found.attributes:  # an entry a name, in their order
+        return ((entry,) for entry in range(len(found.attributes[LISTED])))
     known = found.attributes.get(_COMPLETE, found.attributes.get("rows"))
     if isinstance(known, dict):
         blocks = sorted({int(row) // layout.blocks[0] for row in known if row.isdecimal()})

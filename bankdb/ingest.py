@@ -19,7 +19,7 @@ from bankdb.arrays.adapter_store import StoredRow
 from bankdb.arrays.durable import partial_files
 from bankdb.catalog.catalog import changed_pair
 from bankdb.datasets.limits import memory_budget
-from bankdb.datasets.read import Dataset, read_dataset
+from bankdb.datasets.read import Examples
 from bankdb.errors import (
     AdapterError,
     ArrayStoreUnavailableError,
@@ -234,15 +234,15 @@ def _prepare(
     options: IngestOptions,
 ) -> _Prepared | None:
     """Read, check and tokenize a pair; None if the bank has the very same already."""
-    from bankdb.peft.checks import check_range
+    from bankdb.peft.checks import notes_on
     from bankdb.peft.weights import load_adapter
 
     _check_text(pair)
     present = bank.catalog.find(pair.name)
-    dataset: Dataset | None = None
     if present is not None:
-        dataset = _read(pair, options)
-        if _unchanged(present, pair, dataset):
+        stored = _read(pair, options)
+        stored.pass_over()
+        if _unchanged(present, pair, stored.sha256):
             return None
         if not options.replace:
             raise changed_pair(pair.name)
@@ -250,22 +250,20 @@ def _prepare(
     if expected.layout is not None and adapter.config.revision != expected.revision:
         config = pair.adapter / "adapter_config.json"
         raise AdapterError(other_revision(str(config), expected.revision, adapter.config.revision))
-    adapter = replace(adapter, notes=(*adapter.notes, *check_range(adapter, pair.adapter)))
-    dataset = dataset or _read(pair, options)
-    histogram = bank.tokenizer.count(dataset.each_text(), str(pair.dataset[0]), _share(options))
+    adapter = replace(adapter, notes=notes_on(adapter, pair.adapter))
+    dataset = _read(pair, options)
+    histogram = bank.tokenizer.count(dataset.texts(), str(pair.dataset[0]), options.memory)
     return _Prepared(pair, adapter, dataset.sha256, len(dataset), dataset.notes, histogram)
 
 
-def _share(options: IngestOptions) -> int:
-    return max(1, memory_budget(options.memory) // _AHEAD)  # of one of the pairs that are prepared at a time
-
-
-def _read(pair: Pair, options: IngestOptions) -> Dataset:
-    return read_dataset(
+def _read(pair: Pair, options: IngestOptions) -> Examples:
+    return Examples(
         pair.dataset,
         input_column=options.input_column,
         output_column=options.output_column,
-        memory=_share(options),
+        memory=max(
+            1, memory_budget(options.memory) // _AHEAD
+        ),  # of one of the pairs that are prepared at a time
     )
 
 
@@ -276,9 +274,9 @@ def _check_text(pair: Pair) -> None:
             raise SourceError(f"{printable(text)}: not valid Unicode text; rename the folder, or correct it")
 
 
-def _unchanged(present: AdapterRecord, pair: Pair, dataset: Dataset) -> bool:
+def _unchanged(present: AdapterRecord, pair: Pair, content_sha256: str) -> bool:
     """Whether a pair's three hashes are those in the bank; the configuration holds the scaling."""
-    if present.content_sha256 != dataset.sha256:
+    if present.content_sha256 != content_sha256:
         return False
     expected = {
         "adapter_config.json": present.config_sha256,

@@ -129,7 +129,10 @@ def _tokenizer(folder: Path, vocabulary: int) -> Path:
 
 def _config(path: Path, layout: AdapterLayout, shape: Shape) -> AdapterConfig:
     file = path.with_name(path.name + "-config.json")
-    file.write_text(render_config(BASE_MODEL, layout, (2.0 * shape.rank, False), "CAUSAL_LM"))
+    # In another form than a prediction's, which would be told apart.
+    file.write_text(
+        json.dumps(json.loads(render_config(BASE_MODEL, layout, (2.0 * shape.rank, False), "CAUSAL_LM")))
+    )
     try:
         return read_config(file)
     finally:

@@ -35,6 +35,12 @@ def tell(text: str, *, err: bool = False) -> None:
     click.echo(printable(text), err=err)
 
 
+def tell_piece(text: str) -> None:
+    """Print a piece of an answer as it comes; line breaks and tabs stay."""
+    click.echo(printable(text, keep="\n\t"), nl=False)
+    sys.stdout.flush()
+
+
 def shown_progress() -> Progress:
     """Return bars on a terminal, and plain lines anywhere else."""
     if not sys.stderr.isatty():
@@ -135,8 +141,17 @@ class BarProgress:
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=not _unicode_output(), allow_nan=False)
+    click.echo(_escaped(text))
+
+
+def json_line(value: Any, *, to_file: bool = False) -> str:
+    """Return a value as JSON on one line, for standard output or a file."""
+    return _escaped(json.dumps(value, ensure_ascii=not (to_file or _unicode_output()), allow_nan=False))
+
+
+def _escaped(text: str) -> str:
     # Such characters stand in strings alone, where JSON has escapes for them.
-    click.echo(re.sub(r"[^\n -~]+", _escaped_in_json, text))
+    return re.sub(r"[^\n -~]+", _escaped_in_json, text)
 
 
 def _escaped_in_json(found: re.Match[str]) -> str:

@@ -86,13 +86,15 @@ def cli(debug: bool) -> None:
 
 
 def _register() -> None:
-    from cli.commands import bank, evaluate, matrices, plan, predict, report
+    from cli.commands import bank, evaluate, finetune, generate, matrices, plan, predict, report
 
     for command in (
         *bank.COMMANDS,
         *matrices.COMMANDS,
         *predict.COMMANDS,
+        *finetune.COMMANDS,
         *evaluate.COMMANDS,
+        *generate.COMMANDS,
         *report.COMMANDS,
         *plan.COMMANDS,
     ):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bankdb.errors import ParameterError
+from cli.commands.curves import CURVE_PARAMETERS
 from cli.options import on_command_line
 from compute.approaches.registry import approaches, get_approach
 
@@ -47,13 +48,18 @@ class CheckedCommand(click.Command):
             if given and not rule.read(ctx.params):
                 shown = [param.opts[-1] for param in self.params if param.name in given]
                 raise ParameterError(f"{', '.join(shown)}: would do nothing here; goes with {rule.goes_with}")
+        if ctx.params.get("as_json") and str(ctx.params.get("csv")) == "-":
+            raise ParameterError(
+                "--csv -, --json: both would write to the screen; give --csv a file, or leave one of them out"
+            )
         return super().invoke(ctx)
 
 
 def _asked(given: Given) -> list[Approach]:
     """Return the approaches that are asked for; of `all`, every one that it could stand for."""
     names = given["approaches"]
-    return list(approaches()) if "all" in names else [get_approach(name) for name in names]
+    every = [approach for approach in approaches() if not approach.reads_labels] if "all" in names else []
+    return every + [get_approach(name) for name in names if name != "all"]
 
 
 def _reads(option: str) -> Callable[[Given], bool]:
@@ -81,7 +87,8 @@ def _reads_bank(given: Given) -> bool:
 def _fitted(given: Given) -> bool:
     """Whether an approach that is asked for is made for the bank's own rows before it is for others."""
     return any(
-        approach.reads_bank or approach.fitted or "seed" in approach.reads for approach in _asked(given)
+        approach.reads_bank or approach.fitted or ("seed" in approach.reads and not approach.reads_labels)
+        for approach in _asked(given)
     )
 
 
@@ -91,8 +98,25 @@ def _mmd(given: Given) -> bool:
     return "approaches" in given and any(approach.metric == "mmd" for approach in _asked(given))
 
 
+def _finetuning(given: Given) -> bool:
+    return bool(given["finetune"])
+
+
 def _no_weights_only(given: Given) -> bool:
     return not given["weights_only"]
+
+
+def _of_the_bank(given: Given) -> bool:
+    """Whether the bank's own tasks are evaluated."""
+    return not given["adapters"]
+
+
+def _of_folders(given: Given) -> bool:
+    return bool(given["adapters"])
+
+
+def _tests(given: Given) -> bool:
+    return given["test"] is not None
 
 
 _WAITING = Rule(("wait_seconds",), lambda given: given["wait_workers"] is not None, "--wait-workers")
@@ -121,6 +145,13 @@ def _neural(*options: str) -> tuple[Rule, ...]:
     )
 
 
+def _labels(*options: str) -> tuple[Rule, ...]:
+    return tuple(
+        Rule((name,), _reads("model"), "--approach selected, or another that reads labels")
+        for name in options
+    )
+
+
 _CLUSTER = (
     "scheduler",
     "scheduler_file",
@@ -134,16 +165,42 @@ _CLUSTER = (
 _WHOLE_BANK = (
     "--all, or an --approach that reads the bank's own matrices; of others NEWDATA runs in this process"
 )
-_GENERATING = ("targets", "max_examples", "data", "model", "device", "dtype", "batch_size", "threads")
+
+
+def _starting(*rules: Rule) -> tuple[Rule, ...]:
+    """Rules of a prediction that training begins with: read where it is one, and as they say."""
+
+    def also(read: Callable[[Given], bool]) -> Callable[[Given], bool]:
+        return lambda given: given["start"] == "predicted" and read(given)
+
+    return tuple(Rule(one.options, also(one.read), f"--start predicted and {one.goes_with}") for one in rules)
+
+
+_TASKS = (
+    *("targets", "approaches", "compatible", "leave_out", "space", "rank", "weights_only", "bank_sizes"),
+    *("finetune", *CURVE_PARAMETERS),
+    *_CLUSTER,
+    *("metrics", "kernel", "sigma", "temperature", "top_k", "protocol", "width", "draws", "examples"),
+)
+_TESTING = ("compare", "max_examples", "model_dtype", "batch_size")
+_MODEL = ("model", "device", "threads")
+_GENERATING = ("targets", "max_examples", "data", "device", "dtype", "batch_size", "threads")
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
     "distances": (*_KERNEL, _WAITING),
-    "coefficients": (*_KERNEL, *_BY_DISTANCE, *_neural("protocol", "seed", "width"), _WAITING),
+    "coefficients": (
+        *_KERNEL,
+        *_BY_DISTANCE,
+        *_neural("protocol", "seed", "width"),
+        *_labels("examples", *_MODEL),
+        _WAITING,
+    ),
     "predict": (
         Rule(_CLUSTER, lambda given: given["whole_bank"] or _reads_bank(given), _WHOLE_BANK),
         *_KERNEL,
         *_BY_DISTANCE,
         *_neural("protocol", "seed", "width"),
+        *_labels("examples"),
         Rule(
             ("leave_out",),
             lambda given: given["whole_bank"] or _fitted(given),
@@ -153,6 +210,17 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             ("input_column", "output_column"),
             lambda given: not given["whole_bank"],
             "NEWDATA; the datasets of the bank are counted already",
+        ),
+        Rule(
+            ("test",),
+            lambda given: not given["whole_bank"],
+            "NEWDATA; the bank's own tasks have `bank evaluate`",
+        ),
+        Rule(_TESTING, _tests, "--test FILE"),
+        Rule(
+            _MODEL,
+            lambda given: _tests(given) or _reads("model")(given),
+            "--test FILE, or --approach selected, or another that reads labels",
         ),
         Rule(
             ("dtype",),
@@ -167,13 +235,53 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         _WAITING,
     ),
     "export": (Rule(("dtype", "memory"), lambda given: given["run"] is not None, "--prediction RUN"),),
+    "finetune": (
+        *_starting(
+            Rule(_CLUSTER, _reads_bank, "an --approach that reads the bank's own matrices"),
+            *_KERNEL,
+            *_BY_DISTANCE,
+            *_neural("protocol", "width"),
+            Rule(("leave_out",), _fitted, "--approach tuned, ridge or neural, which are fitted on the bank"),
+            _WAITING,
+        ),
+        Rule(
+            ("approaches", "compatible", "space", "rank", "include_same"),
+            lambda given: given["start"] == "predicted",
+            "--start predicted",
+        ),
+    ),
     "evaluate": (
+        Rule(
+            _TASKS, _of_the_bank, "the bank's own tasks; with --adapter there are only those that are given"
+        ),
+        Rule(("test", "compare", "input_column", "output_column"), _of_folders, "--adapter FOLDER"),
+        Rule(
+            ("data", "memory"),
+            lambda given: _of_the_bank(given) or bool(given["compare"]),
+            "--compare, or the bank's own tasks without --adapter",
+        ),
         Rule(
             (*_GENERATING, "resamples", "space", "rank"),
             _no_weights_only,
             "answers that are generated, which --weights-only leaves out",
         ),
+        Rule(
+            ("model",),
+            lambda given: _no_weights_only(given) or _reads("model")(given),
+            "answers that are generated, which --weights-only leaves out, or an approach that reads labels",
+        ),
+        Rule(
+            ("examples",),
+            lambda given: _finetuning(given) or _reads("examples")(given),
+            "--finetune, or --approach selected",
+        ),
         Rule(("draws",), lambda given: bool(given["bank_sizes"]), "--bank-sizes"),
+        Rule(CURVE_PARAMETERS, _finetuning, "--finetune"),
+        Rule(
+            ("weights_only", "bank_sizes", "space", "rank"),
+            lambda given: not _finetuning(given),
+            "answers of predictions as they are; --finetune trains them, as factors",
+        ),
         Rule(
             ("seed",),
             lambda given: _no_weights_only(given) or bool(given["bank_sizes"]) or _reads("seed")(given),
@@ -183,6 +291,14 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         *_BY_DISTANCE,
         *_neural("protocol", "width"),
         _WAITING,
+    ),
+    "generate": (
+        Rule(
+            ("input_column", "out", "batch_size"),
+            lambda given: given["input_file"] is not None,
+            "--input FILE",
+        ),
+        Rule(("seed",), lambda given: given["temperature"] > 0, "--temperature"),
     ),
     "plan": (
         Rule(

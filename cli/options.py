@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
     from compute.approaches.options import PredictionOptions
     from compute.cluster.options import ClusterOptions
+    from compute.generation.machine import Machine
+    from compute.labels.answer_labels import LabelOptions
 
 METRICS = ("wasserstein", "kullback-leibler", "jensen-shannon", "mmd", "tf-idf", "wd", "kl", "js")
 
@@ -179,7 +181,11 @@ approach_parameters = together(
         help="Of neural: no row is predicted by a network that saw it, or one network of 80% for all.",
     ),
     click.option(
-        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of neural."
+        "--seed",
+        type=click.IntRange(0, 2**63 - 1),
+        default=0,
+        show_default=True,
+        help="Of neural and selected.",
     ),
     click.option(
         "--width", type=click.IntRange(2, 20_000), default=4000, show_default=True, help="Of neural's layers."
@@ -196,6 +202,42 @@ approach_parameters = together(
 column_options = together(
     click.option("--input-column", default="input", show_default=True, help="Column with the input text."),
     click.option("--output-column", default="output", show_default=True, help="Column with the output(s)."),
+)
+
+
+def _examples(_context: click.Context, _option: click.Parameter, value: str) -> int | None:
+    if value == "all":
+        return None
+    if not value.isdecimal() or not 0 < int(value) < 2**31:
+        raise click.BadParameter(f"expected a number of at least 1, or all, found {value!r}")
+    return int(value)
+
+
+def examples_option(text: str) -> Decorator:
+    """Return `--examples`, a number or `all`."""
+    return click.option(
+        "--examples", callback=_examples, default="32", show_default=True, metavar="N|all", help=text
+    )
+
+
+label_options = together(
+    examples_option("Of selected: labelled examples that are drawn of a dataset, at the most."),
+    click.option(
+        "--model",
+        help="Of selected: folder or hub name of the base model; the bank's base model if not given.",
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Of selected: where the base model computes.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(1, 4096),
+        help="Of selected: cores that the base model computes on; all if not given.",
+    ),
 )
 
 
@@ -294,6 +336,20 @@ def cluster_of(settings: Mapping[str, Any]) -> ClusterOptions:
     )
 
 
+def machine_of(settings: Mapping[str, Any]) -> Machine:
+    """Return where the base model computes, from what `label_options` gave a command."""
+    from compute.generation.machine import Machine
+
+    return Machine(device=settings["device"], threads=settings["threads"])
+
+
+def labels_of(settings: Mapping[str, Any]) -> LabelOptions:
+    """Return how labels are read, likewise."""
+    from compute.labels.answer_labels import LabelOptions
+
+    return LabelOptions(machine_of(settings))
+
+
 _PARAMETERS = (
     "compatible",
     "leave_out",
@@ -304,6 +360,8 @@ _PARAMETERS = (
     "width",
     "temperature",
     "top_k",
+    "examples",
+    "model",
 )
 
 

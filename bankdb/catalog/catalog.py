@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from bankdb.catalog.database import Database
+from bankdb.catalog.database import Database, counted, every, found, some
 from bankdb.catalog.schema import (
     DAMAGED,
     FORMAT_VERSION,
@@ -134,16 +134,14 @@ class Catalog:
             The name is there with other content, and `replace` is false; or the row is not reserved.
         """
         with self._database.write() as session:
-            reserved = session.scalar(
-                select(AdapterRow).where(AdapterRow.row == new.row, AdapterRow.state == "reserved")
-            )
+            reserved = found(session, AdapterRow, row=new.row, state="reserved")
             if reserved is None:
                 raise ConflictError(
                     f"{new.name}: its reserved row {new.row} was cleared meanwhile by "
                     "`bank verify --repair`; ingest it again"
                 )
             freed: list[int] = []
-            present = session.scalar(_ready().where(AdapterRow.name == new.name))
+            present = found(session, AdapterRow, name=new.name, state="ready")
             if present is not None:
                 same = _same_content(session, present, new)
                 if same or not replace:
@@ -199,8 +197,8 @@ class Catalog:
         It cannot if the row is ready after all: an interrupt may come just after the commit.
         """
         with self._database.write() as session:
-            session.execute(delete(AdapterRow).where(AdapterRow.row == row, AdapterRow.state == "reserved"))
-            return session.scalar(select(AdapterRow.id).where(AdapterRow.row == row)) is None
+            _forget(session, row)
+            return found(session, AdapterRow, row=row) is None
 
     def remove(self, name: str) -> int | None:
         """Remove a ready adapter with its dataset; return its row, whose file can go.
@@ -209,30 +207,27 @@ class Catalog:
         """
         with self._database.write() as session:
             session.info[DAMAGED] = damaged = list[Sealed]()
-            row = session.scalar(_ready().where(AdapterRow.name == name))
-            if row is None:
+            # By no index: one that is damaged would remove another one.
+            rows = some(session, AdapterRow, name=name, state="ready")
+            if not rows:
                 raise BankNotFoundError(f"{name}: no such adapter in the bank; `bank list` shows the names")
-            number = row.row
-            session.delete(row)
+            number = rows[0].row
+            session.delete(rows[0])
             return None if damaged else number
 
     def clear_reserved(self, rows: Iterable[int]) -> None:
         """Forget reserved rows that no ingest is working on any more."""
         with self._database.write() as session:
             for row in rows:
-                session.execute(
-                    delete(AdapterRow).where(AdapterRow.row == row, AdapterRow.state == "reserved")
-                )
+                _forget(session, row)
 
     def set_group(self, name: str, group: str | None, licence: str | None) -> None:
         """Record another group or licence for a dataset that is already there."""
         with self._database.write() as session:
-            adapter = session.scalar(_ready().where(AdapterRow.name == name))
+            adapter = found(session, AdapterRow, name=name, state="ready")
             if adapter is None:
                 raise BankNotFoundError(f"{name}: no such adapter in the bank; `bank list` shows the names")
-            adapter.licence = licence
-            for dataset in session.scalars(select(DatasetRow).where(DatasetRow.adapter_id == adapter.id)):
-                dataset.group_name = group
+            adapter.licence, self._dataset(session, adapter).group_name = licence, group
 
     # -- looking --------------------------------------------------------------------------------
 
@@ -248,12 +243,7 @@ class Catalog:
         # Both tables as they lie, by no index: one that is damaged would leave out an adapter without a word.
         with self._database.read() as session:
             session.info[DAMAGED] = damaged
-            rows = session.scalars(select(AdapterRow)).all()
-            datasets = session.scalars(select(DatasetRow)).all()
-            if None in rows or None in datasets:  # so SQLAlchemy gives a record that has lost its number
-                raise BankFormatError(
-                    f"{self._database.shown}: a record has no number: the file is damaged; restore it from a copy"
-                )
+            rows, datasets = some(session, AdapterRow), some(session, DatasetRow)
             bad = {id(row) for row in damaged or ()}
             of_adapter = {row.adapter_id: row for row in datasets if id(row) not in bad}
             ready = [row for row in rows if row.state == "ready" and id(row) not in bad]
@@ -275,20 +265,28 @@ class Catalog:
     def find(self, name: str) -> AdapterRecord | None:
         """Return one ready adapter, or None."""
         with self._database.read() as session:
-            row = session.execute(_joined().where(AdapterRow.name == name)).first()
-            return None if row is None else adapter_record(row[0], row[1])
+            row = found(session, AdapterRow, name=name, state="ready")
+            return None if row is None else adapter_record(row, self._dataset(session, row))
+
+    def _dataset(self, session: Session, adapter: AdapterRow) -> DatasetRow:
+        row = found(session, DatasetRow, adapter_id=adapter.id)
+        if row is None:
+            raise BankFormatError(
+                f"{self._database.shown}: no dataset is there of adapter {adapter.name}: the file is damaged, restore "
+                "it from a copy"
+            )
+        return row
 
     def count(self) -> int:
         """Return the number of ready adapters."""
         with self._database.read() as session:
-            query = select(func.count()).select_from(AdapterRow).where(AdapterRow.state == "ready")
-            return int(session.scalar(query) or 0)
+            return counted(session, AdapterRow, state="ready")
 
     def reserved(self) -> list[ReservedRow]:
         """Return the rows that are reserved and not ready, by row."""
         with self._database.read() as session:
-            query = select(AdapterRow).where(AdapterRow.state == "reserved").order_by(AdapterRow.row)
-            return [ReservedRow(row.name, row.row, row.created) for row in session.scalars(query)]
+            rows = sorted(every(session, AdapterRow, state="reserved"), key=lambda row: row.row)
+            return [ReservedRow(row.name, row.row, row.created) for row in rows]
 
     def blob(self, sha256: str) -> bytes:
         """Return stored bytes by their hash. Raises BankFormatError if they are missing or damaged."""
@@ -316,7 +314,8 @@ class Catalog:
             for start in range(0, len(rows), _BATCH):
                 part = list(rows[start : start + _BATCH])
                 query = (
-                    select(AdapterRow.row, TokenDistributionRow)
+                    # All three as records, whose checksums hold what finds them: an index may lead elsewhere.
+                    select(AdapterRow, DatasetRow, TokenDistributionRow)
                     .join(DatasetRow, DatasetRow.adapter_id == AdapterRow.id)
                     .join(TokenDistributionRow, TokenDistributionRow.dataset_id == DatasetRow.id)
                     .where(
@@ -326,8 +325,10 @@ class Catalog:
                         TokenDistributionRow.text_rule == bank.text_rule,
                     )
                 )
-                for row, stored in session.execute(query):
-                    ids, counts = stored.ids, stored.counts
+                for adapter, dataset, stored in session.execute(query):
+                    if (dataset.adapter_id, stored.dataset_id) != (adapter.id, dataset.id):
+                        continue  # missing below
+                    row, ids, counts = adapter.row, stored.ids, stored.counts
                     whole = isinstance(ids, bytes) and isinstance(counts, bytes) and len(ids) == len(counts)
                     if not whole or len(ids) % 4 or _counts_sha256(ids, counts) != stored.sha256:
                         raise BankFormatError(
@@ -351,20 +352,16 @@ def changed_pair(name: str) -> ConflictError:
     )
 
 
-def _ready() -> Select[AdapterRow]:
-    return select(AdapterRow).where(AdapterRow.state == "ready")
-
-
-def _joined() -> Select[AdapterRow, DatasetRow]:
-    return (
-        select(AdapterRow, DatasetRow)
-        .join(DatasetRow, DatasetRow.adapter_id == AdapterRow.id)
-        .where(AdapterRow.state == "ready")
-    )
+def _forget(session: Session, row: int) -> None:
+    reserved = found(session, AdapterRow, row=row, state="reserved")
+    if reserved is not None:
+        session.delete(reserved)
+        session.flush()
 
 
 def _same_content(session: Session, present: AdapterRow, new: NewAdapter) -> bool:
-    content = session.scalar(select(DatasetRow.content_sha256).where(DatasetRow.adapter_id == present.id))
+    dataset = found(session, DatasetRow, adapter_id=present.id)
+    content = None if dataset is None else dataset.content_sha256
     return (present.source_sha256, present.config_sha256, content) == (
         new.source_sha256,
         hashlib.sha256(new.config.encode()).hexdigest(),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
-from sqlalchemy import URL, inspect, select
+from sqlalchemy import URL, ColumnElement, UnaryExpression, func, inspect, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import FlushError, StaleDataError
+from sqlalchemy.sql.operators import custom_op
 
 from bankdb.catalog.backend import Backend
 from bankdb.catalog.locks import BankLocks
@@ -18,6 +20,7 @@ from bankdb.catalog.migrations.apply import HEAD, current_revision, upgrade
 from bankdb.catalog.schema import (
     DAMAGED,
     SHOWN,
+    Base,
     GenerationRow,
     PieceRow,
     PredictionRow,
@@ -30,6 +33,7 @@ from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError, lis
 _COMPUTED = (RunRow, PieceRow, PredictionRow, GenerationRow)
 # Records that are in memory at once while all are looked at.
 _AT_ONCE = 500
+_Record = TypeVar("_Record", bound=Base)
 
 
 class Database:
@@ -140,7 +144,7 @@ class Database:
                 f"{problem}; restore it from a copy"
                 for problem in self._backend.integrity_problems(session.connection())
             ]
-            return problems + [damage_of(row) for row in self._damaged(session)]
+            return problems + [damage_of(row) for row in self._damaged(session)] + self._without_key(session)
 
     def drop_damaged(self) -> list[str]:
         """Delete damaged records of what was computed; return what was deleted."""
@@ -157,6 +161,16 @@ class Database:
             for _ in session.scalars(select(model).execution_options(yield_per=_AT_ONCE)):
                 pass
         return damaged
+
+    def _without_key(self, session: Session) -> list[str]:
+        """Return the tables with a record whose primary key reads NULL, in the words of a message."""
+        lost = []
+        for model in Base.__subclasses__():
+            for table in model.__subclasses__() or [model]:
+                keys = [column.is_(None) for column in inspect(table).primary_key]
+                if session.scalar(select(func.count()).select_from(table).where(*keys)):
+                    lost.append(_lost_key(table))
+        return lost
 
     def copy_to(self, path: Path) -> None:
         """Write a read-only database as a file of SQLite's that may be written."""
@@ -179,3 +193,99 @@ def _backend(url: URL, create: bool) -> Backend:
     from bankdb.catalog.postgresql import PostgresqlBackend
 
     return PostgresqlBackend(url)
+
+
+# -- records by their keys ------------------------------------------------------------------------------
+#
+# A damaged index gives another record than was asked for, or none, and SQLite does not notice: it takes the values of
+# an index for those of the record. What is found is compared with what was asked for, and with its own checksum; that
+# there is none is believed only when the records themselves were looked through.
+
+
+def found(session: Session, model: type[_Record], **key: Any) -> _Record | None:
+    """Return the one record with these values, or None.
+
+    Raises
+    ------
+    BankFormatError
+        The database's index leads elsewhere.
+    """
+    row = session.scalars(select(model).where(*_matching(model, key))).one_or_none()
+    if row is None:
+        if _has_indexes_apart(session) and some(session, model, **key):
+            raise _index_damaged(session, model)
+        return None
+    if any(getattr(row, name) != value for name, value in key.items()):
+        raise _index_damaged(session, model)
+    return row
+
+
+def every(session: Session, model: type[_Record], **key: Any) -> list[_Record]:
+    """Return all records with these values, by primary key; as many as an index of them has.
+
+    Raises
+    ------
+    BankFormatError
+        There are fewer or more of them in an index: the file is damaged.
+    """
+    rows = some(session, model, **key)
+    counted = session.scalar(select(func.count()).select_from(model).where(*_matching(model, key)))
+    if counted != len(rows):
+        raise _index_damaged(session, model)
+    return rows
+
+
+def counted(session: Session, model: type[Base], **key: Any) -> int:
+    """Return how many records have these values, in the table and in an index alike; else raise BankFormatError."""
+    query = select(func.count()).select_from(model)
+    number = session.scalar(query.where(*_matching(model, key)))
+    if _has_indexes_apart(session) and number != session.scalar(
+        query.where(*_matching(model, key, by_index=False))
+    ):
+        raise _index_damaged(session, model)
+    return int(number or 0)
+
+
+def some(session: Session, model: type[_Record], **key: Any) -> list[_Record]:
+    """Return the records with these values as they lie in the table, by primary key; by no index of SQLite's."""
+    apart = _has_indexes_apart(session)
+    query = select(model).where(*_matching(model, key, by_index=not apart))
+    order = [_in_table(column) if apart else column for column in inspect(model).primary_key]
+    rows = session.scalars(query.order_by(*order)).all()
+    if None in rows:  # so SQLAlchemy gives a record whose primary key reads NULL
+        raise BankFormatError(f"{session.info[SHOWN]}: {_lost_key(model)}")
+    return list(rows)
+
+
+def _matching(
+    model: type[Base], key: Mapping[str, Any], *, by_index: bool = True
+) -> list[ColumnElement[bool]]:
+    columns = {name: inspect(model).columns[name] for name in key}
+    if by_index:
+        return [columns[name] == value for name, value in key.items()]
+    return [_in_table(columns[name]) == value for name, value in key.items()]
+
+
+def _in_table(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Behind a sign SQLite reads a column in the table itself: https://www.sqlite.org/optoverview.html#uplus."""
+    return UnaryExpression(column, operator=custom_op("+"))
+
+
+def _has_indexes_apart(session: Session) -> bool:
+    """Whether the database takes what an index says for what is in the record."""
+    return session.get_bind().dialect.name == "sqlite"
+
+
+def _index_damaged(session: Session, model: type[Base]) -> BankFormatError:
+    return BankFormatError(
+        f"{session.info[SHOWN]}: the index of its records of {_called(model)} is not that of the records, the file is "
+        "damaged: restore it from a copy"
+    )
+
+
+def _lost_key(model: type[Base]) -> str:
+    return f"a record of {_called(model)} has no number: the file is damaged; restore it from a copy"
+
+
+def _called(model: type[Base]) -> str:
+    return str(model.__tablename__).replace("_", " ")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from bankdb.catalog.database import Database
+from bankdb.catalog.database import Database, every, found
 from bankdb.catalog.schema import GenerationRow
 from bankdb.errors import BankFormatError
 from bankdb.records import GenerationKey, GenerationRecord, now
@@ -50,9 +50,8 @@ class GenerationStore:
         -------
         How many there were.
         """
-        of_it = select(GenerationRow).where(GenerationRow.settings_sha256 == earlier)
         with self._database.write() as session:
-            rows = session.scalars(of_it).all()
+            rows = every(session, GenerationRow, settings_sha256=earlier)
             # Each is read and written as a record: it has a checksum of its own.
             for row in rows:
                 record = _record(row)
@@ -82,12 +81,13 @@ def _keep(session: Session, record: GenerationRecord) -> None:
 
 
 def _row(session: Session, key: GenerationKey) -> GenerationRow | None:
-    query = select(GenerationRow).where(
-        GenerationRow.adapter_sha256 == key.adapter_sha256,
-        GenerationRow.test_sha256 == key.test_sha256,
-        GenerationRow.settings_sha256 == key.settings_sha256,
+    return found(
+        session,
+        GenerationRow,
+        adapter_sha256=key.adapter_sha256,
+        test_sha256=key.test_sha256,
+        settings_sha256=key.settings_sha256,
     )
-    return session.scalars(query).one_or_none()
 
 
 def _record(row: GenerationRow) -> GenerationRecord:

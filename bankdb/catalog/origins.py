@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -9,8 +10,7 @@ from collections.abc import Iterable
 from sqlalchemy import func, select
 
 from bankdb.catalog.database import Database
-from bankdb.catalog.schema import AdapterRow, BankRow, BlobRow
-from bankdb.errors import BankNotFoundError
+from bankdb.catalog.schema import AdapterRow, BlobRow, the_bank
 from bankdb.strict_json import parse_object
 
 _AT_ONCE = 500
@@ -21,7 +21,7 @@ class Origins:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._stated: dict[str, str | None] = {}  # by the configuration's hash
+        self._texts: dict[str, str] = {}  # of configurations, by their hashes
 
     def first_header(self) -> str | None:
         """Return the hash of the header of the ready adapter of the lowest row; None where there is none."""
@@ -34,15 +34,24 @@ class Origins:
         with self._database.read() as session:
             query = select(AdapterRow.config_sha256, func.count()).where(AdapterRow.state == "ready")
             found = session.execute(query.group_by(AdapterRow.config_sha256)).all()
-            wanted = [sha256 for sha256, _ in found if sha256 not in self._stated]
+        texts = self.configurations(str(sha256) for sha256, _ in found)
+        votes: Counter[str | None] = Counter()
+        for sha256, count in found:
+            votes[_stated(texts.get(str(sha256), ""))] += int(count)
+        return votes
+
+    def configurations(self, hashes: Iterable[str]) -> dict[str, str]:
+        """Return the stored configurations of these hashes; what is lacking or damaged is left out."""
+        every = set(hashes)
+        wanted = sorted(every - self._texts.keys())
+        with self._database.read() as session:
             for start in range(0, len(wanted), _AT_ONCE):
                 blobs = select(BlobRow).where(BlobRow.sha256.in_(wanted[start : start + _AT_ONCE]))
                 for blob in session.scalars(blobs):
-                    self._stated[blob.sha256] = _stated(blob.data)
-        votes: Counter[str | None] = Counter()
-        for sha256, count in found:
-            votes[self._stated.get(str(sha256))] += int(count)
-        return votes
+                    data = blob.data if isinstance(blob.data, bytes) else b""
+                    if hashlib.sha256(data).hexdigest() == blob.sha256:
+                        self._texts[blob.sha256] = data.decode("utf-8", "replace")
+        return {sha256: self._texts[sha256] for sha256 in every & self._texts.keys()}
 
     def task_type(self) -> str:
         """Return the task type that most adapters state, with which predictions are written.
@@ -56,17 +65,15 @@ class Origins:
     def add_aliases(self, names: Iterable[str]) -> tuple[str, ...]:
         """Record further names of the base model; return all that the bank has now."""
         with self._database.write() as session:
-            row = session.get(BankRow, 1)
-            if row is None:
-                raise BankNotFoundError("the database holds no bank; make one with `bank init`")
+            row = the_bank(session)
             aliases = list(dict.fromkeys([*json.loads(row.base_model_aliases), *names]))
             row.base_model_aliases = json.dumps(aliases)
             return tuple(aliases)
 
 
-def _stated(config: bytes) -> str | None:
+def _stated(config: str) -> str | None:
     try:
-        task_type = parse_object(config.decode("utf-8")).get("task_type")
+        task_type = parse_object(config).get("task_type")
     except ValueError:
         return None  # damaged: whoever reads the blob itself says so
     return task_type if isinstance(task_type, str) else None

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Delete, delete, insert, select
+from sqlalchemy import Delete, delete, insert
 from sqlalchemy.orm import Session
 
-from bankdb.catalog.database import Database
+from bankdb.catalog.database import Database, every, found
 from bankdb.catalog.schema import PieceRow, PredictionRow, RunRow
 from bankdb.errors import BankNotFoundError
 from bankdb.records import PredictionRecord, RunRecord, library_versions, now
@@ -49,7 +49,7 @@ class RunBook:
         inputs = parameters if key is None else key
         digest = inputs_hash(kind, inputs if seed is None else {**inputs, "seed": seed})
         with self._database.write() as session:
-            row = session.scalar(select(RunRow).where(RunRow.inputs_sha256 == digest))
+            row = found(session, RunRow, inputs_sha256=digest)
             if row is None:
                 row = RunRow(
                     kind=kind,
@@ -67,7 +67,7 @@ class RunBook:
     def get(self, run_id: int) -> RunRecord:
         """Return a run by number. Raises BankNotFoundError if there is none."""
         with self._database.read() as session:
-            row = session.get(RunRow, run_id)
+            row = found(session, RunRow, id=run_id)
             if row is None:
                 raise BankNotFoundError(f"run {run_id}: no such run in the bank")
             return _run_record(row)
@@ -75,10 +75,7 @@ class RunBook:
     def all(self, kind: str | None = None) -> list[RunRecord]:
         """Return every run, or every run of one kind, oldest first."""
         with self._database.read() as session:
-            query = select(RunRow).order_by(RunRow.id)
-            if kind is not None:
-                query = query.where(RunRow.kind == kind)
-            return [_run_record(row) for row in session.scalars(query)]
+            return [_run_record(row) for row in every(session, RunRow) if kind in {None, row.kind}]
 
     def finish(self, run_id: int) -> None:
         """Mark a run as done; one that is done keeps its time."""
@@ -105,8 +102,7 @@ class RunBook:
     def done_pieces(self, run_id: int) -> dict[str, str]:
         """Return the pieces that are done, each with the hash of what it was computed from."""
         with self._database.read() as session:
-            query = select(PieceRow).where(PieceRow.run_id == run_id)
-            return {row.name: row.content for row in session.scalars(query)}
+            return {row.name: row.content for row in every(session, PieceRow, run_id=run_id)}
 
     def mark_done(self, run_id: int, pieces: Mapping[str, str]) -> None:
         """Record pieces as done, in one transaction; a piece already there gets the new content."""
@@ -144,22 +140,18 @@ class RunBook:
     def set_exported(self, run_id: int, exported: Mapping[str, tuple[str, str]]) -> None:
         """Record where predictions were exported, by target: the folder, and the dtype of its weights."""
         with self._database.write() as session:
-            for targets in _batches(exported):
-                query = select(PredictionRow).where(
-                    PredictionRow.run_id == run_id, PredictionRow.target.in_(targets)
-                )
-                for row in session.scalars(query):
+            for row in every(session, PredictionRow, run_id=run_id):
+                if row.target in exported:
                     row.exported_to, row.export_dtype = exported[row.target]
 
     def predictions(self, run_id: int) -> list[PredictionRecord]:
         """Return the predictions of a run, in the order they were stored."""
         with self._database.read() as session:
-            query = select(PredictionRow).where(PredictionRow.run_id == run_id).order_by(PredictionRow.id)
-            return [_prediction_record(row) for row in session.scalars(query)]
+            return [_prediction_record(row) for row in every(session, PredictionRow, run_id=run_id)]
 
 
 def _set_state(session: Session, run_id: int, state: str, finished: str | None) -> None:
-    row = session.get(RunRow, run_id)
+    row = found(session, RunRow, id=run_id)
     if row is not None and row.state != state:
         row.state, row.finished = state, finished
 

@@ -324,9 +324,14 @@ def the_bank(session: Session) -> BankRow:
     BankNotFoundError
         It holds none.
     BankFormatError
-        It is of a newer version.
+        It is of a newer version, or damaged.
     """
-    row = session.scalars(select(BankRow)).first()
+    rows = session.scalars(select(BankRow).limit(1)).all()
+    row = rows[0] if rows else None
+    if rows and row is None:  # so SQLAlchemy gives a record whose primary key reads NULL
+        raise BankFormatError(
+            f"{session.info[SHOWN]}: the record of the bank has no number: the file is damaged; restore it from a copy"
+        )
     if row is None:
         raise BankNotFoundError(
             f"{session.info[SHOWN]}: the database holds no bank; make one with `bank init`"

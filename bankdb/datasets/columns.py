@@ -70,7 +70,10 @@ class Columns:
         """Raise DatasetError if one of the two is not among the columns."""
         lacking = [
             (name, option)
-            for name, option in zip(self.names, ("--input-column", "--output-column"), strict=True)
+            # Of prompts alone both are the same column.
+            for name, option in zip(
+                dict.fromkeys(self.names), ("--input-column", "--output-column"), strict=False
+            )
             if name not in there
         ]
         if not lacking:
@@ -83,7 +86,7 @@ class Columns:
             )
         columns = listed([shown(name) for name in there]) or "none"
         advice = "name the right one with " + " and ".join(option for _, option in lacking)
-        if list(there) == ["text"]:
+        if list(there) == ["text"] and len(set(self.names)) > 1:
             advice = f"rename it to {self.names[0]!r}, and add a column {self.names[1]!r} of empty strings"
         elif len(there) == 1 and any(mark in str(there[0]) for mark in ";\t"):
             advice = "separate the cells by commas"

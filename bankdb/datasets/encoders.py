@@ -11,6 +11,8 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +29,10 @@ from bankdb.errors import TokenizerError, listed, one_line
 from bankdb.progress import quiet_loggers
 
 Ids = NDArray[np.int64]
+# The slowest tokenizers that are known encode some 100,000 bytes in a second, on a machine that does much else a tenth.
+_LEAST_SECONDS, _SLOWEST = 30.0, 20_000
+_BUSY: set[object] = set()
+"""Encoders that were given up, and run still."""
 
 
 class Encoder(Protocol):
@@ -264,6 +270,42 @@ def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def encode_in_time(encoder: Encoder, texts: Sequence[str], name: str) -> list[Ids]:
+    """Return the ids of each text, of a tokenizer that may hold regular expressions of strangers.
+
+    Nothing interrupts a library that is kept busy by one. It is let run in a thread that ends with the process, and
+    what it is asked then is refused at once.
+
+    Raises
+    ------
+    TokenizerError
+        It took more than half a minute, and more than a second for each 20,000 bytes.
+    """
+    answer: SimpleQueue[list[Ids] | BaseException] = SimpleQueue()
+
+    def encode() -> None:
+        try:
+            answer.put(list(encoder.encode(texts)))
+        except BaseException as error:
+            answer.put(error)
+
+    size = sum(map(len, texts))
+    seconds = _LEAST_SECONDS + size / _SLOWEST
+    try:
+        if encoder not in _BUSY:
+            Thread(target=encode, name="tokenize", daemon=True).start()
+        found = answer.get(timeout=0 if encoder in _BUSY else seconds)
+    except Empty:
+        _BUSY.add(encoder)
+        raise TokenizerError(
+            f"{name}: its tokenizer took more than {seconds:.0f} s for {size:,} characters, as a regular expression in "
+            "it may; pass a folder with the base model's own tokenizer.json"
+        ) from None
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 def encoder_of(files: TokenizerFiles) -> Encoder:

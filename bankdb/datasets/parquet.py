@@ -111,6 +111,7 @@ def _is_list(kind: Any) -> bool:
 def _check_schema(schema: Any, columns: Columns, file: Path) -> None:
     """Refuse columns that cannot be strings, before reading any of them."""
     columns.check(schema.names, file)
+    wrong = []
     for name in columns.names:
         if schema.names.count(name) > 1:
             raise DatasetError(f"{file}: column {name!r} appears twice; rename one")
@@ -119,10 +120,11 @@ def _check_schema(schema: Any, columns: Columns, file: Path) -> None:
             kind = kind.value_type
         if not _is_text(kind):
             allowed = "string" if name == columns.names[0] else "string or a list of strings"
-            raise DatasetError(
-                f"{file}: column {name!r} is of type {one_line(schema.field(name).type)}; "
-                f"expected {allowed}; convert it, or name another column"
+            wrong.append(
+                f"column {name!r} is of type {one_line(schema.field(name).type)}; expected {allowed}"
             )
+    if wrong:
+        raise DatasetError(f"{file}: {', and '.join(wrong)}; convert it, or name another column")
 
 
 def _note_unread(schema: Any, chunks: Sequence[Chunk], columns: Columns) -> None:

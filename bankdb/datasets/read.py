@@ -7,6 +7,7 @@ else is refused with the file, the line or row, and what to do about it.
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +20,16 @@ from bankdb.datasets.rows import values_of
 from bankdb.datasets.splits import EXTENSIONS, choose_training_files, parts_note, training_files
 from bankdb.errors import DatasetError, PlanError
 
-__all__ = ["TEXT_RULE", "Dataset", "choose_training_files", "read_dataset", "training_files"]
+__all__ = ["TEXT_RULE", "Dataset", "Examples", "choose_training_files", "read_dataset", "training_files"]
 
 TEXT_RULE = "input + output[0]"
 """How an example becomes the text that is tokenised (section C.1.2)."""
 
 # Of the memory, what the examples may take, and what one takes beside its texts: a digest, and places in lists.
 _KEPT_SHARE, _EXAMPLE_BYTES = 4, 128
+# How many times a file's size its texts may have, where they are more than what may be kept: a few bytes of Parquet can
+# stand for terabytes, which nobody would tokenize to the end.
+_EXPANSION = 100
 _ADVICE = "; write one there, or remove the example"
 
 
@@ -90,40 +94,114 @@ def read_dataset(
     PlanError
         The examples take more memory than they may.
     """
-    if not files:
-        raise DatasetError("no dataset file was given; expected at least one of " + ", ".join(EXTENSIONS))
-    if input_column == output_column:
-        raise DatasetError(
-            f"input and output are both read from column {input_column!r}; "
-            "give two different --input-column and --output-column"
-        )
-    columns = Columns((input_column, output_column))
-    budget = memory_budget(memory)
-    kept = _Kept(budget // _KEPT_SHARE)
+    passed = Examples(files, input_column=input_column, output_column=output_column, memory=memory)
+    kept = Kept(passed.memory)
     inputs: list[str] = []
     outputs: list[str] = []
-    digests: list[bytes] = []
-    notes = parts_note(files)
-    for file in files:
-        before = len(inputs)
-        for place, values in values_of(Path(file), columns, budget):
-            text, output = example_of(values, columns.names, place)
-            digests.append(_digest(text, output, columns.names, place))
-            kept.add((text, output), place)
-            inputs.append(text)
-            outputs.append(output)
-        if len(inputs) == before:
-            raise DatasetError(f"{file}: no examples; expected at least one")
-        notes += columns.notes(file)
-    content = hashlib.sha256(b"".join(sorted(digests))).hexdigest()
-    return Dataset(tuple(inputs), tuple(outputs), content, tuple(notes))
+    for text, output in passed:
+        kept.add((text, output), passed.place)
+        inputs.append(text)
+        outputs.append(output)
+    return Dataset(tuple(inputs), tuple(outputs), passed.sha256, passed.notes)
 
 
-class _Kept:
-    """Counts the memory of the examples that are kept."""
+class Examples:
+    """The examples of a dataset, checked and passed on one after another; nothing is kept but a hash of each.
 
-    def __init__(self, most: int) -> None:
-        self._most, self._bytes = most, 0
+    Parameters
+    ----------
+    files, input_column, output_column, memory
+        As `read_dataset` takes them.
+
+    Attributes
+    ----------
+    memory
+        Bytes that reading may take.
+    place
+        Where the example stands that was passed on last.
+
+    Raises
+    ------
+    DatasetError, PlanError
+        As `read_dataset`, also while they are passed on.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        *,
+        input_column: str = "input",
+        output_column: str = "output",
+        memory: int | None = None,
+    ) -> None:
+        if not files:
+            raise DatasetError("no dataset file was given; expected at least one of " + ", ".join(EXTENSIONS))
+        if input_column == output_column:
+            raise DatasetError(
+                f"input and output are both read from column {input_column!r}; "
+                "give two different --input-column and --output-column"
+            )
+        self.memory, self.place = memory_budget(memory), object()
+        self._files, self._columns = files, Columns((input_column, output_column))
+        self._digests: list[bytes] = []
+        self._notes: list[str] = []
+        self._sha256: str | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Yield input and first output of each, once; at the end the hash of all is known."""
+        self._notes += parts_note(self._files)
+        kept, passed = Kept(self.memory), 0
+        sizes = (os.path.getsize(file) for file in self._files if os.path.isfile(file))
+        most = max(self.memory // _KEPT_SHARE, _EXPANSION * sum(sizes))
+        for file in self._files:
+            before = len(self._digests)
+            for place, values in values_of(Path(file), self._columns, self.memory):
+                self.place = place
+                text, output = example_of(values, self._columns.names, place)
+                self._digests.append(_digest(text, output, self._columns.names, place))
+                kept.add((), place)
+                passed += len(text) + len(output)
+                if passed > most:
+                    raise PlanError(
+                        f"{place}: the examples up to here have more than {most >> 20} MiB of text, {_EXPANSION} times "
+                        "what the files have; use fewer of them, or give more with --memory"
+                    )
+                yield text, output
+            if len(self._digests) == before:
+                raise DatasetError(f"{file}: no examples; expected at least one")
+            self._notes += self._columns.notes(file)
+        self._sha256 = hashlib.sha256(b"".join(sorted(self._digests))).hexdigest()
+
+    def texts(self) -> Iterator[str]:
+        """Yield the text of each example that is tokenised: input and first output (section C.1.2)."""
+        return (text + output for text, output in self)
+
+    def pass_over(self) -> None:
+        """Read them all for their hash alone."""
+        for _ in self:
+            pass
+
+    def __len__(self) -> int:
+        """How many were passed on."""
+        return len(self._digests)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content, the same whatever the file format and the order of the examples."""
+        assert self._sha256 is not None, "all of them were passed on"
+        return self._sha256
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how they were read, a line each."""
+        return tuple(self._notes)
+
+
+class Kept:
+    """Counts the memory of the examples that are kept: a quarter of what reading may take."""
+
+    def __init__(self, memory: int) -> None:
+        self._most, self._bytes = memory // _KEPT_SHARE, 0
 
     def add(self, texts: Sequence[str], place: object) -> None:
         """Count some texts. Raises PlanError when all of them take more than they may."""
@@ -139,7 +217,8 @@ def example_of(values: tuple[Any, Any], columns: tuple[str, str], place: object)
     """Check one example and take the first of its outputs."""
     text, output = values
     if not isinstance(text, str):
-        raise DatasetError(f"{place}: {columns[0]!r} is {kind_of(text)}; expected a string{_ADVICE}")
+        more = "" if isinstance(output, str | list) else f", and {columns[1]!r} is {kind_of(output)}"
+        raise DatasetError(f"{place}: {columns[0]!r} is {kind_of(text)}; expected a string{more}{_ADVICE}")
     if isinstance(output, list):
         if not output:
             raise DatasetError(f"{place}: {columns[1]!r} is an empty list; expected at least one string")
@@ -162,16 +241,19 @@ def _digest(text: str, output: str, columns: tuple[str, str], place: object) -> 
     """Hash of one example; each part is preceded by its length, so that no two examples look alike."""
     digest = hashlib.sha256()
     for column, part in zip(columns, (text, output), strict=True):
-        if "\0" in part:
-            raise DatasetError(
-                f"{place}: {column!r} has a NUL character, a sign of a damaged file; remove it"
-            )
-        try:
-            encoded = part.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DatasetError(
-                f"{place}: {column!r} has half of a surrogate pair, which is no character; remove it"
-            ) from error
+        encoded = encoded_text(part, column, place)
         digest.update(len(encoded).to_bytes(8, "little"))
         digest.update(encoded)
     return digest.digest()
+
+
+def encoded_text(text: str, column: str, place: object) -> bytes:
+    """Return a text as UTF-8. Raises DatasetError for characters that no text has."""
+    if "\0" in text:
+        raise DatasetError(f"{place}: {column!r} has a NUL character, a sign of a damaged file; remove it")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DatasetError(
+            f"{place}: {column!r} has half of a surrogate pair, which is no character; remove it"
+        ) from error

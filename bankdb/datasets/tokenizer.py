@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.datasets.encoders import Encoder, LibraryEncoder, encoder_of
+from bankdb.datasets.encoders import Encoder, LibraryEncoder, encode_in_time, encoder_of
 from bankdb.datasets.limits import memory_budget
 from bankdb.datasets.tokenizer_files import TokenizerFiles, tokenizer_files
 from bankdb.errors import DatasetError, PlanError, TokenizerError
@@ -75,7 +76,7 @@ class BankTokenizer:
     """
 
     def __init__(self, source: str | Path, fingerprint: str | None = None) -> None:
-        self.name = str(source)
+        self.name, self._turn = str(source), threading.Lock()
         files = tokenizer_files(self.name)
         self._use(encoder_of(files))
         if fingerprint not in (None, self.fingerprint) and not isinstance(self._encoder, LibraryEncoder):
@@ -85,7 +86,7 @@ class BankTokenizer:
         self._encoder = encoder
         entries = encoder.vocabulary()
         self.vocabulary = _vocabulary_size(entries, self.name)
-        self.fingerprint = _fingerprint(encoder, entries, self.vocabulary)
+        self.fingerprint = _fingerprint(encoder, entries, self.vocabulary, self.name)
         self.notes = encoder.notes
 
     def _use_as_before(self, files: TokenizerFiles, fingerprint: str) -> None:
@@ -119,6 +120,8 @@ class BankTokenizer:
         ------
         DatasetError
             There are no tokens at all, a count passes 2^32 - 1, or an id is outside the vocabulary.
+        TokenizerError
+            The tokenizer fails on a text, or takes far too long.
         PlanError
             A text is too long for the memory.
         """
@@ -126,9 +129,10 @@ class BankTokenizer:
         examples = 0
         for batch in self._batches(texts, name, memory):
             examples += len(batch)
-            found = list(self._encoder.encode(batch))
-            ids = np.concatenate(found)
-            del found
+            with self._turn:  # of several threads one takes the memory
+                found = encode_in_time(self._encoder, batch, self.name)
+                ids = np.concatenate(found)
+                del found
             if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary):
                 raise DatasetError(
                     f"{name}: the tokenizer gave id {ids.max()}, outside its vocabulary of {self.vocabulary}; "
@@ -145,7 +149,7 @@ class BankTokenizer:
     def encode(self, texts: Sequence[str], memory: int | None = None) -> list[list[int]]:
         """Return the token ids of each text, as they are counted."""
         batches = self._batches(texts, "a text", memory)
-        return [ids.tolist() for batch in batches for ids in self._encoder.encode(batch)]
+        return [ids.tolist() for batch in batches for ids in encode_in_time(self._encoder, batch, self.name)]
 
     def added_tokens(self) -> int:
         """Return how many special tokens are added to each text."""
@@ -163,7 +167,7 @@ class BankTokenizer:
     def _batches(self, texts: Iterable[str], name: str, memory: int | None) -> Iterator[list[str]]:
         """Cut texts into batches by their bytes: a text takes some hundred times its size while it is tokenized."""
         budget = memory_budget(memory)
-        most = max(1, budget // 4 // self._encoder.workspace)
+        most = max(1, budget // 2 // self._encoder.workspace)
         longest = most * 3 // 2
         batch: list[str] = []
         size = 0
@@ -200,13 +204,13 @@ def _own_probes(tokens: Sequence[str]) -> tuple[str, ...]:
     return spaced, "".join(chosen), ", ".join(chosen), spaced.upper(), spaced.lower(), spaced.title()
 
 
-def _fingerprint(encoder: Encoder, vocabulary: Mapping[str, int], size: int) -> str:
+def _fingerprint(encoder: Encoder, vocabulary: Mapping[str, int], size: int, name: str) -> str:
     """Hash the vocabulary and what the tokenizer makes of some texts: stable across library versions."""
     digest = hashlib.sha256(f"vocabulary {size}\n".encode())
     entries = sorted(vocabulary.items(), key=lambda item: (item[1], item[0]))
     for token, index in entries:
         digest.update(f"{index} {token!a}\n".encode())
     for probe in (*_PROBES, *_own_probes([token for token, _ in entries])):
-        (encoded,) = encoder.encode([probe])
+        (encoded,) = encode_in_time(encoder, [probe], name)
         digest.update((" ".join(map(str, encoded.tolist())) + "\n").encode())
     return digest.hexdigest()

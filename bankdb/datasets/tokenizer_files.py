@@ -20,6 +20,7 @@ SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 # Files that transformers makes a tokenizer of, beside `tokenizer*`.
 _VOCABULARIES = ("vocab*", "merges.txt", "*.model", "*.spm", "*.bpe", "*.tiktoken", "added_tokens.json")
 _HUB_FILES = ["tokenizer*", *_VOCABULARIES, "special_tokens_map.json", "config.json"]
+_HUB_EXAMPLE = "such as HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 # Classes whose ids are the SentencePiece model's own, with <s> in front unless the configuration says otherwise.
 _PIECE_CLASSES = ("LlamaTokenizer", "GemmaTokenizer")
@@ -104,7 +105,8 @@ def _folder(source: str) -> Path:
         raise TokenizerError(f"{source}: is a file; pass the folder with tokenizer.json that it lies in")
     if not _HUB_NAME.fullmatch(source) or ".." in source:
         raise TokenizerError(
-            f"{source}: no such folder; pass a folder with the base model's tokenizer.json, or its name on the hub"
+            f"{source}: no such folder; pass a folder with the base model's tokenizer.json, or its name on the hub, "
+            f"{_HUB_EXAMPLE}"
         )
     return _from_hub(source)
 
@@ -114,11 +116,13 @@ def _from_hub(name: str) -> Path:
 
     with quiet_loggers("huggingface_hub"):
         try:
-            return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+            # The client itself reads the variable only when it is imported.
+            endpoint = os.environ.get("HF_ENDPOINT") or None
+            return Path(snapshot_download(name, allow_patterns=_HUB_FILES, endpoint=endpoint))
         except Exception as error:
             raise TokenizerError(
                 f"{name}: no such folder here, and no tokenizer could be had from the hub by that name "
-                f"({one_line(error, 100)}); pass a folder with tokenizer.json, or a name on the hub"
+                f"({one_line(error, 100)}); pass a folder with tokenizer.json, or a name on the hub, {_HUB_EXAMPLE}"
             ) from error
 
 

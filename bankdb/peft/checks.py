@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bankdb.errors import AdapterError, BankFormatError, listed
-from bankdb.peft.config import CONFIG_NAME, AdapterConfig, parse_config, scaling
+from bankdb.peft.config import CONFIG_NAME, AdapterConfig, is_rendered, parse_config, scaling
 from bankdb.peft.header import parse_header
 from bankdb.peft.layout import A_SUFFIX, AdapterLayout, modules_of
+from bankdb.peft.model_card import PROVENANCE_NAME
 from bankdb.peft.names import tensor_names
 from bankdb.peft.source_layout import source_layout
 from bankdb.peft.targets import Selection
@@ -20,7 +21,24 @@ from bankdb.records import AdapterRecord, BankRecord
 # Outside of these, float32 loses what is computed. With scalings within 1e8 of each other, a weight that is brought to
 # another's scaling lies in 1e-18 to 1e14; its square, in 1e-36 to 1e28, and the sum of 1e9 squares are normal numbers.
 SCALINGS, LARGEST_WEIGHTS = (1e-4, 1e4), (1e-10, 1e6)
+PREDICTED = (
+    "a prediction, not trained: a source like the others, but of its own dataset no measure of training"
+)
 _AGAIN = "restore the database from a copy, or make the bank anew: `bank init`, `bank ingest`"
+
+
+def notes_on(adapter: SourceAdapter, folder: Path) -> tuple[str, ...]:
+    """Check an adapter's range, and return what is to be said of it, a line each: see `check_range`."""
+    notes = (*adapter.notes, *check_range(adapter, folder))
+    if is_rendered(adapter.config.text):
+        return (*notes, PREDICTED)
+    if (folder / PROVENANCE_NAME).is_file():
+        return (
+            *notes,
+            f"beside it lies the {PROVENANCE_NAME} of a prediction, and another configuration than a prediction's: "
+            "taken for trained since",
+        )
+    return notes
 
 
 def check_range(adapter: SourceAdapter, folder: Path) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,21 @@ _MAX_VALUES = 2_000_000
 _LONGEST_TEXT = 4096  # of a path
 _LFS_POINTER = "version https://git-lfs"
 _TASK_TYPES = ("CAUSAL_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS")
+
+# What a written configuration states of each adapter, and what it says of all.
+_STATED = (
+    *("base_model_name_or_path", "fan_in_fan_out", "lora_alpha", "r"),
+    *("revision", "target_modules", "task_type", "use_rslora"),
+)
+_FIXED: Mapping[str, Any] = {
+    "bias": "none",
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "lora_dropout": 0.0,
+    "modules_to_save": None,
+    "peft_type": "LORA",
+    "use_dora": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,23 +171,33 @@ def render_config(
     alpha, use_rslora = scaling
     options = {
         "base_model_name_or_path": base_model,
-        "bias": "none",
         "fan_in_fan_out": layout.fan_in_fan_out,
-        "inference_mode": True,
-        "init_lora_weights": True,
         # PEFT and vLLM declare an integer: 16 rather than 16.0.
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "lora_dropout": 0.0,
-        "modules_to_save": None,
-        "peft_type": "LORA",
         "r": layout.rank,
         "revision": revision,
         "target_modules": sorted(layout.target_modules),
         "task_type": task_type,
-        "use_dora": False,
         "use_rslora": use_rslora,
     }
-    return json.dumps(options, indent=2, sort_keys=True) + "\n"
+    return _written({**options, **_FIXED})
+
+
+def is_rendered(text: str) -> bool:
+    """Whether a configuration is, byte for byte, one that `render_config` writes: that of a predicted adapter.
+
+    An adapter that is trained further has another one: PEFT writes all of its own options, in its own order.
+    """
+    try:
+        options = parse_object(text, most=_MAX_VALUES)
+    except ValueError:
+        return False
+    fixed = {key: options.get(key) for key in _FIXED}
+    return options.keys() == {*_FIXED, *_STATED} and fixed == dict(_FIXED) and text == _written(options)
+
+
+def _written(options: Mapping[str, Any]) -> str:
+    return json.dumps(dict(options), indent=2, sort_keys=True) + "\n"
 
 
 def _read_text(path: Path) -> str:

@@ -84,7 +84,7 @@ def clear_unfinished(root: Path, names: Collection[str]) -> None:
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Raise ConflictError unless an adapter can be written there: nothing is, or an adapter that is to be replaced."""
+    """Raise the ConflictError of `write_adapter_folder`, before the work whose result is to be written."""
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():

@@ -10,8 +10,11 @@ from typing import Any
 
 from bankdb.errors import listed
 
+PROVENANCE_NAME = "provenance.json"
+"""The record of what a prediction was made from, beside its weights."""
 _LISTED = 10  # sources in the table
 _VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)  # values of --max-lora-rank from its default on
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -27,8 +30,9 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         sequence of mappings with `name`, `coefficient`, and if known `source`, `revision` and `licence`.
         Used where given: `rank`, `dtype`, `base_model_revision`, `leave_one_out` (whether the dataset has
         an adapter in the bank, which was not used), `left_out` (names of adapters of the very same data),
-        `parameters` and `versions` (mappings). Other keys are
-        ignored.
+        `parameters` and `versions` (mappings), `use_rslora`, `measured`: what it scored on test examples, see
+        `compute.assessment.records.Assessment.measured`, and `finetuned`, what it was trained on and from. Other keys
+        are ignored; of one that was trained from anything but a prediction there may be no sources.
 
     Notes
     -----
@@ -40,8 +44,9 @@ def model_card(provenance: Mapping[str, Any]) -> str:
     sections = (
         _front_matter(provenance, used),
         f"# {_plain(provenance['name'])}\n",
-        _how_made(provenance, used),
-        _table(used),
+        _how_trained(provenance, used) if "finetuned" in provenance else _how_made(provenance, used),
+        *_measured(provenance),
+        *([_table(used)] if used else []),
         _how_to_load(provenance),
     )
     return "\n".join(sections)
@@ -74,6 +79,7 @@ def _how_made(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) 
             [f"`{_code(name)}`" for name in same]
         )
         left_out += "."
+    unmeasured = "" if provenance.get("measured") else " It has not been evaluated: do so before use."
     facts = {
         "Base model": provenance["base_model"],
         "Revision of the base model": provenance.get("base_model_revision"),
@@ -90,10 +96,53 @@ def _how_made(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) 
     return (
         f"A LoRA adapter for the dataset `{_code(provenance['name'])}` that was not trained: it is a convex "
         "combination of trained adapters, whose coefficients come from distances between the datasets' token "
-        f"distributions (arXiv 2507.01806).{left_out} It has not been evaluated: do so before use.\n\n"
-        + "\n".join(lines)
-        + "\n"
+        f"distributions (arXiv 2507.01806).{left_out}{unmeasured}\n\n" + "\n".join(lines) + "\n"
     )
+
+
+def _how_trained(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) -> str:
+    """Tell what training began with, on what it was, and what came of it by the examples held out."""
+    trained = provenance["finetuned"]
+    start, kept, held_out = trained["start"], trained["step_kept"], trained["held_out_losses"]
+    begun = {
+        "predicted": "a convex combination of trained adapters, whose coefficients come from distances between the "
+        "datasets' token distributions (arXiv 2507.01806)",
+        "zero": "an adapter that changes nothing",
+    }.get(start["kind"], f"the adapter `{_code(start.get('name'))}`")
+    numbers = len(trained["examples"]["training"]), len(trained["examples"]["held_out"])
+    result = (
+        f"Of {trained['steps']} steps on {numbers[0]} of its examples, step {kept} is kept: the loss on {numbers[1]} "
+        f"examples held out fell from {held_out['0']:.4g} to {held_out[str(kept)]:.4g} nats a token."
+    )
+    if kept == 0:
+        result = (
+            f"None of {trained['steps']} training steps on {numbers[0]} of its examples lowered the loss on "
+            f"{numbers[1]} examples held out, {held_out['0']:.4g} nats a token: this is the start as it was."
+        )
+    predicted = start["kind"] == "predicted"
+    facts = {
+        "Base model": provenance["base_model"],
+        "Revision of the base model": provenance.get("base_model_revision"),
+        "Metric of the start": provenance["metric"] if predicted else None,
+        "Approach of the start": provenance["approach"] if predicted else None,
+        **(provenance.get("parameters") or {}),
+        "Optimizer": ", ".join(f"{key} {value}" for key, value in trained["optimizer"].items()),
+        "Batch size": trained["batch_size"],
+        "Seed": trained["seed"],
+        "Base model trained on in": trained["base_model"]["dtype"],
+        "Rank": provenance.get("rank"),
+        "Weights": provenance.get("dtype"),
+        **(provenance.get("versions") or {}),
+        **trained["versions"],
+    }
+    return (
+        f"A LoRA adapter for the dataset `{_code(provenance['name'])}`, trained from {begun}. {result}\n\n"
+        + _listed_facts(facts)
+    )
+
+
+def _listed_facts(facts: Mapping[str, Any]) -> str:
+    return "".join(f"- {_plain(key)}: {_plain(value)}\n" for key, value in facts.items() if value is not None)
 
 
 def _table(used: Sequence[Mapping[str, Any]]) -> str:
@@ -113,12 +162,53 @@ def _table(used: Sequence[Mapping[str, Any]]) -> str:
     return "## Sources\n\n" + "\n".join(rows) + "\n" + more
 
 
+def _measured(provenance: Mapping[str, Any]) -> list[str]:
+    """Return the section of measured figures, if there are any."""
+    found = provenance.get("measured")
+    if not found:
+        return []
+    test = found["test"]
+    rows = ["| | Rouge-L | Exact match | Rouge-L of this adapter, less its |", "|---|---|---|---|"]
+    rows.append(f"| this adapter | {found['rouge_l']:.3f} | {found['exact_match']:.3f} | |")
+    for other in found["compared_with"]:
+        gain = other["rouge_l_difference"]
+        bounds = "" if gain["low"] is None else f" [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+        name, rouge, exact = _plain(other["name"]), other["rouge_l"], other["exact_match"]
+        rows.append(f"| {name} | {rouge:.3f} | {exact:.3f} | {gain['estimate']:+.3f}{bounds} |")
+    return [
+        f"## Measured\n\nOn {test['examples']} test examples of `{_code(test['name'])}` (sha256 "
+        f"`{_code(test['sha256'])[:16]}`), answered greedily in {_plain(found['dtype'])}; 95% intervals by a paired "
+        "bootstrap over the examples.\n\n" + "\n".join(rows) + "\n"
+    ]
+
+
 def _how_to_load(provenance: Mapping[str, Any]) -> str:
-    base_model = provenance["base_model"]
+    base_model = str(provenance["base_model"])
+    named, quoted = _code(json.dumps(base_model)), _code(shlex.quote(base_model))
     rank = provenance.get("rank") or _VLLM_RANKS[0]
     fitting = [limit for limit in _VLLM_RANKS if limit >= rank]
     limit = f" --max-lora-rank {fitting[0]}" if fitting and fitting[0] > _VLLM_RANKS[0] else ""
+    on_hub = _HUB_ID.fullmatch(base_model) is not None
+    base = "base" if on_hub else quoted
+    download = f"hf download {quoted} --local-dir base\n" if on_hub else ""
     return f"""## Use
+
+FOLDER is the folder of this file. A prompt is the input of an example as it stands, line
+breaks at its end too, without a chat template.
+
+With this project: `bank generate --adapter FOLDER --prompt PROMPT`.
+
+With transformers, where PEFT is installed:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({named})
+model.load_adapter("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained({named})
+ids = tokenizer("PROMPT", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0]))
+```
 
 With PEFT:
 
@@ -126,16 +216,34 @@ With PEFT:
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base_model = AutoModelForCausalLM.from_pretrained({_code(json.dumps(base_model))})
+base_model = AutoModelForCausalLM.from_pretrained({named})
 model = PeftModel.from_pretrained(base_model, "FOLDER")
 ```
 
 With vLLM:
 
 ```sh
-vllm serve {_code(shlex.quote(base_model))} --enable-lora{limit} --lora-modules predicted=FOLDER
+vllm serve {quoted} --enable-lora{limit} --lora-modules predicted=FOLDER
 ```
-"""
+
+With llama.cpp, by the scripts in its repository:
+
+```sh
+{download}python convert_hf_to_gguf.py {base} --outfile base.gguf
+python convert_lora_to_gguf.py FOLDER --base {base} --outfile adapter.gguf
+llama-cli -m base.gguf --lora adapter.gguf -p "PROMPT"
+```
+{_rank_stabilised(provenance, rank)}"""
+
+
+def _rank_stabilised(provenance: Mapping[str, Any], rank: int) -> str:
+    """Say what llama.cpp, which scales by alpha / r alone, has to be given in rank-stabilised LoRA."""
+    if not provenance.get("use_rslora"):
+        return ""
+    return (
+        f"\nIts scaling is rank-stabilised, which llama.cpp does not read: give the adapter there by `--lora-scaled`, "
+        f"with {rank**0.5:.6g}.\n"
+    )
 
 
 def _plain(value: Any) -> str:

@@ -1,38 +1,17 @@
 """Which modules a configuration adapts, by PEFT's rules (`check_target_module_exists`).
 
-Four options may be regular expressions, and come from files of others: one may take for ever, or all memory, and
-Python's `re` cannot be interrupted. So they are evaluated by `re` itself, since that is what PEFT does, but in a
-process of its own with limits on time and memory.
+Four options may be regular expressions, and come from files of others: they are evaluated by `re` itself, since that
+is what PEFT does, but in a process of its own.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bankdb.errors import one_line
-
-_LONGEST_PATTERN = 65_536
-_CPU_SECONDS, _WALL_SECONDS, _MEMORY = 2, 8, 512 * 2**20
-_PROGRAM = f"""
-import json, re, resource, sys
-resource.setrlimit(resource.RLIMIT_CPU, ({_CPU_SECONDS}, {_CPU_SECONDS}))
-resource.setrlimit(resource.RLIMIT_AS, ({_MEMORY}, {_MEMORY}))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-pattern, whole, names = json.load(sys.stdin)
-try:
-    compiled = re.compile(pattern)
-    found = [(compiled.fullmatch if whole else compiled.match)(name) for name in names]
-    answer = [match and match.groupdict().get("idx", "") for match in found]
-except Exception as error:
-    answer = f"{{type(error).__name__}}: {{error}}"[:200]
-json.dump(answer, sys.stdout)
-"""
+from bankdb.patterns.bounded import matches
 
 
 class PatternError(ValueError):
@@ -122,35 +101,9 @@ def _suffixes(module: str) -> Iterator[str]:
 
 
 def _evaluated(pattern: str, whole: bool, names: tuple[str, ...], option: str) -> list[str | None]:
-    answer = _answer(pattern, whole, names)
+    answer = matches(pattern, "fullmatch" if whole else "match", "idx", names) if names else []
     if isinstance(answer, str):
         raise PatternError(
             f"{option} {one_line(repr(pattern), 80)} {answer}; list the modules' names instead"
         )
     return answer
-
-
-@functools.lru_cache(maxsize=128)  # the adapters of a bank mostly share a pattern
-def _answer(pattern: str, whole: bool, names: tuple[str, ...]) -> list[str | None] | str:
-    """Return of each name the group `idx`, '' without such a group, None without a match; or what went wrong."""
-    if len(pattern) > _LONGEST_PATTERN:
-        return f"is no regular expression of at most {_LONGEST_PATTERN} characters"
-    if not names:
-        return []
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _PROGRAM],
-            input=json.dumps([pattern, whole, names]),
-            capture_output=True,
-            text=True,
-            timeout=_WALL_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"is a regular expression that took more than {_WALL_SECONDS} s"
-    except OSError as error:
-        return f"is a regular expression, for which no process could be started ({error.strerror})"
-    if done.returncode != 0:
-        return f"is a regular expression that took more than {_CPU_SECONDS} s or {_MEMORY >> 20} MiB"
-    found: list[str | None] | str = json.loads(done.stdout)
-    return f"is no regular expression: {one_line(found)}" if isinstance(found, str) else found

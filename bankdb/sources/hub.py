@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from bankdb.datasets.splits import choose_training_files
 from bankdb.errors import SourceError, listed
@@ -26,6 +27,7 @@ from bankdb.sources.hub_client import (
 from bankdb.sources.pairs import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    both_sides,
     check_adapter_files,
     check_name,
     local_adapter,
@@ -33,6 +35,7 @@ from bankdb.sources.pairs import (
     name_key,
 )
 
+_Files = TypeVar("_Files")
 _ID_PART = r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(f"{_ID_PART}/{_ID_PART}")
 
@@ -113,38 +116,51 @@ def pin(reference: PairReference) -> PinnedPair:
     AdapterError, DatasetError
         When a side has not the files that are read; weights as pickle only are refused here.
     """
-    adapter: PinnedRepository | Path
-    dataset: PinnedRepository | tuple[Path, ...]
-    licence, dataset_text = reference.licence, reference.dataset
-    adapter_revision = dataset_revision = None
-    if is_hub_reference(reference.adapter):
+    information, text = None, reference.dataset
+    if not text and is_hub_reference(reference.adapter):
         hub_adapter = parse_reference(reference.adapter)
         information = repository_information("model", hub_adapter)
-        adapter = _pinned_adapter(hub_adapter, information)
-        adapter_source, adapter_revision = f"{HUB_PREFIX}{hub_adapter.repo_id}", adapter.revision
-        licence = licence or _licence(information)
-        dataset_text = dataset_text or _dataset_of_card(hub_adapter, information)
-    else:
-        adapter = local_adapter(reference.adapter)
-        adapter_source = str(adapter)
-    if is_hub_reference(dataset_text):
-        hub_dataset = parse_reference(dataset_text)
-        dataset = _pinned_dataset(hub_dataset)
-        dataset_source, dataset_revision = f"{HUB_PREFIX}{hub_dataset.repo_id}", dataset.revision
-    else:
-        dataset = local_dataset(dataset_text)
-        dataset_source = os.path.abspath(dataset_text)
+        text = _dataset_of_card(hub_adapter, information)
+    adapter, dataset = both_sides(
+        lambda: _adapter_side(reference.adapter, information), lambda: _dataset_side(text)
+    )
     return PinnedPair(
         name=reference.name,
-        adapter=adapter,
-        dataset=dataset,
-        adapter_source=adapter_source,
-        dataset_source=dataset_source,
-        adapter_revision=adapter_revision,
-        dataset_revision=dataset_revision,
+        adapter=adapter.files,
+        dataset=dataset.files,
+        adapter_source=adapter.source,
+        dataset_source=dataset.source,
+        adapter_revision=adapter.revision,
+        dataset_revision=dataset.revision,
         group=reference.group,
-        licence=licence,
+        licence=reference.licence or adapter.licence,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Side(Generic[_Files]):
+    files: _Files
+    source: str
+    revision: str | None = None
+    licence: str | None = None
+
+
+def _adapter_side(text: str, information: Information | None) -> _Side[PinnedRepository | Path]:
+    if not is_hub_reference(text):
+        path = local_adapter(text)
+        return _Side(path, str(path))
+    reference = parse_reference(text)
+    information = information or repository_information("model", reference)
+    pinned = _pinned_adapter(reference, information)
+    return _Side(pinned, f"{HUB_PREFIX}{reference.repo_id}", pinned.revision, _licence(information))
+
+
+def _dataset_side(text: str) -> _Side[PinnedRepository | tuple[Path, ...]]:
+    if not is_hub_reference(text):
+        return _Side(local_dataset(text), os.path.abspath(text))
+    reference = parse_reference(text)
+    pinned = _pinned_dataset(reference)
+    return _Side(pinned, f"{HUB_PREFIX}{reference.repo_id}", pinned.revision)
 
 
 def fetch(pinned: PinnedPair) -> Pair:

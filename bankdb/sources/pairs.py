@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from bankdb.datasets.splits import EXTENSIONS, training_files
 from bankdb.errors import (
@@ -19,8 +21,10 @@ from bankdb.errors import (
     ParameterError,
     SourceError,
     listed,
+    one_line,
     printable,
 )
+from bankdb.patterns.bounded import matches
 from bankdb.records import Pair, PairReference, RefusedPair, is_hub_reference
 from bankdb.sources.manifest import LAYOUT, in_manifest
 
@@ -30,6 +34,8 @@ _MLX_FILES = ("adapters.safetensors", "adapters.npz")
 
 _LONGEST_NAME, _LOOKED_INTO = 200, 1000
 
+_A = TypeVar("_A")
+_B = TypeVar("_B")
 Found = tuple[list[PairReference], list[RefusedPair]]
 
 
@@ -109,14 +115,14 @@ def find_references(source: Path, *, group_pattern: str | None = None) -> Found:
         When `group_pattern` is no regular expression with a group.
     """
     source = Path(source)
-    pattern = _compiled(group_pattern)
+    _groups(group_pattern, ())
     if os.path.isdir(source):
         candidates = _in_folder(source)
     elif os.path.isfile(source):
         candidates = in_manifest(source)
     else:
         raise SourceError(f"{source}: not found; {LAYOUT}")
-    references, refused = _screened(candidates, pattern)
+    references, refused = _screened(candidates, group_pattern)
     if not references and not refused:
         raise SourceError(f"{source}: no pairs in it; {LAYOUT}")
     return references, refused
@@ -134,10 +140,10 @@ def screen_references(references: Iterable[PairReference], *, group_pattern: str
     ParameterError
         When `group_pattern` is no regular expression with a group.
     """
-    return _screened(references, _compiled(group_pattern))
+    return _screened(references, group_pattern)
 
 
-def _screened(candidates: Iterable[PairReference | RefusedPair], pattern: re.Pattern[str] | None) -> Found:
+def _screened(candidates: Iterable[PairReference | RefusedPair], group_pattern: str | None) -> Found:
     references: list[PairReference] = []
     refused: list[RefusedPair] = []
     taken: dict[str, str] = {}
@@ -146,8 +152,9 @@ def _screened(candidates: Iterable[PairReference | RefusedPair], pattern: re.Pat
         if isinstance(checked, RefusedPair):
             refused.append(checked)
         else:
-            references.append(_grouped(checked, pattern))
-    return references, refused
+            references.append(checked)
+    groups = _groups(group_pattern, tuple(one.name for one in references if one.group is None))
+    return [_grouped(one, groups) for one in references], refused
 
 
 def groups_in_names(names: Iterable[str], group_pattern: str) -> dict[str, str]:
@@ -158,10 +165,7 @@ def groups_in_names(names: Iterable[str], group_pattern: str) -> dict[str, str]:
     ParameterError
         It is no regular expression with a group.
     """
-    pattern = _compiled(group_pattern)
-    assert pattern is not None
-    matches = {name: pattern.search(name) for name in names}
-    return {name: match.group(1) for name, match in matches.items() if match and match.group(1)}
+    return _groups(group_pattern, tuple(names))
 
 
 def resolve(reference: PairReference) -> Pair:
@@ -176,15 +180,32 @@ def resolve(reference: PairReference) -> Pair:
     """
     if uses_hub(reference):
         raise SourceError(f"{reference.name}: is on the hub; it must be fetched first")
+    adapter, dataset = both_sides(
+        lambda: local_adapter(reference.adapter), lambda: local_dataset(reference.dataset)
+    )
     return Pair(
         name=reference.name,
-        adapter=local_adapter(reference.adapter),
-        dataset=local_dataset(reference.dataset),
+        adapter=adapter,
+        dataset=dataset,
         adapter_source=os.path.abspath(reference.adapter),
         dataset_source=os.path.abspath(reference.dataset),
         group=reference.group,
         licence=reference.licence,
     )
+
+
+def both_sides(adapter: Callable[[], _A], dataset: Callable[[], _B]) -> tuple[_A, _B]:
+    """Return what two functions find of the sides of a pair; what is wrong with both is one error."""
+    try:
+        found = adapter()
+    except (AdapterError, DatasetError, SourceError) as error:
+        try:
+            dataset()
+        except (AdapterError, DatasetError, SourceError) as other:
+            if str(other) != str(error):
+                raise type(error)(f"{error}; and {other}") from error
+        raise
+    return found, dataset()
 
 
 def local_adapter(text: str) -> Path:
@@ -284,28 +305,22 @@ def local_dataset(text: str) -> tuple[Path, ...]:
     return training_files(Path(os.path.abspath(text)))
 
 
-def _compiled(group_pattern: str | None) -> re.Pattern[str] | None:
+def _groups(group_pattern: str | None, names: tuple[str, ...]) -> dict[str, str]:
+    """Return the group of each name in which the pattern is found."""
     if group_pattern is None:
-        return None
-    try:
-        pattern = re.compile(group_pattern)
-    except re.error as error:
+        return {}
+    found = matches(group_pattern, "search", 1, names)
+    if isinstance(found, str):
         raise ParameterError(
-            f"group pattern {group_pattern!r} is no regular expression: {error}; correct it"
-        ) from error
-    if pattern.groups < 1:
-        raise ParameterError(
-            f"group pattern {group_pattern!r} has no parentheses; put them around the part that is the group"
+            f"group pattern {one_line(repr(group_pattern), 80)} {found}; give another one, such as '^([^_]+)_'"
         )
-    return pattern
+    return {name: group for name, group in zip(names, found, strict=True) if group}
 
 
-def _grouped(reference: PairReference, pattern: re.Pattern[str] | None) -> PairReference:
-    if pattern is None or reference.group is not None:
+def _grouped(reference: PairReference, groups: Mapping[str, str]) -> PairReference:
+    if reference.group is not None:
         return reference
-    match = pattern.search(reference.name)
-    group = (match.group(1) if match else None) or None
-    return PairReference(reference.name, reference.adapter, reference.dataset, group, reference.licence)
+    return replace(reference, group=groups.get(reference.name))
 
 
 def _checked(reference: PairReference, taken: dict[str, str]) -> PairReference | RefusedPair:

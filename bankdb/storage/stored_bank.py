@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -124,6 +124,11 @@ class StoredBank:
     # -- looking --------------------------------------------------------------------------------
 
     @property
+    def read_only(self) -> bool:
+        """Whether it may only be read here."""
+        return self._database.read_only
+
+    @property
     def record(self) -> BankRecord:
         """What the bank is, as of now."""
         return self.catalog.bank()
@@ -167,6 +172,24 @@ class StoredBank:
         _ = self.layout
         return replace(self.record, task_type=self.origins.task_type())
 
+    def predicted_among(self, adapters: Iterable[AdapterRecord]) -> list[str]:
+        """Return the names of those that were predicted, not trained, as their configurations tell.
+
+        Raises
+        ------
+        BankFormatError
+            A configuration is missing or damaged.
+        """
+        from bankdb.peft.config import is_rendered
+
+        chosen = list(adapters)
+        hashes = {record.config_sha256 for record in chosen}
+        texts = self.origins.configurations(hashes)
+        for sha256 in hashes - texts.keys():
+            self.catalog.blob(sha256)  # says that it is damaged
+        predicted = {sha256 for sha256, text in texts.items() if is_rendered(text)}
+        return [record.name for record in chosen if record.config_sha256 in predicted]
+
     @functools.cached_property
     def tokenizer(self) -> BankTokenizer:
         """The bank's own tokenizer.
@@ -193,7 +216,7 @@ class StoredBank:
         return loaded
 
     def array_path(self, kind: str) -> Location:
-        """Return the place of a derived array: `distances`, `gram`, `predictions`, `distributions`, `neural`."""
+        """Return the place of a derived array: see `bankdb.derived.KINDS`."""
         return self.derived / f"{kind}.zarr"
 
     def run_array(self, run: RunRecord) -> Location | None:

@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.commands.assess import (
+    assess_adapters,
+    compare_option,
+    examples_asked,
+    generating_options,
+    max_examples_option,
+)
+from cli.commands.curves import curve_options, one_way, print_curves
 from cli.commands.weights import (
     WeightsOutput,
     print_sizes,
@@ -26,6 +34,7 @@ from cli.options import (
     bank_option,
     cluster_of,
     cluster_options,
+    column_options,
     json_option,
     metric_option,
     metric_parameters,
@@ -67,9 +76,26 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     "  bank evaluate --model ./smollm2-135m-instruct\n"
     "  bank evaluate --metric js --approach normalized --leave-out both --max-examples 100\n"
     "  bank evaluate --targets task1391 --targets task190 --out results\n"
-    "  bank evaluate --weights-only --approach ridge --leave-out both --bank-sizes 4,8,16,32",
+    "  bank evaluate --weights-only --approach ridge --leave-out both --bank-sizes 4,8,16,32\n"
+    "  bank evaluate --adapter my-adapter --test my-test.jsonl --compare uniform",
 )
 @bank_option
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="In place of the bank's tasks: assess this adapter, whoever made it, on --test; may be given several times.",
+)
+@click.option(
+    "--test",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --adapter: the test examples, a file or a folder with test.jsonl.",
+)
+@compare_option
+@column_options
 @click.option(
     "--targets",
     multiple=True,
@@ -79,33 +105,26 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 @metric_option(many=True, default="all")
 @approach_option(
     _of_the_paper,
-    "'all' is every one that does not know the answer. The base model, own adapters, uniform and nearest (by "
-    "Jensen-Shannon) are always there.",
+    "'all' is every one that does not know the answer and reads no labels. The base model, own adapters, uniform and "
+    "nearest (by Jensen-Shannon) are always there.",
     "the paper's",
 )
 @metric_parameters
 @_leave_out_of_both
 @space_options
-@click.option(
-    "--max-examples",
-    default="30",
-    show_default=True,
-    metavar="N|all",
-    help="Use the first N test examples of each target, or all.",
-)
+@max_examples_option
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Folder with NAME/test.jsonl, if test splits are not beside the training splits that were ingested.",
+    help="Folder with NAME/test.jsonl, if test splits are not beside the training splits that were ingested. With "
+    "--adapter and --compare: the training examples that belong to --test, which are compared with the bank's datasets "
+    "in place of the test's inputs.",
 )
-@click.option("--model", help="Folder or hub name of the base model; the bank's base model if not given.")
 @click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="To generate on.",
+    "--model",
+    help="Folder or hub name of the base model; if not given the bank's, or with --adapter the one that it states.",
 )
+@generating_options
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -114,22 +133,20 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Of the base model, and of the weights after an adapter is merged; on a CPU, float32 is the fastest.",
 )
 @click.option(
-    "--batch-size",
-    type=click.IntRange(1, 65_536),
-    help="Prompts of a batch; chosen by their lengths if not given.",
-)
-@click.option("--threads", type=click.IntRange(1, 4096), help="Cores to generate on; all if not given.")
-@click.option(
     "--resamples",
     type=click.IntRange(1, 1_000_000),
     default=10_000,
     show_default=True,
-    help="Of the bootstrap over targets.",
+    help="Of the bootstrap over targets, or over the examples of --test.",
 )
 @click.option("--csv", type=click.Path(path_type=Path), help="Write the tables as CSV; - is the screen.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder for systems.csv, targets.csv and evaluation.json."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for systems.csv, targets.csv and evaluation.json; with --adapter systems.csv, examples.csv and "
+    "assessment.json.",
 )
+@curve_options
 @click.option(
     "--weights-only",
     is_flag=True,
@@ -159,12 +176,22 @@ def evaluate(
 ) -> None:
     """Measure on the test splits whether predicted adapters help: Rouge-L and exact match.
 
-    Answers are generated greedily by the base model, by each target's own adapter, and by the adapter that
+    With --adapter FOLDER and --test FILE: whether these adapters help on your own test examples, against the base
+    model. A bank is needed for --compare alone; where there is one of the same base model, it keeps the answers.
+
+    Without, answers are generated greedily by the base model, by each target's own adapter, and by the adapter that
     each metric and approach predicts for it from the others. They are kept in the bank: a command that was
     killed goes on where it was, and the same command again generates nothing. Needs the extra torch.
 
     A target without a test split is named at the end, and the exit status is 1.
     """
+    if other["adapters"]:
+        assess_adapters(bank_path, other, shown_progress())
+        return
+    if other["test"] is not None:
+        raise click.UsageError("--test needs --adapter FOLDER, the adapter to assess")
+    if other["finetune"]:
+        metrics, approaches = one_way(metrics, approaches)
     # What is left out is told for each way, once the ways are known.
     combinations = _combinations(Parameters({**other, "leave_out": "adapter"}), metrics, approaches)
     left_out = ["adapter", "group"] if other["leave_out"] == "both" else [other["leave_out"]]
@@ -175,6 +202,9 @@ def evaluate(
     with opened(bank_path) as bank:
         _ = bank.layout
         left_out = _sensible(bank, left_out, progress)
+        if other["finetune"]:
+            print_curves(bank, combinations, left_out, _options(other), other, cluster_of(other), progress)
+            return
         if "all" in approaches or not on_command_line(click.get_current_context(), "approaches"):
             from compute.prediction.ways import those_that_fit
 
@@ -206,7 +236,8 @@ def _combinations(
     parameters: Parameters, metrics: tuple[str, ...], approaches: tuple[str, ...]
 ) -> list[PredictionOptions]:
     if "all" in approaches:
-        approaches = (*(known.name for known in known_approaches() if not known.knows_answer), *approaches)
+        every = (known for known in known_approaches() if not (known.knows_answer or known.reads_labels))
+        approaches = (*(known.name for known in every), *approaches)
     return parameters.combinations(metrics, tuple(name for name in approaches if name != "all"))
 
 
@@ -229,13 +260,10 @@ def _options(other: dict[str, Any]) -> EvaluationOptions:
     from compute.evaluation.evaluate import EvaluationOptions
     from compute.evaluation.jobs import Machine
 
-    most = other["max_examples"]
-    if most != "all" and not (most.isdecimal() and int(most) > 0):
-        raise click.UsageError(f"--max-examples: expected a number of at least 1, or all, found {most!r}")
     return EvaluationOptions(
         targets=other["targets"],
         data=other["data"],
-        max_examples=None if most == "all" else int(most),
+        max_examples=examples_asked(other["max_examples"]),
         model=other["model"],
         machine=Machine(other["device"], other["dtype"], other["batch_size"], other["threads"]),
         resamples=other["resamples"],

@@ -18,6 +18,8 @@ from cli.options import (
     cluster_of,
     cluster_options,
     json_option,
+    label_options,
+    labels_of,
     metric_option,
     metric_parameters,
     opened,
@@ -94,6 +96,7 @@ def _summary(matrix: DistanceMatrix) -> tuple[str, float, float, float]:
 @approach_option()
 @metric_parameters
 @approach_parameters
+@label_options
 @csv_option
 @json_option
 @cluster_options
@@ -110,7 +113,13 @@ def coefficients(
 
     with opened(bank_path) as bank:
         chosen = Parameters(other).combinations(metrics, approaches)
-        matrices = compute.coefficients(bank, chosen, cluster=cluster_of(other), progress=shown_progress())
+        matrices = compute.coefficients(
+            bank,
+            chosen,
+            labels=labels_of(other),
+            cluster=cluster_of(other),
+            progress=shown_progress(),
+        )
     labels = [{"metric": options.metric, "approach": options.approach} for options in chosen]
     _show_matrices(matrices, labels, csv, as_json, other["leave_out"])
     if csv is None and not as_json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.commands.assess import assess_written, check_written, test_options
 from cli.display import print_json, print_table, shown_progress, tell
 from cli.option_rules import CheckedCommand
 from cli.options import (
@@ -21,7 +22,10 @@ from cli.options import (
     cluster_options,
     column_options,
     dtype_option,
+    examples_option,
     json_option,
+    labels_of,
+    machine_of,
     metric_option,
     metric_parameters,
     opened,
@@ -43,6 +47,7 @@ _LISTED = 10
     cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank predict my-data.jsonl --out my-adapter\n"
+    "  bank predict my-data.jsonl --out my-adapter --test my-test.jsonl --compare uniform\n"
     "  bank predict --all --metric js --approach normalized --export predicted\n"
     "  bank predict --all --metric all --approach all --weight-error\n"
     "  bank predict --all --space delta --rank full --export predicted",
@@ -56,6 +61,7 @@ _LISTED = 10
 @approach_option()
 @metric_parameters
 @approach_parameters
+@examples_option("Of selected: labelled examples that are drawn of a dataset, at the most.")
 @space_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the new adapter (with NEWDATA).")
 @click.option(
@@ -74,6 +80,7 @@ _LISTED = 10
 @click.option(
     "--weight-error", is_flag=True, help="With --all: tell how far predictions are from the real weights."
 )
+@test_options
 @column_options
 @dtype_option
 @overwrite_option
@@ -115,10 +122,12 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
         raise click.UsageError("NEWDATA needs --out FOLDER, where the adapter is written")
     if other["export"] is not None or other["weight_error"] or other["store"]:
         raise click.UsageError("--export, --store and --weight-error go with --all")
+    progress = shown_progress()
     name = other["name"] or dataset_name(newdata)
     check_name(name)
     with opened(bank_path) as bank:
         cluster = cluster_of(other)
+        check_written(bank, other)
         prediction = compute.predict(
             bank,
             newdata,
@@ -127,33 +136,38 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
             input_column=other["input_column"],
             output_column=other["output_column"],
             include_same=other["include_same"],
+            machine=machine_of(other),
             # Threads: most approaches need no workers for one dataset, and processes take a second to start.
             cluster=cluster if cluster.remote else replace(cluster, processes=False),
             memory=cluster.memory,
-            progress=shown_progress(),
+            progress=progress,
         )
         folder = prediction.save(other["out"], dtype=other["dtype"], overwrite=other["overwrite"])
-    _tell_prediction(prediction, folder, other["as_json"])
+        if not other["as_json"]:
+            _tell_prediction(prediction, folder)
+        assessed = assess_written(bank, folder, newdata, other, progress)
+    if other["as_json"]:
+        print_json(_prediction_record(prediction, folder) | assessed)
 
 
-def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> None:
+def _prediction_record(prediction: Prediction, folder: Path) -> dict[str, Any]:
+    delta = prediction.delta
+    return {
+        "name": prediction.name,
+        "folder": str(folder),
+        "metric": prediction.metric,
+        "approach": prediction.options.approach,
+        **({} if prediction.fitted is None else {"fitted": prediction.fitted}),
+        "effective_sources": prediction.effective_sources,
+        "left_out": list(prediction.left_out),
+        "sources": {name: weight for name, weight, _ in prediction.sources()},
+        **({} if delta is None else {"rank": delta.form.layout.rank, **_retained(delta.retained)}),
+    }
+
+
+def _tell_prediction(prediction: Prediction, folder: Path) -> None:
     used = prediction.sources()
     delta = prediction.delta
-    if as_json:
-        print_json(
-            {
-                "name": prediction.name,
-                "folder": str(folder),
-                "metric": prediction.metric,
-                "approach": prediction.options.approach,
-                **({} if prediction.fitted is None else {"fitted": prediction.fitted}),
-                "effective_sources": prediction.effective_sources,
-                "left_out": list(prediction.left_out),
-                "sources": {name: weight for name, weight, _ in used},
-                **({} if delta is None else {"rank": delta.form.layout.rank, **_retained(delta.retained)}),
-            }
-        )
-        return
     rows = [(name, weight, _number(distance)) for name, weight, distance in used[:_LISTED]]
     rest = len(used) - len(rows)
     print_table(("source", "coefficient", f"distance ({prediction.metric})"), rows)
@@ -163,9 +177,23 @@ def _tell_prediction(prediction: Prediction, folder: Path, as_json: bool) -> Non
         f"effective number of sources: {prediction.effective_sources:.2f} of "
         f"{len(prediction.adapters) - len(prediction.left_out)}"
     )
+    _tell_choice(prediction.fitted or {})
     if delta is not None:
         _tell_retained(delta.form.layout.rank, [delta.retained])
     tell(f"wrote {folder}/, which PEFT and vLLM load")
+
+
+def _tell_choice(fitted: Mapping[str, Any]) -> None:
+    """Tell which candidate was chosen by labels, and what the others came to."""
+    if "losses" not in fitted:
+        return
+    best = fitted["losses"][fitted["chosen"]]
+    others = sorted((loss, name) for name, loss in fitted["losses"].items() if loss > best)
+    found = (f"{name} {loss:.4g}" for loss, name in [*others[:1], *others[-1:]][: len(others)])
+    tell(
+        f"chosen on {fitted['examples']} labelled examples: {fitted['chosen']}, {best:.4g} nats an answer token; of "
+        f"{len(fitted['losses'])} candidates the next and the last: {', '.join(found) or 'none'}"
+    )
 
 
 def _retained(energies: Mapping[str, float]) -> dict[str, Any]:
@@ -200,6 +228,7 @@ def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[s
         made = compute.predict_all(
             bank,
             chosen,
+            labels=labels_of(other),
             cluster=cluster,
             weight_errors=other["weight_error"],
             store=store,
@@ -231,7 +260,9 @@ def _predict_all_delta(bank_path: Path, options: PredictionOptions, other: dict[
     progress = shown_progress()
     with opened(bank_path) as bank:
         cluster = cluster_of(other)
-        found = compute.coefficients(bank, options, cluster=cluster, progress=progress)
+        found = compute.coefficients(
+            bank, options, labels=labels_of(other), cluster=cluster, progress=progress
+        )
         made = compute.export_delta(
             bank,
             found,

@@ -14,7 +14,7 @@ from compute.approaches.registry import approaches as known_approaches
 
 
 def _untrained() -> list[str]:
-    return [approach.name for approach in known_approaches() if not approach.trained]
+    return [approach.name for approach in known_approaches() if approach.of_matrices_alone]
 
 
 @click.command(

@@ -76,7 +76,7 @@ def size_curves(
 
     if not asked.sizes:
         return []
-    ways = [way for way in compared_ways(combinations) if not way.how.trained]
+    ways = [way for way in compared_ways(combinations) if way.how.of_matrices_alone]
     wanted = [replace(way, leave_out=leave_out) for leave_out in leave_outs for way in ways]
     return compute.bank_size_curves(
         bank, wanted, asked.sizes, draws=asked.draws, seed=asked.seed, progress=progress

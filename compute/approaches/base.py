@@ -8,8 +8,8 @@ they compute: `bank --help` knows all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bankdb.errors import ParameterError
@@ -28,7 +28,18 @@ Fitted = dict[str, Any]
 """What was chosen for one target by the bank's own rows, under the names of the settings."""
 
 
-OPTIONS = ("temperature", "top_k", "compatible", "protocol", "seed", "knots", "width", "epochs")
+OPTIONS = (
+    "temperature",
+    "top_k",
+    "compatible",
+    "protocol",
+    "seed",
+    "knots",
+    "width",
+    "epochs",
+    "examples",
+    "model",
+)
 """Options of a prediction that an approach may read, besides what makes its matrices."""
 
 
@@ -60,8 +71,36 @@ class Settings(Protocol):
         """Of all that is drawn."""
 
     @property
+    def examples(self) -> int | None:
+        """Labelled examples that are read of a target, at the most; None is all."""
+
+    @property
     def neural(self) -> NeuralOptions:
         """Protocol, seed, knots, width and epochs of a network."""
+
+
+class Labels(Protocol):
+    """What an approach that reads labels is given of the targets' own labelled examples."""
+
+    def loss(self, target: int, weights: FloatArray) -> float:
+        """Return the base model's loss on the examples of a target under one combination of the sources.
+
+        Parameters
+        ----------
+        target
+            The row that is predicted.
+        weights
+            float64, shape (S,): coefficients over the sources, S = N by leave-one-out; none below 0, sum 1.
+
+        Returns
+        -------
+        Nats per answer token, a finite number from 0 on; the lower, the better.
+
+        Raises
+        ------
+        BankError
+            The base model or the examples cannot be read, or the loss is no finite number.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +120,11 @@ class LeaveOneOut:
     excluded
         bool, shape (N, N): sources that a row must not use, at least those of its unit. They get exactly 0.
     labels
-        What the bank knows of the labels of its datasets; None: it stores none.
+        The targets' own training examples, for an approach that declares that it reads labels; else None.
+    by_metric
+        Full names of the metrics that the approach declares, each with distances of shape (N, N).
+    targets
+        bool, shape (N,): rows that are asked for, where a row is dear; None for all. Others need not be made.
     """
 
     options: Settings
@@ -89,7 +132,9 @@ class LeaveOneOut:
     gram: FloatArray | None
     units: Units
     excluded: Excluded
-    labels: Sequence[Any] | None = None
+    labels: Labels | None = None
+    by_metric: Mapping[str, FloatArray] = field(default_factory=dict)
+    targets: Excluded | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +155,9 @@ class NewDatasets:
     units
         Shape (S,): number from 0 on of what each source is left out with, where something is fitted.
     labels
-        As `LeaveOneOut.labels`, of the sources.
+        The datasets' own examples, as `LeaveOneOut.labels`.
+    by_metric
+        As `LeaveOneOut.by_metric`, of shape (M, S), from the target to the source.
     """
 
     options: Settings
@@ -118,7 +165,8 @@ class NewDatasets:
     between_sources: FloatArray | None
     gram: FloatArray | None
     units: Units
-    labels: Sequence[Any] | None = None
+    labels: Labels | None = None
+    by_metric: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,8 +201,11 @@ class Approach(ABC):
         The metric that it reads, whatever is asked for; None for the one asked for.
     reads_gram
         Whether it reads the Gram matrix, the inner products of the adapters.
+    metrics
+        Full names of metrics whose distances it reads all, whatever is asked for: see `LeaveOneOut.by_metric`.
     reads_labels
-        Whether it reads labels. A bank stores none yet: it is given None.
+        Whether it reads the targets' own labelled examples, through the base model: see `Labels`. Such an approach
+        is part of no `all` and of no default, and is made when it is asked for by name.
     reads_bank
         Whether it reads the bank's own distances, and the Gram matrix if it reads one, for a new dataset too.
     averages_directions
@@ -183,6 +234,7 @@ class Approach(ABC):
     reads_distances: ClassVar[bool] = True
     metric: ClassVar[str | None] = None
     reads_gram: ClassVar[bool] = False
+    metrics: ClassVar[tuple[str, ...]] = ()
     reads_labels: ClassVar[bool] = False
     reads_bank: ClassVar[bool] = False
     averages_directions: ClassVar[bool] = False
@@ -230,6 +282,11 @@ class Approach(ABC):
     def trained(self) -> bool:
         """Whether a network is trained for it, which takes minutes: see `network`."""
         return type(self).network is not Approach.network
+
+    @property
+    def of_matrices_alone(self) -> bool:
+        """Whether the bank's matrices are all that it takes: no network is trained for it, no base model asked."""
+        return not self.trained and not self.reads_labels
 
 
 def given(matrix: FloatArray | None, declared: str) -> FloatArray:

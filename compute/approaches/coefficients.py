@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ComputeError
-from compute.approaches.base import Fitted, LeaveOneOut, NewDatasets
+from compute.approaches.base import Fitted, Labels, LeaveOneOut, NewDatasets
 from compute.approaches.groups import same_unit
 from compute.approaches.options import PredictionOptions
 from compute.types import FloatArray
@@ -21,6 +23,10 @@ def leave_one_out_coefficients(
     gram: FloatArray | None,
     units: NDArray[np.intp],
     excluded: NDArray[np.bool_] | None = None,
+    *,
+    labels: Labels | None = None,
+    by_metric: Mapping[str, FloatArray] | None = None,
+    targets: NDArray[np.bool_] | None = None,
 ) -> tuple[FloatArray, tuple[Fitted, ...] | None]:
     """Coefficients of each dataset over those outside of its unit; shape (N, N), rows sum to 1.
 
@@ -36,10 +42,12 @@ def leave_one_out_coefficients(
         Shape (N,): number from 0 on of what each row is left out with.
     excluded
         Shape (N, N): sources that a row must not use; None for those of its unit.
+    labels, by_metric, targets
+        See `LeaveOneOut`.
 
     Returns
     -------
-    The coefficients, and for an approach that is fitted what was chosen for each row.
+    The coefficients, NaN in rows that are not asked for, and for an approach that chooses what was chosen for each row.
 
     Raises
     ------
@@ -49,8 +57,14 @@ def leave_one_out_coefficients(
         For a distance or a Gram matrix that is damaged, or coefficients of no convex combination.
     """
     excluded = same_unit(units) if excluded is None else excluded
-    made = options.how.leave_one_out(LeaveOneOut(options, distances, gram, units, excluded))
-    return _checked(made.coefficients, excluded, options.approach), made.fitted
+    made = options.how.leave_one_out(
+        LeaveOneOut(options, distances, gram, units, excluded, labels, by_metric or {}, targets)
+    )
+    if targets is None:
+        return _checked(made.coefficients, excluded, options.approach), made.fitted
+    weights = np.full(excluded.shape, np.nan)
+    weights[targets] = _checked(made.coefficients[targets], excluded[targets], options.approach)
+    return weights, made.fitted
 
 
 def new_coefficients(
@@ -59,6 +73,9 @@ def new_coefficients(
     between_sources: FloatArray | None,
     gram: FloatArray | None,
     units: NDArray[np.intp],
+    *,
+    labels: Labels | None = None,
+    by_metric: Mapping[str, FloatArray] | None = None,
 ) -> tuple[FloatArray, Fitted | None]:
     """Coefficients of M targets that are not among the S sources; shape (M, S), rows sum to 1.
 
@@ -74,17 +91,21 @@ def new_coefficients(
         Shape (S, S): for those of them that read it.
     units
         Shape (S,): number of what each source is left out with, where something is fitted.
+    labels, by_metric
+        See `NewDatasets`.
 
     Returns
     -------
-    The coefficients, and for an approach that is fitted what was chosen.
+    The coefficients, and for an approach that chooses what was chosen.
 
     Raises
     ------
     ParameterError, ComputeError
         As `leave_one_out_coefficients`.
     """
-    made = options.how.new_dataset(NewDatasets(options, to_sources, between_sources, gram, units))
+    made = options.how.new_dataset(
+        NewDatasets(options, to_sources, between_sources, gram, units, labels, by_metric or {})
+    )
     nothing = np.zeros(to_sources.shape, dtype=np.bool_)
     return _checked(made.coefficients, nothing, options.approach), made.fitted[0] if made.fitted else None
 

@@ -20,6 +20,8 @@ from compute.metrics.registry import canonical_metric_name, get_metric
 from compute.metrics.tfidf import inverse_document_frequencies
 
 FULL = "full"
+EXAMPLES = 32
+"""Labelled examples that are read of a target by default."""
 
 SPACES = ("factors", "delta")
 _NEURAL = NeuralOptions()
@@ -35,8 +37,8 @@ class PredictionOptions:
         `wasserstein`, `kullback-leibler`, `jensen-shannon`, `mmd`, or `wd`, `kl`, `js`; or `tf-idf`.
     approach
         Name of one that is registered: see `compute.approaches.registry`. `attentional`, `normalized`, `neural`,
-        `uniform`, `nearest`; `tuned`, `ridge` and `matching`, which are none of the paper's; `oracle` knows the
-        answer and is a bound only. `matching` is by MMD, whatever the metric.
+        `uniform`, `nearest`; `tuned`, `ridge` and `matching`, which are none of the paper's; `selected`, which reads
+        the dataset's labels; `oracle` knows the answer and is a bound only. `matching` is by MMD, whatever the metric.
     temperature
         Divides the distances, or z-scores, before the softmin.
     top_k
@@ -54,6 +56,9 @@ class PredictionOptions:
         `factors`, A and B combined apart, as the paper does; or `delta`, the products B A summed and cut.
     rank
         Of `delta`: a whole number, `full` for the exact sum, None for the bank's.
+    examples, model
+        Of an approach that reads labels: how many of the dataset's examples are drawn, by `seed`, None for all; and
+        folder or hub name of the base model, None for the name that the bank has.
     """
 
     metric: str = "jensen-shannon"
@@ -72,6 +77,8 @@ class PredictionOptions:
     leave_out: str = field(default="adapter", repr=False)
     space: str = field(default="factors", repr=False)
     rank: int | str | None = field(default=None, repr=False)
+    examples: int | None = field(default=EXAMPLES, repr=False)
+    model: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         how = self.how
@@ -88,6 +95,11 @@ class PredictionOptions:
 
         _ = self.neural
         self._check_space()
+        number = self.examples
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise ParameterError(
+                f"examples: expected a whole number from 1 on, found {number!r}; {EXAMPLES} is the default"
+            )
         if self.leave_out not in LEAVE_OUT:
             raise ParameterError(
                 f"leave_out: expected {' or '.join(LEAVE_OUT)}, found {self.leave_out!r}; use one of them"
@@ -148,13 +160,13 @@ class PredictionOptions:
         return median or self.metric == "tf-idf"
 
     def parameters(self) -> dict[str, Any]:
-        """Return the options that differ from their defaults, for a record."""
+        """Return the options that differ from their defaults, for a record; where the model lies is no part of it."""
         defaults = asdict(PredictionOptions())
         chosen = asdict(self)
         return {
             key: value
             for key, value in chosen.items()
-            if key not in {"metric", "approach"} and value != defaults[key]
+            if key not in {"metric", "approach", "model"} and value != defaults[key]
         }
 
 

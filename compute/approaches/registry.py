@@ -18,6 +18,7 @@ from compute.approaches.kinds.matching import Matching
 from compute.approaches.kinds.neural import Neural
 from compute.approaches.kinds.oracle import Oracle
 from compute.approaches.kinds.ridge import Ridge
+from compute.approaches.kinds.selected import Selected
 from compute.approaches.kinds.tuned import Tuned
 
 _Registered = TypeVar("_Registered", bound=Approach | type[Approach])
@@ -37,6 +38,7 @@ _registered: dict[str, Approach] = {
         Tuned(),
         Ridge(),
         Matching(),
+        Selected(),
         Oracle(),
     )
 }

@@ -50,6 +50,7 @@ def open_run(
     options: PredictionOptions,
     fitted: Sequence[Fitted] | None,
     progress: Progress,
+    labels: str | None = None,
 ) -> Opened:
     """Find the run of these coefficients over these rows, or begin it and store them.
 
@@ -61,6 +62,8 @@ def open_run(
         Shape (N, N), over the adapters in both directions.
     fitted
         Of an approach that is fitted: what was chosen for each target.
+    labels
+        Hash of the examples and the base model that the coefficients were chosen by, if they were.
 
     Returns
     -------
@@ -76,12 +79,14 @@ def open_run(
         options=options_key(options),
         metric=metric,
         coefficients=hashlib.sha256(weights.astype("<f4").tobytes()).hexdigest(),
+        **({} if labels is None else {"labels": labels, "examples": options.examples}),
         **rows_of(bank, adapters),
     )
     parameters = {
         "metric": metric,
         "approach": options.approach,
         **options.parameters(),
+        **({} if labels is None else {"labels": labels}),
         "inputs": inputs,
         "array": f"predictions.zarr/{inputs[:16]}/{COEFFICIENTS}",
     }
@@ -92,14 +97,21 @@ def open_run(
         _write_coefficients(bank, path, layout, run, weights)
         marked = False
     if not marked:
-        about = {
-            _OPTIONS: options_key(options),
-            _SOURCES: [[record.row, row_of(record)] for record in adapters],
-            _FITTED: None if fitted is None else list(fitted),
-        }
+        chosen = options_key(options) | ({} if labels is None else {"examples": options.examples})
         # Last: what is marked is whole.
-        mark_group(bank, path, run.inputs_sha256, about)
+        mark_group(bank, path, run.inputs_sha256, _marks(adapters, chosen, fitted))
     return run, path
+
+
+def _marks(
+    adapters: Sequence[AdapterRecord], options: Mapping[str, Any], fitted: Sequence[Fitted] | None
+) -> dict[str, Any]:
+    """Return what a group says of its coefficients."""
+    return {
+        _OPTIONS: options,
+        _SOURCES: [[record.row, row_of(record)] for record in adapters],
+        _FITTED: None if fitted is None else list(fitted),
+    }
 
 
 def _write_coefficients(

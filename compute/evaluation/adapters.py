@@ -9,30 +9,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.progress import Progress
-from bankdb.scaled_rows import sources_of
 from compute.approaches.options import PredictionOptions
 from compute.approaches.weight_errors import weight_space_errors
 from compute.cluster.options import Cluster
-from compute.combination.combine import combine_one
-from compute.combination.delta import check_rank_fits, delta_adapter
+from compute.combination.delta import check_rank_fits
+from compute.combination.tensors import combined_tensors
 from compute.evaluation.systems import EvaluatedAdapter, System, compared_systems
+from compute.labels.answer_labels import LabelOptions
 from compute.prediction.coefficients import compute_coefficients
 from compute.prediction.matrices import compute_gram
 from compute.prediction.session import computing
 
 BASE_SHA256 = hashlib.sha256(b"no adapter").hexdigest()
-_MEMORY = 2**28
 
 
 def evaluated_adapters(
-    bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
+    bank: AdapterBank,
+    ways: Sequence[PredictionOptions],
+    cluster: Cluster,
+    progress: Progress,
+    labels: LabelOptions | None = None,
 ) -> tuple[list[System], dict[str, dict[str, EvaluatedAdapter | None]]]:
     """Return the systems, and for each adapter of the bank what every system answers with.
 
-    Ways of the same name are one. The registered systems come first.
+    Ways of the same name are one. The registered systems come first. Where labels are read, targets that are not
+    asked for have coefficients of NaN.
     """
     systems = compared_systems(ways)
     reading = [one.reads for one in systems if one.reads is not None]
@@ -40,7 +43,7 @@ def evaluated_adapters(
         check_rank_fits(bank, way.rank)
     with computing(bank, cluster, progress) as used:
         gram = compute_gram(bank, used, progress)
-        predictions = compute_coefficients(bank, reading, used, progress)
+        predictions = compute_coefficients(bank, reading, used, progress, labels)
     made = iter(predictions)
     records = predictions[0].adapters if predictions else ready_adapters(bank)
     rows: dict[str, dict[str, EvaluatedAdapter | None]] = {record.name: {} for record in records}
@@ -63,16 +66,4 @@ def adapter_tensors(bank: AdapterBank, adapter: EvaluatedAdapter) -> tuple[dict[
     BankFormatError
         A row that is needed is damaged.
     """
-    if adapter.space == "delta":
-        made = delta_adapter(bank, adapter.sources, adapter.weights, adapter.rank)
-        return made.form.layout.unflatten(made.vector), made.form.scaling
-    scaling = bank.record.scaling
-    assert scaling is not None, "a bank with adapters has a scaling"
-    vector = combine_one(
-        bank.store,
-        sources_of(bank, adapter.sources),
-        adapter.weights,
-        chunk=column_chunk(bank.layout.size),
-        budget=_MEMORY,
-    )
-    return bank.layout.unflatten(vector), scaling
+    return combined_tensors(bank, adapter.sources, adapter.weights, adapter.space, adapter.rank)

@@ -149,9 +149,10 @@ def subset_coefficients(
         For an approach that trains a network.
     """
     how = options.how
-    if how.trained:
+    if not how.of_matrices_alone:
         raise ParameterError(
-            f"bank sizes: expected an approach that trains no network, found {options.approach}; use another"
+            f"bank sizes: expected an approach that reads no labels and trains no network, found {options.approach};"
+            " use another"
         )
     if how.knows_answer:
         return _bound(options, distances, gram, units, subset)

@@ -11,6 +11,7 @@ from scipy import stats
 from compute.approaches.groups import units_of
 from compute.evaluation.bootstrap import Interval, mean_difference, task_weights
 from compute.evaluation.records import Evaluation
+from compute.evaluation.scores import Target
 from compute.types import FloatArray
 
 FEWEST = 3
@@ -53,15 +54,15 @@ def weight_correlations(evaluation: Evaluation) -> list[WeightCorrelation]:
     for leave_out in ("adapter", "group"):
         names = [system.name for system in evaluation.systems if system.leave_out == leave_out]
         errors, scores = _tables(evaluation, names)
-        if len(errors) >= FEWEST:
+        if len(errors) >= FEWEST and _trained(evaluation):
             correlations.append(_correlation(evaluation, leave_out, errors, scores))
     return correlations
 
 
 def _tables(evaluation: Evaluation, names: list[str]) -> tuple[FloatArray, FloatArray]:
-    """Weight errors and Rouge-L, shape (systems, targets), of the systems whose errors are all known."""
+    """Weight errors and Rouge-L, shape (systems, trained targets), of the systems whose errors are all known."""
     kept = {(item.system, item.target): item for item in evaluation.outcomes}
-    targets = [target.name for target in evaluation.targets]
+    targets = [target.name for target in _trained(evaluation)]
     errors, scores = [], []
     for name in names:
         rows = [kept[name, target] for target in targets]
@@ -72,6 +73,11 @@ def _tables(evaluation: Evaluation, names: list[str]) -> tuple[FloatArray, Float
     return np.asarray(errors), np.asarray(scores)
 
 
+def _trained(evaluation: Evaluation) -> list[Target]:
+    """Return the targets whose own adapter was trained: of the others there is no distance to trained weights."""
+    return [target for target in evaluation.targets if not target.predicted]
+
+
 def _correlation(
     evaluation: Evaluation, leave_out: str, errors: FloatArray, scores: FloatArray
 ) -> WeightCorrelation:
@@ -79,7 +85,8 @@ def _correlation(
     ranked = np.flatnonzero(~np.isnan(by_target))
     within = None
     if len(ranked):
-        groups = [evaluation.targets[index].group for index in ranked]
+        targets = _trained(evaluation)
+        groups = [targets[index].group for index in ranked]
         settings = evaluation.settings
         weights = task_weights(
             len(ranked),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -24,7 +24,15 @@ from compute.evaluation.adapters import BASE_SHA256, evaluated_adapters
 from compute.evaluation.bootstrap import RESAMPLES
 from compute.evaluation.jobs import Job, Machine, generate_missing
 from compute.evaluation.records import Evaluation, store_evaluation
-from compute.evaluation.scores import Failure, Outcome, Sample, Target, exact_match, rouge_l
+from compute.evaluation.scores import (
+    Failure,
+    Outcome,
+    Sample,
+    Target,
+    exact_match,
+    of_predicted,
+    rouge_l,
+)
 from compute.evaluation.systems import (
     EvaluatedAdapter,
     System,
@@ -37,6 +45,7 @@ from compute.generation.base_model import model_folder
 from compute.generation.generate import check_extra
 from compute.generation.prompts import MARGIN
 from compute.generation.settings import answer_settings
+from compute.labels.answer_labels import LabelOptions
 
 MAX_EXAMPLES = 30
 _SAMPLES = 3
@@ -162,6 +171,10 @@ def evaluate(
         return weight_space_table(bank, compared, leave_out=left_out, cluster=cluster, progress=progress)
     chosen = with_baselines(chosen) if baselines else chosen
     options, progress = options or EvaluationOptions(), progress or SilentProgress()
+    chosen = [
+        replace(way, model=options.model) if way.how.reads_labels and way.model is None else way
+        for way in chosen
+    ]
     return _evaluate(bank, chosen, options, cluster, progress=progress)
 
 
@@ -175,14 +188,14 @@ def _evaluate(
     progress: Progress,
 ) -> Evaluation:
     check_extra()
-    chosen = _targets(bank, options.targets)
-    splits, failed = _splits(chosen, options)
+    chosen = chosen_targets(bank, options.targets)
+    splits, failed = test_splits(chosen, options)
     folder = model_folder(options.model or bank.record.base_model)
     settings = answer_settings(
         folder, bank.record.tokenizer_fingerprint, bank.path / "tokenizer", options.machine.dtype, progress
     )
     with open_cluster(cluster, progress, bank.store.path) as workers:
-        systems, rows = evaluated_adapters(bank, ways, workers, progress)
+        systems, rows = evaluated_adapters(bank, ways, workers, progress, _labels(options, splits))
     keys = _keys(bank, systems, rows, splits, settings.sha256)
     jobs = [Job(key, name, splits[name], rows[name][system]) for (system, name), key in keys.items()]
     failed |= generate_missing(bank, jobs, folder, settings, options.machine, progress)
@@ -200,10 +213,18 @@ def _evaluate(
         bank, options, systems, evaluated, splits, outcomes, kept, failed, settings.sha256
     )
     store_evaluation(bank, evaluation)
+    for line in of_predicted([target.name for target in evaluation.targets if target.predicted]):
+        progress.note(line)
     return evaluation
 
 
-def _targets(bank: AdapterBank, names: Sequence[str]) -> list[AdapterRecord]:
+def _labels(options: EvaluationOptions, targets: Collection[str]) -> LabelOptions:
+    """What reads labels reads those of the targets that have a test split, and answers where answers are generated."""
+    return LabelOptions(options.machine, None if options.data is None else Path(options.data), tuple(targets))
+
+
+def chosen_targets(bank: AdapterBank, names: Sequence[str]) -> list[AdapterRecord]:
+    """Return the adapters of these names, or all. Raises ParameterError for a name that is not in the bank."""
     adapters = {record.name: record for record in ready_adapters(bank)}
     unknown = [name for name in names if name not in adapters]
     if unknown:
@@ -214,7 +235,7 @@ def _targets(bank: AdapterBank, names: Sequence[str]) -> list[AdapterRecord]:
     return [adapters[name] for name in dict.fromkeys(names)] or list(adapters.values())
 
 
-def _splits(
+def test_splits(
     targets: Sequence[AdapterRecord], options: EvaluationOptions
 ) -> tuple[dict[str, HeldOut], dict[str, str]]:
     """Read the test split of each target; those without one, with the reason."""
@@ -300,6 +321,7 @@ def _evaluation(
     failed: Mapping[str, str],
     settings: str,
 ) -> Evaluation:
+    predicted = set(bank.predicted_among(targets))
     limits = {key.test_sha256: record.new_tokens for key, record in kept.items()}
     about = bank.record
     described = tuple(
@@ -309,6 +331,7 @@ def _evaluation(
             len(splits[record.name]),
             limits[splits[record.name].sha256],
             splits[record.name].sha256,
+            record.name in predicted,
         )
         for record in targets
     )

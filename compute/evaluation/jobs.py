@@ -17,6 +17,7 @@ from compute.cluster.machine import core_count
 from compute.evaluation.adapters import adapter_tensors
 from compute.evaluation.systems import EvaluatedAdapter
 from compute.generation.generate import Answers, Generator, load_generator, threads_of_torch
+from compute.generation.machine import Machine as Machine
 from compute.generation.prompts import Prompts, encode_prompts
 from compute.generation.settings import AnswerSettings, earlier_settings
 
@@ -35,28 +36,6 @@ class Job:
     target: str
     split: HeldOut
     adapter: EvaluatedAdapter | None
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Where and how answers are generated; nothing of it but `dtype` determines them.
-
-    Attributes
-    ----------
-    device
-        `auto`, `cpu` or `cuda`.
-    dtype
-        Of the base model, and what merged weights are rounded to.
-    batch_size
-        Prompts of a batch; None chooses it by their lengths.
-    threads
-        Cores to use on a CPU; None is all.
-    """
-
-    device: str = "auto"
-    dtype: str = "float32"
-    batch_size: int | None = None
-    threads: int | None = None
 
 
 def generate_missing(

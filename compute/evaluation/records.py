@@ -105,8 +105,10 @@ class Evaluation:
     def _means(self) -> list[tuple[str, float, float]]:
         """Name and mean scores over the tasks of each system."""
         by_system: dict[str, list[Outcome]] = {system.name: [] for system in self.systems}
+        predicted = {target.name for target in self.targets if target.predicted}
         for outcome in self.outcomes:
-            by_system[outcome.system].append(outcome)
+            if outcome.system != OWN.system.name or outcome.target not in predicted:
+                by_system[outcome.system].append(outcome)
         return [
             (name, *(sum(getattr(one, key) for one in made) / len(made) for key in ("rouge", "exact")))
             for name, made in by_system.items()
@@ -121,7 +123,11 @@ class Evaluation:
 
     def to_json(self) -> str:
         """Return it as a JSON document."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, allow_nan=False)
+        content = asdict(self)
+        for target in content["targets"]:
+            if not target["predicted"]:
+                del target["predicted"]  # as before there was such a thing
+        return json.dumps({"format": FORMAT, **content}, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, where: str = "evaluation") -> Evaluation:
@@ -189,7 +195,7 @@ def _check_type(value: Any, hint: Any, place: str) -> None:
             _check_type(item, of_item, f"{place}[{index}]")
     else:
         wanted = {float: (float, int), Mapping: (dict,)}.get(kind or hint, (hint,))
-        if not isinstance(value, wanted) or isinstance(value, bool):
+        if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
             raise ValueError(f"{place} is {json_type(value)}")
         if hint is float and not math.isfinite(value):
             raise ValueError(f"{place} is {value}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bankdb.errors import ParameterError
+from bankdb.errors import ParameterError, listed
 
 
 @functools.cache
@@ -69,6 +69,8 @@ class Target:
         Limit on the tokens of an answer.
     test_sha256
         Hash of the inputs and references used.
+    predicted
+        Whether its own adapter was predicted, not trained: of it no gap is told.
     """
 
     name: str
@@ -76,6 +78,17 @@ class Target:
     examples: int
     new_tokens: int
     test_sha256: str
+    predicted: bool = False
+
+
+def of_predicted(names: Sequence[str]) -> list[str]:
+    """Return the line, if there is one, that says which targets have no trained adapter, and what follows from that."""
+    if not names:
+        return []
+    return [
+        f"of {listed(names, 5)} the own adapter is itself a prediction, not trained: left out of what is told of own "
+        "adapters, of the gap to them and of the distance to their weights"
+    ]
 
 
 @dataclass(frozen=True, slots=True)

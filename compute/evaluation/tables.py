@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bankdb.errors import ParameterError
 from compute.approaches.groups import LEAVE_OUT, units_of
@@ -71,11 +72,12 @@ class Summary:
     rouge_to_base, exact_to_base, rouge_to_uniform, exact_to_uniform
         Paired differences, with 95% intervals; to `uniform` with the same left out. None for the base, for
         uniform itself, and where there is no uniform. Where groups are left out, whole groups are drawn.
+        Of the own adapters over those that were trained, if any was.
     rouge_to_paper
         The same to the paper's best combination, Jensen-Shannon with `normalized`.
     gap_share
-        Share of the gap in Rouge-L between the base and the own adapters that is closed; None where there is
-        no gap.
+        Share of the gap in Rouge-L between the base and the own adapters that is closed, over the targets whose
+        own adapter was trained; None where there is no gap.
     better, equal, worse
         Tasks whose Rouge-L is above, at and below the base's.
     """
@@ -106,11 +108,13 @@ def summaries(evaluation: Evaluated) -> list[Summary]:
     """
     scores = _scores(evaluation)
     weights = _drawn_weights(evaluation)
+    trained = np.flatnonzero([not target.predicted for target in evaluation.targets])
     return [
         _summary(
             system,
             scores,
             weights[system.leave_out or "adapter"],
+            trained,
             _peer(evaluation.systems, system.leave_out, lambda one: one.is_uniform),
             _peer(evaluation.systems, system.leave_out, lambda one: one.is_papers_best),
         )
@@ -165,11 +169,42 @@ def _scores(evaluation: Evaluated) -> _Scores:
     }
 
 
+def _of_targets(weights: FloatArray, kept: NDArray[np.intp]) -> FloatArray:
+    """Return the shares of some of the targets, of the resamples that have any of them."""
+    if len(kept) == weights.shape[1]:
+        return weights
+    some: FloatArray = weights[:, kept]
+    total = some.sum(axis=1, keepdims=True)
+    drawn = total[:, 0] > 0
+    shares: FloatArray = some[drawn] / total[drawn]
+    return shares
+
+
+def _gap_share(
+    system: str, scores: _Scores, weights: FloatArray, trained: NDArray[np.intp]
+) -> Interval | None:
+    if system == BASE.system.name or not len(trained):
+        return None
+    of_trained = (scores[name]["rouge"][trained] for name in (system, BASE.system.name, OWN.system.name))
+    return gap_share(_of_targets(weights, trained), *of_trained)
+
+
 def _summary(
-    system: System, scores: _Scores, weights: FloatArray, uniform: str | None, paper: str | None
+    system: System,
+    scores: _Scores,
+    weights: FloatArray,
+    trained: NDArray[np.intp],
+    uniform: str | None,
+    paper: str | None,
 ) -> Summary:
-    mine, base, own = scores[system.name], scores[BASE.system.name], scores[OWN.system.name]
-    is_base = system == BASE.system
+    gap = _gap_share(system.name, scores, weights, trained)
+    if system == OWN.system and len(trained):
+        weights = _of_targets(weights, trained)
+        scores = {
+            name: {key: values[trained] for key, values in of_system.items()}
+            for name, of_system in scores.items()
+        }
+    mine, base = scores[system.name], scores[BASE.system.name]
 
     def difference(measure: str, other: str | None) -> Interval | None:
         if other is None or other == system.name:
@@ -188,7 +223,7 @@ def _summary(
         rouge_to_uniform=difference("rouge", uniform),
         exact_to_uniform=difference("exact", uniform),
         rouge_to_paper=difference("rouge", paper),
-        gap_share=None if is_base else gap_share(weights, mine["rouge"], base["rouge"], own["rouge"]),
+        gap_share=gap,
         better=int(np.sum(gain > 0)),
         equal=int(np.sum(gain == 0)),
         worse=int(np.sum(gain < 0)),

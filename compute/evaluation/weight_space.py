@@ -32,6 +32,7 @@ from compute.approaches.weight_errors import WeightSpaceErrors, weight_space_err
 from compute.cluster.options import ClusterLike
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
 from compute.evaluation.bootstrap import RESAMPLES, Interval, mean_difference, task_weights
+from compute.evaluation.scores import of_predicted
 from compute.evaluation.systems import System, system_of
 from compute.prediction.coefficients import Coefficients, compute_coefficients
 from compute.prediction.matrices import compute_gram, compute_matrices
@@ -116,12 +117,15 @@ class WeightSpaceTable:
         One for each way and each `leave_out`, in that order.
     uniform
         Relative errors of the mean of all sources, by what is left out; shape (N,).
+    predicted
+        Targets whose own adapter was itself predicted; of them all errors are NaN, and the means are over the others.
     """
 
     names: tuple[str, ...]
     groups: tuple[str | None, ...]
     rows: tuple[WayErrors, ...]
     uniform: Mapping[str, FloatArray]
+    predicted: tuple[str, ...] = ()
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the summaries as CSV; return the file. Raises ConflictError if one is there and is to stay."""
@@ -172,7 +176,7 @@ class WeightSpaceTable:
         return [
             WaySummary(
                 system=row.system,
-                mse=float(np.mean(row.errors.mse)),
+                mse=float(np.nanmean(row.errors.mse)),
                 cosine=float(np.nanmean(row.errors.cosine)),
                 relative_error=float(np.nanmean(row.errors.relative)),
                 effective_sources=float(np.mean(row.effective)),
@@ -223,10 +227,15 @@ def weight_space_table(
     with computing(bank, cluster, shown) as used:
         gram = compute_gram(bank, used, shown)
         made = compute_coefficients(bank, wanted, used, shown)
-    return table_of(made, gram, bank.layout.size)
+    predicted = bank.predicted_among(made[0].adapters)
+    for line in of_predicted(predicted):
+        shown.note(line)
+    return table_of(made, gram, bank.layout.size, predicted)
 
 
-def table_of(made: Sequence[Coefficients], gram: FloatArray, parameters: int) -> WeightSpaceTable:
+def table_of(
+    made: Sequence[Coefficients], gram: FloatArray, parameters: int, predicted: Sequence[str] = ()
+) -> WeightSpaceTable:
     """Return the weight-space errors of leave-one-out coefficients, at least one, of adapters of p parameters.
 
     Parameters
@@ -235,15 +244,19 @@ def table_of(made: Sequence[Coefficients], gram: FloatArray, parameters: int) ->
         All of the same N adapters.
     gram
         Shape (N, N): inner products of the adapters.
+    predicted
+        Names of adapters that were not trained: their errors are not told, unless there are no others.
     """
     adapters = made[0].adapters
+    unknown = np.array([record.name in predicted for record in adapters])
+    unknown &= not unknown.all()
     groups = tuple(record.group for record in adapters)
     targets = np.arange(len(gram))
     uniform = {}
     for leave_out in dict.fromkeys(one.options.leave_out for one in made):
         excluded = same_unit(units_of(groups, leave_out))
         mean = row_coefficients(np.zeros(gram.shape), excluded, "uniform")
-        uniform[leave_out] = weight_space_errors(mean, gram, targets, parameters).relative
+        uniform[leave_out] = _without(weight_space_errors(mean, gram, targets, parameters), unknown).relative
     return WeightSpaceTable(
         tuple(record.name for record in adapters),
         groups,
@@ -251,13 +264,20 @@ def table_of(made: Sequence[Coefficients], gram: FloatArray, parameters: int) ->
             WayErrors(
                 one.options,
                 one.metric,
-                weight_space_errors(one.values, gram, targets, parameters),
+                _without(weight_space_errors(one.values, gram, targets, parameters), unknown),
                 one.effective,
             )
             for one in made
         ),
         uniform,
+        tuple(predicted),
     )
+
+
+def _without(errors: WeightSpaceErrors, unknown: NDArray[np.bool_]) -> WeightSpaceErrors:
+    """Return the errors with NaN for the targets whose adapter was not trained."""
+    kept = (np.where(unknown, np.nan, values) for values in (errors.mse, errors.cosine, errors.relative))
+    return WeightSpaceErrors(*kept)
 
 
 @of_one_snapshot

@@ -129,7 +129,11 @@ def forecast_steps(
         raise ParameterError(
             f"leave-one-out needs at least 2 adapters and 1 approach, found {shape.adapters} and {len(ways)}"
         )
-    reading = dict.fromkeys(way.metric for way in ways if way.how.reads_distances)
+    reading = dict.fromkeys(
+        metric
+        for way in ways
+        for metric in ([way.metric] if way.how.reads_distances else []) + list(way.how.metrics)
+    )
     steps = list(_distances(shape, tuple(reading), slots, budget))
     if weight_errors or any(way.how.reads_gram for way in ways):
         steps.append(_planned("gram", "gram", lambda: _gram(shape, budget)))
@@ -241,7 +245,7 @@ def _coefficients(shape: BankShape, way: PredictionOptions) -> StepForecast:
         "coefficients",
         name,
         way.approach,
-        read=8 * n * n * (how.reads_distances + how.reads_gram),
+        read=8 * n * n * (how.reads_distances + len(how.metrics) + how.reads_gram),
         written=4 * n * n,
         files=1,
         flops=20 * n * n,

@@ -43,7 +43,7 @@ class AdaptedModel:
     model
         The base model; its adapted weights change.
     layout
-        The bank's layout: it says which modules are adapted.
+        Of the adapters: it says which modules are adapted. None adapts none.
 
     Raises
     ------
@@ -51,17 +51,17 @@ class AdaptedModel:
         A module of the layout is not in the model, or is no plain linear layer of that shape.
     """
 
-    def __init__(self, model: Any, layout: AdapterLayout) -> None:
+    def __init__(self, model: Any, layout: AdapterLayout | None) -> None:
         self.model = model
-        self._names = module_names(spec.name for spec in layout.tensors)
+        shapes = {} if layout is None else {spec.name: spec.shape for spec in layout.tensors}
+        self._names = module_names(shapes)
         self._slots = {name: _slot(model, name) for name in self._names}
-        shapes = {spec.name: spec.shape for spec in layout.tensors}
         for name, slot in self._slots.items():
             d_out, d_in = shapes[name + B_SUFFIX][0], shapes[name + A_SUFFIX][1]
             if slot.shape != (d_out, d_in):
                 raise AdapterError(
-                    f"{name}: the bank's adapters fit a weight of {(d_out, d_in)}, the base model's is of "
-                    f"{slot.shape}; pass the bank's base model with --model"
+                    f"{name}: the adapters fit a weight of {(d_out, d_in)}, the base model's is of "
+                    f"{slot.shape}; pass the base model that they were trained on with --model"
                 )
 
     @property
@@ -140,8 +140,8 @@ def _slot(model: Any, name: str) -> _Slot:
         module = model.get_submodule(_local(name))
     except AttributeError as error:
         raise AdapterError(
-            f"{name}: the bank's adapters change it, the base model has no such module; "
-            "pass the bank's base model with --model"
+            f"{name}: the adapters change it, the base model has no such module; "
+            "pass the base model that they were trained on with --model"
         ) from error
     transposed = type(module) is Conv1D
     if not transposed and type(module) is not torch.nn.Linear:

@@ -1,4 +1,4 @@
-"""Greedy answers of the base model, with an adapter merged into it or without.
+"""Answers of the base model, with an adapter merged into it or without; greedy unless asked otherwise.
 
 Prompts that begin alike are read once up to there; the rest is padded on the left of each batch and read at
 once, and a row leaves its batch when it has ended. Nothing here knows of banks; torch is imported when used.
@@ -10,10 +10,10 @@ import contextlib
 import inspect
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from numpy.typing import NDArray
 
@@ -28,6 +28,7 @@ from compute.generation.prompts import Prompts, plan_batches
 if TYPE_CHECKING:
     import torch
 
+Choose: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -90,8 +91,10 @@ class Generator:
         self._batch_size = batch_size
         self._ends = frozenset(ends)
         known = inspect.signature(adapted.model.forward).parameters
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        self._keeps = "logits_to_keep" in known
         self._positions = "position_ids" in known
+        # Transformers 5.24 named the one as the other.
+        self._cache = "cache" if "cache" in known else "past_key_values"
 
     def replica(self) -> Generator:
         """Return another one for another thread: see `AdaptedModel.replica`."""
@@ -107,7 +110,7 @@ class Generator:
         if largest >= rows:
             raise DatasetError(
                 f"{name}: a prompt has token id {largest}, the base model has {rows} rows of token ids; "
-                "pass the bank's base model with --model"
+                "pass the base model that belongs to the tokenizer with --model"
             )
         positions = getattr(self.adapted.model.config, "max_position_embeddings", None)
         if positions is not None and prompts.longest > positions:
@@ -117,7 +120,12 @@ class Generator:
             )
 
     def answer(
-        self, prompts: Prompts, tensors: Mapping[str, NDArray[Any]] | None = None, scaling: float = 1.0
+        self,
+        prompts: Prompts,
+        tensors: Mapping[str, NDArray[Any]] | None = None,
+        scaling: float = 1.0,
+        *,
+        done: Callable[[int], None] | None = None,
     ) -> Answers:
         """Answer all prompts, with the adapter given or by the base model alone.
 
@@ -125,21 +133,58 @@ class Generator:
         ----------
         tensors, scaling
             See `AdaptedModel.apply`.
+        done
+            Is told after each batch how many prompts were answered.
         """
         started = time.perf_counter()
         if tensors is None:
             self.adapted.restore()
         else:
             self.adapted.apply(tensors, scaling)
-        found: list[list[int]] = [[] for _ in prompts.ids]
-        lengths = [len(ids) - prompts.shared for ids in prompts.ids]
-        for batch in plan_batches(lengths, self._batch_size):
-            for position, ids in zip(batch, self._greedy(prompts, batch), strict=True):
-                found[position] = ids
+        found = self.answer_ids(prompts, done=done)
         texts = tuple(self._tokenizer.decode(ids) for ids in found)
         return Answers(texts, sum(map(len, found)), time.perf_counter() - started)
 
-    def _greedy(self, prompts: Prompts, batch: Sequence[int]) -> list[list[int]]:
+    def answer_ids(
+        self, prompts: Prompts, choose: Choose | None = None, *, done: Callable[[int], None] | None = None
+    ) -> list[list[int]]:
+        """Return the token ids of all answers, with the adapter that is in the model.
+
+        Parameters
+        ----------
+        choose
+            The next token ids, shape (rows,), from logits of shape (rows, ids); None takes the likeliest.
+        """
+        found: list[list[int]] = [[] for _ in prompts.ids]
+        lengths = [len(ids) - prompts.shared for ids in prompts.ids]
+        for batch in plan_batches(lengths, self._batch_size):
+            for position, ids in zip(batch, self._answers(prompts, batch, choose or _likeliest), strict=True):
+                found[position] = ids
+            if done is not None:
+                done(len(batch))
+        return found
+
+    def tokens(self, ids: Sequence[int], most: int, choose: Choose | None = None) -> Iterator[int]:
+        """Yield the token ids of an answer to one prompt as they come, at most so many, without what ends it."""
+        import torch
+
+        choose = choose or _likeliest
+        # Not around what a consumer does between two tokens, which is none of this mode's.
+        with torch.inference_mode():
+            step = self._read(Prompts((tuple(ids),), 0, most), [0])
+            chosen = choose(step.logits[:, -1])
+        for left in range(most - 1, -1, -1):
+            token = int(chosen[0])
+            if token in self._ends:
+                return
+            yield token
+            if left:
+                with torch.inference_mode():
+                    mask = torch.nn.functional.pad(step.mask, (0, 1), value=1)
+                    step = self._forward(chosen[:, None], mask, step.cache)
+                    chosen = choose(step.logits[:, -1])
+
+    def _answers(self, prompts: Prompts, batch: Sequence[int], choose: Choose) -> list[list[int]]:
         """Token ids of the answers of one batch, without what ends them."""
         import torch
 
@@ -148,7 +193,7 @@ class Generator:
             answers: list[list[int]] = [[] for _ in batch]
             active = list(range(len(batch)))
             for left in range(prompts.new_tokens - 1, -1, -1):
-                chosen = step.logits[:, -1].argmax(-1)
+                chosen = choose(step.logits[:, -1])
                 going = [i for i, token in enumerate(chosen.tolist()) if token not in self._ends]
                 for i in going:
                     answers[active[i]].append(int(chosen[i]))
@@ -183,13 +228,17 @@ class Generator:
         return self._forward(ids.to(device), mask.to(device), cache)
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> _Step:
-        options: dict[str, Any] = dict(self._options)
+        import torch
+
+        options: dict[str, Any] = {}
+        if self._keeps:
+            # A place, not a number: what is indexed lies in one piece, and the output layer is one product.
+            options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
         if self._positions:
             options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        out = self.adapted.model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options
-        )
-        return _Step(out.logits, mask, out.past_key_values)
+        options[self._cache] = cache
+        out = self.adapted.model(input_ids=ids, attention_mask=mask, use_cache=True, **options)
+        return _Step(out.logits, mask, getattr(out, self._cache))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,9 +255,13 @@ class _Step:
         return _Step(self.logits[rows], self.mask[rows], self.cache)
 
 
+def _likeliest(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(-1)
+
+
 def load_generator(
     folder: Path,
-    layout: AdapterLayout,
+    layout: AdapterLayout | None,
     tokenizer: BankTokenizer,
     *,
     device: str = "auto",
@@ -224,23 +277,33 @@ def load_generator(
     BankError
         The model cannot be loaded whole.
     AdapterError
-        The bank's adapters do not fit it.
+        Adapters of that layout do not fit it.
     """
+    adapted = AdaptedModel(answering_model(folder, device=device, dtype=dtype), layout)
+    return Generator(adapted, tokenizer, answer_ends(folder, tokenizer), batch_size)
+
+
+def answer_ends(folder: Path, tokenizer: BankTokenizer) -> frozenset[int]:
+    """Return the ids that end an answer: those of the model's settings, and the tokenizer's own."""
+    own = tokenizer.end_of_sequence
+    return end_ids(folder) if own is None else end_ids(folder) | {own}
+
+
+def answering_model(folder: Path, *, device: str = "auto", dtype: str = "float32") -> Any:
+    """Load a base model, to answer and not to train. Raises what `load_generator` does."""
     check_extra()
     import torch
 
     if dtype not in DTYPES:
         raise ParameterError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
     where = chosen_device(device)
-    model = _load(folder, getattr(torch, dtype))
+    model = load_model(folder, getattr(torch, dtype))
     model.requires_grad_(False)
-    adapted = AdaptedModel(model.eval().to(where), layout)
-    own = tokenizer.end_of_sequence
-    ends = end_ids(folder) if own is None else end_ids(folder) | {own}
-    return Generator(adapted, tokenizer, ends, batch_size)
+    return model.eval().to(where)
 
 
-def _load(folder: Path, dtype: torch.dtype) -> Any:
+def load_model(folder: Path, dtype: torch.dtype) -> Any:
+    """Return the base model on the CPU, as it is trained or answers. Raises BankError if it cannot be loaded whole."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     with quiet_loggers("transformers"):
         from transformers import AutoModelForCausalLM

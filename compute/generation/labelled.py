@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bankdb.datasets.tokenizer import BankTokenizer
 from bankdb.errors import DatasetError
+from compute.generation.prompts import shared_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -101,39 +103,68 @@ class AnswerLoss:
         self._model = model
         known = inspect.signature(forward or model.forward).parameters
         self._keeps, self._positions = "logits_to_keep" in known, "position_ids" in known
+        # Transformers 5.24 named the one as the other.
+        self._cache = next((name for name in ("cache", "past_key_values") if name in known), "")
 
     def total(self, examples: Sequence[LabelledExample]) -> torch.Tensor:
         """Return the sum over all tokens of all answers, in nats, as a float32 scalar.
 
         Examples are padded on the left, so that answers end together.
         """
+        return self._total(examples, 0, None)
+
+    def _total(self, examples: Sequence[LabelledExample], shared: int, cache: Any) -> torch.Tensor:
+        """Return the sum, with the first tokens, which all share, read already into a cache that is used up."""
         import torch
 
+        examples = [LabelledExample(one.ids[shared:], one.answer) for one in examples]
         width, answer = (max(values) for values in zip(*map(_lengths, examples), strict=True))
         device = self._model.device
         # Which id pads is of no matter: it is never attended to.
         ids = torch.tensor([[0] * (width - len(one.ids)) + list(one.ids) for one in examples], device=device)
         mask = torch.tensor(
-            [[0] * (width - len(one.ids)) + [1] * len(one.ids) for one in examples], device=device
+            [[1] * shared + [0] * (width - len(one.ids)) + [1] * len(one.ids) for one in examples],
+            device=device,
         )
         options: dict[str, Any] = {}
         if self._positions:
-            options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+            options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
         if self._keeps:
-            options["logits_to_keep"] = answer + 1
-        out = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **options)
+            # Places, not their number: what is indexed lies in one piece, and the output layer is one product.
+            options["logits_to_keep"] = torch.arange(width - answer - 1, width - 1, device=device)
+        if cache is not None:
+            cache.batch_repeat_interleave(len(examples))
+            options[self._cache] = cache
+        out = self._model(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **options)
+        found = out.logits if self._keeps else out.logits[:, -answer - 1 : -1]
         wanted = torch.tensor([[i >= answer - one.answer for i in range(answer)] for one in examples])
         wanted = wanted.to(device)
-        logits = out.logits[:, -answer - 1 : -1][wanted].float()
+        logits = found[wanted].float()
         return torch.nn.functional.cross_entropy(logits, ids[:, -answer:][wanted], reduction="sum")
 
     def mean(self, examples: Sequence[LabelledExample], batch_size: int = _BATCH) -> float:
-        """Return the mean over all tokens of all answers, in nats; no gradient is kept."""
+        """Return the mean over all tokens of all answers, in nats; no gradient is kept.
+
+        What all prompts begin with is read once.
+        """
         import torch
 
+        shared = shared_tokens([one.ids[: -one.answer] for one in examples]) if self._cache else 0
         with torch.inference_mode():
-            sums = [float(self.total(batch)) for batch in batches_by_length(examples, batch_size)]
+            cache = self._read(examples[0].ids[:shared]) if shared else None
+            sums = [
+                float(self._total(batch, shared, copy.deepcopy(cache)))
+                for batch in batches_by_length(examples, batch_size)
+            ]
         return sum(sums) / sum(example.answer for example in examples)
+
+    def _read(self, ids: Sequence[int]) -> Any:
+        """Return the cache of a model that has read these ids."""
+        import torch
+
+        options: dict[str, Any] = {"logits_to_keep": 1} if self._keeps else {}
+        given = torch.tensor([list(ids)], device=self._model.device)
+        return getattr(self._model(input_ids=given, use_cache=True, **options), self._cache)
 
 
 def batches_by_length(

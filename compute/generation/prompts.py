@@ -44,27 +44,42 @@ class Prompts:
 
 
 def encode_prompts(tokenizer: BankTokenizer, split: HeldOut, name: str) -> Prompts:
-    """Tokenize the inputs of a test split as they are counted (section C.1.2), and find the limit for answers.
-
-    A tokenizer that puts an end-of-sequence token behind each text has it taken off: an answer follows.
+    """Tokenize the inputs of a test split as `encode_texts` does, and find the limit for answers.
 
     Raises
     ------
     DatasetError
         An input has no tokens, so that there is nothing to continue.
     """
+    ids = encode_texts(tokenizer, split.inputs, f"{name}: test example")
+    references = [answer for answers in split.references for answer in answers]
+    lengths = [len(tokens) - tokenizer.added_tokens() for tokens in tokenizer.encode(references)]
+    return Prompts(tuple(ids), shared_tokens(ids), max(1, *lengths) + MARGIN)
+
+
+def encode_texts(tokenizer: BankTokenizer, texts: Sequence[str], what: str) -> list[tuple[int, ...]]:
+    """Tokenize texts that are to be continued, as they are counted (section C.1.2).
+
+    A tokenizer that puts an end-of-sequence token behind each text has it taken off: an answer follows.
+
+    Parameters
+    ----------
+    what
+        What messages call a text, before its number.
+
+    Raises
+    ------
+    DatasetError
+        A text has no tokens, so that there is nothing to continue.
+    """
     end = tokenizer.end_of_sequence
-    ids = [tuple(tokens) for tokens in tokenizer.encode(split.inputs)]
+    ids = [tuple(tokens) for tokens in tokenizer.encode(texts)]
     if tokenizer.added_tokens() and all(tokens and tokens[-1] == end for tokens in ids):
         ids = [tokens[:-1] for tokens in ids]
     empty = [index for index, tokens in enumerate(ids) if not tokens]
     if empty:
-        raise DatasetError(
-            f"{name}: test example {empty[0] + 1} has an input without tokens; expected text to continue"
-        )
-    references = [answer for answers in split.references for answer in answers]
-    lengths = [len(tokens) - tokenizer.added_tokens() for tokens in tokenizer.encode(references)]
-    return Prompts(tuple(ids), shared_tokens(ids), max(1, *lengths) + MARGIN)
+        raise DatasetError(f"{what} {empty[0] + 1} has an input without tokens; expected text to continue")
+    return ids
 
 
 def shared_tokens(ids: Sequence[tuple[int, ...]]) -> int:

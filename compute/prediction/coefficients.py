@@ -18,6 +18,8 @@ from compute.approaches.coefficients import leave_one_out_coefficients
 from compute.approaches.options import PredictionOptions, each_way
 from compute.cluster.options import Cluster, ClusterLike
 from compute.combination.delta import check_rank_fits
+from compute.labels.answer_labels import LabelOptions
+from compute.labels.reader import LabelReader
 from compute.pairwise.labelled import LabelledMatrix
 from compute.prediction.matrices import Matrices, compute_matrices
 from compute.prediction.neural_models import neural_coefficients
@@ -33,7 +35,8 @@ class Coefficients(LabelledMatrix):
     adapters
         The N adapters, by row; the order of both axes.
     values
-        float64, shape (N, N); rows sum to 1, the diagonal is 0.
+        float64, shape (N, N); rows sum to 1, the diagonal is 0. Where labels are read, NaN in rows of targets that
+        were not asked for.
     effective
         1 / sum of squared coefficients of each row, shape (N,).
     metric
@@ -41,7 +44,9 @@ class Coefficients(LabelledMatrix):
     options
         How they were made.
     fitted
-        Of an approach that is fitted: what was chosen for each target.
+        Of an approach that chooses: what was chosen for each target.
+    labels
+        Of an approach that reads labels: a hash of the targets' examples and of the base model.
     """
 
     adapters: tuple[AdapterRecord, ...]
@@ -50,6 +55,7 @@ class Coefficients(LabelledMatrix):
     metric: str
     options: PredictionOptions
     fitted: tuple[Fitted, ...] | None = None
+    labels: str | None = None
 
     def _title(self) -> str:
         n = len(self.adapters)
@@ -78,6 +84,7 @@ def coefficients(
     bank: AdapterBank,
     options: PredictionOptions | None = ...,
     *,
+    labels: LabelOptions | None = ...,
     cluster: ClusterLike = ...,
     progress: Progress | None = ...,
 ) -> Coefficients: ...
@@ -88,6 +95,7 @@ def coefficients(
     bank: AdapterBank,
     options: Sequence[PredictionOptions],
     *,
+    labels: LabelOptions | None = ...,
     cluster: ClusterLike = ...,
     progress: Progress | None = ...,
 ) -> list[Coefficients]: ...
@@ -97,6 +105,7 @@ def coefficients(
     bank: AdapterBank,
     options: PredictionOptions | Sequence[PredictionOptions] | None = None,
     *,
+    labels: LabelOptions | None = None,
     cluster: ClusterLike = None,
     progress: Progress | None = None,
 ) -> Coefficients | list[Coefficients]:
@@ -107,6 +116,8 @@ def coefficients(
     options
         Metric, approach and their parameters; of a list, a list of coefficients in its order, with the distances
         computed side by side.
+    labels
+        Where the base model computes, and of which targets, for an approach that reads labels.
     cluster
         Options, a `distributed.Client`, or None: the default client if there is one, else threads.
 
@@ -129,12 +140,16 @@ def coefficients(
         check_rank_fits(bank, way.rank)
     shown = progress or SilentProgress()
     with computing(bank, cluster, shown) as used:
-        found = compute_coefficients(bank, ways, used, shown)
+        found = compute_coefficients(bank, ways, used, shown, labels)
     return found[0] if one else found
 
 
 def compute_coefficients(
-    bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
+    bank: AdapterBank,
+    ways: Sequence[PredictionOptions],
+    cluster: Cluster,
+    progress: Progress,
+    labels: LabelOptions | None = None,
 ) -> list[Coefficients]:
     """Return the leave-one-out coefficients of each way; the caller holds the compute lock.
 
@@ -142,11 +157,39 @@ def compute_coefficients(
     ------
     ParameterError
         The bank has fewer than two adapters, so that nothing is left when one is left out.
+    DatasetError
+        Labels are to be read, and training examples of a target are not there any more.
     """
-    matrices = compute_matrices(bank, ways, cluster, progress)
+    matrices, reader = compute_matrices(bank, ways, cluster, progress), LabelReader(bank, labels, progress)
     return [
-        _coefficients(bank, options, found, progress) for options, found in zip(ways, matrices, strict=True)
+        _by_labels(options, found, reader, progress)
+        if options.how.reads_labels
+        else _coefficients(bank, options, found, progress)
+        for options, found in zip(ways, matrices, strict=True)
     ]
+
+
+def _by_labels(
+    options: PredictionOptions, found: Matrices, reader: LabelReader, progress: Progress
+) -> Coefficients:
+    adapters = found.adapters
+    labels, asked = reader.of_bank(options, adapters)
+    progress.begin(f"losses {options.approach}, {options.leave_out} left out", int(asked.sum()))
+    values, fitted = leave_one_out_coefficients(
+        options,
+        found.distances,
+        found.gram,
+        found.units,
+        labels=labels,
+        by_metric=found.by_metric,
+        targets=asked,
+    )
+    progress.end()
+    if fitted is not None:
+        fitted = tuple({**one, **labels.about(row)} if asked[row] else one for row, one in enumerate(fitted))
+    return Coefficients(
+        adapters, values, effective_sources(values), found.metric, options, fitted, labels.sha256()
+    )
 
 
 def _coefficients(
@@ -161,5 +204,7 @@ def _coefficients(
             bank, adapters, found.metric, distances, gram, network, progress, left_out
         )
     else:
-        values, fitted = leave_one_out_coefficients(options, found.distances, found.gram, units)
+        values, fitted = leave_one_out_coefficients(
+            options, found.distances, found.gram, units, by_metric=found.by_metric
+        )
     return Coefficients(adapters, values, effective_sources(values), found.metric, options, fitted)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias, overload
 
 import numpy as np
@@ -41,6 +41,8 @@ class Matrices:
         The metric's key, or `none`.
     gram
         float64, shape (N, N); None for an approach that does not need it.
+    by_metric
+        Of each metric that the approach declares, by its full name: float64, shape (N, N).
     """
 
     adapters: tuple[AdapterRecord, ...]
@@ -48,6 +50,15 @@ class Matrices:
     distances: NDArray[np.float64] | None
     metric: str
     gram: NDArray[np.float64] | None
+    by_metric: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def declared_metrics(way: PredictionOptions) -> list[PredictionOptions]:
+    """Return options with each of the metrics that an approach declares: at their defaults, but for `compatible`."""
+    return [
+        PredictionOptions(metric=name, approach="nearest", compatible=way.compatible)
+        for name in way.how.metrics
+    ]
 
 
 def compute_distances(
@@ -89,7 +100,10 @@ def compute_matrices(
         )
     units = [excluded_sources(names, groups, way.leave_out)[0] for way in ways]
     reading = [way for way in ways if way.how.reads_distances]
-    found = iter(compute_distances(bank, reading, cluster, progress) if reading else [])
+    reading += [one for way in ways for one in declared_metrics(way)]
+    computed = compute_distances(bank, reading, cluster, progress) if reading else []
+    found = iter(computed)
+    further = iter(computed[sum(way.how.reads_distances for way in ways) :])
     gram = compute_gram(bank, cluster, progress) if any(way.how.reads_gram for way in ways) else None
     matrices = []
     for way, unit in zip(ways, units, strict=True):
@@ -101,6 +115,7 @@ def compute_matrices(
                 None if distances is None else distances.values,
                 "none" if distances is None else distances.metric,
                 gram if way.how.reads_gram else None,
+                {name: next(further).values for name in way.how.metrics},
             )
         )
     return matrices

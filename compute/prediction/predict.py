@@ -26,10 +26,13 @@ from compute.cluster.machine import memory_budget
 from compute.cluster.options import ClusterLike
 from compute.combination.combine import combine_one
 from compute.combination.delta import DeltaAdapter, check_rank_fits, delta_adapter
+from compute.generation.machine import Machine
+from compute.labels.answer_labels import LabelOptions
+from compute.labels.reader import LabelReader
 from compute.metrics.base import Metric
 from compute.metrics.distributions import TokenCounts
 from compute.pairwise.counts import token_counts
-from compute.prediction.matrices import compute_matrices
+from compute.prediction.matrices import compute_matrices, declared_metrics
 from compute.prediction.neural_models import stored_model
 from compute.prediction.prediction import Prediction
 from compute.prediction.session import computing
@@ -47,6 +50,7 @@ def predict(
     input_column: str = ...,
     output_column: str = ...,
     include_same: bool = ...,
+    machine: Machine | None = ...,
     cluster: ClusterLike = ...,
     memory: int | None = ...,
     progress: Progress | None = ...,
@@ -63,6 +67,7 @@ def predict(
     input_column: str = ...,
     output_column: str = ...,
     include_same: bool = ...,
+    machine: Machine | None = ...,
     cluster: ClusterLike = ...,
     memory: int | None = ...,
     progress: Progress | None = ...,
@@ -79,6 +84,7 @@ def predict(
     input_column: str = "input",
     output_column: str = "output",
     include_same: bool = False,
+    machine: Machine | None = None,
     cluster: ClusterLike = None,
     memory: int | None = None,
     progress: Progress | None = None,
@@ -93,6 +99,8 @@ def predict(
         Metric, approach and their parameters; of a list, a list of predictions in its order.
     include_same
         Use an entry of the bank even if it holds the very same dataset.
+    machine
+        Where the base model computes, for an approach that reads labels.
     cluster
         Where the bank's own matrices are computed, for approaches that read them: options, a `distributed.Client`,
         or None, the default client if there is one, else threads.
@@ -120,7 +128,8 @@ def predict(
     budget = memory_budget(memory)
     dataset, place = _dataset(data, input_column, output_column, budget)
     called = name or dataset_name(data)
-    made = _predictions(bank, dataset, place, called, ways, include_same, cluster, budget, shown)
+    reader = LabelReader(bank, LabelOptions(machine or Machine()), shown)
+    made = _predictions(bank, dataset, place, called, ways, include_same, reader, cluster, budget, shown)
     return made[0] if options is None or isinstance(options, PredictionOptions) else made
 
 
@@ -131,6 +140,7 @@ def _predictions(
     name: str,
     ways: Sequence[PredictionOptions],
     include_same: bool,
+    reader: LabelReader,
     cluster: ClusterLike,
     budget: int,
     progress: Progress,
@@ -142,7 +152,14 @@ def _predictions(
     made = []
     for way in ways:
         metric, row = _distances(bank, target, adapters, way, budget, progress)
-        weights, fitted = _coefficients(bank, metric, row, same, adapters, way, cluster, progress)
+        if way.how.reads_labels:
+            weights, fitted = _by_labels(
+                bank, target, dataset, name, row, same, adapters, way, reader, budget, progress
+            )
+        else:
+            weights, fitted = _coefficients(
+                bank, target, metric, row, same, adapters, way, cluster, budget, progress
+            )
         vector, delta = _combined(bank, adapters, weights, way, budget, progress)
         made.append(
             Prediction(
@@ -193,14 +210,78 @@ def _target(bank: AdapterBank, dataset: Dataset, place: str, budget: int, progre
     return TokenCounts.stack([(histogram.ids, histogram.counts)], bank.record.vocabulary)
 
 
+def _by_metric(
+    bank: AdapterBank,
+    target: TokenCounts,
+    adapters: Sequence[AdapterRecord],
+    kept: NDArray[np.intp],
+    options: PredictionOptions,
+    budget: int,
+    progress: Progress,
+) -> dict[str, NDArray[np.float64]]:
+    """Distances by each metric that the approach declares to the sources that are kept, shape (1, S)."""
+    # Of all sources first: document frequencies are of the whole bank.
+    return {
+        one.metric: _distances(bank, target, adapters, one, budget, progress)[1][None, kept]
+        for one in declared_metrics(options)
+    }
+
+
+def _usable(bank: AdapterBank, excluded: NDArray[np.bool_]) -> NDArray[np.intp]:
+    kept = np.flatnonzero(~excluded)
+    if not len(kept):
+        raise ParameterError(
+            f"{bank.path}: expected at least one source, found all {len(excluded)} left out; pass --include-same,"
+            " or ingest others"
+        )
+    return kept
+
+
+def _by_labels(
+    bank: AdapterBank,
+    target: TokenCounts,
+    dataset: Dataset,
+    name: str,
+    distances: NDArray[np.float64],
+    excluded: NDArray[np.bool_],
+    adapters: Sequence[AdapterRecord],
+    options: PredictionOptions,
+    reader: LabelReader,
+    budget: int,
+    progress: Progress,
+) -> tuple[NDArray[np.float64], Fitted | None]:
+    """Return what `_coefficients` does, by the dataset's own examples."""
+    kept = _usable(bank, excluded)
+    sources = [adapters[index] for index in kept]
+    by_metric = _by_metric(bank, target, adapters, kept, options, budget, progress)
+    labels = reader.of_dataset(options, sources, dataset, name)
+    with bank.computing(progress):
+        progress.begin(f"losses {options.approach}", 1)
+        rows, fitted = new_coefficients(
+            options,
+            distances[None, kept],
+            None,
+            None,
+            np.arange(len(kept)),
+            labels=labels,
+            by_metric=by_metric,
+        )
+        progress.end()
+    weights = np.zeros(len(excluded))
+    weights[kept] = rows[0]
+    return weights, None if fitted is None else {**fitted, **labels.about(0)}
+
+
 def _coefficients(
     bank: AdapterBank,
+    target: TokenCounts,
     metric: Metric | None,
     distances: NDArray[np.float64],
     excluded: NDArray[np.bool_],
     adapters: Sequence[AdapterRecord],
     options: PredictionOptions,
     cluster: ClusterLike,
+    budget: int,
     progress: Progress,
 ) -> tuple[NDArray[np.float64], Fitted | None]:
     """Coefficients over all sources, shape (N,), and what was chosen for them."""
@@ -208,12 +289,7 @@ def _coefficients(
     if network is not None and metric is not None:
         model = stored_model(bank, metric.key, network, adapters, progress, options.leave_out)
         return apply(model, distances[None, :], excluded[None, :], network)[0], None
-    kept = np.flatnonzero(~excluded)
-    if not len(kept):
-        raise ParameterError(
-            f"{bank.path}: expected at least one source, found all {len(excluded)} left out; pass --include-same,"
-            " or ingest others"
-        )
+    kept = _usable(bank, excluded)
     between = gram = None
     units = np.arange(len(kept))
     if how.reads_bank:
@@ -223,7 +299,8 @@ def _coefficients(
         between = None if found.distances is None else found.distances[block]
         gram = None if found.gram is None else found.gram[block]
         units = np.unique(found.units[kept], return_inverse=True)[1]
-    rows, fitted = new_coefficients(options, distances[None, kept], between, gram, units)
+    by_metric = _by_metric(bank, target, adapters, kept, options, budget, progress)
+    rows, fitted = new_coefficients(options, distances[None, kept], between, gram, units, by_metric=by_metric)
     weights = np.zeros(len(excluded))
     weights[kept] = rows[0]
     return weights, fitted

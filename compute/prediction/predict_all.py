@@ -23,6 +23,7 @@ from compute.approaches.weight_errors import weight_space_errors
 from compute.cluster.options import Cluster, ClusterLike
 from compute.combination.predictions import check_dtype, combine_missing, open_stored, stored_dtype
 from compute.combination.runs import ADAPTERS, COEFFICIENTS, open_run
+from compute.labels.answer_labels import LabelOptions
 from compute.prediction.coefficients import Coefficients, compute_coefficients, described
 from compute.prediction.export import AGAIN, export_all
 from compute.prediction.folders.by_run import combined
@@ -163,6 +164,7 @@ def predict_all(
     bank: AdapterBank,
     options: PredictionOptions | None = ...,
     *,
+    labels: LabelOptions | None = ...,
     cluster: ClusterLike = ...,
     weight_errors: bool = ...,
     store: str | None = ...,
@@ -175,6 +177,7 @@ def predict_all(
     bank: AdapterBank,
     options: Sequence[PredictionOptions],
     *,
+    labels: LabelOptions | None = ...,
     cluster: ClusterLike = ...,
     weight_errors: bool = ...,
     store: str | None = ...,
@@ -186,6 +189,7 @@ def predict_all(
     bank: AdapterBank,
     options: PredictionOptions | Sequence[PredictionOptions] | None = None,
     *,
+    labels: LabelOptions | None = None,
     cluster: ClusterLike = None,
     weight_errors: bool = False,
     store: str | None = None,
@@ -201,14 +205,14 @@ def predict_all(
     options
         Metric, approach and their parameters; of a list, a list of results in its order, made in one pass over the
         adapters.
+    labels
+        Where the base model computes, for an approach that reads labels; all targets are predicted.
     cluster
         Options, a `distributed.Client`, or None: the default client if there is one, else threads.
     weight_errors
-        Also compute, through the Gram matrix, how far each prediction is from the adapter's own weights. This is done
-        anyway where some way reads the Gram matrix.
+        Also compute how far each is from the adapter's own weights; done anyway where a way reads the Gram matrix.
     store
-        Store all N x p numbers of each way too, as the array `adapters`, rounded to this dtype: float32, float16 or
-        bfloat16. None stores coefficients alone.
+        Store all N x p numbers too, rounded to this dtype: float32, float16, bfloat16. None: coefficients alone.
 
     Raises
     ------
@@ -230,12 +234,16 @@ def predict_all(
         return []
     if store is not None:
         check_dtype(store)
+    if labels is not None and labels.targets is not None:
+        raise ParameterError(
+            "targets: all adapters are predicted; leave the targets out, or use compute.coefficients"
+        )
     if any(way.space != "factors" for way in ways):
         raise ParameterError(
             "space: stored predictions are of factors, delta found; export folders: with --export, or export_delta"
         )
     with computing(bank, cluster, shown) as used:
-        predicted = _predict_all(bank, ways, used, weight_errors, store, shown)
+        predicted = _predict_all(bank, ways, used, weight_errors, store, shown, labels)
     return predicted[0] if options is None or isinstance(options, PredictionOptions) else predicted
 
 
@@ -246,8 +254,9 @@ def _predict_all(
     weight_errors: bool,
     store: str | None,
     progress: Progress,
+    labels: LabelOptions | None,
 ) -> list[PredictedBank]:
-    found = compute_coefficients(bank, ways, cluster, progress)
+    found = compute_coefficients(bank, ways, cluster, progress, labels)
     adapters = found[0].adapters
     errors: list[NDArray[np.float64] | None] = [None] * len(found)
     if weight_errors or any(way.how.reads_gram for way in ways):
@@ -255,7 +264,8 @@ def _predict_all(
         targets, size = np.arange(len(adapters)), bank.layout.size
         errors = [weight_space_errors(way.values, gram, targets, size).relative for way in found]
     runs = [
-        open_run(bank, adapters, way.values, way.metric, way.options, way.fitted, progress) for way in found
+        open_run(bank, adapters, way.values, way.metric, way.options, way.fitted, progress, way.labels)
+        for way in found
     ]
     if store is not None:
         for opened in runs:

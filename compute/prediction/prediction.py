@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +96,14 @@ class Prediction:
         AdapterError
             It cannot be written, or a value is too large for the dtype.
         """
-        weights, target = self.coefficients.astype(np.float32), Path(folder)
+        target, record = Path(folder), self.provenance(dtype)
+        form = None if self.delta is None else self.delta.form
+        write_prediction(self.bank, target, self.vector, record, overwrite, form)
+        return target
+
+    def provenance(self, dtype: str = "source") -> dict[str, Any]:
+        """Return everything that determines it, with the dtype that its weights are written in: see `save`."""
+        weights = self.coefficients.astype(np.float32)
         written = chosen_dtype(dtype, self.adapters, weights)
         record = provenance(self.bank, self.name, self.metric, self.options, self.adapters, weights, written)
         record["dataset"] = {
@@ -107,12 +114,9 @@ class Prediction:
         record["left_out"] = list(self.left_out)
         if self.fitted is not None:
             record["fitted"] = self.fitted
-        form = None
         if self.delta is not None:
-            form = self.delta.form
-            record |= {**form_record(form), RETAINED: dict(self.delta.retained)}
-        write_prediction(self.bank, target, self.vector, record, overwrite, form)
-        return target
+            record |= {**form_record(self.delta.form), RETAINED: dict(self.delta.retained)}
+        return record
 
     def sources(self) -> list[tuple[str, float, float]]:
         """Return name, coefficient and distance of every source that has a coefficient, the largest first."""

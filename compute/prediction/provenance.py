@@ -14,7 +14,7 @@ from bankdb.errors import BankError, ConflictError, ParameterError
 from bankdb.peft.config import render_config
 from bankdb.peft.folder import write_adapter_folder
 from bankdb.peft.layout import AdapterLayout
-from bankdb.peft.model_card import model_card
+from bankdb.peft.model_card import PROVENANCE_NAME, model_card
 from bankdb.peft.weights import write_safetensors
 from bankdb.records import AdapterRecord, BankRecord, library_versions, published
 from bankdb.strict_json import parse_object
@@ -23,8 +23,9 @@ from compute.approaches.options import PredictionOptions
 from compute.combination.delta import DeltaForm
 
 DTYPES = ("source", "float32", "float16", "bfloat16")
-PROVENANCE = "provenance.json"
 RETAINED = "retained_energy"
+MEASURED = "measured"
+"""What `compute.assessment` adds: how the adapter answered test examples."""
 
 
 def form_record(form: DeltaForm) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def form_record(form: DeltaForm) -> dict[str, Any]:
 def already_there(folder: Path, record: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """Return the record in the folder, if it holds this very prediction: a folder appears whole."""
     try:
-        found = (folder / PROVENANCE).read_bytes()
+        found = (folder / PROVENANCE_NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     same = _same_prediction(found, record) if (folder / "adapter_model.safetensors").is_file() else None
@@ -57,7 +58,7 @@ def _same_prediction(text: bytes, record: Mapping[str, Any]) -> dict[str, Any] |
         found = parse_object(text.decode())
     except ValueError:
         return None
-    given = {key: value for key, value in found.items() if key != RETAINED}
+    given = {key: value for key, value in found.items() if key not in (RETAINED, MEASURED)}
     return found if _json(given) == _json(record) else None
 
 
@@ -101,7 +102,7 @@ def provenance(
         "scaling": bank.scaling,
         "dtype": dtype,
         "versions": library_versions(),
-        "sources": [_source(adapters[index], float(weights[index])) for index in used],
+        "sources": [source_record(adapters[index], float(weights[index])) for index in used],
     }
 
 
@@ -112,7 +113,8 @@ def leave_one_out(target: AdapterRecord, fitted: Fitted | None) -> dict[str, Any
     return {"leave_one_out": True, **chosen, "dataset": dataset}
 
 
-def _source(adapter: AdapterRecord, coefficient: float) -> dict[str, Any]:
+def source_record(adapter: AdapterRecord, coefficient: float) -> dict[str, Any]:
+    """Return what a provenance record tells of one of the adapters combined."""
     return {
         "name": adapter.name,
         "coefficient": coefficient,
@@ -178,7 +180,7 @@ def write_prediction(
             "adapter_model.safetensors": weights
             if callable(weights)
             else lambda path: write_safetensors(path, weights, layout, dtype),
-            PROVENANCE: _json(record).encode(),
+            PROVENANCE_NAME: _json(record).encode(),
             "README.md": model_card(record).encode(),
         },
         overwrite=overwrite,

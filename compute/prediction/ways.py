@@ -15,7 +15,7 @@ from compute.metrics.registry import FURTHER_METRIC_NAMES, METRIC_NAMES, canonic
 
 EVERY = "all"
 _OF_MMD = ("kernel", "sigma")
-_OF_SOME = ("protocol", "seed", "knots", "width", "epochs")
+_OF_SOME = ("protocol", "seed", "knots", "width", "epochs", "examples", "model")
 _OF_WEIGHTS = ("temperature", "top_k")
 
 
@@ -31,7 +31,8 @@ def combinations(
     metrics
         Names; `all` is the paper's four.
     approaches
-        Names; `all` is those that take one pass over the distances: none that is fitted or trained, nor the oracle.
+        Names; `all` is those that take one pass over the distances: none that is fitted, trained or reads labels, nor
+        the oracle.
     parameters
         Of `PredictionOptions`; each is given to the ways that read it.
 

@@ -17,7 +17,9 @@ from bankdb.snapshot import of_one_snapshot
 from compute.approaches.groups import units_of
 from compute.approaches.options import PredictionOptions
 from compute.cluster.options import Cluster, ClusterLike
+from compute.curves.records import stored_curves
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
+from compute.evaluation.scores import of_predicted
 from compute.evaluation.systems import System, system_of
 from compute.evaluation.tables import Summary
 from compute.evaluation.weight_space import WaySummary, table_of
@@ -64,7 +66,10 @@ def gather(
         made, gram = _coefficients(bank, [*_with(ways, ADAPTER), *_grouped(bank, ways)], used, shown)
     plain = [item for item in made if item.options.leave_out == ADAPTER]
     adapters = made[0].adapters
-    weight_space = table_of(made, gram, bank.layout.size).summaries()
+    predicted = bank.predicted_among(adapters)
+    for line in of_predicted(predicted):
+        shown.note(line)
+    weight_space = table_of(made, gram, bank.layout.size, predicted).summaries()
     chosen = recommended(weight_space, evaluations)
     default = PredictionOptions().metric
     ordering = next((item for item in matrices if item.metric == default), matrices[0])
@@ -85,6 +90,8 @@ def gather(
         stages=tuple(stage_times(bank.runs.all())),
         recommended=chosen,
         versions=tuple(sorted(library_versions().items())),
+        curves=next(reversed(stored_curves(bank)), None),
+        predicted=tuple(predicted),
     )
 
 
@@ -169,7 +176,7 @@ def _size_curves(
         system, how = system_of(item.options), item.options.how
         shown = system.key == chosen.key or system.is_papers_best or how.baseline or how.knows_answer
         quick = number <= FITTED_CURVES_UP_TO or how.quick
-        if shown and quick and not how.trained:
+        if shown and quick and how.of_matrices_alone:
             values = None if system.metric is None else by_metric.get(system.metric)
             curves.append(
                 bank_size_curve(item.options, values, gram, np.arange(number), sizes, draws=SIZE_DRAWS)

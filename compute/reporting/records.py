@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.records import AdapterRecord, BankRecord
+from compute.curves.records import LearningCurves
 from compute.evaluation.bank_sizes import SizeCurve
 from compute.evaluation.records import Evaluation
 from compute.evaluation.systems import System
@@ -96,6 +97,10 @@ class Report:
         Errors by the number of adapters in the bank, a curve a system.
     recommended
         What target pages show first.
+    curves
+        The newest learning curves of the bank; None where there are none.
+    predicted
+        Names of adapters that were predicted, not trained.
     """
 
     bank: BankRecord
@@ -111,6 +116,8 @@ class Report:
     stages: tuple[StageTime, ...]
     recommended: System
     versions: tuple[tuple[str, str], ...]
+    curves: LearningCurves | None = None
+    predicted: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Return what it is of."""

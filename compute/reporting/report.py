@@ -120,7 +120,7 @@ def report(
 
 def untrained() -> list[str]:
     """Return the approaches of a report by default: those that train no network, which takes minutes."""
-    return [approach.name for approach in approaches() if not approach.trained]
+    return [approach.name for approach in approaches() if approach.of_matrices_alone]
 
 
 def check_free(path: Path, overwrite: bool) -> None:

@@ -28,6 +28,7 @@ from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterOptions
 from compute.gram.matrix import gram_matrix
+from compute.labels.kept_losses import KeptLosses
 from compute.prediction.coefficients import coefficients
 from compute.prediction.matrices import distances
 from compute.prediction.neural_models import stored_model
@@ -95,6 +96,13 @@ def computed(bank: AdapterBank, cluster: Cluster, kinds: Collection[str] = KINDS
         rows = range(len(adapters))
         found["predictions"] = np.stack([read_row(predicted.path / "adapters", row, again) for row in rows])
         found["coefficients"] = np.asarray(open_array(predicted.path / "coefficients")[:, :])
+    if "losses" in kinds:
+        with bank.computing(silent):
+            kept = KeptLosses(bank, "5" * 64, silent)
+            for adapter in adapters:
+                if kept.find(adapter.row_sha256) is None:
+                    kept.keep(adapter.row_sha256, int(adapter.row_sha256[:8], 16) / 2**32)
+            found["losses"] = np.asarray([kept.find(adapter.row_sha256) for adapter in adapters])
     return found
 
 

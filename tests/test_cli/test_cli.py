@@ -374,6 +374,14 @@ def test_predict_says_that_the_data_is_in_the_bank(
     assert "task002" in result.stderr
     assert json.loads(result.stdout)["left_out"] == ["task002"]
     assert "task002" not in json.loads(result.stdout)["sources"]
+    # Neither counted among the sources there are, nor kept back from who reads the card.
+    effective = json.loads(result.stdout)["effective_sources"]
+    told = run("predict", "--bank", shared_bank, data, "--out", tmp_path / "out", "--overwrite").stdout
+    assert f"effective number of sources: {effective:.2f} of 5" in told
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Effective number of sources: {effective:.2f}\n" in card
+    assert "Left out of the bank, as adapters of the very same data: `task002`." in card
+    assert "| task002 |" not in card
     kept = run("predict", "--bank", shared_bank, data, "--out", tmp_path / "kept", "--json", "--include-same")
     assert "task002" in json.loads(kept.stdout)["sources"]
 

@@ -30,7 +30,10 @@ ALWAYS = {
     # The command itself refuses out, name and include_same with --all, export and weight_error without.
     "predict": "bank_path newdata whole_bank approaches compatible space rank out export name include_same "
     "weight_error store as_json memory",
-    "evaluate": f"bank_path approaches compatible leave_out csv out weights_only bank_sizes as_json {CLUSTER}",
+    "finetune": "bank_path newdata out start steps budget examples batch_size learning_rate model base_dtype device "
+    "threads seed name input_column output_column dtype overwrite as_json memory",
+    "evaluate": "bank_path adapters csv out as_json",
+    "generate": "adapter prompt input_file model max_tokens temperature chat device dtype threads",
     "report": "bank_path out metrics approaches evaluations title overwrite",
     "plan": "adapters parameters approaches weight_error store workers memory measure rates_file save_rates as_json",
 }
@@ -41,6 +44,15 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
     ("predict", NEW, [["--scheduler", "tcp://127.0.0.1:1"], ["--scheduler-file", "x"], ["--workers", "7"],
                       ["--wait-workers", "2"], ["--wait-seconds", "2"], ["--tls-ca", "x"], ["--tls-cert", "x"],
                       ["--tls-key", "x"], ["--leave-out", "group"]]),
+    ("finetune", NEW, [["--scheduler", "tcp://127.0.0.1:1"], ["--scheduler-file", "x"], ["--workers", "7"],
+                       ["--wait-workers", "2"], ["--wait-seconds", "2"], ["--tls-ca", "x"], ["--tls-cert", "x"],
+                       ["--tls-key", "x"], ["--leave-out", "group"], ["--mmd-kernel", "gaussian"], ["--sigma", "3"],
+                       ["--width", "7"], ["--protocol", "published"]]),
+    ("finetune", [*NEW, "--start", "zero"], [["--approach", "uniform"], ["--compatible", "published"],
+                                             ["--space", "delta"], ["--rank", "2"], ["--include-same"],
+                                             ["--metric", "js"]]),
+    ("finetune", [*NEW, "--approach", "uniform"], [["--metric", "js"], ["--temperature", "2"]]),
+    ("finetune", [*NEW, "--approach", "ridge"], [["--top-k", "2"]]),
     ("predict", ["--all"], [["--input-column", "x"], ["--output-column", "x"], ["--dtype", "float16"],
                             ["--overwrite"], ["--wait-seconds", "3"]]),
     *((command, arguments, [["--mmd-kernel", "gaussian"], ["--sigma", "3"]])
@@ -57,6 +69,28 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
                                       ["--device", "cpu"], ["--dtype", "float16"], ["--batch-size", "2"],
                                       ["--threads", "2"], ["--resamples", "7"], ["--space", "delta"], ["--rank", "2"],
                                       ["--draws", "3"], ["--wait-seconds", "3"]]),
+    ("evaluate", ["--adapter", "x", "--test", "y"],
+     [["--targets", "x"], ["--metric", "js"], ["--approach", "uniform"], ["--leave-out", "group"], ["--space", "delta"],
+      ["--rank", "2"], ["--weights-only"], ["--bank-sizes", "3"], ["--compatible", "published"], ["--draws", "3"],
+      ["--workers", "2"], ["--scheduler", "x"], ["--scheduler-file", "x"], ["--tls-ca", "x"], ["--tls-cert", "x"],
+      ["--tls-key", "x"], ["--wait-workers", "2"], ["--wait-seconds", "2"], ["--sigma", "3"], ["--top-k", "2"],
+      ["--temperature", "2"], ["--protocol", "published"], ["--width", "7"], ["--data", "x"], ["--memory", "1GiB"],
+      ["--finetune", "2"]]),
+    ("evaluate", [], [["--examples", "3"], ["--train-batch-size", "2"], ["--learning-rate", "0.1"],
+                      ["--train-dtype", "float16"]]),
+    ("evaluate", [], [["--test", "x"], ["--compare", "uniform"], ["--input-column", "x"], ["--output-column", "x"]]),
+    ("predict", NEW, [["--compare", "uniform"], ["--max-examples", "3"], ["--model", "x"], ["--device", "cpu"],
+                      ["--model-dtype", "float16"], ["--batch-size", "2"], ["--threads", "2"]]),
+    ("predict", ["--all"], [["--test", "x"]]),
+    ("generate", ["--prompt", "x"], [["--input-column", "x"], ["--out", "x"], ["--batch-size", "2"], ["--seed", "3"]]),
+    *((command, arguments, [["--examples", "4"], ["--model", "x"], ["--device", "cpu"], ["--threads", "2"]])
+      for command, arguments in (("coefficients", []), ("predict", NEW), ("predict", ["--all"]))),
+    ("evaluate", [], [["--examples", "4"], ["--train-batch-size", "4"], ["--learning-rate", "0.1"],
+                      ["--train-dtype", "bfloat16"]]),
+    ("evaluate", ["--finetune", "0,1"], [["--bank-sizes", "3"], ["--space", "delta"], ["--rank", "2"]]),
+    ("evaluate", ["--finetune", "0,1", "--approach", "normalized"], [["--weights-only"]]),
+    ("evaluate", ["--adapter", "x", "--test", "y"], [["--finetune", "0,1"]]),
+    ("predict", [*NEW, "--approach", "selected"], [["--leave-out", "group"], ["--metric", "js"], ["--top-k", "2"]]),
     ("plan", [], [["--vocabulary", "9"], ["--tokens", "9"], ["--distinct", "9"]]),
     ("plan", ["--approach", "uniform"], [["--metric", "js"]]),
     ("plan", ["--adapters", "9", "--parameters", "9"], [["--bank", "x"]]),
@@ -81,6 +115,15 @@ def test_every_option_is_used_or_has_a_rule(command: str) -> None:
     assert not set(ruled) & set(always) - {"metrics"}
 
 
+@pytest.mark.parametrize(
+    "command", [name for name, one in cli.commands.items() if "csv" in {param.name for param in one.params}]
+)
+def test_the_screen_is_written_to_once(command: str) -> None:
+    result = CliRunner().invoke(cli, [command, "--csv", "-", "--json"])
+    assert result.exit_code == 2, result.output
+    assert "--csv -, --json: both would write to the screen; give --csv a file" in result.stderr
+
+
 def test_every_rule_is_tried() -> None:
     tried = {(command, named(command, option[0])) for command, _, option in CASES}
     ruled = {(command, name) for command, rules in RULES.items() for rule in rules for name in rule.options}
@@ -100,7 +143,7 @@ def test_an_option_that_would_do_nothing_is_refused(
         "with a bank; -", "with -"
     ).replace("with an --approach", "with --approach").replace("with NEWDATA", "with --NEWDATA").replace(
         "with answers", "with --answers"
-    )
+    ).replace("with the bank's own tasks", "with --the bank's own tasks")
 
 
 @pytest.mark.parametrize(

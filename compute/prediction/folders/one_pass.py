@@ -23,6 +23,7 @@ from bankdb.bank import AdapterBank
 from bankdb.derived import digest_of
 from bankdb.errors import BankError, ComputeError, PlanError
 from bankdb.peft.folder import check_free, clear_unfinished
+from bankdb.peft.model_card import PROVENANCE_NAME
 from bankdb.peft.weights import DTYPES, safetensors_start
 from bankdb.progress import Progress
 from bankdb.records import RunRecord
@@ -36,7 +37,7 @@ from compute.combination.plan import CombinationPlan, following, plan_combinatio
 from compute.combination.staged_files import StagedFiles, clear_staged
 from compute.prediction.coefficients import Coefficients
 from compute.prediction.export import leave_one_out_record
-from compute.prediction.provenance import PROVENANCE, already_there, chosen_dtype, write_prediction
+from compute.prediction.provenance import already_there, chosen_dtype, write_prediction
 from compute.prediction.session import computing
 
 
@@ -119,7 +120,7 @@ def _missing(export: _Export, dtypes: Sequence[str]) -> dict[int, str]:
     about, missing = export.bank.export_record(), {}
     for index, folder in enumerate(export.folders):
         # What tells the same prediction is made only where there is something to compare it with.
-        if (folder / PROVENANCE).exists():
+        if (folder / PROVENANCE_NAME).exists():
             record, _ = leave_one_out_record(about, export.found, index, export.dtype)
             if already_there(folder, record, export.overwrite) is not None:
                 continue

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from compute.evaluation.bootstrap import Interval
+from compute.evaluation.scores import of_predicted
 from compute.evaluation.systems import PAPER_SHARE, System
 from compute.evaluation.tables import Spread, Summary
 from compute.evaluation.weight_space import WaySummary
@@ -59,7 +60,7 @@ def _by_weights(report: Report) -> tuple[Part, Figures]:
         rows.append((*cells, number(row.cosine), number(row.effective_sources, 1)))
     best = nearest_row(report.weight_space, ADAPTER)
     table = HtmlTable(
-        f"Means over {len(report.adapters)} targets, nearest first; oracle knows the answer and is a bound",
+        f"Means over {_trained(report)} targets, nearest first; oracle knows the answer and is a bound",
         headings,
         tuple(rows),
         numeric=tuple(range(1, len(headings))),
@@ -71,7 +72,7 @@ def _by_weights(report: Report) -> tuple[Part, Figures]:
         for row in [*plain, *(grouped[row.system.key] for row in plain if grouped)]
         if row.to_uniform is not None and row.to_uniform.has_bounds
     ]
-    texts = (
+    texts: tuple[str, ...] = (
         "The relative distance of a prediction to the adapter that training gave: 0 is the same weights, 1 is "
         "no adapter at all. Nearness in weights costs nothing to measure, and is not quality. Differences are "
         "to the uniform mean of the same sources and to the paper’s best way, Jensen-Shannon normalized, "
@@ -79,6 +80,7 @@ def _by_weights(report: Report) -> tuple[Part, Figures]:
         + ("targets, or over groups where groups are left out" if grouped else "targets")
         + "; below 0 is nearer.",
     )
+    texts += tuple(_sentence(line) for line in of_predicted(report.predicted))
     if not whiskers:
         return Part("Distance to the trained weights", texts, (table,), ()), {}
     caption = "Difference in relative distance to the uniform mean, with 95% intervals; left is nearer."
@@ -93,6 +95,15 @@ def _distances(row: WaySummary) -> list[str]:
 
 def _of(rows: Sequence[WaySummary], leave_out: str) -> list[WaySummary]:
     return [row for row in rows if row.system.leave_out == leave_out]
+
+
+def _trained(report: Report) -> int:
+    """Return how many targets have an adapter that was trained; where none has, all are compared."""
+    return len(report.adapters) - len(report.predicted) or len(report.adapters)
+
+
+def _sentence(line: str) -> str:
+    return f"{line[:1].upper()}{line[1:]}."
 
 
 def _whiskers(system: System, difference: Interval) -> Whiskers:
@@ -118,13 +129,15 @@ def _by_answers(reported: ReportedEvaluation, position: int) -> tuple[Part, Figu
     tables += [
         table for title, measure in measures if (table := _by_metric(reported, title, measure)) is not None
     ]
-    texts = (
+    texts: tuple[str, ...] = (
         f"Greedy answers to {reported.examples:,} test examples of {len(reported.evaluation.targets)} targets. Rouge-L "
         "measures how much of the reference the answer shares, exact match how often it is the reference; "
         "both are from 0 to 1.",
         f"The gap is that between the base model and each target’s own trained adapter. The paper’s best, "
         f"Jensen-Shannon normalized, closes {percent(PAPER_SHARE)} of it on 502 tasks and Mistral-7B.",
     )
+    names = [target.name for target in reported.evaluation.targets if target.predicted]
+    texts += tuple(_sentence(line) for line in of_predicted(names))
     whiskers = [
         _whiskers(one.system, one.rouge_to_base)
         for one in sorted(reported.summaries, key=lambda one: -one.rouge.mean)

@@ -23,6 +23,7 @@ from compute.reporting.page.comparisons import Figures, comparisons
 from compute.reporting.page.images import EncodedMatrix, encode_coefficients, encode_distances
 from compute.reporting.page.payload import json_in_html, left_out_of, payload
 from compute.reporting.page.plots import Curve, MatrixFigures, bar_plot, curve_plot
+from compute.reporting.page.steps import learning
 from compute.reporting.page.tables import HtmlTable, Plot
 from compute.reporting.records import Matrix, Report
 
@@ -33,6 +34,7 @@ CONTENTS = (
     ("matrices", "Coefficients and distances"),
     ("targets", "Each target"),
     ("sizes", "How large a bank is needed"),
+    ("steps", "What training steps are worth"),
     ("times", "Run times"),
     ("made", "How this was made"),
 )
@@ -64,16 +66,23 @@ def render(report: Report, *, title: str | None = None, command: str = "") -> st
     parts, figures = comparisons(report)
     pictures, encoded, matrix_figures, framed = _pictures(report)
     size_plots, size_figures = _sizes(report.sizes)
+    step_plots, step_figures = learning(report.curves)
     shown = [matrix for matrix in report.coefficients if not _is_uniform(matrix)] or list(report.coefficients)
     chosen = next((matrix for matrix in shown if matrix.key == report.recommended.key), shown[0])
-    figures = {**figures, **matrix_figures, **size_figures, "bars": bar_plot(min(12, len(report.names) - 1))}
+    figures = {
+        **figures,
+        **matrix_figures,
+        **size_figures,
+        **step_figures,
+        "bars": bar_plot(min(12, len(report.names) - 1)),
+    }
     document, roots = embedded(figures)
     title = title or f"Report of the adapter bank for {report.bank.base_model}"
     finding, sentences = words.headline(report)
     page: str = _template().render(
         title=title,
         lead=_lead(report),
-        contents=CONTENTS,
+        contents=[entry for entry in CONTENTS if entry[0] != "steps" or step_plots],
         facts=tables.facts(report),
         groups=tables.groups(report),
         adapters=tables.adapters_table(report),
@@ -91,6 +100,7 @@ def render(report: Report, *, title: str | None = None, command: str = "") -> st
         has_scores=bool(report.evaluations),
         left_out=[words.LEFT_OUT[name] for name in left_out_of(report)],
         size_plots=size_plots,
+        step_plots=step_plots,
         stages=tables.stages_table(report),
         made=tables.made_tables(report),
         command=command,
@@ -108,8 +118,9 @@ def _is_uniform(matrix: Matrix) -> bool:
 
 
 def _lead(report: Report) -> str:
+    but = f", but {len(report.predicted)} that were predicted" if report.predicted else ""
     return (
-        f"{len(report.adapters)} LoRA adapters, each trained on its own dataset. For every one of them: how well "
+        f"{len(report.adapters)} LoRA adapters, each trained on its own dataset{but}. For every one of them: how well "
         "can it be predicted from the others, without training?"
     )
 

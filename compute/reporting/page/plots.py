@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from bokeh.events import Tap
@@ -264,7 +264,7 @@ def bar_plot(count: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A line of a plot over bank sizes, with the band around it."""
+    """A line of a plot over bank sizes, or numbers of steps, with the band around it."""
 
     label: str
     sizes: tuple[int, ...]
@@ -273,10 +273,17 @@ class Curve:
     highs: tuple[float, ...]
 
 
-def curve_plot(curves: Sequence[Curve], axis_label: str, *, name: str) -> Any:
-    """Curves with bands over bank sizes."""
+def curve_plot(
+    curves: Sequence[Curve],
+    axis_label: str,
+    *,
+    name: str,
+    counted: str = "adapters in the bank",
+    scale: Literal["log", "linear"] = "log",
+) -> Any:
+    """Curves with bands over bank sizes, or whatever else is counted."""
     plot = figure(
-        x_axis_type="log",
+        x_axis_type=scale,
         width=760,
         height=380,
         sizing_mode="stretch_width",
@@ -298,12 +305,12 @@ def curve_plot(curves: Sequence[Curve], axis_label: str, *, name: str) -> Any:
         legend.append(LegendItem(label=curve.label, renderers=marks))
         tooltips = [
             ("", curve.label),
-            ("adapters", "@size"),
+            (counted, "@size"),
             ("mean", "@mean{0.0000}"),
             ("spread", "@low{0.0000} to @high{0.0000}"),
         ]
         plot.add_tools(HoverTool(renderers=[points], tooltips=tooltips))
-    _finish(plot, "adapters in the bank", legend)
+    _finish(plot, counted, legend)
     plot.yaxis.axis_label = axis_label
     plot.xaxis.ticker = FixedTicker(ticks=sorted({size for curve in curves for size in curve.sizes}))
     plot.xgrid.visible = False

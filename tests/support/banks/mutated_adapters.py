@@ -164,7 +164,7 @@ def _name(rng: random.Random, folder: Path) -> None:
     )
     wrapped = [f"{old}.{rng.choice(WRAPPERS)}", f"{rng.choice(WRAPPERS)}.{old}", f"{old}.default"]
     new = rng.choice([*wrapped, "", ".", old.upper(), "\x1b", old + "x" * 5 * 10**6])
-    some = names if alike else [rng.choice(names)]
+    some = set(names) if alike else {rng.choice(names)}
     renamed = {(key.replace(old, new, 1) if key in some else key): spec for key, spec in header.items()}
     write_weights(folder, renamed, data)
 

@@ -46,6 +46,7 @@ POINTS = {
     "fsync_bank": "bankdb.storage.new_bank fsync_path",
     "fsync_written": "bankdb.arrays.adapter_store fsync_written",
     "grow": "bankdb.arrays.adapter_store AdapterStore.grow",
+    "keep_loss": "compute.labels.kept_losses KeptLosses.keep",
     "keep_answers": "bankdb.catalog.generations GenerationStore.keep",
     "make_ready": "bankdb.catalog.catalog Catalog.make_ready",
     "remove": "bankdb.catalog.catalog Catalog.remove",

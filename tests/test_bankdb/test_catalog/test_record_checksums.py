@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import shutil
 import sqlite3
 from collections import Counter
@@ -210,6 +211,7 @@ def test_no_flipped_bit_of_the_database_gives_another_value(filled_template: Pat
     )
     assert outcomes["error"] > 20
     assert outcomes["unchanged"] > 20  # in no use
+    assert outcomes["found"] == 0  # nothing else is given before a verification
     assert flipped.outcome(50, 0) == "unchanged"  # the bank is as it was
 
 
@@ -233,6 +235,41 @@ def test_no_flipped_bit_of_a_stored_value_is_taken(filled_template: Path, tmp_pa
         at = flipped.original.index(data)
         for _ in range(3):
             assert flipped.outcome(at + rng.randrange(len(data)), 1 << rng.randrange(8)) == "error"
+
+
+@pytest.mark.sqlite
+def test_a_damaged_index_leads_to_an_error(filled_template: Path, tmp_path: Path) -> None:
+    """Wherever a key lies in the file, in a record or in an index: nothing is found under another, or not found."""
+    flipped = Flipped(Path(shutil.copytree(filled_template, tmp_path / "bank")))
+    with AdapterBank.open(filled_template) as bank:
+        digest = bank.runs.all()[-1].inputs_sha256
+    rng = random.Random(4)
+    for key in (KEY.adapter_sha256, KEY.settings_sha256, digest, "task004"):
+        places = [found.start() for found in re.finditer(key.encode(), flipped.original)]
+        assert len(places) >= 2
+        for at in places:
+            assert flipped.outcome(at + rng.randrange(len(key)), 1 << rng.randrange(3)) in {
+                "error",
+                "unchanged",
+            }
+    # SQLite reads what is in an index from there: where the record itself is damaged, the right value is given.
+    places = [found.start() for found in re.finditer(KEY.test_sha256.encode(), flipped.original)]
+    outcomes = Counter(flipped.outcome(at, 1) for at in places)
+    assert outcomes["error"] >= 1
+    assert outcomes["found"] == 0
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize(
+    "table", ["bank", "adapter", "dataset", "token_distribution", "run", "prediction", "generation"]
+)
+def test_a_record_that_lost_its_number_is_an_error(filled_template: Path, tmp_path: Path, table: str) -> None:
+    """As where a byte of the schema changed: the number is then no longer the database's own, and reads NULL."""
+    flipped = Flipped(Path(shutil.copytree(filled_template, tmp_path / "bank")))
+    found = re.search(rf"CREATE TABLE {table} \(\s+id INTEGE".encode(), flipped.original)
+    assert found is not None
+    assert flipped.outcome(found.end(), 1) == "error"
+    assert flipped.outcome(found.end(), 0) == "unchanged"
 
 
 # -- banks of before -----------------------------------------------------------------------------------

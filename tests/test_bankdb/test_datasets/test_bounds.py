@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bankdb.bank import AdapterBank
 from bankdb.datasets.limits import memory_budget
 from bankdb.datasets.read import read_dataset
 from bankdb.datasets.tokenizer import BankTokenizer
 from bankdb.errors import BankError, DatasetError, ParameterError, PlanError
 from bankdb.strict_json import parse_object
+from tests.support.banks.malformed_adapters import write_good_adapter
 
 ROOT = Path(__file__).resolve().parents[3]
 MIB = 1 << 20
@@ -192,12 +196,12 @@ def test_batches_go_by_bytes(words: BankTokenizer, monkeypatch: pytest.MonkeyPat
     assert max(sizes) <= MIB
     sizes.clear()
     small = words.count(iter(long), "data", 128 * MIB)
-    assert max(sizes) <= 128 * MIB // 4 // words._encoder.workspace
+    assert max(sizes) <= 128 * MIB // 2 // words._encoder.workspace
     assert (whole.ids.tolist(), whole.counts.tolist()) == (small.ids.tolist(), small.counts.tolist())
 
 
 def test_a_text_that_is_too_long_is_refused_with_the_limit(words: BankTokenizer) -> None:
-    most = 64 * MIB // 4 // words._encoder.workspace * 3 // 2
+    most = 64 * MIB // 2 // words._encoder.workspace * 3 // 2
     with pytest.raises(PlanError, match=rf"data, example 2: .* at most {most:,} .*--memory"):
         words.count(["w1", "w" * (most + 1)], "data", 64 * MIB)
     assert words.count(["w1", "w" * (most + 1)], "data", 128 * MIB).tokens == 4
@@ -246,3 +250,62 @@ def test_one_bad_pair_does_not_end_the_others(tmp_path: Path) -> None:
     """Every refusal is of the kind that an ingest reports by name."""
     assert issubclass(PlanError, BankError)
     assert issubclass(DatasetError, BankError)
+
+
+def test_an_ingest_keeps_no_texts(tmp_path: Path, empty_bank: AdapterBank) -> None:
+    """So that a dataset may be larger than the memory; and a second ingest reads it for its hash alone."""
+    rows = [f"w{number % 150} w{number % 7} " * 5000 for number in range(400)]
+    folder = tmp_path / "datasets" / "large"
+    folder.mkdir(parents=True)
+    write_good_adapter(tmp_path / "adapters" / "large")
+    (folder / "train.jsonl").write_text("".join(json.dumps({"input": r, "output": "y"}) + "\n" for r in rows))
+    size = (folder / "train.jsonl").stat().st_size
+    assert size > 12 * MIB  # where the texts of a pair may take 4 MiB
+    peaks = []
+    for _ in range(2):
+        tracemalloc.start()
+        report = empty_bank.ingest(tmp_path, memory=32 * MIB)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert report.skipped == ["large"]
+    assert max(peaks) < size // 3
+    record = empty_bank.catalog.adapter("large")
+    assert (record.examples, record.tokens) == (400, 400 * (1 + 10_000 + 1))
+    # The hash is that of all of them, as a prediction for the dataset finds it.
+    whole = read_dataset([folder / "train.jsonl"], memory=256 * MIB)
+    assert whole.sha256 == record.content_sha256
+    with pytest.raises(PlanError, match="take more than 4 MiB; give more with --memory"):
+        read_dataset([folder / "train.jsonl"], memory=16 * MIB)
+
+
+def test_an_ingest_does_not_read_what_a_few_bytes_stand_for(tmp_path: Path, empty_bank: AdapterBank) -> None:
+    folder = tmp_path / "datasets" / "bomb"
+    folder.mkdir(parents=True)
+    write_good_adapter(tmp_path / "adapters" / "bomb")
+    table = pa.table({"input": repeated("w1 " * 3000, 1 << 20), "output": repeated("y", 1 << 20)})
+    pq.write_table(table, folder / "train.parquet")
+    assert (folder / "train.parquet").stat().st_size < MIB
+    start = time.monotonic()
+    (refused,) = empty_bank.ingest(tmp_path, memory=256 * MIB).refused
+    assert "100 times what the files have; use fewer of them, or give more with --memory" in refused.reason
+    assert time.monotonic() - start < 60
+
+
+def test_threads_take_the_memory_in_turn(words: BankTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once: list[int] = []
+    inside = threading.Semaphore(1)
+    encode = words._encoder.encode
+
+    def watched(texts: Any) -> Any:
+        at_once.append(int(inside.acquire(blocking=False)))
+        time.sleep(0.005)
+        inside.release()
+        return encode(texts)
+
+    monkeypatch.setattr(words._encoder, "encode", watched)
+    with ThreadPoolExecutor(4) as pool:
+        texts = ["w1 w2"] * 1500
+        found = list(pool.map(lambda _: words.count(texts, "data").tokens, range(8)))
+    assert found == [3 * 1500] * 8
+    assert len(at_once) == 8 * 3
+    assert all(at_once)

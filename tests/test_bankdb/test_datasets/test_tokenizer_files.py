@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
 from click.testing import CliRunner
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from bankdb.bank import AdapterBank
+from bankdb.datasets import encoders
 from bankdb.datasets.encoders import LibraryEncoder
 from bankdb.datasets.tokenizer import BankTokenizer
 from bankdb.datasets.tokenizer_files import tokenizer_files
@@ -251,3 +253,24 @@ def test_ids_without_bound_are_refused(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(found))
     with pytest.raises(TokenizerError, match=r"4,294,967,296 ids.*tokenizer\.json"):
         BankTokenizer(folder)
+
+
+def test_a_regular_expression_that_takes_for_ever_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose every match is just below the limit of steps that the library has of its own."""
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    byte_tokenizer(pre_tokenizers.Split(Regex("(a+)+$"), "isolated")).save(str(folder / "tokenizer.json"))
+    tokenizer = BankTokenizer(folder)
+    texts = ["a" * 19 + "!"] * 60  # some seconds
+    monkeypatch.setattr(encoders, "_LEAST_SECONDS", 0.2)
+    for _ in range(2):  # nor is it begun a second time
+        start = time.monotonic()
+        with pytest.raises(TokenizerError, match="took more than 0 s for 1,200 characters") as caught:
+            tokenizer.count(texts, "data")
+        assert time.monotonic() - start < 2
+        assert str(folder) in str(caught.value)
+    assert tokenizer._encoder in encoders._BUSY
+    other = BankTokenizer(write_pieces(tmp_path / "other"))
+    assert other.encode(["a cat"])

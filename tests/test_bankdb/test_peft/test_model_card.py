@@ -70,4 +70,41 @@ def test_no_name_breaks_the_card(name: str, origin: str) -> None:
     assert front_matter(card)["base_model"] == BASE_MODEL
     row = card.split("|---|---|---|---|\n")[1].splitlines()[0]
     assert row.replace("\\\\", "").replace("\\|", "").count("|") == 5
-    assert card.count("```") == 4
+    assert card.count("```") == 8
+
+
+def test_the_card_says_how_to_load_it_everywhere() -> None:
+    card = model_card(provenance())
+    assert f'AutoModelForCausalLM.from_pretrained("{BASE_MODEL}")' in card
+    assert 'model.load_adapter("FOLDER")' in card
+    assert f"vllm serve {BASE_MODEL} --enable-lora" in card
+    assert f"hf download {BASE_MODEL} --local-dir base" in card
+    assert "convert_lora_to_gguf.py FOLDER --base base" in card
+    assert "llama-cli -m base.gguf --lora adapter.gguf" in card
+    assert "--lora-scaled" not in card
+    stabilised = model_card(provenance(base_model="/models/my base", use_rslora=True, rank=16))
+    assert "hf download" not in stabilised
+    assert "convert_hf_to_gguf.py '/models/my base'" in stabilised
+    assert "by `--lora-scaled`, with 4." in stabilised
+
+
+def test_measured_figures_take_the_place_of_the_warning() -> None:
+    gain = {"estimate": 0.31, "low": 0.22, "high": 0.4, "units": 30}
+    measured = {
+        "test": {"name": "my|test.jsonl", "sha256": "ab" * 32, "examples": 30},
+        "dtype": "float32",
+        "rouge_l": 0.61,
+        "exact_match": 0.5,
+        "compared_with": [
+            {"name": "base model", "rouge_l": 0.3, "exact_match": 0.1, "rouge_l_difference": gain},
+            {"name": "uniform", "rouge_l": 0.6, "exact_match": 0.5,
+             "rouge_l_difference": {"estimate": 0.01, "low": None, "high": None, "units": 9}},
+        ],
+    }  # fmt: skip
+    card = model_card(provenance(measured=measured))
+    assert "It has not been evaluated" in model_card(provenance())
+    assert "It has not been evaluated" not in card
+    assert "| this adapter | 0.610 | 0.500 | |" in card
+    assert "| base model | 0.300 | 0.100 | +0.310 [+0.220, +0.400] |" in card
+    assert "| uniform | 0.600 | 0.500 | +0.010 |" in card
+    assert "On 30 test examples of `my|test.jsonl` (sha256 `abababababababab`)" in card

@@ -389,3 +389,18 @@ def test_a_folder_may_be_a_link(tmp_path):
     real = layout(tmp_path / "real", "train.jsonl")
     os.symlink(real, tmp_path / "link")
     assert training_files(tmp_path / "link") == (tmp_path / "link" / "train.jsonl",)
+
+
+def test_both_columns_that_are_wrong_are_named_at_once(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"input": 3, "output": null}\n')
+    with pytest.raises(DatasetError, match="'input' is a number; expected a string, and 'output' is null"):
+        read_dataset([file])
+    pq.write_table(pa.table({"input": [3], "output": [1.5]}), tmp_path / "train.parquet")
+    with pytest.raises(
+        DatasetError, match="'input' is of type int64; expected string, and column 'output' is of type double"
+    ):
+        read_dataset([tmp_path / "train.parquet"])

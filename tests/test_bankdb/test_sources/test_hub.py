@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from bankdb.errors import AdapterError, DatasetError, SourceError
+from bankdb.datasets.tokenizer import BankTokenizer
+from bankdb.errors import AdapterError, DatasetError, SourceError, TokenizerError
 from bankdb.records import PairReference
 from bankdb.sources.hub import fetch, parse_reference, pin, references_from_arguments
 from bankdb.sources.hub_client import HubReference, PinnedRepository
+from bankdb.sources.pairs import resolve
+from tests.support.banks.small_bank import write_tokenizer
 from tests.support.servers.hub_server import HubServer
 
 ADAPTER = "owner/Tiny-7B-4b-r16-task039"
@@ -441,3 +444,54 @@ def test_pinned_sides_say_what_will_be_downloaded(hub):
     names = [file.path for file in pinned.adapter.files]
     assert names == ["adapter_config.json", "adapter_model.safetensors", "README.md"]
     assert [file.size for file in pinned.adapter.files] == [len(CONFIG), len(WEIGHTS), len(CARD)]
+
+
+@pytest.mark.parametrize("kind", ["repositories", "files", "local"])
+def test_what_is_wrong_with_both_sides_is_said_at_once(hub, tmp_path, kind):
+    adapter, dataset = "hub:owner/a", "hub:owner/d"
+    if kind == "files":
+        hub.publish("model", "owner/a", {"adapter_model.bin": b"x", "adapter_config.json": CONFIG})
+        hub.publish("dataset", "owner/d", {"test.jsonl": EXAMPLES})
+    elif kind == "local":
+        (tmp_path / "a").mkdir()
+        (tmp_path / "d").mkdir()
+        adapter, dataset = str(tmp_path / "a"), str(tmp_path / "d")
+    locate = resolve if kind == "local" else pin
+    with pytest.raises((SourceError, AdapterError, DatasetError)) as error:
+        locate(reference(adapter, dataset))
+    assert is_one_line(error)
+    both = str(error.value).split("; and ")
+    assert len(both) == 2
+    for side, text in zip((adapter, dataset), both, strict=True):
+        assert side.removeprefix("hub:") in text
+    # Each as if it were wrong alone.
+    publish_pair(hub)
+    with pytest.raises((SourceError, AdapterError, DatasetError)) as alone:
+        pin(reference(adapter))
+    assert str(alone.value) == both[0]
+    with pytest.raises((SourceError, AdapterError, DatasetError)) as alone:
+        pin(reference(dataset=dataset))
+    assert str(alone.value) == both[1]
+
+
+@pytest.mark.parametrize(
+    "found", [{}, {"README.md": "# no tokenizer"}, {"tokenizer.json": "{"}, {"tokenizer.json": "[1]"}]
+)
+def test_a_hub_tokenizer_that_cannot_be_had_says_what_would_do(hub, found):
+    if found:
+        hub.publish("model", "owner/base", found)
+    with pytest.raises(TokenizerError) as error:
+        BankTokenizer("owner/base")
+    assert is_one_line(error)
+    text = str(error.value)
+    assert text.startswith("owner/base: ")
+    assert "tokenizer.json" in text
+    assert ("could be had from the hub" in text) == (not found)
+    if not found:
+        assert "a name on the hub, such as HuggingFaceTB/SmolLM2-135M-Instruct" in text
+
+
+def test_a_tokenizer_comes_from_the_hub(hub, tmp_path):
+    folder = write_tokenizer(tmp_path / "tokenizer")
+    hub.publish("model", "owner/base", {item.name: item.read_bytes() for item in folder.iterdir()})
+    assert BankTokenizer("owner/base").fingerprint == BankTokenizer(folder).fingerprint

@@ -131,11 +131,20 @@ def test_groups_come_from_the_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "message"), [("([a-z", "no regular expression"), ("^a", "no parentheses")]
+    ("pattern", "message"),
+    [
+        ("([a-z", "no regular expression"),
+        ("^a", "no parentheses"),
+        ("(a){99999999999999999999}", "OverflowError"),
+        ("(a+)+$", "took more than"),
+    ],
 )
 def test_a_bad_group_pattern_is_refused(tmp_path, pattern, message):
-    with pytest.raises(ParameterError, match=message):
-        find_references(bank(tmp_path, "a"), group_pattern=pattern)
+    with pytest.raises(ParameterError, match=message) as caught:
+        find_references(bank(tmp_path, "a" * 60 + "!"), group_pattern=pattern)
+    # As the message says.
+    assert "give another one, such as '^([^_]+)_'" in str(caught.value)
+    assert find_references(tmp_path, group_pattern="^([^_]+)_")[0]
 
 
 def manifest(path, rows):

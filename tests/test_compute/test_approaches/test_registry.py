@@ -51,6 +51,7 @@ BUILT_IN = (
     "tuned",
     "ridge",
     "matching",
+    "selected",
     "oracle",
 )
 NUMBER = 7

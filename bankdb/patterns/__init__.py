@@ -1,0 +1,1 @@
+"""Regular expressions of others, evaluated in bounded time and memory."""

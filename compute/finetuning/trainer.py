@@ -1,0 +1,235 @@
+"""A base model with a LoRA adapter in it that is trained on answers: PEFT's model, AdamW, nothing of a bank."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.errors import AdapterError, ComputeError, listed
+from bankdb.peft.config import render_config
+from bankdb.progress import quiet_loggers
+from compute.combination.delta import DeltaForm
+from compute.generation.labelled import AnswerLoss, LabelledExample, batches_by_length
+
+if TYPE_CHECKING:
+    import torch
+
+Vector = NDArray[np.float32]
+
+_BETAS, _CLIP = (0.9, 0.999), 1.0
+OPTIMIZER = {"name": "AdamW", "betas": list(_BETAS), "weight_decay": 0.0, "gradient_norm": _CLIP}
+"""What provenance tells of it."""
+_HELD_OUT_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingState:
+    """All that training goes on from.
+
+    Attributes
+    ----------
+    step
+        Steps done.
+    vector
+        float32, shape (p,): the adapter in its layout.
+    first, second
+        Likewise: AdamW's means of gradients and of their squares; zeros before the first step.
+    """
+
+    step: int
+    vector: Vector
+    first: Vector
+    second: Vector
+
+
+class Trainer:
+    """A base model whose LoRA adapter is trained in place.
+
+    Parameters
+    ----------
+    model
+        The base model, as transformers loads it; it is changed: PEFT puts the adapter in.
+    form
+        Modules, rank and scaling of the adapter.
+    task_type
+        As PEFT names it.
+    learning_rate
+        Of AdamW, the same at each step; no weight decay, gradients clipped to a norm of 1.
+
+    Raises
+    ------
+    AdapterError
+        The adapter does not fit the model.
+    """
+
+    def __init__(self, model: Any, form: DeltaForm, task_type: str | None, learning_rate: float) -> None:
+        import torch
+
+        self.layout = form.layout
+        self._model = _with_adapter(model, form, task_type)
+        named = {
+            name.replace(".default.", "."): parameter
+            for name, parameter in self._model.named_parameters()
+            if parameter.requires_grad
+        }
+        _check_names(named, form)
+        self._parameters = [named[spec.name] for spec in self.layout.tensors]
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=learning_rate, betas=_BETAS, weight_decay=0.0
+        )
+        self._loss = AnswerLoss(self._model, self._model.get_base_model().forward)
+        self._steps = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return self._steps
+
+    def step(self, batch: Sequence[LabelledExample], largest: int | None = None) -> float:
+        """Do one step on the mean loss over the answers' tokens of a batch; return that loss, in nats.
+
+        Parameters
+        ----------
+        largest
+            Examples that are read at once: gradients are summed, and memory is that of so many. None is all.
+
+        Raises
+        ------
+        ComputeError
+            The loss or a gradient is not finite; the adapter is as it was.
+        """
+        import torch
+
+        answers = sum(example.answer for example in batch)
+        self._optimizer.zero_grad()
+        loss = 0.0
+        for part in batches_by_length(batch, largest or len(batch)):
+            mean = self._loss.total(part) / answers
+            mean.backward()  # type: ignore[no-untyped-call]
+            loss += float(mean.detach())
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP))
+        if not np.isfinite([loss, norm]).all():
+            raise ComputeError(
+                f"step {self._steps + 1}: the loss is {loss:.3g} and the gradient's norm {norm:.3g}, expected numbers; "
+                "lower --learning-rate, or give --base-dtype float32"
+            )
+        self._optimizer.step()
+        self._steps += 1
+        return loss
+
+    def loss(self, examples: Sequence[LabelledExample]) -> float:
+        """Return the mean loss over the answers' tokens of examples, in nats. Raises ComputeError if it is none."""
+        found = self._loss.mean(examples, _HELD_OUT_BATCH)
+        if not np.isfinite(found):
+            raise ComputeError(
+                f"the loss on held-out examples is {found} after step {self._steps}, expected a number; lower "
+                "--learning-rate, or give --base-dtype float32"
+            )
+        return found
+
+    def vector(self) -> Vector:
+        """Return the adapter, float32 of shape (p,)."""
+        return self._flat([parameter.detach() for parameter in self._parameters])
+
+    def state(self) -> TrainingState:
+        """Return all that `restore` needs."""
+        import torch
+
+        kept = [self._optimizer.state.get(parameter, {}) for parameter in self._parameters]
+        first, second = (
+            self._flat(
+                [
+                    state.get(key, torch.zeros_like(parameter))
+                    for state, parameter in zip(kept, self._parameters, strict=True)
+                ]
+            )
+            for key in ("exp_avg", "exp_avg_sq")
+        )
+        return TrainingState(self._steps, self.vector(), first, second)
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from a state of this model, layout and learning rate."""
+        import torch
+
+        parts = [self.layout.unflatten(values) for values in (state.vector, state.first, state.second)]
+        for spec, parameter in zip(self.layout.tensors, self._parameters, strict=True):
+            value, first, second = (
+                torch.from_numpy(np.array(part[spec.name])).to(parameter.device) for part in parts
+            )
+            parameter.data.copy_(value)
+            self._optimizer.state[parameter] = (
+                {}
+                if state.step == 0
+                else {
+                    "step": torch.tensor(float(state.step)),
+                    "exp_avg": first,
+                    "exp_avg_sq": second,
+                }
+            )
+        if state.step == 0:
+            self._optimizer.state.clear()
+        self._steps = state.step
+
+    def begin(self, vector: Vector) -> None:
+        """Begin anew from an adapter, at step 0."""
+        zeros = np.zeros_like(vector)
+        self.restore(TrainingState(0, vector, zeros, zeros))
+
+    def _flat(self, tensors: Sequence[torch.Tensor]) -> Vector:
+        named = {
+            spec.name: tensor.float().cpu().numpy()
+            for spec, tensor in zip(self.layout.tensors, tensors, strict=True)
+        }
+        return self.layout.flatten(named)
+
+
+def untrained(layout: Any, seed: int) -> Vector:
+    """Return an adapter that changes nothing: B of zeros, A as PEFT draws it (Kaiming uniform of slope sqrt 5).
+
+    That is uniform within 1 / sqrt(d_in), drawn by NumPy, so that it needs no model.
+    """
+    generator = np.random.default_rng([seed, 2])
+    vector = np.zeros(layout.size, dtype=np.float32)
+    for spec in layout.tensors:
+        if spec.name.endswith(".lora_A.weight"):
+            bound = 1 / np.sqrt(spec.shape[1])
+            vector[spec.columns] = generator.uniform(-bound, bound, spec.size)
+    return vector
+
+
+def _with_adapter(model: Any, form: DeltaForm, task_type: str | None) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    text = render_config("base", form.layout, (form.alpha, form.use_rslora), task_type)
+    settings = {key: value for key, value in json.loads(text).items() if key != "peft_type"}
+    settings |= {"inference_mode": False, "base_model_name_or_path": None}
+    with quiet_loggers("peft"), warnings.catch_warnings():
+        # PEFT calls what newer versions of transformers name otherwise.
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            return get_peft_model(model, LoraConfig(**settings))
+        except ValueError as error:
+            raise AdapterError(
+                f"the bank's modules {listed(form.layout.target_modules)} cannot be adapted in this base model "
+                f"({error}); pass the bank's base model with --model"
+            ) from error
+
+
+def _check_names(named: dict[str, Any], form: DeltaForm) -> None:
+    shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
+    expected = {spec.name: spec.shape for spec in form.layout.tensors}
+    if shapes != expected:
+        differing = sorted(
+            name for name in shapes.keys() | expected if shapes.get(name) != expected.get(name)
+        )
+        first = differing[0]
+        raise AdapterError(
+            f"{listed(differing, 3)}: expected {expected.get(first, 'no such factor')} by the bank's adapters, found "
+            f"{shapes.get(first, 'no such factor')} in the base model; pass the bank's base model with --model"
+        )
