@@ -157,7 +157,7 @@ def finetune(bank_path: Path, newdata: Path, **other: Any) -> None:
             memory=cluster.memory,
             progress=progress,
         )
-        clear_unfinished(out)
+        clear_unfinished(out.absolute().parent, {out.absolute().name})
         folder = made.save(out, dtype=other["dtype"], overwrite=other["overwrite"])
     _tell(made, folder, other)
 
