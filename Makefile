@@ -47,7 +47,7 @@ types: $(VENV)/dev.stamp
 bench: $(VENV)/core.stamp  ## Time each step on a synthetic bank of 256 adapters (a few minutes).
 	$(BIN)/python benchmarks/bench.py --size small
 
-bench-paper: $(VENV)/core.stamp  ## The same at the paper's size: 502 adapters, 40 GB of disk.
+bench-paper: $(VENV)/core.stamp  ## The same at the paper's size: 502 adapters, 60 GB of disk.
 	$(BIN)/python benchmarks/bench.py --size paper
 
 bench-scaling: $(VENV)/core.stamp  ## How cost grows with N and p, drawn (minutes).

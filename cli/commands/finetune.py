@@ -167,7 +167,7 @@ def finetune(bank_path: Path, newdata: Path, **other: Any) -> None:
             memory=cluster.memory,
             progress=progress,
         )
-        clear_unfinished(out)
+        clear_unfinished(out.absolute().parent, {out.absolute().name})
         folder = made.save(out, dtype=other["dtype"], overwrite=other["overwrite"])
         if not other["as_json"]:
             _tell(made, folder)
