@@ -19,14 +19,14 @@ ALWAYS = {
     "init": "bank_path base_model tokenizer aliases database arrays as_json",
     "alias": "bank_path names",
     "ingest": "bank_path sources hub input_column output_column group_pattern replace memory as_json",
-    "list": "bank_path as_json",
+    "list": "bank_path limit offset as_json",
     "show": "bank_path name as_json",
     "verify": "bank_path repair as_json",
     "group": "bank_path names pattern as_json",
     "remove": "bank_path names",
     "export": "bank_path name out run overwrite",
-    "distances": f"bank_path metrics compatible csv as_json {CLUSTER}",
-    "coefficients": f"bank_path approaches compatible leave_out csv as_json {CLUSTER}",
+    "distances": f"bank_path metrics compatible csv parquet as_json {CLUSTER}",
+    "coefficients": f"bank_path approaches compatible leave_out csv parquet as_json {CLUSTER}",
     # The command itself refuses out, name and include_same with --all, export and weight_error without.
     "predict": "bank_path newdata whole_bank approaches compatible space rank out export name include_same "
     "weight_error store as_json memory",
