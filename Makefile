@@ -12,7 +12,7 @@ ROUNDS ?= 5
 # The tests of test-core.
 CORE ?= not torch and not browser and not postgres and not netns
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-startup docs hooks example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-startup docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -47,7 +47,7 @@ types: $(VENV)/dev.stamp
 bench: $(VENV)/core.stamp  ## Time each step on a synthetic bank of 256 adapters (a few minutes).
 	$(BIN)/python benchmarks/bench.py --size small
 
-bench-paper: $(VENV)/core.stamp  ## The same at the paper's size: 502 adapters, 40 GB of disk.
+bench-paper: $(VENV)/core.stamp  ## The same at the paper's size: 502 adapters, 60 GB of disk.
 	$(BIN)/python benchmarks/bench.py --size paper
 
 bench-scaling: $(VENV)/core.stamp  ## How cost grows with N and p, drawn (minutes).
@@ -61,6 +61,9 @@ bench-checks: $(VENV)/core.stamp  ## What it costs to hold each chunk against th
 	$(BIN)/python benchmarks/synthetic.py --bank build/bench-checks --adapters $(ADAPTERS) --layers 32 --hidden 4096
 	$(BIN)/python benchmarks/checks.py --bank build/bench-checks --rounds $(ROUNDS)
 	rm -r build/bench-checks
+
+bench-finetune: $(VENV)/torch.stamp  ## bank finetune next to a bare loop of PyTorch; BANK, DATA and MODEL name what on.
+	$(BIN)/python benchmarks/training/finetune.py --bank "$(BANK)" --data "$(DATA)" --model "$(MODEL)"
 
 bench-startup: $(VENV)/core.stamp demo  ## What a person at a prompt waits for, on the example bank.
 	$(BIN)/python benchmarks/prompt/startup.py --bank $(DEMO_BANK)/bank --new examples/tiny_bank/new/lists_ends

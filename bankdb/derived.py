@@ -37,6 +37,8 @@ KINDS = ("distributions", "distances", "gram", "predictions", "neural", "losses"
 # Entries of a block of an array in a group: 8 MiB of float64.
 _BLOCK_ENTRIES = 2**20
 _OWN, _MADE_FROM, _ARRAYS, _COMPLETE = "bank", "made_from", "arrays", "complete"
+# Of an array that is filled piece by piece: whether all of it is there.
+WHOLE = "whole"
 _BY_OLDER = "stored by an older version, without all that tells whether it is right; it is computed again"
 LISTED = "entries"
 """Of an array that grows by an entry: the names of those that are there, in their order."""
@@ -192,6 +194,24 @@ def write_group(bank: StoredBank, path: Location, made_from: str, arrays: Mappin
         metadata.write_array(path / name, layout, _marked(bank, made_from, {}))
         write_chunks(path / name, [0] * values.ndim, values)
     metadata.write_group(path, _marked(bank, made_from, {_ARRAYS: sorted(arrays)}))
+
+
+def mark_group(bank: StoredBank, path: Location, made_from: str, marks: Mapping[str, Any]) -> None:
+    """Write the metadata of a group whose arrays are there, of which others may come and go."""
+    metadata.write_group(path, _marked(bank, made_from, marks))
+
+
+def marks_of(bank: StoredBank, path: Location, made_from: str) -> dict[str, Any] | None:
+    """Return what `mark_group` wrote; None where nothing is marked as made from these inputs.
+
+    Raises
+    ------
+    BankFormatError
+        The group's metadata were changed, or it is another bank's or nobody's.
+    """
+    found = _own(bank, path)
+    whole = found is not None and found.sealed and found.attributes.get(_MADE_FROM) == made_from
+    return found.attributes if whole and found is not None else None
 
 
 def read_group(path: Location) -> dict[str, NDArray[Any]]:
@@ -371,7 +391,8 @@ def _expected(
     if isinstance(known, dict):
         blocks = sorted({int(row) // layout.blocks[0] for row in known if row.isdecimal()})
         return itertools.product(blocks, repeat=2)
-    if (path.name == "adapters" and path not in done) or path.name.startswith("part-"):
+    filling = path.name == "adapters" and path not in done and not found.attributes.get(WHOLE)
+    if filling or path.name.startswith("part-"):
         return iter(())
     sizes = zip(layout.shape, layout.blocks, strict=True)
     return itertools.product(*(range(-(-size // block)) for size, block in sizes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -182,20 +183,28 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class PredictionRecord:
-    """A predicted adapter. `sources` are rows of the bank, `weights` their coefficients."""
+    """A predicted adapter. Its coefficients are in the run's array.
+
+    Version 0.1.0 kept them here too: `sources` are rows of the bank, `weights` their coefficients; empty since.
+    """
 
     run_id: int
     target: str
-    sources: tuple[int, ...]
-    weights: tuple[float, ...]
     effective_sources: float
     relative_error: float | None
-    exported_to: str | None
-    export_dtype: str | None
+    exported_to: str | None = None
+    export_dtype: str | None = None
+    sources: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions that a run's result may depend on."""
+    """Return the versions that a run's result may depend on; each is looked up once."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     import importlib.metadata
 
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
@@ -241,6 +250,9 @@ def is_hub_reference(text: str) -> bool:
     return text.startswith(HUB_PREFIX)
 
 
+@functools.lru_cache(
+    maxsize=1 << 16
+)  # a bank's sources are named in every adapter that is combined from them
 def published(source: str) -> str:
     """Where something came from, as strangers may read it: of a path of this machine, the last name alone."""
     named = source.startswith(HUB_PREFIX) or re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source)

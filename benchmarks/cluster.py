@@ -113,7 +113,7 @@ def steps(
                 cluster, lambda bank=bank: distances(bank, ways, cluster=cluster)
             )
             shutil.rmtree(bank.array_path("distances"))
-    found["combine"] = timed(cluster, lambda: predict_all(wide, dense, cluster=cluster))
+    found["combine"] = timed(cluster, lambda: predict_all(wide, dense, cluster=cluster, store="float32"))
     shutil.rmtree(wide.array_path("predictions"))
     return found
 

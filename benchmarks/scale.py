@@ -13,7 +13,8 @@ from pathlib import Path
 from compute.approaches.options import PredictionOptions
 from compute.forecasting.forecast import size_text, time_text
 from compute.forecasting.rates import Rates, expected_seconds, read_rates
-from compute.forecasting.steps import BankShape, StepForecast, forecast_steps
+from compute.forecasting.shape import BankShape
+from compute.forecasting.steps import StepForecast, forecast_steps
 
 ADAPTERS = (502, 10_000, 100_000)
 PARAMETERS = (9_437_184, 40_000_000)

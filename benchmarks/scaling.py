@@ -73,7 +73,7 @@ def _step(bank: AdapterBank, step: str, cluster: Cluster) -> Callable[[], object
         return lambda: gram_matrix(bank, adapters, sources_of(bank, adapters), cluster, SilentProgress())
     if step == "predict --all":
         coefficients(bank, DENSE, cluster=cluster)
-        return lambda: predict_all(bank, DENSE, cluster=cluster)
+        return lambda: predict_all(bank, DENSE, cluster=cluster, store="float32")
     if step == "predict NEWDATA":
         data = bank.path.with_name("bank-new.jsonl")
         data.write_text('{"input": "t1 t2 t2 t3", "output": ["t4"]}\n')

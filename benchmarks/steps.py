@@ -16,6 +16,7 @@ import machine
 import numpy as np
 from baselines.materialised import epoch_seconds
 from baselines.per_pair import PerPair, seconds_a_pair
+from baselines.stored_first import store_and_save
 from synthetic import Shape
 
 from bankdb.bank import AdapterBank
@@ -64,7 +65,9 @@ class Row:
             f"{self.read / gib:.2f}" if self.read else "",
             f"{self.written / gib:.2f}" if self.written else "",
             f"{self.peak / gib:.2f}" if self.peak else "",
-            f"{self.other_way / self.seconds:.0f} x faster" if self.other_way else "",
+            f"{self.other_way / self.seconds:.{0 if self.other_way > 10 * self.seconds else 2}f} x faster"
+            if self.other_way
+            else "",
             f"{self.seconds / self.limit:.2f} x the limit" if self.limit else "",
         ]
 
@@ -72,7 +75,7 @@ class Row:
 class Bench:
     """One bank, one cluster, and the rates of this machine."""
 
-    STEPS = ("distances", "gram", "neural", "combine", "sparse", "memory", "twelve", "new")
+    STEPS = ("distances", "gram", "neural", "combine", "sparse", "memory", "experiment", "new")
 
     def __init__(self, bank: AdapterBank, shape: Shape, limits: machine.Limits, cluster: Cluster) -> None:
         self.bank = bank
@@ -165,32 +168,50 @@ class Bench:
             "variation of a row."
         )
 
-    def combine(self) -> Row:
-        return self._combination("predict --all, js normalized, cold", DENSE, 2.0 * self.n**2 * self.p)
+    def combine(self) -> Iterator[Row]:
+        yield from self._both_ways("js normalized", DENSE, 2.0 * self.n**2 * self.p)
 
-    def sparse(self) -> Row:
+    def sparse(self) -> Iterator[Row]:
         """Few sources for each target: the product is sparse."""
         kept = max(2, self.n // 50)
         options = replace(DENSE, top_k=kept)
-        row = self._combination(f"predict --all, top {kept}, cold", options, 2.0 * kept * self.n * self.p)
-        self._forget("predictions")
-        return row
+        yield from self._both_ways(f"top {kept}", options, 2.0 * kept * self.n * self.p)
 
-    def _combination(self, name: str, options: PredictionOptions, flops: float) -> Row:
+    def _both_ways(self, name: str, options: PredictionOptions, flops: float) -> Iterator[Row]:
+        """All predictions as folders: stored first and read again, as before, and in one pass."""
         coefficients(self.bank, options, cluster=self.cluster)
-        machine.drop_cache(self.bank.store.path)
-        before = self._stored(self.bank.array_path("predictions"))
-        seconds, peak = self._timed(lambda: predict_all(self.bank, options, cluster=self.cluster))
-        read = self._stored(self.bank.store.path)
-        written = self._stored(self.bank.array_path("predictions")) - before
-        return Row(name, seconds, flops, read, written, peak, 0, self.limits.seconds(flops, read, written))
+        read, out = self._stored(self.bank.store.path), self.bank.path.with_name("folders")
+        ways = {
+            "stored first": lambda: store_and_save(self.bank, options, out, self.cluster),
+            "in one pass": lambda: predict_all(self.bank, options, cluster=self.cluster).save(
+                out, cluster=self.cluster
+            ),
+        }
+        before = 0.0
+        for way, run in ways.items():
+            self._forget("predictions")
+            machine.drop_cache(self.bank.store.path)
+            seconds, peak = self._timed(run)
+            written = self._stored(out)
+            shutil.rmtree(out)
+            limit = self.limits.seconds(flops, read, written)
+            title = f"predict --all --export, {name}, cold, {way}"
+            yield Row(title, seconds, flops, read, written, peak, before, limit)
+            before = seconds
+        self._forget("predictions")
 
     def memory(self) -> Row:
         """The command itself, in processes of its own, under a budget."""
         self._forget("predictions")
         machine.drop_cache(self.bank.store.path)
-        command = [sys.executable, "-m", "cli.main", "predict", "--bank", str(self.bank.path), "--all"]
-        command += ["--metric", "js", "--approach", "normalized", "--memory", "1GiB", "--json"]
+        out = self.bank.path.with_name("folders")
+        words = ("predict", "--all", "--metric", "js", "--approach", "normalized", "--memory", "1GiB")
+        seconds, peak = self._command(*words, "--export", out)
+        shutil.rmtree(out)
+        return Row("the same in one pass, as a command, --memory 1GiB", seconds, peak=peak)
+
+    def _command(self, *words: object) -> tuple[float, int]:
+        command = [sys.executable, "-m", "cli.main", *map(str, words), "--bank", str(self.bank.path)]
         peak = machine.Peak()
         started = time.perf_counter()
         environment = {**os.environ, "PYTHONPATH": os.getcwd()}
@@ -201,29 +222,38 @@ class Bench:
             status = child.wait()
         if status:
             raise SystemExit(f"{' '.join(command)} ended with exit status {status}")
-        seconds = time.perf_counter() - started
-        return Row("the same as a command, --memory 1GiB", seconds, peak=peak.bytes)
+        return time.perf_counter() - started, peak.bytes
 
-    def twelve(self) -> Row:
-        """Four metrics by three approaches, from nothing stored but the bank, all predictions written."""
-        free = os.statvfs(self.bank.path).f_bavail * os.statvfs(self.bank.path).f_frsize
-        self._forget("predictions", "distances", "gram", "neural")
-        needed = 4.0 * len(PAPER) * self.n * self.p
-        if needed > 0.95 * free:
-            return Row("twelve combinations", float("nan"), note=_does_not_fit(needed, free))
+    def experiment(self) -> Iterator[Row]:
+        """The paper's whole experiment as one command, from nothing stored but the bank; and any one adapter of it."""
+        self._forget("predictions", "distances", "gram", "neural", "distributions")
         machine.drop_cache(self.bank.store.path)
-        seconds, peak = self._timed(lambda: predict_all(self.bank, PAPER, cluster=self.cluster))
-        written = self._stored(self.bank.array_path("predictions"))
-        flops = 2.0 * len(PAPER) * self.n**2 * self.p
-        read = self._stored(self.bank.store.path)
-        limit = self.limits.seconds(flops, read, written)
-        row = Row("four metrics x three approaches, all", seconds, flops, read, written, peak, 0, limit)
-        self._forget("predictions")
-        seconds, _ = self._timed(lambda: predict_all(self.bank, PAPER, cluster=self.cluster))
-        self._forget("predictions")
-        return replace(
-            row, note=f"Of the twelve, combining alone, from stored coefficients: {seconds:.1f} s."
+        approaches = dict.fromkeys(way.approach for way in PAPER)
+        words = [word for approach in approaches for word in ("--approach", approach)]
+        seconds, peak = self._command("predict", "--all", "--metric", "all", *words, "--weight-error")
+        read, kept = self._stored(self.bank.store.path), self._stored(self.bank.array_path("predictions"))
+        stored = 4.0 * len(PAPER) * self.n * self.p
+        note = (
+            f"The whole experiment predicts {len(PAPER) * self.n:,} adapters. It keeps {kept / 2**20:.1f} MiB of them, "
+            f"where all numbers of each in float32 would be {stored / 2**30:.0f} GiB."
         )
+        title = f"the whole experiment, {len(PAPER)} x {self.n}, as a command, cold"
+        yield Row(title, seconds, self.n**2 * self.p, read, kept, peak, note=note)
+        run = self.bank.runs.all("predictions")[-1].id
+        yield self._one_of(run)
+
+    def _one_of(self, run: int) -> Row:
+        """One of its adapters, in seconds that a user waits; of three, the middle one, from a warm cache."""
+        out, times, peaks = self.bank.path.with_name("one"), [], []
+        for adapter in self.bank.adapters()[:4]:
+            seconds, peak = self._command("export", adapter.name, "--prediction", run, "--out", out)
+            times.append(seconds)
+            peaks.append(peak)
+            written = self._stored(out)
+            shutil.rmtree(out)
+        read = self._stored(self.bank.store.path)
+        title = "bank export --prediction, warm"
+        return Row(title, sorted(times[1:])[1], 2 * self.n * self.p, read, written, max(peaks))
 
     def new(self) -> Row:
         texts = self.bank.path.with_name("new.jsonl")
@@ -249,10 +279,3 @@ class Bench:
     @staticmethod
     def _stored(path: Path) -> int:
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def _does_not_fit(needed: float, free: float) -> str:
-    return (
-        f"Twelve predictions of every adapter are {needed / 2**30:.0f} GiB, and the disk has {free / 2**30:.0f} GiB "
-        "free: not run at this size."
-    )

@@ -223,12 +223,18 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--test FILE, or --approach selected, or another that reads labels",
         ),
         Rule(
-            ("dtype", "overwrite"),
+            ("dtype",),
+            lambda given: not given["whole_bank"] or given["export"] is not None or given["store"],
+            "--export FOLDER, or --store",
+        ),
+        Rule(
+            ("overwrite",),
             lambda given: not given["whole_bank"] or given["export"] is not None,
             "--export FOLDER",
         ),
         _WAITING,
     ),
+    "export": (Rule(("dtype", "memory"), lambda given: given["run"] is not None, "--prediction RUN"),),
     "finetune": (
         *_starting(
             Rule(_CLUSTER, _reads_bank, "an --approach that reads the bank's own matrices"),
@@ -243,6 +249,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             lambda given: given["start"] == "predicted",
             "--start predicted",
         ),
+        Rule(("compare", "max_examples"), lambda given: given["test"] is not None, "--test FILE"),
     ),
     "evaluate": (
         Rule(

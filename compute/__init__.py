@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from compute.forecasting.forecast import Forecast as Forecast
     from compute.forecasting.forecast import forecast as forecast
     from compute.forecasting.rates import Rates as Rates
-    from compute.forecasting.steps import BankShape as BankShape
+    from compute.forecasting.shape import BankShape as BankShape
     from compute.generation.text import generate as generate
     from compute.labels.answer_labels import LabelOptions as LabelOptions
     from compute.pairwise.matrix import DistanceMatrix as DistanceMatrix
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from compute.prediction.coefficients import coefficients as coefficients
     from compute.prediction.export import DeltaExport as DeltaExport
     from compute.prediction.export import export_delta as export_delta
+    from compute.prediction.folders.by_run import export_prediction as export_prediction
     from compute.prediction.matrices import distances as distances
     from compute.prediction.predict import predict as predict
     from compute.prediction.predict_all import PredictedBank as PredictedBank
@@ -55,6 +56,7 @@ _PLACES = {
     "coefficients": "compute.prediction.coefficients",
     "predict": "compute.prediction.predict",
     "predict_all": "compute.prediction.predict_all",
+    "export_prediction": "compute.prediction.folders.by_run",
     "export_delta": "compute.prediction.export",
     "finetune": "compute.finetuning.finetune",
     "evaluate": "compute.evaluation.evaluate",
@@ -73,7 +75,7 @@ _PLACES = {
     "CurveOptions": "compute.curves.curve",
     "AssessmentOptions": "compute.assessment.assess",
     "Machine": "compute.evaluation.jobs",
-    "BankShape": "compute.forecasting.steps",
+    "BankShape": "compute.forecasting.shape",
     "Rates": "compute.forecasting.rates",
     "DistanceMatrix": "compute.pairwise.matrix",
     "Coefficients": "compute.prediction.coefficients",

@@ -136,12 +136,12 @@ class RunBook:
                     )
             session.add_all(_prediction_row(record) for record in predictions)
 
-    def set_exported(self, run_id: int, target: str, folder: str, dtype: str) -> None:
-        """Record where a prediction was exported."""
+    def set_exported(self, run_id: int, exported: Mapping[str, tuple[str, str]]) -> None:
+        """Record where predictions were exported, by target: the folder, and the dtype of its weights."""
         with self._database.write() as session:
-            row = found(session, PredictionRow, run_id=run_id, target=target)
-            if row is not None:
-                row.exported_to, row.export_dtype = folder, dtype
+            for row in every(session, PredictionRow, run_id=run_id):
+                if row.target in exported:
+                    row.exported_to, row.export_dtype = exported[row.target]
 
     def predictions(self, run_id: int) -> list[PredictionRecord]:
         """Return the predictions of a run, in the order they were stored."""

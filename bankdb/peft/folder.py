@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from bankdb.arrays.durable import fsync_path
 from bankdb.errors import AdapterError, ConflictError
 from bankdb.peft.config import CONFIG_NAME
+
+_UNFINISHED = re.compile(r"\.(.+)\.(partial|replaced)-[0-9a-f]{8}")
 
 Content = bytes | Callable[[Path], None]
 
@@ -61,18 +63,24 @@ def write_adapter_folder(folder: Path, *, files: Mapping[str, Content], overwrit
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Delete what killed writers of `folder` left beside it; no other process may be writing it.
+def clear_unfinished(root: Path, names: Collection[str]) -> None:
+    """Delete what killed writers of folders of these names left in `root`; no other process may be writing them.
 
     What an unfinished overwrite had moved aside is put back.
     """
-    for partial in folder.parent.glob(f".{glob.escape(folder.name)}.partial-*"):
-        shutil.rmtree(partial)
-    for replaced in folder.parent.glob(f".{glob.escape(folder.name)}.replaced-*"):
-        if not os.path.lexists(folder):
-            replaced.rename(folder)  # killed between the two renames of an overwrite
+    if not root.is_dir():
+        return
+    for item in sorted(root.iterdir()):
+        found = _UNFINISHED.fullmatch(item.name)
+        if found is None or found[1] not in names:
+            continue
+        folder = root / found[1]
+        if found[2] == "partial":
+            shutil.rmtree(item)
+        elif not os.path.lexists(folder):
+            item.rename(folder)  # killed between the two renames of an overwrite
         else:
-            _delete(replaced)
+            _delete(item)
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -202,6 +203,34 @@ def source_file(vector: NDArray[np.float32], layout: AdapterLayout, header: byte
     return b"".join(source_pieces(vector, layout, header))
 
 
+def safetensors_start(layout: AdapterLayout, dtype: str) -> bytes:
+    """Return what an `adapter_model.safetensors` begins with; after it comes the vector itself, in this dtype.
+
+    Byte for byte what safetensors writes for these tensors with PEFT's metadata: a header of JSON with its length
+    before it, filled up to 8 bytes. Tensors of one dtype lie there by name, as in the layout.
+
+    Raises
+    ------
+    AdapterError
+        It is no dtype of an adapter.
+    """
+    code = {name: code for code, name in _DTYPE_NAMES.items()}[_checked(dtype)]
+    size = DTYPES[dtype].itemsize
+    content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for spec in layout.tensors:
+        offsets = [size * spec.columns.start, size * spec.columns.stop]
+        content[spec.name] = {"dtype": code, "shape": list(spec.shape), "data_offsets": offsets}
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    header = text + b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(header)) + header
+
+
+def _checked(dtype: str) -> str:
+    if dtype not in DTYPES:
+        raise AdapterError(f"dtype {', '.join(DTYPES)} was expected, {dtype!r} found; choose one of them")
+    return dtype
+
+
 def write_safetensors(path: Path, vector: NDArray[np.float32], layout: AdapterLayout, dtype: str) -> None:
     """Write a vector as an `adapter_model.safetensors` that PEFT and vLLM load.
 
@@ -223,14 +252,12 @@ def write_safetensors(path: Path, vector: NDArray[np.float32], layout: AdapterLa
     """
     from safetensors.numpy import save_file
 
-    if dtype not in DTYPES:
-        raise AdapterError(f"dtype {', '.join(DTYPES)} was expected, {dtype!r} found; choose one of them")
-    tensors = layout.unflatten(vector)
+    tensors, kind = layout.unflatten(vector), DTYPES[_checked(dtype)]
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise AdapterError(f"{path}: {name} has values that are not finite; it is not written")
         with np.errstate(over="ignore"):
-            tensors[name] = np.ascontiguousarray(tensor, dtype=DTYPES[dtype])
+            tensors[name] = np.ascontiguousarray(tensor, dtype=kind)
         if not np.isfinite(tensors[name]).all():
             largest = float(np.abs(tensor).max())
             raise AdapterError(

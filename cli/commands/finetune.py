@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.commands.assess import (
+    assess_written,
+    check_written,
+    compare_option,
+    max_examples_option,
+    test_option,
+)
 from cli.display import print_json, print_table, shown_progress, tell
 from cli.option_rules import CheckedCommand
 from cli.options import (
@@ -21,6 +28,7 @@ from cli.options import (
     cluster_options,
     column_options,
     dtype_option,
+    examples_option,
     json_option,
     metric_option,
     metric_parameters,
@@ -70,12 +78,8 @@ def _seed_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="TIME",
     help="In place of --steps: as many as fit into this time of training, such as 10m.",
 )
-@click.option(
-    "--examples",
-    default="32",
-    show_default=True,
-    metavar="N|all",
-    help="Use so many, drawn from NEWDATA, or all. A fifth of them is held out, to see which step is the best.",
+@examples_option(
+    "Drawn from NEWDATA, at the most; a fifth of them is held out, to see which step is the best. Of selected too."
 )
 @click.option(
     "--batch-size", type=click.IntRange(1, 65_536), default=8, show_default=True, help="Examples of a step."
@@ -89,7 +93,7 @@ def _seed_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--model", help="Folder or hub name of the base model; the bank's base model if not given.")
 @click.option(
-    "--base-dtype",
+    "--train-dtype",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
     show_default=True,
@@ -113,6 +117,9 @@ def _seed_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--include-same", is_flag=True, help="Use an entry of the bank even if it holds the very same data."
 )
+@test_option
+@compare_option
+@max_examples_option
 @column_options
 @dtype_option
 @overwrite_option
@@ -141,8 +148,11 @@ def finetune(bank_path: Path, newdata: Path, **other: Any) -> None:
     name = other["name"] or dataset_name(newdata)
     check_name(name)
     check_free(out, other["overwrite"])
+    # Tested in float32, whatever it was trained on in; how prompts are batched is of no matter.
+    test = {**other, "batch_size": None, "model_dtype": "float32"}
     with opened(bank_path) as bank:
         cluster = cluster_of(other)
+        check_written(bank, test)
         made = compute.finetune(
             bank,
             newdata,
@@ -157,9 +167,13 @@ def finetune(bank_path: Path, newdata: Path, **other: Any) -> None:
             memory=cluster.memory,
             progress=progress,
         )
-        clear_unfinished(out)
+        clear_unfinished(out.absolute().parent, {out.absolute().name})
         folder = made.save(out, dtype=other["dtype"], overwrite=other["overwrite"])
-    _tell(made, folder, other)
+        if not other["as_json"]:
+            _tell(made, folder)
+        assessed = assess_written(bank, folder, newdata, test, progress)
+    if other["as_json"]:
+        print_json(_record(made, folder, other["dtype"]) | assessed)
 
 
 def _options(other: dict[str, Any]) -> FinetuneOptions:
@@ -167,18 +181,15 @@ def _options(other: dict[str, Any]) -> FinetuneOptions:
 
     if other["budget"] is not None and on_command_line(click.get_current_context(), "steps"):
         raise click.UsageError("--budget is in place of --steps: give one of them")
-    most = other["examples"]
-    if most != "all" and not (most.isdecimal() and int(most) > 0):
-        raise click.UsageError(f"--examples: expected a number of at least 1, or all, found {most!r}")
     return FinetuneOptions(
         start=other["start"],
         steps=other["steps"],
         budget=None if other["budget"] is None else parse_seconds(other["budget"]),
-        examples=None if most == "all" else int(most),
+        examples=other["examples"],
         batch_size=other["batch_size"],
         learning_rate=other["learning_rate"],
         seed=other["seed"],
-        base_dtype=other["base_dtype"],
+        train_dtype=other["train_dtype"],
         model=other["model"],
         device=other["device"],
         threads=other["threads"],
@@ -191,26 +202,24 @@ def _checkpoints(out: Path) -> Path:
     return whole.with_name(f".{whole.name}.checkpoint")
 
 
-def _tell(made: Finetuned, folder: Path, other: dict[str, Any]) -> None:
+def _record(made: Finetuned, folder: Path, dtype: str) -> dict[str, Any]:
     course = made.course
-    if other["as_json"]:
-        trained = made.provenance(other["dtype"])["finetuned"]
-        print_json(
-            {
-                "name": made.name,
-                "folder": str(folder),
-                "start": made.start.origin,
-                "steps": course.steps,
-                "step_kept": course.kept,
-                "losses": list(made.losses),
-                "held_out_losses": {str(step): loss for step, loss in made.held_out_losses.items()},
-                "examples": trained["examples"],
-                "learning_rate": made.options.learning_rate,
-                "base_dtype": course.reading.dtype,
-                "seconds": course.seconds,
-            }
-        )
-        return
+    return {
+        "name": made.name,
+        "folder": str(folder),
+        "start": made.start.origin,
+        "steps": course.steps,
+        "step_kept": course.kept,
+        "losses": list(made.losses),
+        "held_out_losses": {str(step): loss for step, loss in made.held_out_losses.items()},
+        "examples": made.provenance(dtype)["finetuned"]["examples"],
+        "learning_rate": made.options.learning_rate,
+        "train_dtype": course.reading.dtype,
+        "seconds": course.seconds,
+    }
+
+
+def _tell(made: Finetuned, folder: Path) -> None:
     rows = [
         (step, made.losses[step - 1] if step else None, loss)
         for step, loss in sorted(made.held_out_losses.items())

@@ -23,7 +23,7 @@ from cli.options import (
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
     from compute.forecasting.forecast import Forecast
-    from compute.forecasting.steps import BankShape
+    from compute.forecasting.shape import BankShape
 
 
 @click.command(
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 @metric_option(many=True)
 @approach_option()
 @click.option("--weight-error", is_flag=True, help="As of bank predict: with the Gram matrix.")
+@click.option("--store", is_flag=True, help="As of bank predict: all predicted numbers are stored.")
 @click.option(
     "--workers", type=click.IntRange(1, 1_000_000), help="Tasks that run at once; the cores if not given."
 )
@@ -83,6 +84,7 @@ def plan(
     metrics: tuple[str, ...],
     approaches: tuple[str, ...],
     weight_error: bool,
+    store: bool,
     workers: int | None,
     memory: str | None,
     measure: bool,
@@ -119,6 +121,7 @@ def plan(
             workers=workers,
             memory=None if memory is None else parse_memory(memory),
             weight_errors=weight_error,
+            store=store,
             rates=rates_file,
             measure=measure,
             cluster=compute.ClusterOptions(),

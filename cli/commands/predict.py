@@ -67,6 +67,12 @@ _LISTED = 10
 @click.option(
     "--export", type=click.Path(path_type=Path), help="Folder for all adapters, by name (with --all)."
 )
+@click.option(
+    "--store",
+    is_flag=True,
+    help="With --all: store all predicted numbers in the bank too, not their coefficients alone; in float32, or "
+    "rounded to the --dtype that is given.",
+)
 @click.option("--name", help="Name of the new dataset; its file's or folder's if not given.")
 @click.option(
     "--include-same", is_flag=True, help="Use an entry of the bank even if it holds the very same data."
@@ -114,8 +120,8 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
 
     if other["out"] is None:
         raise click.UsageError("NEWDATA needs --out FOLDER, where the adapter is written")
-    if other["export"] is not None or other["weight_error"]:
-        raise click.UsageError("--export and --weight-error go with --all")
+    if other["export"] is not None or other["weight_error"] or other["store"]:
+        raise click.UsageError("--export, --store and --weight-error go with --all")
     progress = shown_progress()
     name = other["name"] or dataset_name(newdata)
     check_name(name)
@@ -204,6 +210,7 @@ def _tell_retained(rank: int, retained: Sequence[Mapping[str, float]]) -> None:
 
 def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[str, Any]) -> None:
     import compute
+    from compute.prediction.session import one_cluster
 
     if other["out"] is not None or other["name"] is not None or other["include_same"]:
         raise click.UsageError(
@@ -214,19 +221,26 @@ def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[s
     if chosen[0].space == "delta":
         _predict_all_delta(bank_path, chosen[0], other)
         return
-    progress = shown_progress()
-    with opened(bank_path) as bank:
+    progress, store = shown_progress(), None
+    if other["store"]:
+        store = "float32" if other["dtype"] == "source" else other["dtype"]
+    with opened(bank_path) as bank, one_cluster(bank, cluster_of(other), progress) as cluster:
         made = compute.predict_all(
             bank,
             chosen,
             labels=labels_of(other),
-            cluster=cluster_of(other),
+            cluster=cluster,
             weight_errors=other["weight_error"],
+            store=store,
             progress=progress,
         )
         if other["export"] is not None:
             made[0].save(
-                other["export"], dtype=other["dtype"], overwrite=other["overwrite"], progress=progress
+                other["export"],
+                dtype=other["dtype"],
+                overwrite=other["overwrite"],
+                cluster=cluster,
+                progress=progress,
             )
     _tell_all(made, other["export"], other["as_json"])
 
@@ -239,6 +253,8 @@ def _predict_all_delta(bank_path: Path, options: PredictionOptions, other: dict[
         raise ParameterError(
             "space: with --all, delta is written as folders alone, no --export found; give --export FOLDER"
         )
+    if other["store"]:
+        raise click.UsageError("--store is of combined factors; leave it out with --space delta")
     if other["weight_error"]:
         raise click.UsageError("--weight-error is of combined factors; leave it out with --space delta")
     progress = shown_progress()
@@ -286,15 +302,21 @@ def _tell_all(made: list[PredictedBank], export: Path | None, as_json: bool) -> 
     if as_json:
         print_json({"predictions": rows, "export": None if export is None else str(export)})
         return
-    headings = ["metric", "approach", "effective sources", "relative weight error"]
-    keep = headings if any(row["relative_error"] is not None for row in rows) else headings[:3]
+    headings = ["run", "metric", "approach", "effective sources", "relative weight error"]
+    keep = headings if any(row["relative_error"] is not None for row in rows) else headings[:-1]
     body = [
-        (row["metric"], row["approach"], row["effective_sources"], row["relative_error"])[: len(keep)]
+        (row["run"], row["metric"], row["approach"], row["effective_sources"], row["relative_error"])[
+            : len(keep)
+        ]
         for row in rows
     ]
     print_table(keep, body)
     count = len(made[0].coefficients.adapters)
     tell(f"{count} adapters predicted by leave-one-out with each")
+    if export is None:
+        tell(
+            "their coefficients are stored; `bank export NAME --prediction RUN --out FOLDER` makes any of them"
+        )
     if export is not None:
         tell(f"wrote {count} folders under {export}/, which PEFT and vLLM load")
 
@@ -311,7 +333,9 @@ def _combination_summary(predicted: PredictedBank) -> dict[str, Any]:
         "effective_sources": float(np.mean(found.effective)),
         "relative_error": None if error is None else _number(float(np.nanmean(error))),
         "run": predicted.run.id,
-        "array": str(predicted.path / "adapters"),
+        "coefficients": str(predicted.path / "coefficients"),
+        "array": None if predicted.stored is None else str(predicted.path / "adapters"),
+        "stored": predicted.stored,
     }
 
 

@@ -1,10 +1,11 @@
-"""The task of one panel of predictions: what a worker reads, computes and writes."""
+"""The task of one panel of predictions: what a worker reads, computes and writes, to shards or wherever else."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,8 @@ from bankdb.arrays.metadata import read_layout
 from bankdb.arrays.remote import Location, located
 from bankdb.arrays.shards import shards_of
 from bankdb.arrays.zarr_arrays import chunk_file, open_array
-from bankdb.errors import BankFormatError, ComputeError
+from bankdb.errors import AdapterError, BankFormatError, ComputeError
+from bankdb.peft.weights import DTYPES
 from bankdb.scaled_rows import Sources, read_scaled_into
 from compute.cluster.memory import give_back
 from compute.combination.combine import check_finite, combine_columns, combine_held
@@ -27,6 +29,10 @@ Float32 = NDArray[np.float32]
 
 _AGAIN = "delete predictions.zarr and run the same command again"
 
+Sink = Callable[[Location, int, Float32], Callable[[], None]]
+"""Takes rows of a run's predictions, from its group and the first of its targets on, and does of the writing what
+computes; it gives back what does the rest, to be called once, in whatever thread."""
+
 
 def combine_panel(
     adapters_path: str,
@@ -35,6 +41,7 @@ def combine_panel(
     panel: Panel,
     chunk: int,
     following: tuple[int, int] = (0, 0),
+    dtype: str = "float32",
 ) -> int:
     """Compute a panel of the predictions of several runs and write its shards; runs in a worker.
 
@@ -51,6 +58,8 @@ def combine_panel(
         Its targets count through the runs, one after another, each at `padded(M)` rows.
     following
         Columns that the same worker is likely to be given next: they are read ahead where the sources are held.
+    dtype
+        What values are rounded to before they are stored, as float32.
 
     Returns
     -------
@@ -60,34 +69,91 @@ def combine_panel(
     ------
     BankFormatError
         A source row, or the coefficients, are damaged.
-    ComputeError
-        The result overflows float32, or a file cannot be written.
+    ComputeError, AdapterError
+        The result overflows float32, or a file cannot be written; or a value is too large for the dtype.
     ArrayStoreUnavailableError
         The store of a URL failed.
     """
-    give_back()
     groups = [located(group) for group in group_paths]
-    targets = read_layout(groups[0] / "coefficients")[0].shape[0]
-    parts = split_panel(panel, targets, len(groups))
-    store = AdapterStore(located(adapters_path))
-    if panel.held:
-        _combine_holding(store, groups, sources, panel, parts, following)
-    else:
-        _combine_in_batches(store, groups, sources, panel, parts)
+
+    def to_shards(group: Location, start: int, rows: Float32) -> Callable[[], None]:
+        round_to(rows, dtype)
+        return _begin_shards(group / "adapters", rows, start, panel.start)
+
+    parts = combine_into(to_shards, adapters_path, groups, sources, panel, following)
     for part in parts:
         _flush_folders(groups[part.group] / "adapters", part, panel.start // chunk)
     return sum(4 * (part.stop - part.start) * (panel.stop - panel.start) for part in parts)
 
 
+def combine_into(
+    sink: Sink,
+    adapters_path: str,
+    groups: Sequence[Location],
+    sources: Sources,
+    panel: Panel,
+    following: tuple[int, int],
+    wanted: NDArray[np.bool_] | None = None,
+) -> tuple[PanelPart, ...]:
+    """Compute a panel of the predictions of several runs, and let a sink write them, while the next are multiplied.
+
+    Parameters
+    ----------
+    wanted
+        Shape (M,): targets that the sink takes; blocks without any are not computed. Others are cut, and rounded,
+        as if all were.
+
+    Returns
+    -------
+    The parts of the panel, of which all that is wanted is written.
+
+    Raises
+    ------
+    BankFormatError, ComputeError, ArrayStoreUnavailableError
+        See `combine_panel`; and what the sink raises.
+    """
+    give_back()
+    targets = read_layout(groups[0] / "coefficients")[0].shape[0]
+    parts = split_panel(panel, targets, len(groups))
+    store = AdapterStore(located(adapters_path))
+    if panel.held:
+        _combine_holding(sink, store, groups, sources, panel, parts, following, wanted)
+    else:
+        _combine_in_batches(sink, store, groups, sources, panel, parts)
+    return parts
+
+
+def round_to(rows: Float32, dtype: str) -> None:
+    """Round rows to the values of a dtype, in place, ties to even. Raises AdapterError if one is too large for it."""
+    if dtype == "float32":
+        return
+    for row in rows:
+        row[:] = narrowed(row, dtype)
+
+
+def narrowed(row: Float32, dtype: str) -> NDArray[Any]:
+    """Return finite values in another dtype, rounded to the nearest, ties to even; AdapterError if one is too large."""
+    kind = DTYPES[dtype]
+    extremes = np.array([row.min(), row.max()])
+    with np.errstate(over="ignore"):
+        if not np.isfinite(extremes.astype(kind)).all():
+            raise AdapterError(
+                f"combine: values up to {np.abs(extremes).max():.6g}, too large for {dtype}; use --dtype float32"
+            )
+    return row.astype(kind, copy=False)
+
+
 def _combine_holding(
+    sink: Sink,
     store: AdapterStore,
     groups: Sequence[Location],
     sources: Sources,
     panel: Panel,
     parts: Sequence[PanelPart],
     following: tuple[int, int],
+    wanted: NDArray[np.bool_] | None,
 ) -> None:
-    """Hold the sources that are used, and let blocks of targets pass; two at a time, one of them being flushed."""
+    """Hold the sources that are used, and let blocks of targets pass; two at a time, one of them being written."""
     # A block never reaches from one run into the next: it is cut, and rounded, alike whatever is computed with it.
     blocks = [
         (groups[part.group], start, min(start + panel.block, part.stop))
@@ -97,6 +163,8 @@ def _combine_holding(
     used = np.zeros(len(sources.rows), dtype=np.bool_)
     for block in blocks:
         used |= _read_coefficients(*block).any(axis=0)
+    if wanted is not None:
+        blocks = [(group, start, stop) for group, start, stop in blocks if wanted[start:stop].any()]
     which = np.flatnonzero(used)
     rows = sources.rows[which].tolist()
     written: list[Future[None]] = []
@@ -118,12 +186,13 @@ def _combine_holding(
             combine_held(out, coefficients, which, held)
             check_finite(out, store, sources, coefficients, panel.start, panel.stop)
             # What computes is done here: a worker has one core. What waits for the disk, or for a store, has a thread.
-            written.append(writer.submit(_begin_shards(group / "adapters", out, start, panel.start)))
+            written.append(writer.submit(sink(group, start, out)))
         for future in written:
             future.result()
 
 
 def _combine_in_batches(
+    sink: Sink,
     store: AdapterStore,
     groups: Sequence[Location],
     sources: Sources,
@@ -139,7 +208,7 @@ def _combine_in_batches(
     written = 0
     for part in parts:
         rows = out[written : written + part.stop - part.start]
-        _begin_shards(groups[part.group] / "adapters", rows, part.start, panel.start)()
+        sink(groups[part.group], part.start, rows)()
         written += len(rows)
 
 
@@ -171,18 +240,19 @@ def _begin_shards(path: Location, rows: Float32, top: int, column: int) -> Calla
     shards = shards_of(open_array(path), path, _AGAIN)
     assert shards is not None, "predictions are made in the layout that is written here"
     blocks = [rows[first : first + SHARD_ROWS] for first in range(0, len(rows), SHARD_ROWS)]
-    with _writing(path):
+    with writing(path):
         end = shards.begin(top, column, blocks)
 
     def rest() -> None:
-        with _writing(path):
+        with writing(path):
             end()
 
     return rest
 
 
 @contextlib.contextmanager
-def _writing(path: Location) -> Iterator[None]:
+def writing(path: Location) -> Iterator[None]:
+    """Turn what a disk says into a ComputeError that names the file."""
     try:
         yield
     except OSError as error:

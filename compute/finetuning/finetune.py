@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from compute.finetuning.training import Course, train
 from compute.generation.base_model import end_ids, model_fingerprint, model_folder
 from compute.generation.generate import chosen_device, load_model, threads_of_torch
 from compute.generation.labelled import check_labelled
+from compute.generation.machine import Machine
 from compute.prediction.predict import dataset_name
 
 # Part of what checkpoints are found again by: raised when a change of the code changes what is trained.
@@ -87,27 +88,40 @@ def finetune(
 
     Raises
     ------
-    ParameterError
-        An option is out of range, the start is not known, or an extra is not installed.
+    ParameterError, PlanError
+        An option is out of range, the start is not known, an extra is lacking, or the model does not fit the memory.
     DatasetError, TokenizerError
-        The data cannot be read, has too few examples or no answers, is too long for the base model, or the base model
-        has another tokenizer.
-    PlanError
-        The base model does not fit the memory.
-    AdapterError
-        The start does not fit the base model.
-    ComputeError
-        A loss is not finite.
+        Data that cannot be read, has too few examples or no answers, or is too long; a model of another tokenizer.
+    AdapterError, ComputeError
+        The start does not fit the base model; or a loss is not finite.
 
     Examples
     --------
     >>> FinetuneOptions(start="zero", steps=4).learning_rate > 0
     True
     """
+    asked = _Asked(data, (input_column, output_column), name, way, include_same, checkpoints, cluster, memory)
+    return _finetune(bank, asked, options or FinetuneOptions(), progress or SilentProgress())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """What `finetune` was asked for, beside the options."""
+
+    data: str | Path | Dataset
+    columns: tuple[str, str]
+    name: str | None
+    way: PredictionOptions | None
+    include_same: bool
+    checkpoints: str | Path | None
+    cluster: ClusterLike
+    memory: int | None
+
+
+def _finetune(bank: AdapterBank, asked: _Asked, options: FinetuneOptions, progress: Progress) -> Finetuned:
     check_training_extra()
-    options, progress = options or FinetuneOptions(), progress or SilentProgress()
-    dataset = _dataset(data, input_column, output_column, memory)
-    called = name or dataset_name(data)
+    dataset = _dataset(asked.data, *asked.columns, asked.memory)
+    called = asked.name or dataset_name(asked.data)
     device, folder = chosen_device(options.device), model_folder(options.model or bank.record.base_model)
     end = _end_id(bank.tokenizer, folder)
     examples = training_examples(dataset, bank.tokenizer, end, options.examples, options.seed, called)
@@ -118,19 +132,22 @@ def finetune(
         dataset,
         called,
         options.seed,
-        way=way,
-        include_same=include_same,
-        cluster=cluster,
-        memory=memory,
+        way=asked.way,
+        include_same=asked.include_same,
+        machine=Machine(device=options.device, threads=options.threads),
+        cluster=asked.cluster,
+        memory=asked.memory,
         progress=progress,
     )
     threads = options.threads or core_count()
     setting = Setting(model_fingerprint(folder, progress), end, device, threads)
     kept = Checkpoints(
-        None if checkpoints is None else Path(checkpoints),
-        _run_key(start, examples, options, setting, memory),
+        None if asked.checkpoints is None else Path(asked.checkpoints),
+        _run_key(start, examples, options, setting, asked.memory),
     )
-    call = _Call(bank, folder, start, examples, options, setting, usable_memory(memory, device), progress)
+    call = _Call(
+        bank, folder, start, examples, options, setting, usable_memory(asked.memory, device), progress
+    )
     with threads_of_torch(threads):
         course, vector = call.trained(kept, called)
     record = start_record(bank, start, dataset, called)
@@ -199,7 +216,7 @@ class _Call:
             self._start.form.layout.size,
             self._all,
             options.batch_size,
-            options.base_dtype,
+            options.train_dtype,
             self._setting.device,
             self._memory,
         )

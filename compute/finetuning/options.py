@@ -12,7 +12,7 @@ LEAST_EXAMPLES = 5
 LEARNING_RATE = 2e-3
 """Of AdamW, at every step."""
 PREDICTED, ZERO = "predicted", "zero"
-BASE_DTYPES = ("auto", "float32", "bfloat16")
+TRAIN_DTYPES = ("auto", "float32", "bfloat16")
 MOST_STEPS = 1_000_000
 
 
@@ -37,7 +37,7 @@ class FinetuneOptions:
         Of AdamW, at every step.
     seed
         Draws the examples, their order, and the start from zero.
-    base_dtype
+    train_dtype
         What the base model is read in: `float32`, `bfloat16`, or `auto`, whichever is faster here.
     model
         Folder or hub name of the base model; None is the bank's.
@@ -54,7 +54,7 @@ class FinetuneOptions:
     batch_size: int = 8
     learning_rate: float = LEARNING_RATE
     seed: int = 0
-    base_dtype: str = "auto"
+    train_dtype: str = "auto"
     model: str | None = None
     device: str = "auto"
     threads: int | None = None
@@ -73,9 +73,9 @@ class FinetuneOptions:
         for name, number in (("learning_rate", self.learning_rate), ("budget", self.budget)):
             if number is not None and not (math.isfinite(number) and number > 0):
                 raise ParameterError(f"{name}: expected a positive number, found {number}; change it")
-        if self.base_dtype not in BASE_DTYPES:
+        if self.train_dtype not in TRAIN_DTYPES:
             raise ParameterError(
-                f"base_dtype: expected one of {', '.join(BASE_DTYPES)}, found {self.base_dtype!r}; use one of them"
+                f"train_dtype: expected one of {', '.join(TRAIN_DTYPES)}, found {self.train_dtype!r}; use one of them"
             )
 
 

@@ -160,7 +160,7 @@ def chosen_reading(
             f"the base model has {weights / 2**30:.1f} GiB of weights in {smallest}, about {needed / 2**30:.1f} GiB "
             f"are needed to train on one example at a time; {memory / 2**30:.1f} GiB may be used: give more, "
             "with --memory if there is more, or take shorter examples"
-            + (", or --base-dtype bfloat16" if smallest == "float32" else "")
+            + (", or --train-dtype bfloat16" if smallest == "float32" else "")
         )
     if len(fitting) == 1:
         ((dtype, at_once),) = fitting.items()

@@ -23,6 +23,7 @@ from compute.combination.combine import combine_one
 from compute.combination.delta import DeltaForm
 from compute.finetuning.options import PREDICTED, ZERO
 from compute.finetuning.trainer import Vector, untrained
+from compute.generation.machine import Machine
 from compute.prediction.predict import predict
 from compute.prediction.prediction import Prediction
 from compute.prediction.provenance import source_record
@@ -90,6 +91,7 @@ def start_of(
     *,
     way: PredictionOptions | None,
     include_same: bool,
+    machine: Machine,
     cluster: ClusterLike,
     memory: int | None,
     progress: Progress,
@@ -115,6 +117,7 @@ def start_of(
             way,
             name=name,
             include_same=include_same,
+            machine=machine,
             cluster=cluster,
             memory=memory,
             progress=progress,

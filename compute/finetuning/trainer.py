@@ -117,7 +117,7 @@ class Trainer:
         if not np.isfinite([loss, norm]).all():
             raise ComputeError(
                 f"step {self._steps + 1}: the loss is {loss:.3g} and the gradient's norm {norm:.3g}, expected numbers; "
-                "lower --learning-rate, or give --base-dtype float32"
+                "lower --learning-rate, or give --train-dtype float32"
             )
         self._optimizer.step()
         self._steps += 1
@@ -129,7 +129,7 @@ class Trainer:
         if not np.isfinite(found):
             raise ComputeError(
                 f"the loss on held-out examples is {found} after step {self._steps}, expected a number; lower "
-                "--learning-rate, or give --base-dtype float32"
+                "--learning-rate, or give --train-dtype float32"
             )
         return found
 

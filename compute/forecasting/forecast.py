@@ -20,7 +20,8 @@ from compute.cluster.machine import core_count, memory_budget
 from compute.cluster.options import ClusterLike
 from compute.forecasting.measure import measure_rates
 from compute.forecasting.rates import Rates, expected_seconds, read_rates
-from compute.forecasting.steps import BankShape, StepForecast, forecast_steps
+from compute.forecasting.shape import BankShape
+from compute.forecasting.steps import StepForecast, forecast_steps
 
 HEADINGS = ("step", "tasks", "read", "written", "GFlop", "memory of a task", "expected time")
 # Steps that a forecast shows of itself in text.
@@ -128,6 +129,7 @@ def forecast(
     memory: int | None = None,
     weight_errors: bool = False,
     export: bool | None = None,
+    store: bool = False,
     rates: Rates | str | Path | None = None,
     measure: bool = False,
     cluster: ClusterLike = None,
@@ -146,8 +148,8 @@ def forecast(
         of this machine.
     weight_errors
         As of `predict_all`.
-    export
-        Whether the predictions of the first way are saved as folders; default: where there is one way.
+    export, store
+        Whether predictions of the first way are saved as folders (default: of one way), and whether all are stored.
     rates
         Of the machine, or the file that holds them, for the expected time.
     measure
@@ -167,12 +169,12 @@ def forecast(
     """
     if measure and rates is not None:
         raise ParameterError("rates: expected them given or measured, found both; leave one out")
-    ways = each_way(options)
-    slots = _slots(workers)
+    ways, slots = each_way(options), _slots(workers)
     budget = memory_budget(memory) // slots
     shape = bank if isinstance(bank, BankShape) else BankShape.of_bank(bank)
     saved = len(ways) == 1 if export is None else export
-    steps = forecast_steps(shape, ways, slots=slots, budget=budget, weight_errors=weight_errors, export=saved)
+    asked = {"weight_errors": weight_errors, "export": saved, "store": store}
+    steps = forecast_steps(shape, ways, slots=slots, budget=budget, **asked)
     if measure:
         rates = _measured(bank, shape, steps, cluster, progress or SilentProgress())
     elif isinstance(rates, str | Path):

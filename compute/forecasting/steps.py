@@ -15,16 +15,16 @@ from itertools import combinations_with_replacement
 import numpy as np
 
 from bankdb.arrays.zarr_arrays import column_chunk
-from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.errors import ParameterError, PlanError
 from compute.approaches.neural.network import BATCH
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.options import PredictionOptions
 from compute.combination.plan import SHARD_ROWS, plan_combination
+from compute.forecasting.shape import BankShape
 from compute.gram.plan import plan_gram
 from compute.metrics.base import Metric
 from compute.metrics.registry import get_metric
-from compute.pairwise.plan import CHUNK_ROWS, PlannedTile, chunk_count, plan_distances, tile_bytes
+from compute.pairwise.plan import PlannedTile, plan_distances, tile_bytes
 
 # Bytes of a stored token id with its count.
 _COUNT_BYTES = 8
@@ -35,119 +35,13 @@ _EXPORT_FILES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class BankShape:
-    """The size of a bank, which is all that a plan depends on.
-
-    Attributes
-    ----------
-    adapters
-        N.
-    parameters
-        p, of an adapter.
-    vocabulary
-        V, of the tokenizer.
-    distinct
-        Distinct token ids of all datasets together, each dataset's counted for itself.
-    largest
-        Distinct token ids of the dataset that has most.
-    rows
-        Rows of the bank's arrays: N, and those of removed adapters.
-    blocks
-        Blocks of 64 rows that hold adapters.
-    exported
-        Bytes of a value in an exported folder.
-    """
-
-    adapters: int
-    parameters: int
-    vocabulary: int
-    distinct: int
-    largest: int
-    rows: int
-    blocks: tuple[int, ...]
-    exported: int = 4
-
-    @classmethod
-    def of_numbers(
-        cls,
-        adapters: int,
-        parameters: int,
-        vocabulary: int = 32_000,
-        tokens: int = 70_000,
-        distinct: int | None = None,
-    ) -> BankShape:
-        """Return the shape of a bank that is not there.
-
-        Parameters
-        ----------
-        tokens
-            Of each dataset.
-        distinct
-            Distinct ids among these; None for what a Zipf distribution over the vocabulary gives.
-
-        Raises
-        ------
-        ParameterError
-            A number is not above zero, or there are more distinct ids than tokens, or than the vocabulary has.
-        """
-        numbers = {"adapters": adapters, "parameters": parameters, "vocabulary": vocabulary, "tokens": tokens}
-        for name, value in numbers.items():
-            if value < 1:
-                raise ParameterError(f"{name}: expected at least 1, found {value}; give a larger number")
-        each = zipf_support(vocabulary, tokens) if distinct is None else distinct
-        if not 1 <= each <= min(vocabulary, tokens):
-            raise ParameterError(
-                f"distinct: expected 1 to {min(vocabulary, tokens)} ids, found {each}; leave it out for an estimate"
-            )
-        blocks = tuple(range(chunk_count(adapters)))
-        return cls(adapters, parameters, vocabulary, adapters * each, each, adapters, blocks)
-
-    @classmethod
-    def of_bank(cls, bank: AdapterBank) -> BankShape:
-        """Return the shape of a bank. Raises BankNotFoundError if it is empty."""
-        adapters = ready_adapters(bank)
-        rows = [record.row for record in adapters]
-        supports = [len(ids) for ids, _ in bank.catalog.token_counts(rows)]
-        blocks = tuple(sorted({row // CHUNK_ROWS for row in rows}))
-        dtypes = {record.dtype for record in adapters}
-        return cls(
-            adapters=len(rows),
-            parameters=bank.layout.size,
-            vocabulary=bank.record.vocabulary,
-            distinct=sum(supports),
-            largest=max(supports),
-            rows=rows[-1] + 1,
-            blocks=blocks,
-            # Of several dtypes float32 is written.
-            exported=2 if len(dtypes) == 1 and dtypes <= {"float16", "bfloat16"} else 4,
-        )
-
-    @property
-    def mean_distinct(self) -> int:
-        """Distinct ids of a dataset on average."""
-        return max(1, self.distinct // self.adapters)
-
-
-def zipf_support(vocabulary: int, tokens: int) -> int:
-    """Return the expected number of distinct ids among tokens drawn with probabilities `1 / (k H_V)`.
-
-    The chance that id k is among T tokens is `1 - (1 - 1 / (k H_V))^T`.
-    """
-    ranks = np.arange(1, vocabulary + 1, dtype=np.float64)
-    shares = 1 / (ranks * np.sum(1 / ranks))
-    with np.errstate(divide="ignore"):  # a vocabulary of one id: log of 0
-        missing = np.exp(tokens * np.log1p(-shares))
-    return max(1, min(vocabulary, tokens, round(float(np.sum(1 - missing)))))
-
-
-@dataclass(frozen=True, slots=True)
 class StepForecast:
     """One step of a run: what all of its tasks do together.
 
     Attributes
     ----------
     kind
-        `distances`, `gram`, `coefficients`, `combine` or `export`.
+        `distances`, `gram`, `coefficients`, `combine` or `export`; folders that are combined into are of `combine`.
     name
         As the progress of a run calls it.
     detail
@@ -209,6 +103,7 @@ def forecast_steps(
     budget: int,
     weight_errors: bool = False,
     export: bool = True,
+    store: bool = False,
 ) -> tuple[StepForecast, ...]:
     """Return the steps of `predict --all`, in their order.
 
@@ -222,6 +117,8 @@ def forecast_steps(
         Whether predictions are compared with the adapters, through the Gram matrix.
     export
         Whether the predictions of the first way become folders.
+    store
+        Whether all predictions are stored, beside their coefficients; folders are then written from them.
 
     Raises
     ------
@@ -241,9 +138,14 @@ def forecast_steps(
     if weight_errors or any(way.how.reads_gram for way in ways):
         steps.append(_planned("gram", "gram", lambda: _gram(shape, budget)))
     steps += [_coefficients(shape, way) for way in ways]
-    steps.append(_planned("combine", "combine", lambda: _combine(shape, ways, budget)))
+    if store:
+        steps.append(_planned("combine", "combine", lambda: _combine(shape, ways, budget)))
     if export:
-        steps.append(_export(shape))
+        steps.append(
+            _export(shape)
+            if store
+            else _planned("combine", "export", lambda: _one_pass(shape, ways[0], budget))
+        )
     return tuple(steps)
 
 
@@ -382,6 +284,22 @@ def _combine(shape: BankShape, ways: Sequence[PredictionOptions], budget: int) -
         written=plan.written,
         files=len(ways) * chunks * -(-n // SHARD_ROWS),
         flops=2 * dense * n * (n - 1) * p,
+        memory=plan.memory,
+    )
+
+
+def _one_pass(shape: BankShape, way: PredictionOptions, budget: int) -> StepForecast:
+    """Return the step that combines one way's predictions into the files of their folders."""
+    n, p = shape.adapters, shape.parameters
+    plan = plan_combination(n, p, 1, chunk=column_chunk(p), budget=budget)
+    return StepForecast(
+        "combine",
+        "export",
+        tasks=len(plan.panels),
+        read=plan.read,
+        written=shape.exported * n * p,
+        files=_EXPORT_FILES * n,
+        flops=0 if way.how.single_source else 2 * n * (n - 1) * p,
         memory=plan.memory,
     )
 

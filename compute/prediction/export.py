@@ -25,9 +25,12 @@ from compute.prediction.provenance import (
     already_there,
     chosen_dtype,
     form_record,
+    leave_one_out,
     provenance,
     write_prediction,
 )
+
+AGAIN = "delete predictions.zarr and run the same command again"
 
 
 def export_all(
@@ -58,23 +61,25 @@ def export_all(
     adapters = found.adapters
     progress.begin("export", len(adapters))
     about = bank.export_record()
+    exported: dict[str, tuple[str, str]] = {}
 
     def export(index: int) -> Path:
         where, name = root / adapters[index].name, adapters[index].name
         written = _export_one(about, found, path, index, where, dtype, overwrite)
-        bank.runs.set_exported(run.id, name, str(where.absolute()), written)
+        exported[name] = (str(where.absolute()), written)
         progress.advance()
         return where
 
     with bank.computing(progress), ThreadPoolExecutor(max_workers=core_count()) as pool:
-        for adapter in adapters:
-            clear_unfinished(root / adapter.name)
+        clear_unfinished(root, {adapter.name for adapter in adapters})
         futures = [pool.submit(export, index) for index in range(len(adapters))]
         try:
             folders = [future.result() for future in futures]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+        finally:
+            bank.runs.set_exported(run.id, exported)
     progress.end()
     return folders
 
@@ -128,8 +133,8 @@ def export_delta(
     progress.begin("export", len(found.adapters))
     about, exported = bank.export_record(), []
     with bank.computing(progress):
+        clear_unfinished(root, {adapter.name for adapter in found.adapters})
         for index, adapter in enumerate(found.adapters):
-            clear_unfinished(root / adapter.name)
             exported.append(
                 _export_delta_one(bank, about, found, index, root / adapter.name, dtype, overwrite, memory)
             )
@@ -150,7 +155,7 @@ def _export_delta_one(
 ) -> DeltaExport:
     """Make and write one prediction in delta space, unless it is there already."""
     sources, weights, rank = found.adapters, found.values[index], found.options.rank
-    record, _ = _leave_one_out(about, found, index, dtype)
+    record, _ = leave_one_out_record(about, found, index, dtype)
     form = delta_form(bank, sources, weights, rank)
     record |= form_record(form)
     kept = already_there(folder, record, overwrite)
@@ -172,28 +177,26 @@ def _export_one(
     overwrite: bool,
 ) -> str:
     """Write a stored prediction, unless it is there already; return the dtype of its weights."""
-    record, written = _leave_one_out(about, found, index, dtype)
+    record, written = leave_one_out_record(about, found, index, dtype)
     if already_there(folder, record, overwrite) is not None:
         return written
-    again = "delete predictions.zarr and run the same command again"
-    vector = read_row(path / "adapters", index, again)
+    vector = read_row(path / "adapters", index, AGAIN)
     write_prediction(about, folder, vector, record, overwrite)
     return written
 
 
-def _leave_one_out(
+def leave_one_out_record(
     about: BankRecord, found: Coefficients, index: int, dtype: str
 ) -> tuple[dict[str, Any], str]:
-    """Return the provenance of one of all predictions, and the dtype of its weights."""
+    """Return the provenance of one of all predictions, and the dtype of its weights.
+
+    Raises
+    ------
+    ParameterError
+        The dtype is none of an adapter.
+    """
     target, weights = found.adapters[index], found.values[index].astype(np.float32)
     written = chosen_dtype(dtype, found.adapters, weights)
     record = provenance(about, target.name, found.metric, found.options, found.adapters, weights, written)
-    record["leave_one_out"] = True
-    if found.fitted is not None:
-        record["fitted"] = found.fitted[index]
-    record["dataset"] = {
-        "content_sha256": target.content_sha256,
-        "examples": target.examples,
-        "tokens": target.tokens,
-    }
+    record |= leave_one_out(target, None if found.fitted is None else found.fitted[index])
     return record, written

@@ -1,4 +1,4 @@
-"""Leave-one-out predictions of all N adapters of a bank, stored and saved."""
+"""Leave-one-out predictions of all N adapters of a bank: stored as coefficients, made when they are read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.remote import Location
+from bankdb.arrays.shards import read_row
 from bankdb.bank import AdapterBank
-from bankdb.errors import ParameterError
+from bankdb.errors import BankNotFoundError, ParameterError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import PredictionRecord, RunRecord
 from bankdb.scaled_rows import sources_of
@@ -20,10 +21,13 @@ from bankdb.shown import html_summary, text_summary
 from compute.approaches.options import PredictionOptions, each_way
 from compute.approaches.weight_errors import weight_space_errors
 from compute.cluster.options import Cluster, ClusterLike
-from compute.combination.predictions import combine_missing, open_predictions
+from compute.combination.predictions import check_dtype, combine_missing, open_stored, stored_dtype
+from compute.combination.runs import ADAPTERS, COEFFICIENTS, open_run
 from compute.labels.answer_labels import LabelOptions
 from compute.prediction.coefficients import Coefficients, compute_coefficients, described
-from compute.prediction.export import export_all
+from compute.prediction.export import AGAIN, export_all
+from compute.prediction.folders.by_run import combined
+from compute.prediction.folders.one_pass import save_in_one_pass
 from compute.prediction.matrices import compute_gram
 from compute.prediction.session import computing
 
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PredictedBank:
-    """All N leave-one-out predictions, stored.
+    """All N leave-one-out predictions: their coefficients, from which an adapter is made when it is read.
 
     Attributes
     ----------
@@ -42,11 +46,14 @@ class PredictedBank:
     coefficients
         What they are combinations by.
     path
-        zarr group with `adapters` (N, p) and `coefficients` (N, N), both float32.
+        zarr group with `coefficients` (N, N), float32; and with `adapters` (N, p), where all predictions are stored.
     relative_error
-        `norm(predicted - own) / norm(own)` of each target, shape (N,), where it was asked for.
+        `norm(predicted - own) / norm(own)` of each target, shape (N,), where it was asked for, or the Gram matrix was
+        needed anyway.
     bank
-        The bank that stores them; it has to be open where they are saved.
+        The bank that stores them; it has to be open where they are read or saved.
+    stored
+        dtype to which the stored predictions are rounded; None where coefficients alone are stored.
     """
 
     run: RunRecord
@@ -54,6 +61,35 @@ class PredictedBank:
     path: Location
     relative_error: NDArray[np.float64] | None
     bank: AdapterBank
+    stored: str | None = None
+
+    def adapter(self, name: str, *, memory: int | None = None) -> NDArray[np.float32]:
+        """Return a predicted adapter in the bank's layout and scaling, shape (p,); made now, or read if stored.
+
+        Parameters
+        ----------
+        name
+            Of the target.
+        memory
+            Bytes that may be used beside it; default: half of the machine's memory.
+
+        Raises
+        ------
+        BankNotFoundError
+            There is no such target.
+        BankFormatError
+            A row that is needed, or the stored prediction, is damaged.
+        """
+        found = self.coefficients
+        index = next((i for i, record in enumerate(found.adapters) if record.name == name), None)
+        if index is None:
+            raise BankNotFoundError(
+                f"{name}: expected one of the {len(found.adapters)} adapters that were predicted, found none of that "
+                "name; `coefficients.adapters` has them"
+            )
+        if self.stored is not None:
+            return read_row(self.path / ADAPTERS, index, AGAIN)
+        return combined(self.bank, found.adapters, found.values[index].astype(np.float32), memory)
 
     def save(
         self,
@@ -61,9 +97,12 @@ class PredictedBank:
         *,
         dtype: str = "source",
         overwrite: bool = False,
+        cluster: ClusterLike = None,
         progress: Progress | None = None,
     ) -> list[Path]:
         """Write every prediction as `folder/NAME`, which PEFT and vLLM load; what is there of the same run is kept.
+
+        They are combined and written in one pass over the bank's adapters; a run that was killed goes on.
 
         Parameters
         ----------
@@ -71,24 +110,25 @@ class PredictedBank:
             `source`: that of the adapters combined (float32 if they differ); or float32, float16, bfloat16.
         overwrite
             Replace folders that hold something else.
+        cluster
+            Options, a `distributed.Client`, or None: the default client if there is one, else threads.
 
         Raises
         ------
         ConflictError
             A folder is there that holds something else, and is not to be replaced.
-        BankFormatError
-            A stored prediction is damaged.
+        PlanError, ComputeError
+            The work does not fit the memory, or the files the disk; or a piece failed, and what was done is kept.
+        AdapterError, BankFormatError
+            A folder cannot be written; or a row of the bank, or a stored prediction, is damaged.
         """
-        return export_all(
-            self.bank,
-            self.run,
-            self.coefficients,
-            self.path,
-            folder,
-            dtype=dtype,
-            overwrite=overwrite,
-            progress=progress,
+        what, shown = (
+            (self.bank, self.run, self.coefficients, self.path, folder),
+            progress or SilentProgress(),
         )
+        if self.stored == "float32":
+            return export_all(*what, dtype=dtype, overwrite=overwrite, progress=shown)
+        return save_in_one_pass(*what, dtype=dtype, overwrite=overwrite, cluster=cluster, progress=shown)
 
     def to_xarray(self) -> xarray.Dataset:
         """Return effective sources, and weight errors where there are, by `target`; and the coefficients."""
@@ -115,7 +155,8 @@ class PredictedBank:
         facts: dict[str, object] = {"effective sources": float(np.mean(self.coefficients.effective))}
         if self.relative_error is not None:
             facts["relative weight error"] = float(np.nanmean(self.relative_error))
-        return facts | {"run": self.run.id, "array": str(self.path / "adapters")}
+        array = COEFFICIENTS if self.stored is None else ADAPTERS
+        return facts | {"run": self.run.id, "array": str(self.path / array)}
 
 
 @overload
@@ -126,6 +167,7 @@ def predict_all(
     labels: LabelOptions | None = ...,
     cluster: ClusterLike = ...,
     weight_errors: bool = ...,
+    store: str | None = ...,
     progress: Progress | None = ...,
 ) -> PredictedBank: ...
 
@@ -138,6 +180,7 @@ def predict_all(
     labels: LabelOptions | None = ...,
     cluster: ClusterLike = ...,
     weight_errors: bool = ...,
+    store: str | None = ...,
     progress: Progress | None = ...,
 ) -> list[PredictedBank]: ...
 
@@ -149,11 +192,13 @@ def predict_all(
     labels: LabelOptions | None = None,
     cluster: ClusterLike = None,
     weight_errors: bool = False,
+    store: str | None = None,
     progress: Progress | None = None,
 ) -> PredictedBank | list[PredictedBank]:
-    """Predict every adapter of the bank from all the others, and store the predictions.
+    """Predict every adapter of the bank from all the others.
 
-    What a run that was killed had finished is not computed again.
+    A prediction is its coefficients, which are stored; adapters are made when they are read or saved. What a run that
+    was killed had finished is not computed again.
 
     Parameters
     ----------
@@ -165,7 +210,9 @@ def predict_all(
     cluster
         Options, a `distributed.Client`, or None: the default client if there is one, else threads.
     weight_errors
-        Also compute, through the Gram matrix, how far each prediction is from the adapter's own weights.
+        Also compute how far each is from the adapter's own weights; done anyway where a way reads the Gram matrix.
+    store
+        Store all N x p numbers too, rounded to this dtype: float32, float16, bfloat16. None: coefficients alone.
 
     Raises
     ------
@@ -185,6 +232,8 @@ def predict_all(
     shown, ways = progress or SilentProgress(), each_way(options)
     if not ways:
         return []
+    if store is not None:
+        check_dtype(store)
     if labels is not None and labels.targets is not None:
         raise ParameterError(
             "targets: all adapters are predicted; leave the targets out, or use compute.coefficients"
@@ -194,7 +243,7 @@ def predict_all(
             "space: stored predictions are of factors, delta found; export folders: with --export, or export_delta"
         )
     with computing(bank, cluster, shown) as used:
-        predicted = _predict_all(bank, ways, used, weight_errors, shown, labels)
+        predicted = _predict_all(bank, ways, used, weight_errors, store, shown, labels)
     return predicted[0] if options is None or isinstance(options, PredictionOptions) else predicted
 
 
@@ -203,26 +252,30 @@ def _predict_all(
     ways: Sequence[PredictionOptions],
     cluster: Cluster,
     weight_errors: bool,
+    store: str | None,
     progress: Progress,
     labels: LabelOptions | None,
 ) -> list[PredictedBank]:
     found = compute_coefficients(bank, ways, cluster, progress, labels)
     adapters = found[0].adapters
     errors: list[NDArray[np.float64] | None] = [None] * len(found)
-    if weight_errors:
+    if weight_errors or any(way.how.reads_gram for way in ways):
         gram = compute_gram(bank, cluster, progress)
         targets, size = np.arange(len(adapters)), bank.layout.size
         errors = [weight_space_errors(way.values, gram, targets, size).relative for way in found]
     runs = [
-        open_predictions(bank, adapters, way.values, way.metric, way.options, progress, way.labels)
+        open_run(bank, adapters, way.values, way.metric, way.options, way.fitted, progress, way.labels)
         for way in found
     ]
-    combine_missing(bank, runs, sources_of(bank, adapters, progress), cluster, progress)
+    if store is not None:
+        for opened in runs:
+            open_stored(bank, opened, len(adapters), store, progress)
+        combine_missing(bank, runs, sources_of(bank, adapters, progress), cluster, progress, store)
     for (run, _), way, error in zip(runs, found, errors, strict=True):
         _store_records(bank, run, way, error)
         bank.runs.finish(run.id)
     return [
-        PredictedBank(run, way, path, error, bank)
+        PredictedBank(run, way, path, error, bank, stored_dtype(bank, (run, path), len(adapters)))
         for (run, path), way, error in zip(runs, found, errors, strict=True)
     ]
 
@@ -230,28 +283,14 @@ def _predict_all(
 def _store_records(
     bank: AdapterBank, run: RunRecord, found: Coefficients, error: NDArray[np.float64] | None
 ) -> None:
-    """Store what each prediction is made of; what an earlier command stored of the same run stays."""
+    """Store what is told of each prediction; what an earlier command stored of the same run stays."""
     stored = {record.target: record for record in bank.runs.predictions(run.id)}
-    # What was multiplied with: the coefficients in single precision.
-    weights = found.values.astype(np.float32)
     records = []
     for index, adapter in enumerate(found.adapters):
-        used = np.flatnonzero(weights[index])
-        record = PredictionRecord(
-            run_id=run.id,
-            target=adapter.name,
-            sources=tuple(found.adapters[source].row for source in used),
-            weights=tuple(float(weight) for weight in weights[index, used]),
-            effective_sources=float(found.effective[index]),
-            relative_error=None if error is None else float(error[index]),
-            exported_to=None,
-            export_dtype=None,
-        )
-        before = stored.get(adapter.name)
-        if before is not None:
-            record = replace(record, exported_to=before.exported_to, export_dtype=before.export_dtype)
-            if error is None:
-                record = replace(record, relative_error=before.relative_error)
-        records.append(record)
+        effective = float(found.effective[index])
+        record = stored.get(adapter.name) or PredictionRecord(run.id, adapter.name, effective, None)
+        if error is not None:
+            record = replace(record, relative_error=float(error[index]))
+        records.append(replace(record, effective_sources=effective))
     if records != list(stored.values()):
         bank.runs.store_predictions(records)

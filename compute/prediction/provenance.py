@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from bankdb.peft.model_card import PROVENANCE_NAME, model_card
 from bankdb.peft.weights import write_safetensors
 from bankdb.records import AdapterRecord, BankRecord, library_versions, published
 from bankdb.strict_json import parse_object
+from compute.approaches.base import Fitted
 from compute.approaches.options import PredictionOptions
 from compute.combination.delta import DeltaForm
 
@@ -105,6 +106,13 @@ def provenance(
     }
 
 
+def leave_one_out(target: AdapterRecord, fitted: Fitted | None) -> dict[str, Any]:
+    """Return what provenance says more of a prediction for a dataset of the bank, in the order of its file."""
+    dataset = {"content_sha256": target.content_sha256, "examples": target.examples, "tokens": target.tokens}
+    chosen = {} if fitted is None else {"fitted": fitted}
+    return {"leave_one_out": True, **chosen, "dataset": dataset}
+
+
 def source_record(adapter: AdapterRecord, coefficient: float) -> dict[str, Any]:
     """Return what a provenance record tells of one of the adapters combined."""
     return {
@@ -129,7 +137,7 @@ def _json(record: Mapping[str, Any]) -> str:
 def write_prediction(
     about: BankRecord,
     folder: Path,
-    vector: NDArray[np.float32],
+    weights: NDArray[np.float32] | Callable[[Path], None],
     record: Mapping[str, Any],
     overwrite: bool,
     form: DeltaForm | None = None,
@@ -138,8 +146,8 @@ def write_prediction(
 
     Parameters
     ----------
-    vector
-        float32, shape (p,), in the bank's layout; in delta space in the form's.
+    weights
+        float32, shape (p,), in the bank's layout; in delta space in the form's. Or what writes the file.
     record
         What `provenance` returned, and more.
 
@@ -169,7 +177,9 @@ def write_prediction(
         folder,
         files={
             "adapter_config.json": config.encode(),
-            "adapter_model.safetensors": lambda path: write_safetensors(path, vector, layout, dtype),
+            "adapter_model.safetensors": weights
+            if callable(weights)
+            else lambda path: write_safetensors(path, weights, layout, dtype),
             PROVENANCE_NAME: _json(record).encode(),
             "README.md": model_card(record).encode(),
         },

@@ -14,6 +14,20 @@ from compute.cluster.options import Cluster, ClusterLike
 
 
 @contextlib.contextmanager
+def one_cluster(bank: AdapterBank, given: ClusterLike, progress: Progress) -> Iterator[Cluster]:
+    """Have a cluster for several workflows, one after another; nothing is started for an empty bank.
+
+    Raises
+    ------
+    BankNotFoundError
+        The bank has no adapters.
+    """
+    ready_adapters(bank)
+    with open_cluster(given, progress, bank.store.path) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
 def computing(bank: AdapterBank, given: ClusterLike, progress: Progress) -> Iterator[Cluster]:
     """Hold the compute lock, with a cluster as `open_cluster` takes it, for as long as a workflow takes.
 

@@ -22,6 +22,7 @@ from bankdb.bank import AdapterBank
 from bankdb.derived import KINDS, delete_derived, find_array, make_array
 from bankdb.errors import BankError, BankFormatError
 from bankdb.progress import SilentProgress
+from bankdb.scaled_rows import sources_of
 from bankdb.verify import verify
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
@@ -31,8 +32,8 @@ from compute.labels.kept_losses import KeptLosses
 from compute.prediction.coefficients import coefficients
 from compute.prediction.matrices import distances
 from compute.prediction.neural_models import stored_model
-from compute.prediction.predict_all import predict_all, sources_of
 from tests.support.banks.recorded_progress import RecordedProgress
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector
 
 # How many flips, and histories of a database; more by hand.
@@ -90,7 +91,7 @@ def computed(bank: AdapterBank, cluster: Cluster, kinds: Collection[str] = KINDS
         network = stored_model(bank, "jensen-shannon", NEURAL.neural, adapters, silent)
         found |= {f"network {name}": values for name, values in network.to_arrays().items()}
     if "predictions" in kinds:
-        predicted = predict_all(bank, PredictionOptions(metric="wd"), cluster=cluster)
+        predicted = predict_all_stored(bank, PredictionOptions(metric="wd"), cluster=cluster)
         again = "delete predictions.zarr and run the same command again"
         rows = range(len(adapters))
         found["predictions"] = np.stack([read_row(predicted.path / "adapters", row, again) for row in rows])
@@ -484,7 +485,7 @@ def test_nothing_is_computed_or_written_twice(path: Path, cluster: Cluster) -> N
         progress = RecordedProgress()
         distances(bank, "js", cluster=cluster, progress=progress)
         coefficients(bank, NEURAL, cluster=cluster, progress=progress)
-        predict_all(
+        predict_all_stored(
             bank, PredictionOptions(metric="wd"), cluster=cluster, weight_errors=True, progress=progress
         )
         assert progress.stages == {}

@@ -17,7 +17,7 @@ from bankdb.bank import AdapterBank
 from bankdb.verify import verify
 from cli.main import cli
 from compute.approaches.options import PredictionOptions
-from compute.combination.predictions import options_key
+from compute.combination.runs import options_key
 from compute.prediction.coefficients import coefficients
 from compute.prediction.neural_models import network_key
 from compute.prediction.predict_all import predict_all

@@ -19,34 +19,36 @@ ALWAYS = {
     "init": "bank_path base_model tokenizer aliases database arrays as_json",
     "alias": "bank_path names",
     "ingest": "bank_path sources hub input_column output_column group_pattern replace memory as_json",
-    "list": "bank_path as_json",
+    "list": "bank_path limit offset as_json",
     "show": "bank_path name as_json",
     "verify": "bank_path repair as_json",
     "group": "bank_path names pattern as_json",
     "remove": "bank_path names",
-    "export": "bank_path name out overwrite",
-    "distances": f"bank_path metrics compatible csv as_json {CLUSTER}",
-    "coefficients": f"bank_path approaches compatible leave_out csv as_json {CLUSTER}",
+    "export": "bank_path name out run overwrite",
+    "distances": f"bank_path metrics compatible csv parquet as_json {CLUSTER}",
+    "coefficients": f"bank_path approaches compatible leave_out csv parquet as_json {CLUSTER}",
     # The command itself refuses out, name and include_same with --all, export and weight_error without.
     "predict": "bank_path newdata whole_bank approaches compatible space rank out export name include_same "
-    "weight_error as_json memory",
-    "finetune": "bank_path newdata out start steps budget examples batch_size learning_rate model base_dtype device "
-    "threads seed name input_column output_column dtype overwrite as_json memory",
+    "weight_error store as_json memory",
+    "finetune": "bank_path newdata out start steps budget examples batch_size learning_rate model train_dtype device "
+    "threads seed name input_column output_column dtype overwrite as_json memory test",
     "evaluate": "bank_path adapters csv out as_json",
     "generate": "adapter prompt input_file model max_tokens temperature chat device dtype threads",
     "report": "bank_path out metrics approaches evaluations title overwrite",
-    "plan": "adapters parameters approaches weight_error workers memory measure rates_file save_rates as_json",
+    "plan": "adapters parameters approaches weight_error store workers memory measure rates_file save_rates as_json",
 }
 NEW = ["x.jsonl", "--out", "o"]
 # Command, arguments with which an option does nothing, and the options.
 NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
+    ("export", ["x", "--out", "o"], [["--dtype", "float16"], ["--memory", "1GiB"]]),
     ("predict", NEW, [["--scheduler", "tcp://127.0.0.1:1"], ["--scheduler-file", "x"], ["--workers", "7"],
                       ["--wait-workers", "2"], ["--wait-seconds", "2"], ["--tls-ca", "x"], ["--tls-cert", "x"],
                       ["--tls-key", "x"], ["--leave-out", "group"]]),
     ("finetune", NEW, [["--scheduler", "tcp://127.0.0.1:1"], ["--scheduler-file", "x"], ["--workers", "7"],
                        ["--wait-workers", "2"], ["--wait-seconds", "2"], ["--tls-ca", "x"], ["--tls-cert", "x"],
                        ["--tls-key", "x"], ["--leave-out", "group"], ["--mmd-kernel", "gaussian"], ["--sigma", "3"],
-                       ["--width", "7"], ["--protocol", "published"]]),
+                       ["--width", "7"], ["--protocol", "published"], ["--compare", "uniform"],
+                       ["--max-examples", "3"]]),
     ("finetune", [*NEW, "--start", "zero"], [["--approach", "uniform"], ["--compatible", "published"],
                                              ["--space", "delta"], ["--rank", "2"], ["--include-same"],
                                              ["--metric", "js"]]),

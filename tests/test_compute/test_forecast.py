@@ -28,11 +28,14 @@ from compute.cluster.options import Cluster, ClusterOptions
 from compute.combination import panel as combine_panels
 from compute.combination import predictions
 from compute.forecasting.rates import MetricRate, Rates, expected_seconds, read_rates, write_rates
-from compute.forecasting.steps import BankShape, StepForecast, forecast_steps, zipf_support
+from compute.forecasting.shape import BankShape, zipf_support
+from compute.forecasting.steps import StepForecast, forecast_steps
 from compute.gram import matrix as gram
 from compute.pairwise import matrix as distances
 from compute.pairwise import tile as distance_tiles
+from compute.prediction.folders import one_pass
 from compute.prediction.predict_all import predict_all
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import create_synthetic, draw_vector, layout_of
 
 # Two blocks of distances, two chunks of columns, five shards of targets.
@@ -97,7 +100,7 @@ class Counted:
         self.tasks: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self._lock = threading.Lock()
-        for module in (distances, gram, predictions):
+        for module in (distances, gram, predictions, one_pass):
             monkeypatch.setattr(module, "run_tasks", self._stage(module.run_tasks))
         read_counts, read_into = distance_tiles.read_counts, AdapterStore.read_into
         read_coefficients = combine_panels._read_coefficients
@@ -163,9 +166,10 @@ def test_a_run_does_what_was_forecast(
     """The second budget does not hold the sources: they are read once for each range of targets."""
     ways = [PredictionOptions(metric=name) for name in ("jensen-shannon", "mmd")]
     shape = BankShape.of_bank(opened)
-    steps = forecast_steps(shape, ways, slots=cluster.slots, budget=budget, weight_errors=weight_errors)
+    named = {"slots": cluster.slots, "budget": budget, "weight_errors": weight_errors}
+    steps = forecast_steps(shape, ways, store=True, **named)
     counted = Counted(monkeypatch)
-    made = predict_all(
+    made = predict_all_stored(
         opened,
         ways,
         cluster=replace(cluster, task_budget=budget),
@@ -196,15 +200,41 @@ def test_a_run_does_what_was_forecast(
     assert exported.written < weights < 1.01 * exported.written
 
 
+@pytest.mark.parametrize("budget", [1 << 30, 24 << 20])
+def test_folders_in_one_pass_do_what_was_forecast(
+    opened: AdapterBank, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, budget: int
+) -> None:
+    small = replace(cluster, task_budget=budget)
+    steps = forecast_steps(
+        BankShape.of_bank(opened), [PredictionOptions()], slots=cluster.slots, budget=budget
+    )
+    predicted = predict_all(opened, cluster=small)
+    counted = Counted(monkeypatch)
+    folders = predicted.save(tmp_path / "out", cluster=small)
+    (step,) = by_kind(steps, "combine")
+    assert step.name == "export"
+    assert counted.tasks["export"] == step.tasks
+    assert counted.bytes["adapters"] + counted.bytes["coefficients"] == step.read
+    assert counted.bytes["export results"] == step.written
+    assert len([file for folder in folders for file in folder.iterdir()]) == step.files
+    assert step.memory <= budget
+
+
 def test_what_does_not_fit_says_what_the_run_says(opened: AdapterBank, cluster: Cluster) -> None:
     for budget, kind in ((1 << 20, "distances"), (20 << 20, "gram"), (4 << 20, "combine")):
         weight_errors = kind == "gram"
         small = replace(cluster, task_budget=budget)
         with pytest.raises(PlanError) as refused:
-            predict_all(opened, [PredictionOptions()], cluster=small, weight_errors=weight_errors)
+            predict_all_stored(opened, [PredictionOptions()], cluster=small, weight_errors=weight_errors)
         shape = BankShape.of_bank(opened)
         steps = forecast_steps(
-            shape, [PredictionOptions()], slots=cluster.slots, budget=budget, weight_errors=weight_errors
+            shape,
+            [PredictionOptions()],
+            slots=cluster.slots,
+            budget=budget,
+            weight_errors=weight_errors,
+            store=True,
+            export=False,
         )
         assert [step.problem for step in by_kind(steps, kind)] == [str(refused.value)]
 
@@ -343,7 +373,8 @@ def files_of(path: Path) -> dict[str, bytes]:
 def test_a_plan_of_a_bank_changes_nothing(opened: AdapterBank) -> None:
     opened.close()
     before = files_of(opened.path)
-    found = json.loads(run("--bank", opened.path, "--metric", "all", "--approach", "neural", "--json").stdout)
+    words = ("--metric", "all", "--approach", "neural", "--store", "--json")
+    found = json.loads(run("--bank", opened.path, *words).stdout)
     assert files_of(opened.path) == before
     assert (found["adapters"], found["parameters"], found["distinct"]) == (N, LAYOUT.size, DISTINCT)
     assert [step["name"] for step in found["steps"]] == [
@@ -367,8 +398,9 @@ def test_a_plan_without_a_bank_with_given_rates(tmp_path: Path) -> None:
     plan = (*sizes, "--workers", "2", "--rates", tmp_path / "rates.json")
     found = json.loads(run(*plan, "--json").stdout)
     steps = {step["name"]: step for step in found["steps"]}
-    assert steps["combine"]["tasks"] == 72
-    assert steps["combine"]["flops"] == 2 * 502 * 501 * 9_437_184
+    assert "combine" not in steps
+    assert steps["export"]["tasks"] == 72
+    assert steps["export"]["flops"] == 2 * 502 * 501 * 9_437_184
     assert found["seconds"] == pytest.approx(sum(step["seconds"] for step in found["steps"]))
     shown = run(*plan).stdout
     assert "502 adapters of 9,437,184 parameters" in shown

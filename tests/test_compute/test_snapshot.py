@@ -20,10 +20,10 @@ from compute.approaches.options import PredictionOptions
 from compute.evaluation.weight_space import bank_size_curves, weight_space_table
 from compute.prediction.coefficients import coefficients
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import predict_all
 from compute.reporting.gather import gather
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.small_bank import ingest_folder, write_pairs
+from tests.support.banks.stored_rows import predict_all_stored
 
 TUNED = PredictionOptions(metric="js", approach="tuned")
 WAYS = [PredictionOptions(metric="js"), TUNED]
@@ -85,7 +85,7 @@ def weights(bank: AdapterBank, progress: Any) -> list[Any]:
 
 
 def errors(bank: AdapterBank, progress: Any) -> list[Any]:
-    made = predict_all(bank, WAYS[0], weight_errors=True, progress=progress)
+    made = predict_all_stored(bank, WAYS[0], weight_errors=True, progress=progress)
     assert made.relative_error is not None
     return list(made.relative_error.tolist())
 

@@ -396,14 +396,16 @@ def test_a_report_is_written_and_shown(shared: bankdb.AdapterBank, tmp_path: Pat
 
 def test_a_forecast_of_a_bank_and_of_numbers(shared: bankdb.AdapterBank, tmp_path: Path) -> None:
     found = compute.forecast(shared, workers=2, memory=1 << 30, weight_errors=True)
-    assert [step.kind for step in found.steps] == ["distances", "gram", "coefficients", "combine", "export"]
+    assert [step.kind for step in found.steps] == ["distances", "gram", "coefficients", "combine"]
+    assert found.steps[-1].name == "export"
     assert (found.shape.adapters, found.workers, found.task_memory) == (6, 2, 1 << 29)
     assert (found.total_seconds, found.problems) == (None, {})
-    few_lines(found, "6 adapters", "combine")
+    few_lines(found, "6 adapters", "export")
     size = compute.BankShape.of_numbers(1000, 1_000_000)
     several = compute.forecast(size, WAYS, workers=4, memory=8 << 30)
-    assert [step.kind for step in several.steps][-1] == "combine"  # of several, no folders are written
-    assert compute.forecast(size, WAYS, workers=4, memory=8 << 30, export=True).steps[-1].kind == "export"
+    assert [step.kind for step in several.steps][-1] == "coefficients"  # of several, no folders are written
+    kept = compute.forecast(size, WAYS, workers=4, memory=8 << 30, export=True, store=True)
+    assert [step.kind for step in kept.steps][-2:] == ["combine", "export"]
     small = compute.forecast(size, workers=4, memory=4 << 20)
     assert small.problems
     assert "does not fit" in repr(small)

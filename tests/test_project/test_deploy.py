@@ -253,11 +253,11 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(template: Path, tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.float32]:
-    """All predictions of a run on threads of this process."""
+    """The coefficients of a run on threads of this process."""
     path = tmp_path_factory.mktemp("local") / "bank"
     shutil.copytree(template, path)
     with AdapterBank.open(path) as bank:
-        return np.asarray(open_array(predict_all(bank).path / "adapters")[:, :])
+        return np.asarray(open_array(predict_all(bank).path / "coefficients")[:, :])
 
 
 class Machine:

@@ -42,10 +42,12 @@ POINTS = {
     "create_array": "bankdb.arrays.adapter_store create_array",
     "create_bank": "bankdb.catalog.catalog Catalog.create_bank",
     "delete": "bankdb.arrays.adapter_store AdapterStore.delete",
+    "discard_checkpoints": "compute.finetuning.checkpoints Checkpoints.discard",
     "fsync": "bankdb.arrays.durable fsync_path",
     "fsync_bank": "bankdb.storage.new_bank fsync_path",
     "fsync_written": "bankdb.arrays.adapter_store fsync_written",
     "grow": "bankdb.arrays.adapter_store AdapterStore.grow",
+    "keep_checkpoint": "compute.finetuning.checkpoints write_file",
     "keep_loss": "compute.labels.kept_losses KeptLosses.keep",
     "keep_answers": "bankdb.catalog.generations GenerationStore.keep",
     "make_ready": "bankdb.catalog.catalog Catalog.make_ready",
@@ -53,6 +55,7 @@ POINTS = {
     "rename": "pathlib Path.replace",
     "reserve": "bankdb.bank AdapterBank.reserve",
     "save": "bankdb.datasets.tokenizer BankTokenizer.save",
+    "training_step": "compute.finetuning.trainer Trainer.step",
     "upgrade": "bankdb.catalog.database upgrade",
     "write": "bankdb.arrays.adapter_store AdapterStore.write_row",
 }
@@ -77,7 +80,7 @@ class FaultServer(ForkServer):
         assert self.ask({"stopped": pid}), "it ended without stopping"
 
 
-def _run(request: Any) -> int:
+def run_command(request: Any) -> int:
     """Be the command."""
     from cli.main import main
 
@@ -117,4 +120,4 @@ def _arm(sent: signal.Signals, point: str, when: str, number: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(PRELOADED, _run)
+    serve(PRELOADED, run_command)

@@ -24,10 +24,10 @@ from cli.main import cli
 from compute.approaches.options import PredictionOptions
 from compute.prediction.coefficients import coefficients
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import predict_all
 from tests.support.banks.malformed_adapters import BASE_MODEL
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.small_bank import ingest_folder, write_dataset, write_pairs
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import create_synthetic, draw_tokens, layout_of
 from tests.support.servers.backends import execute
 
@@ -100,8 +100,8 @@ def test_two_rows_exchanged_are_an_error_wherever_they_are_read(apart: AdapterBa
     readings: dict[str, Callable[[], object]] = {
         "one": lambda: predict(apart, new, UNIFORM),
         "delta": lambda: predict(apart, new, PredictionOptions(approach="uniform", space="delta")),
-        "all": lambda: predict_all(apart, PredictionOptions(metric="js", approach="normalized")),
-        "gram": lambda: predict_all(apart, UNIFORM, weight_errors=True),
+        "all": lambda: predict_all_stored(apart, PredictionOptions(metric="js", approach="normalized")),
+        "gram": lambda: predict_all_stored(apart, UNIFORM, weight_errors=True),
         "coefficients by the Gram matrix": lambda: coefficients(apart, PredictionOptions(approach="tuned")),
         "export": lambda: apart.export("task001", tmp_path / "task001"),
     }
@@ -153,7 +153,7 @@ def test_a_chunk_of_another_row_is_an_error(tmp_path: Path, tokenizer_folder: Pa
             read_scaled(bank.store, sources, [0, 1, 2], start, stop)
         read_scaled(bank.store, sources, [0, 2], start, stop)
     with pytest.raises(BankFormatError, match=f"row 1: chunk {chunk}"):
-        predict_all(bank, UNIFORM)
+        predict_all_stored(bank, UNIFORM)
     with pytest.raises(BankFormatError, match="the stored row of s1 does not match"):
         bank.export("s1", tmp_path / "s1")
     bank.close()
@@ -214,13 +214,13 @@ def test_a_row_that_another_program_stored_anew_is_said_and_mended(
         patch.setattr("bankdb.arrays.shard_format._WORTH", 0.0)  # nothing is compressed
         bank.store.write(2, bank.store.read(2))
     with pytest.raises(BankFormatError, match=f"row 2: chunk 0 {FOREIGN}"):
-        predict_all(bank, UNIFORM)
+        predict_all_stored(bank, UNIFORM)
     (line,) = verify(bank).damage
     assert "row 2 was stored anew" in line
     report = verify(bank, repair=True)
     assert report.clean
     assert report.repaired == ["task002: row 2 is whole, its checksums were made anew"]
-    predict_all(bank, UNIFORM)
+    predict_all_stored(bank, UNIFORM)
 
 
 # -- two copies of one bank ----------------------------------------------------------------------------

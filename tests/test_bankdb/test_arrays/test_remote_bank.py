@@ -35,6 +35,7 @@ from compute.prediction.predict_all import predict_all
 from compute.prediction.session import computing
 from tests.support.banks.malformed_adapters import BASE_MODEL
 from tests.support.banks.small_bank import create_bank, ingest_folder, write_dataset, write_pairs
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.servers.object_store import Proxy, reached_at
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -96,12 +97,12 @@ def test_the_commands_give_what_a_bank_in_a_folder_gives(
 
 
 def test_what_is_there_is_not_computed_again(remote: AdapterBank) -> None:
-    first = predict_all(remote, weight_errors=True)
+    first = predict_all_stored(remote, weight_errors=True)
     place = remote.array_path("predictions")
     assert isinstance(place, RemotePath)
     made = filesystem(place.url)
     changed = {name: info["LastModified"] for name, info in made.find(remote.arrays.url, detail=True).items()}
-    second = predict_all(remote, weight_errors=True)
+    second = predict_all_stored(remote, weight_errors=True)
     assert second.run.id == first.run.id
     again = {name: info["LastModified"] for name, info in made.find(remote.arrays.url, detail=True).items()}
     assert again == changed
@@ -109,7 +110,7 @@ def test_what_is_there_is_not_computed_again(remote: AdapterBank) -> None:
     values = np.asarray(open_array(first.path / "adapters")[:, :])
     (lost,) = [name for name in objects_below(first.path) if name.startswith("adapters/c/")][:1]
     delete(first.path.joinpath(*lost.split("/")))
-    predict_all(remote)
+    predict_all_stored(remote)
     assert np.asarray(open_array(first.path / "adapters")[:, :]).tobytes() == values.tobytes()
 
 
@@ -331,7 +332,7 @@ def test_a_removed_adapter_leaves_no_object(remote: AdapterBank) -> None:
 
 
 def test_damaged_predictions_are_told(remote: AdapterBank, tmp_path: Path) -> None:
-    predicted = predict_all(remote)
+    predicted = predict_all_stored(remote)
     (shard,) = [name for name in objects_below(predicted.path) if name.startswith("adapters/c/")][:1]
     file = predicted.path.joinpath(*shard.split("/"))
     raw = filesystem("s3://x").cat_file(str(file))

@@ -23,9 +23,10 @@ from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterOptions
 from compute.prediction.matrices import distances
-from compute.prediction.predict_all import PredictedBank, predict_all
+from compute.prediction.predict_all import PredictedBank
 from tests.support.banks.malformed_adapters import BASE_MODEL
 from tests.support.banks.small_bank import ingest_folder
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.servers.dask_processes import DaskProcesses
 from tests.support.servers.object_store import MortalServer, Proxy, reached_at
 
@@ -72,7 +73,7 @@ def test_every_twentieth_request_fails(
             assert result.exit_code == 0, result.output
     proxy.die()
     assert proxy.failed == len(proxy.seen) // EVERY > 10
-    predict_all(bank).save(tmp_path / "expected")
+    predict_all_stored(bank).save(tmp_path / "expected")
     assert files(out) == files(tmp_path / "expected")
 
 
@@ -186,7 +187,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory, bank_template: Path) -> E
     folder = tmp_path_factory.mktemp("expected") / "bank"
     shutil.copytree(bank_template, folder)
     with AdapterBank.open(folder) as bank:
-        return _content(bank, predict_all(bank, weight_errors=True))
+        return _content(bank, predict_all_stored(bank, weight_errors=True))
 
 
 @pytest.mark.parametrize(
@@ -206,10 +207,10 @@ def test_the_store_dies_in_a_prediction(
     with AdapterBank.open(there) as opened:
         kill(mortal, death)
         with pytest.raises(ArrayStoreUnavailableError, match="run the same command again"):
-            predict_all(opened, weight_errors=True)
+            predict_all_stored(opened, weight_errors=True)
         assert mortal.died()
         mortal.start()
-        predicted = predict_all(opened, weight_errors=True)
+        predicted = predict_all_stored(opened, weight_errors=True)
         assert _content(opened, predicted) == expected
         assert verify(opened).clean
 
@@ -221,10 +222,10 @@ def test_what_was_done_before_the_death_is_not_done_again(
     proxy = Proxy(object_server, lambda number, method, path: 503 if "/gram/c/" in path else 0)
     with reached_at(proxy.address), AdapterBank.open(there) as opened:
         with pytest.raises(ArrayStoreUnavailableError):
-            predict_all(opened, PredictionOptions(approach="ridge"))
+            predict_all_stored(opened, PredictionOptions(approach="ridge"))
         proxy.answer = lambda *_: 0
         proxy.seen.clear()
-        predict_all(opened, PredictionOptions(approach="ridge"))
+        predict_all_stored(opened, PredictionOptions(approach="ridge"))
     proxy.die()
     written = Counter(path.split("/a/")[1].split("/")[0] for method, path in proxy.seen if method == "PUT")
     assert written["distances.zarr"] == written["distributions.zarr"] == written["adapters.zarr"] == 0

@@ -495,7 +495,9 @@ def test_pieces_are_marked_all_or_none(runs: RunBook) -> None:
 
 
 def prediction(run: int, target: str, **changes: object) -> PredictionRecord:
-    record = PredictionRecord(run, target, (4, 2**32 - 1), (0.1, 0.9), 1.2195121951219512, None, None, None)
+    record = PredictionRecord(
+        run, target, 1.2195121951219512, None, sources=(4, 2**32 - 1), weights=(0.1, 0.9)
+    )
     return dataclasses.replace(record, **changes)
 
 
@@ -507,7 +509,7 @@ def test_predictions(database: Database, runs: RunBook) -> None:
     changed = prediction(run.id, "a", sources=(), weights=())
     runs.store_predictions([changed])
     assert runs.predictions(run.id) == [second, changed]
-    runs.set_exported(run.id, "b", "/out/b", "float16")
+    runs.set_exported(run.id, {"b": ("/out/b", "float16"), "none": ("/out/none", "float16")})
     exported = dataclasses.replace(second, exported_to="/out/b", export_dtype="float16")
     assert runs.predictions(run.id) == [exported, changed]
     runs.mark_done(run.id, {"0": "x"})

@@ -28,10 +28,10 @@ from bankdb.verify import verify
 from cli.main import cli
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterOptions
-from compute.prediction.predict_all import predict_all
 from tests.support.banks.bank_content import assert_nothing_else, content
 from tests.support.banks.malformed_adapters import BASE_MODEL
 from tests.support.banks.small_bank import create_bank, ingest_folder, write_pairs
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.faults.fault_driver import FaultServer
 from tests.support.faults.fork_server import ROOT
 from tests.support.servers.backends import execute
@@ -388,7 +388,7 @@ def test_workers_do_not_open_the_database(
     database = stored.location.database_url.database
     assert database is not None
     databases.log.write_bytes(b"")
-    command = ["-m", "cli.main", "predict", "--all", "--workers", "2", "--bank", str(stored.path)]
+    command = ["-m", "cli.main", "predict", "--all", "--store", "--workers", "2", "--bank", str(stored.path)]
     with subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
@@ -400,6 +400,6 @@ def test_workers_do_not_open_the_database(
         AdapterBank.open(tmp_path / "sqlite") as other,
         open_cluster(ClusterOptions(workers=1, processes=False), SilentProgress()) as cluster,
     ):
-        expected = predict_all(other, cluster=cluster)
+        expected = predict_all_stored(other, cluster=cluster)
     (found,) = (stored.path / "predictions.zarr").glob("*/adapters")
     np.testing.assert_array_equal(open_array(found)[:, :], open_array(expected.path / "adapters")[:, :])

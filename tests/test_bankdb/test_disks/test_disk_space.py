@@ -10,7 +10,7 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import PlanError
 from cli.main import cli
 from compute.approaches.options import PredictionOptions
-from compute.prediction.predict_all import predict_all
+from tests.support.banks.stored_rows import predict_all_stored
 
 Usage = namedtuple("Usage", "total used free")
 WAYS = [PredictionOptions(approach=approach) for approach in ("uniform", "normalized", "nearest")]
@@ -26,18 +26,18 @@ def test_predictions_that_the_disk_cannot_hold_are_refused_before_any_is_compute
     each = 4 * len(bank) * bank.layout.size
     with_free(monkeypatch, 3 * each - 1)
     with pytest.raises(PlanError, match="free for the predictions, found"):
-        predict_all(bank, WAYS)
+        predict_all_stored(bank, WAYS)
     assert not list(bank.array_path("predictions").glob("*/adapters/c/*/*"))
     with_free(monkeypatch, 3 * each)
-    assert len(predict_all(bank, WAYS)) == 3
+    assert len(predict_all_stored(bank, WAYS)) == 3
 
 
 def test_what_is_stored_already_needs_no_space(bank: AdapterBank, monkeypatch: pytest.MonkeyPatch) -> None:
-    predict_all(bank, WAYS[0])
+    predict_all_stored(bank, WAYS[0])
     with_free(monkeypatch, 0)
-    predict_all(bank, WAYS[0])
+    predict_all_stored(bank, WAYS[0])
     with pytest.raises(PlanError):
-        predict_all(bank, WAYS[1])
+        predict_all_stored(bank, WAYS[1])
 
 
 def test_the_command_says_so(bank: AdapterBank, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,11 +22,11 @@ from cli.main import cli
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterOptions
-from compute.prediction.predict_all import predict_all
 from tests.support.banks.bank_content import assert_nothing_else, content
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.small_bank import create_bank, write_pairs
 from tests.support.banks.stored_files import digests
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import create_synthetic, layout_of
 
 pytestmark = pytest.mark.netns
@@ -104,7 +104,7 @@ def run(bank: AdapterBank, progress: Progress) -> dict[str, dict[str, str]]:
     with open_cluster(
         ClusterOptions(workers=2, processes=False, memory=1 << 30), SilentProgress()
     ) as cluster:
-        predict_all(bank, WAYS, cluster=cluster, progress=progress)
+        predict_all_stored(bank, WAYS, cluster=cluster, progress=progress)
     return {kind: digests(bank.path / f"{kind}.zarr") for kind in KINDS}
 
 

@@ -109,14 +109,14 @@ def test_a_failed_replacement_puts_the_old_adapter_back(
 def test_what_killed_writers_left_is_cleared_and_what_was_moved_aside_is_put_back(tmp_path: Path) -> None:
     folder = tmp_path / "a[b]"
     for name, text in (
-        (".a[b].partial-1", b"half"),
-        (".a[b].replaced-2", b"whole"),
-        (".ab.partial-1", b"other"),
+        (".a[b].partial-0badc0de", b"half"),
+        (".a[b].replaced-0badc0d2", b"whole"),
+        (".ab.partial-0badc0d1", b"other"),
     ):
         write_adapter_folder(tmp_path / name, files={CONFIG: text})
-    clear_unfinished(folder)
+    clear_unfinished(tmp_path, {"a[b]"})
     assert (folder / CONFIG).read_bytes() == b"whole"
-    write_adapter_folder(tmp_path / ".a[b].replaced-3", files={CONFIG: b"older"})
-    clear_unfinished(folder)
+    write_adapter_folder(tmp_path / ".a[b].replaced-0badc0d3", files={CONFIG: b"older"})
+    clear_unfinished(tmp_path, {"a[b]"})
     assert (folder / CONFIG).read_bytes() == b"whole"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".ab.partial-1", "a[b]"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".ab.partial-0badc0d1", "a[b]"]

@@ -16,10 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from bankdb.errors import AdapterError, BankFormatError
+from bankdb.peft.layout import AdapterLayout
 from bankdb.peft.weights import (
     DTYPES,
     load_adapter,
     read_layout,
+    safetensors_start,
     source_file,
     write_safetensors,
 )
@@ -325,3 +327,21 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
         assert not path.exists()
     with pytest.raises(AdapterError, match="'int8' found"):
         write_safetensors(path, source.vector, source.layout, "int8")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_file_is_its_start_and_the_vector(tmp_path: Path, dtype: str) -> None:
+    """Which others rely on that write the vector piece by piece; the start is as safetensors makes it."""
+    source = load_adapter(write_good_adapter(tmp_path / "one"))
+    # Names that JSON escapes, and that are no ASCII: file and layout have them in the same order.
+    odd = {
+        spec.name.replace("self_attn", "\u00e9" * (index % 2) + '"\\\U0001f40d'): spec.shape
+        for index, spec in enumerate(source.layout.tensors)
+    }
+    for shapes in ({spec.name: spec.shape for spec in source.layout.tensors}, odd):
+        layout = AdapterLayout.from_shapes(shapes, source.layout.rank, ("q_proj",), False)
+        write_safetensors(tmp_path / WEIGHTS, source.vector, layout, dtype)
+        values = source.vector.astype(DTYPES[dtype]).tobytes()
+        assert safetensors_start(layout, dtype) + values == (tmp_path / WEIGHTS).read_bytes()
+    with pytest.raises(AdapterError, match="'int8' found"):
+        safetensors_start(source.layout, "int8")

@@ -35,9 +35,9 @@ from compute.evaluation.weight_space import (
 from compute.prediction.coefficients import Coefficients, coefficients
 from compute.prediction.matrices import Matrices, compute_matrices
 from compute.prediction.neural_models import stored_model
-from compute.prediction.predict_all import predict_all
 from compute.prediction.session import computing
 from tests.support.banks.small_report import adapter_record
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector
 
 GROUPS = ["a", "b", "a", None, "c", "b", "c", None, "a"]
@@ -137,17 +137,19 @@ def test_a_network_is_kept_for_each_way_to_leave_out(grouped: SyntheticBank) -> 
 
 
 def test_stored_predictions_of_both_are_kept_apart(grouped: SyntheticBank) -> None:
-    plain, by_group = (predict_all(grouped.bank, options_of("uniform", one)) for one in ("adapter", "group"))
+    plain, by_group = (
+        predict_all_stored(grouped.bank, options_of("uniform", one)) for one in ("adapter", "group")
+    )
     assert plain.path != by_group.path
     assert plain.run.id != by_group.run.id
     assert json.loads(by_group.run.parameters)["leave_out"] == "group"
     assert "leave_out" not in json.loads(plain.run.parameters)
-    again = predict_all(grouped.bank, options_of("uniform", "adapter"))
+    again = predict_all_stored(grouped.bank, options_of("uniform", "adapter"))
     assert (again.run.id, again.path) == (plain.run.id, plain.path)
     # Also where the coefficients are equal, as without groups.
     for record in grouped.bank.adapters():
         grouped.bank.catalog.set_group(record.name, record.name, None)
-    assert predict_all(grouped.bank, options_of("uniform", "group")).path != plain.path
+    assert predict_all_stored(grouped.bank, options_of("uniform", "group")).path != plain.path
 
 
 def test_tf_idf_follows_the_bank(grouped: SyntheticBank) -> None:

@@ -29,15 +29,16 @@ from compute.approaches.neural.training import train
 from compute.approaches.options import PredictionOptions
 from compute.evaluation.bank_sizes import bank_size_curve
 from compute.forecasting.rates import MetricRate, Rates, expected_seconds
-from compute.forecasting.steps import BankShape, StepForecast, forecast_steps
+from compute.forecasting.shape import BankShape
+from compute.forecasting.steps import StepForecast, forecast_steps
 from compute.prediction.coefficients import coefficients
 from compute.prediction.matrices import Matrices, compute_matrices, distances
 from compute.prediction.predict import predict
-from compute.prediction.predict_all import predict_all
 from compute.prediction.session import computing
 from compute.reporting.gather import gather
 from tests.support.banks.drawn_bank import draw_bank
 from tests.support.banks.small_bank import write_dataset
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic
 from tests.support.banks.tiny_bank import BASE, copy_pairs, make_bank
 
@@ -167,15 +168,15 @@ def test_a_new_dataset_is_predicted(bank: AdapterBank, newdata: Path) -> None:
 @pytest.mark.usefixtures("blend")
 def test_all_are_predicted_and_stored_by_all_that_it_reads(synthetic: SyntheticBank) -> None:
     bank, way = synthetic.bank, PredictionOptions(approach="blend", temperature=0.1)
-    found = predict_all(bank, way, weight_errors=True)
+    found = predict_all_stored(bank, way, weight_errors=True)
     theta = np.stack([synthetic.vectors[record.name] for record in bank.adapters()])
     expected = shares(distances(bank).values, others(), 0.1) @ theta
     stored = np.stack([_row(found.path / "adapters", row) for row in range(NUMBER)])
     assert_allclose(stored, expected, rtol=1e-4, atol=1e-5)
     error = np.linalg.norm(expected - theta, axis=1) / np.linalg.norm(theta, axis=1)
     assert_allclose(found.relative_error, error, rtol=1e-5)
-    assert predict_all(bank, way).run.id == found.run.id
-    other = predict_all(bank, dataclasses.replace(way, temperature=0.2))
+    assert predict_all_stored(bank, way).run.id == found.run.id
+    other = predict_all_stored(bank, dataclasses.replace(way, temperature=0.2))
     assert other.path != found.path
     assert json.loads(other.run.parameters)["approach"] == "blend"
 
@@ -217,7 +218,7 @@ def test_it_is_evaluated_by_weights(bank: AdapterBank) -> None:
     sizes = ("--bank-sizes", "3,7", "--draws", "2")
     found = json.loads(run(*words, "--approach", "blend", *sizes).stdout)
     rows = {row["approach"]: row for row in found["weight_space"]["summaries"]}
-    made = predict_all(bank, PredictionOptions(approach="blend"), weight_errors=True)
+    made = predict_all_stored(bank, PredictionOptions(approach="blend"), weight_errors=True)
     assert made.relative_error is not None
     assert rows["blend"]["relative_error"] == pytest.approx(made.relative_error.mean())
     curve = [row for row in found["bank_sizes"] if row["approach"] == "blend"]
@@ -423,7 +424,7 @@ def test_no_wrong_coefficients_go_on(
     registry.register(Spy)
     try:
         with pytest.raises(ComputeError, match="spy: expected coefficients"):
-            predict_all(bank, PredictionOptions(approach="spy"))
+            predict_all_stored(bank, PredictionOptions(approach="spy"))
     finally:
         registry.unregister("spy")
     assert not bank.runs.all("predictions")

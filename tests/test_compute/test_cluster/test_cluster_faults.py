@@ -23,9 +23,9 @@ from compute.approaches.options import PredictionOptions
 from compute.cluster import tasks as tasks_module
 from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterOptions
-from compute.prediction.predict_all import predict_all
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.stored_files import copy_bank, digests
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import SyntheticBank, layout_of, zipf_bank
 from tests.support.servers.dask_processes import ROOT, DaskProcesses, wait_until
 
@@ -56,7 +56,7 @@ def copied(template: SyntheticBank, folder: Path) -> Iterator[AdapterBank]:
 
 def run(bank: AdapterBank, cluster: Cluster, out: Path, progress: Progress) -> None:
     """As `bank predict --all`, by coefficients that need every stage; then the export of the first way."""
-    made = predict_all(bank, WAYS, cluster=cluster, progress=progress)
+    made = predict_all_stored(bank, WAYS, cluster=cluster, progress=progress)
     made[0].save(out, progress=progress)
 
 

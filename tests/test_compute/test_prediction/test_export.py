@@ -25,6 +25,7 @@ from compute.prediction.predict import predict
 from compute.prediction.predict_all import PredictedBank, predict_all
 from tests.support.banks.malformed_adapters import BASE_MODEL, HIDDEN, LAYERS, RANK, TARGETS, read_weights
 from tests.support.banks.small_bank import create_bank, ingest_folder, write_dataset, write_pairs
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import create_synthetic, draw_tokens, draw_vector
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "provenance.json", "README.md"}
@@ -37,9 +38,12 @@ def cluster() -> Iterator[Cluster]:
         yield opened
 
 
+OPTIONS = PredictionOptions(temperature=0.7)
+
+
 @pytest.fixture
 def predicted(bank: AdapterBank, cluster: Cluster) -> PredictedBank:
-    return predict_all(bank, PredictionOptions(temperature=0.7), cluster=cluster)
+    return predict_all(bank, OPTIONS, cluster=cluster)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -67,7 +71,8 @@ def test_every_adapter_has_its_folder(bank: AdapterBank, predicted: PredictedBan
     names = [record.name for record in bank.adapters()]
     assert folders == [tmp_path / "out" / name for name in names]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    stored = np.asarray(open_array(predicted.path / "adapters")[:, :])
+    # The bytes of the way before: all are stored, and written from there.
+    stored = np.asarray(open_array(predict_all_stored(bank, OPTIONS).path / "adapters")[:, :])
     for folder, vector in zip(folders, stored, strict=True):
         assert {path.name for path in folder.iterdir()} == FILES
         read = load_adapter(folder, expected=bank.layout, base_models=(BASE_MODEL,))
@@ -191,7 +196,7 @@ def test_a_dtype_that_is_asked_for(
     types = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
     (folder, *_) = predicted.save(tmp_path / "out", dtype=dtype)
     assert dtypes_in(folder) == {DTYPE_CODES[dtype]}
-    vector = np.asarray(open_array(predicted.path / "adapters")[0, :])
+    vector = np.asarray(open_array(predict_all_stored(bank, OPTIONS).path / "adapters")[0, :])
     rounded = vector.astype(types[dtype]).astype(np.float32)
     assert load_adapter(folder).vector.tobytes() == rounded.tobytes()
 
@@ -297,9 +302,8 @@ def test_a_single_prediction_does_not_replace_a_folder(bank: AdapterBank, tmp_pa
 
 
 @pytest.mark.parametrize("damage", ["deleted", "truncated"])
-def test_a_damaged_prediction_is_not_exported(
-    bank: AdapterBank, predicted: PredictedBank, tmp_path: Path, damage: str
-) -> None:
+def test_a_damaged_prediction_is_not_exported(bank: AdapterBank, tmp_path: Path, damage: str) -> None:
+    predicted = predict_all_stored(bank, OPTIONS)
     (shard,) = (predicted.path / "adapters").glob("c/*/*")
     if damage == "deleted":
         shard.unlink()

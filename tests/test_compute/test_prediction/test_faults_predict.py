@@ -22,9 +22,9 @@ from bankdb.verify import verify
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterOptions
-from compute.prediction.predict_all import predict_all
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.stored_files import copy_bank, digests
+from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import SyntheticBank, layout_of, zipf_bank
 
 pytestmark = pytest.mark.faults
@@ -35,7 +35,7 @@ N, VOCABULARY, TOKENS = 70, 20_000, 60_000
 LAYOUT = layout_of(hidden=2**13, rank=2, layers=9)
 KILLS = int(os.environ.get("FAULT_KILLS", "10"))
 KILLS_A_CHAIN = 5
-STAGES = ("start-up", "distances", "combine", "export")
+STAGES = ("start-up", "distances", "export", "folders")
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -197,6 +197,9 @@ def _kill_some(
         passed |= command.ended() & set(STAGES)
         assert_workers_end(command.process.pid)
         _assert_clean(bank)
+        there = {name: digest for name, digest in digests(out).items() if not name.startswith(".")}
+        assert there.items() <= unbroken.results["exported"].items(), "half a folder under its name"
+        assert len(there) % 4 == 0
 
 
 def _assert_clean(path: Path) -> None:
@@ -232,9 +235,13 @@ def test_a_worker_killed_in_each_stage_changes_nothing(bank: AdapterBank, unbrok
 
         options = PredictionOptions(metric="js", approach="normalized")
         progress = RecordedProgress(kill_one)
-        predict_all(bank, options, cluster=cluster, progress=progress)
+        predicted = predict_all_stored(bank, options, cluster=cluster, progress=progress)
     assert set(killed) == {"distances jensen-shannon", "combine"}
     assert len(set(killed.values())) == 2
     assert digests(bank.path / "distances.zarr") == unbroken.results["distances"]
-    assert digests(bank.path / "predictions.zarr") == unbroken.results["predictions"]
+    found = digests(bank.path / "predictions.zarr")
+    assert unbroken.results["predictions"].items() <= found.items()
     assert verify(bank).clean
+    # What was stored becomes the very folders that others are combined into.
+    predicted.save(out := bank.path.with_name("out"))
+    assert digests(out) == unbroken.results["exported"]

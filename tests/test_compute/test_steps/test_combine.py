@@ -29,8 +29,7 @@ from compute.combination.combine import combine_columns, combine_held, combine_o
 from compute.combination.panel import combine_panel
 from compute.combination.plan import SHARD_ROWS, SPARSE_STRIP, Panel, padded, panel_bytes, plan_panels
 from compute.combination.products import accumulate, one_hot, product, sparse_product
-from compute.prediction.predict_all import predict_all
-from tests.support.banks.stored_rows import write_rows
+from tests.support.banks.stored_rows import predict_all_stored, write_rows
 from tests.support.banks.synthetic_bank import (
     SyntheticBank,
     create_synthetic,
@@ -427,10 +426,10 @@ def test_what_could_not_be_written_is_not_done(
 
             patched.setattr(Shards, "begin", (lambda *_: full) if later else full)
             with pytest.raises(ComputeError, match="somewhere/0: cannot be written"):
-                predict_all(bank, PredictionOptions(approach="uniform"), cluster=cluster)
+                predict_all_stored(bank, PredictionOptions(approach="uniform"), cluster=cluster)
         (run,) = bank.runs.all("predictions")
         assert bank.runs.done_pieces(run.id) == {}
-        predicted = predict_all(bank, PredictionOptions(approach="uniform"), cluster=cluster)
+        predicted = predict_all_stored(bank, PredictionOptions(approach="uniform"), cluster=cluster)
     assert np.isfinite(np.asarray(open_array(predicted.path / "adapters")[:, :])).all()
 
 

@@ -1,0 +1,1 @@
+"""Predictions as folders of adapters: all of a bank in one pass over its rows, and any one of a run."""

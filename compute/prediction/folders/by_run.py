@@ -1,0 +1,148 @@
+"""One predicted adapter of a run: made from its coefficients, in one read of the sources that have one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.arrays.shards import read_row
+from bankdb.arrays.zarr_arrays import column_chunk
+from bankdb.bank import AdapterBank, ready_adapters
+from bankdb.derived import row_of
+from bankdb.errors import BankNotFoundError, ConflictError, listed
+from bankdb.progress import Progress, SilentProgress
+from bankdb.records import AdapterRecord
+from bankdb.scaled_rows import sources_of
+from bankdb.snapshot import of_one_snapshot
+from compute.cluster.machine import memory_budget
+from compute.combination.combine import combine_one
+from compute.combination.predictions import stored_dtype
+from compute.combination.runs import ADAPTERS, StoredRun, stored_run
+from compute.prediction.export import AGAIN
+from compute.prediction.provenance import (
+    already_there,
+    chosen_dtype,
+    leave_one_out,
+    provenance,
+    write_prediction,
+)
+
+# Bytes that are combined with where the budget leaves less beside the result.
+_LEAST = 1 << 26
+
+
+def combined(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    weights: NDArray[np.float32],
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """Combine adapters, reading those whose weight is not zero once; float32, shape (p,).
+
+    Sums are made in another order than those of all predictions at once, so that the last digits may differ.
+    """
+    parameters = bank.layout.size
+    return combine_one(
+        bank.store,
+        sources_of(bank, adapters, progress),
+        weights,
+        chunk=column_chunk(parameters),
+        budget=max(memory_budget(memory) - 8 * parameters, _LEAST),
+    )
+
+
+@of_one_snapshot
+def export_prediction(
+    bank: AdapterBank,
+    run: int,
+    name: str,
+    folder: str | Path,
+    *,
+    dtype: str = "source",
+    overwrite: bool = False,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write one prediction of a run of `predict_all` as a folder that PEFT and vLLM load; return the folder.
+
+    It is made from the stored coefficients, in one read of its sources.
+
+    Parameters
+    ----------
+    run
+        Number of the run: `PredictedBank.run.id`.
+    name
+        Of the target.
+    dtype
+        `source`: that of the adapters combined (float32 if they differ); or float32, float16, bfloat16.
+    overwrite
+        Replace an adapter folder that is there.
+    memory
+        Bytes that may be used; default: half of the machine's memory.
+
+    Raises
+    ------
+    BankNotFoundError
+        There is no such run of predictions, or no such target in it.
+    ConflictError
+        A source of the run is not in the bank any more; or `folder` is there and is not to be replaced.
+    AdapterError, BankFormatError
+        It cannot be written, or a value is too large for the dtype; a row that is needed is damaged.
+
+    Examples
+    --------
+    >>> export_prediction(bank, predict_all(bank).run.id, "task003", data.with_name("one")).name
+    'one'
+    """
+    shown, found, target = progress or SilentProgress(), stored_run(bank, run), Path(folder)
+    index, adapter = _target(bank, found, name)
+    weights = found.coefficients(index)
+    used = np.flatnonzero(weights)
+    sources, shares = _sources(bank, found, used.tolist()), weights[used]
+    about = bank.export_record()
+    written = chosen_dtype(dtype, sources, shares)
+    record = provenance(about, name, found.metric, found.options, sources, shares, written)
+    record |= leave_one_out(adapter, None if found.fitted is None else found.fitted[index])
+    if already_there(target, record, overwrite) is None:
+        shown.begin("combine", 1)
+        if _is_stored(bank, found):
+            vector = read_row(found.path / ADAPTERS, index, AGAIN)
+        else:
+            vector = combined(bank, sources, shares, memory, shown)
+        shown.end()
+        write_prediction(about, target, vector, record, overwrite)
+    return target
+
+
+def _is_stored(bank: AdapterBank, found: StoredRun) -> bool:
+    """Whether all numbers of the run are stored as they are, not rounded."""
+    return stored_dtype(bank, (found.run, found.path), len(found.sources)) == "float32"
+
+
+def _target(bank: AdapterBank, found: StoredRun, name: str) -> tuple[int, AdapterRecord]:
+    """Return the number of a target in the run, and what it is now."""
+    adapter = next((record for record in ready_adapters(bank) if record.name == name), None)
+    known = None if adapter is None else (adapter.row, row_of(adapter))
+    if adapter is None or known not in found.sources:
+        what = "not in the bank" if adapter is None else "stored or replaced since"
+        raise BankNotFoundError(
+            f"{name}: one of the {len(found.sources)} targets of run {found.run.id} was expected, this is {what}; run "
+            "`bank predict --all` again for a run of what the bank has now"
+        )
+    return found.sources.index(known), adapter
+
+
+def _sources(bank: AdapterBank, found: StoredRun, used: Sequence[int]) -> list[AdapterRecord]:
+    """Return sources of the run, if all of them are in the bank as they were."""
+    there = {(record.row, row_of(record)): record for record in ready_adapters(bank)}
+    gone = [f"row {found.sources[index][0]}" for index in used if found.sources[index] not in there]
+    if gone:
+        raise ConflictError(
+            f"run {found.run.id}: {len(used)} sources were expected, {listed(gone, 3)} of them found removed or "
+            "replaced; run `bank predict --all` again"
+        )
+    return [there[found.sources[index]] for index in used]
