@@ -138,12 +138,12 @@ def stored_chunks(path: Location) -> set[tuple[int, ...]]:
     if isinstance(path, RemotePath):
         names = [tuple(name.split("/")) for name in remote.objects_below(path / "c")]
     else:
-        walked = os.walk(path / "c")
-        names = [
-            (*Path(folder).relative_to(path / "c").parts, name)
-            for folder, _, files in walked
-            for name in files
-        ]
+        names = []
+        for folder, _, files in os.walk(path / "c"):
+            above = (
+                Path(folder).relative_to(path / "c").parts
+            )  # once a folder: there may be a hundred thousand files
+            names += [(*above, name) for name in files]
     return {tuple(map(int, name)) for name in names if all(part.isdecimal() for part in name)}
 
 

@@ -12,6 +12,7 @@ from bankdb.arrays.remote import Location, located
 from bankdb.errors import ComputeError
 from compute.metrics.base import Metric, allow_compiled
 from compute.metrics.distributions import TokenCounts
+from compute.metrics.divergences import FEW_TARGETS
 from compute.pairwise.counts import StoredCounts, read_counts
 from compute.pairwise.plan import Tile
 
@@ -95,6 +96,10 @@ def _block(
         # The same object on both sides tells a symmetric metric that half of the block is a mirror.
         block = metric.block(rows, rows)
         return block, block
+    if metric.symmetric and len(c) <= FEW_TARGETS < len(r):
+        # Metrics have a quick way for few targets: an adapter more is compared with all by it.
+        backward, forward = metric.both(_select(columns, c), _select(rows, r))
+        return forward, backward
     return metric.both(_select(rows, r), _select(columns, c))
 
 

@@ -37,8 +37,8 @@ def computing(bank: AdapterBank, given: ClusterLike, progress: Progress) -> Iter
         The bank has no adapters; nothing is started for it.
     """
     with contextlib.ExitStack() as stack:
-        if not isinstance(given, Cluster):
-            ready_adapters(bank)
+        if not isinstance(given, Cluster) and not len(bank):
+            ready_adapters(bank)  # raises
         cluster = stack.enter_context(open_cluster(given, progress, bank.store.path))
         stack.enter_context(bank.computing(progress))
         stack.enter_context(one_snapshot(bank, progress))
