@@ -17,7 +17,12 @@ from bankdb.errors import printable
 from bankdb.shown import shown
 from cli.tables import table_lines
 
-VALUES = st.none() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | st.text(max_size=12)
+VALUES = (
+    st.none()
+    | st.integers(-(10**9), 10**9)
+    | st.floats(allow_nan=False)
+    | st.text("abc 漢é\x1b", max_size=12)
+)
 
 
 def by_rich(
