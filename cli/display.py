@@ -144,6 +144,11 @@ def print_json(value: Any) -> None:
     click.echo(json_text(value))
 
 
+def print_part(text: str) -> None:
+    """Print a part of what is printable already, such as JSON, without ending the line."""
+    click.echo(text, nl=False)
+
+
 def json_text(value: Any) -> str:
     """Return a value as JSON that can be printed."""
     return _escaped(json.dumps(value, indent=2, ensure_ascii=not _unicode_output(), allow_nan=False))
@@ -180,7 +185,7 @@ def print_table(
         title=title,
         width=shutil.get_terminal_size().columns if terminal else None,
         bold=terminal and "NO_COLOR" not in os.environ,
-        rule="─" if _unicode_output() else "-",
+        ascii_only=not _unicode_output(),
     )
     click.echo("\n".join(lines))
 

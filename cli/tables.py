@@ -18,7 +18,7 @@ def table_lines(
     title: str | None = None,
     width: int | None = None,
     bold: bool = False,
-    rule: str = "─",
+    ascii_only: bool = False,
 ) -> Iterator[str]:
     """Yield the lines of a table.
 
@@ -28,8 +28,8 @@ def table_lines(
         Columns of the terminal: a smaller table is folded into them. None does not fold.
     bold
         Print the headings so.
-    rule
-        What the line below the headings is made of.
+    ascii_only
+        Escape other letters, and draw the line below the headings with hyphens.
     """
     body = [list(row) for row in rows]
     numeric = [
@@ -37,7 +37,9 @@ def table_lines(
         for column in range(len(headings))
     ]
     cells = [[shown(value) for value in row] for row in body]
-    head = [printable(heading) for heading in headings]
+    head, rule = [printable(heading) for heading in headings], "─"
+    if ascii_only:
+        cells, rule = [[_escaped(cell) for cell in row] for row in cells], "-"
     columns = list(zip(head, *cells, strict=True))
     widths = [max(1, *map(columns_of, column)) for column in columns]
     needed = sum(widths) + 3 * len(widths) - 1
@@ -66,6 +68,10 @@ def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool], 
 
 def _padded(text: str, width: int) -> str:
     return text + " " * (width - columns_of(text))
+
+
+def _escaped(text: str) -> str:
+    return text if text.isascii() else text.encode("ascii", "backslashreplace").decode()
 
 
 def columns_of(text: str) -> int:

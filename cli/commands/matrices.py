@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import json_text, print_table, shown_progress, tell, write_csv
+from cli.display import json_text, print_part, print_table, shown_progress, tell, write_csv
 from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
@@ -186,11 +186,11 @@ def _print_json(
 
     before = json_text({"names": matrices[0].names, **more, "matrices": []}).removesuffix("]\n}")
     for matrix, label in zip(matrices, labels, strict=True):
-        click.echo(before + json_text({**label, "values": []}).removesuffix("[]\n}"), nl=False)
+        print_part(before + json_text({**label, "values": []}).removesuffix("[]\n}"))
         for part in values_json(matrix):
-            click.echo(part, nl=False)
+            print_part(part)
         before = "},\n"
-    click.echo("}]\n}")
+    print_part("}]\n}\n")
 
 
 COMMANDS = (distances, coefficients)

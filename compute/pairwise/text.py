@@ -56,8 +56,9 @@ def values_json(matrix: Banded) -> Iterator[str]:
 
 def _line(cells: Sequence[str]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
-    return text.getvalue()
+    # Cells with the line's end in them are quoted.
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().removesuffix("\n")
 
 
 def _rows(matrix: Banded) -> Iterator[tuple[Sequence[str], list[str]]]:
