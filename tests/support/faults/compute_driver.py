@@ -64,7 +64,7 @@ def _predict(path: Path, scheduler_file: str | None) -> None:
     with AdapterBank.open(path) as bank, open_cluster(options, LineProgress(), bank.store.path) as cluster:
         # Plans follow the number of tasks at once, and products round by the threads of BLAS.
         alike = dataclasses.replace(cluster, blas=None, slots=SLOTS, task_budget=MEMORY // SLOTS)
-        predict_all(bank, ways, cluster=alike, progress=LineProgress())
+        predict_all(bank, ways, store="float32", cluster=alike, progress=LineProgress())
 
 
 if __name__ == "__main__":
