@@ -58,7 +58,7 @@ def table_lines(
 
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool], bold: bool = False) -> str:
     parts = [
-        " " * (width - columns_of(cell)) + cell if right else _padded(cell, width)
+        " " * (width - columns_of(cell.rstrip())) + cell.rstrip() if right else _padded(cell, width)
         for cell, width, right in zip(cells, widths, numeric, strict=True)
     ]
     if bold:

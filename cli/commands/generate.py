@@ -99,7 +99,7 @@ def generate(prompt: str | None, input_file: Path | None, out: Path | None, **ot
         else:
             _answer_prompts(prompt, other)
     except KeyboardInterrupt:
-        click.echo()
+        tell_piece("\n")
         tell("stopped", err=True)
         raise click.exceptions.Exit(_INTERRUPTED) from None
 
@@ -131,7 +131,7 @@ def _answer_file(file: Path, out: Path | None, other: dict[str, Any]) -> None:
         for prompt, answer in zip(prompts, answers, strict=True):
             line = json_line({"input": prompt, "output": answer}, to_file=not to_screen)
             if to_screen:
-                click.echo(line)
+                tell(line)
             else:
                 lines.append(line + "\n")
         progress.end()
@@ -155,7 +155,7 @@ def _answer_prompts(prompt: str | None, other: dict[str, Any]) -> None:
 def _stream(generator: TextGenerator, prompt: str, most: int, sampling: Sampling) -> None:
     for piece in generator.stream(prompt, most, sampling):
         tell_piece(piece)
-    click.echo()
+    tell_piece("\n")
 
 
 def _at_a_terminal() -> bool:
@@ -184,7 +184,7 @@ def _typed() -> Iterator[str]:
         try:
             line = input("> ")
         except EOFError:
-            click.echo()
+            tell_piece("\n")
             return
         if line:
             yield line

@@ -264,7 +264,9 @@ def test_progress_is_shown_and_a_dashboard_where_workers_start(bank_template: Pa
     assert again.stderr == ""
     assert first.stdout == again.stdout
     assert "jensen-shannon" in first.stdout
-    predicted = run("predict", "--bank", tmp_path / "bank", "--all", "--approach", "uniform", *LOCAL)
+    predicted = run(
+        "predict", "--bank", tmp_path / "bank", "--all", "--approach", "uniform", "--store", *LOCAL
+    )
     assert "dashboard: http://127.0.0.1:" in predicted.stderr
 
 

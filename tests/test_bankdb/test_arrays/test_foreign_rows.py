@@ -383,7 +383,7 @@ def orphans(bank: AdapterBank) -> Iterator[object]:
 def test_a_command_in_processes_says_it_too(apart: AdapterBank, tmp_path: Path) -> None:
     """The workers have the checksums from the client, and no database."""
     exchange(apart.store, 0, 5)
-    result = run(apart.path, "predict", "--all", "--approach", "uniform", "--workers", 2, "--json")
+    result = run(apart.path, "predict", "--all", "--approach", "uniform", "--store", "--workers", 2, "--json")
     assert result.exit_code == 1
     assert "adapters.zarr" in result.output
     assert "row 0" in result.output or "row 5" in result.output

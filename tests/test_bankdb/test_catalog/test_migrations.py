@@ -94,15 +94,19 @@ def constraints(connection: Connection) -> dict[str, list[str]]:
 
 
 def test_the_schema_compiles_on_postgresql() -> None:
-    from sqlalchemy.dialects import postgresql
-    from sqlalchemy.schema import CreateIndex, CreateTable
+    from sqlalchemy import create_mock_engine
 
-    dialect = postgresql.dialect()
+    made: list[str] = []
+    engine = create_mock_engine(
+        "postgresql+psycopg://", lambda sql, *_, **__: made.append(str(sql.compile(dialect=engine.dialect)))
+    )
+    Base.metadata.create_all(engine, checkfirst=False)
     for table in Base.metadata.sorted_tables:
-        assert f"CREATE TABLE {table.name}" in str(CreateTable(table).compile(dialect=dialect))
-        for index in table.indexes:
-            compiled = str(CreateIndex(index).compile(dialect=dialect))
-            assert ("WHERE state = 'ready'" in compiled) == (index.name == "uq_adapter_ready_name")
+        assert any(f"CREATE TABLE {table.name}" in one for one in made)
+    indexes = [one for one in made if "INDEX" in one]
+    assert len(indexes) == sum(len(table.indexes) for table in Base.metadata.sorted_tables)
+    for one in indexes:
+        assert ("WHERE state = 'ready'" in one) == ("uq_adapter_ready_name" in one)
 
 
 def test_a_database_is_migrated_once(migrated: Database, database_url: str) -> None:

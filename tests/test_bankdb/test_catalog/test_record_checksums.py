@@ -110,7 +110,7 @@ def filled_template(bank_template: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def fill(bank: AdapterBank) -> None:
-    predict_all(bank, PredictionOptions(approach="uniform"), weight_errors=True)
+    predict_all(bank, PredictionOptions(approach="uniform"), weight_errors=True, store="float32")
     bank.generations.keep(GenerationRecord(KEY, ("yes", "no"), 4, 1.5))
 
 
@@ -289,7 +289,7 @@ def test_a_bank_of_before_gets_checksums(bank: AdapterBank) -> None:
         assert (opened.adapters(), opened.runs.all(), opened.generations.find(KEY)) == (before, runs, key)
         assert [record.checksums for record in opened.adapters()] == [None] * 6
         assert opened.database_problems() == []
-        predict_all(opened, PredictionOptions(metric="js", approach="normalized"))
+        predict_all(opened, PredictionOptions(metric="js", approach="normalized"), store="float32")
         assert [record.checksums for record in opened.adapters()] == [record.checksums for record in before]
         assert verify(opened).clean
 

@@ -228,9 +228,21 @@ def test_no_worker_is_left(
 
 
 def command(bank: Path, out: Path, processes: DaskProcesses, log: Path) -> subprocess.Popen[bytes]:
-    options = ["--metric", "js", "--approach", "normalized", "--export", str(out), "--memory", "2GiB"]
+    options = ["--metric", "js", "--approach", "normalized", "--store", "--export", str(out)]
     where = ["--scheduler-file", str(processes.file), "--wait-workers", "2", "--wait-seconds", "120"]
-    program = [sys.executable, "-m", "cli.main", "predict", "--bank", str(bank), "--all", *options, *where]
+    program = [
+        sys.executable,
+        "-m",
+        "cli.main",
+        "predict",
+        "--bank",
+        str(bank),
+        "--all",
+        *options,
+        "--memory",
+        "2GiB",
+        *where,
+    ]
     with log.open("wb") as file:
         return subprocess.Popen(program, cwd=ROOT, stdout=file, stderr=file)
 

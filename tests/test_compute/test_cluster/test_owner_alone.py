@@ -42,6 +42,7 @@ def listening() -> dict[int, str]:
 def opened_by(options: ClusterOptions) -> tuple[dict[int, str], Cluster]:
     before = listening()
     with open_cluster(options, SilentProgress()) as cluster:
+        _ = cluster.client  # it starts when it is needed
         return {port: host for port, host in listening().items() if port not in before}, cluster
 
 

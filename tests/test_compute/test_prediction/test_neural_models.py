@@ -86,17 +86,17 @@ def test_several_ways_in_one_pass_are_each_alone(
         for approach in ("attentional", "normalized", "nearest", "neural")
     ]
     together = RecordedProgress()
-    made = predict_all(bank, ways, progress=together)
+    made = predict_all(bank, ways, store="float32", progress=together)
     assert together.stages["combine"] == 1
     shutil.copytree(bank_template, tmp_path / "other")
     with AdapterBank.open(tmp_path / "other") as other:
         for options, predicted in zip(ways, made, strict=True):
-            alone = predict_all(other, options)
+            alone = predict_all(other, options, store="float32")
             expected = np.asarray(open_array(alone.path / "adapters")[:, :])
             found = np.asarray(open_array(predicted.path / "adapters")[:, :])
             np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
     done = RecordedProgress()
-    predict_all(bank, ways[:3], progress=done)
+    predict_all(bank, ways[:3], store="float32", progress=done)
     assert "combine" not in done.stages
 
 
