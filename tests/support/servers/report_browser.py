@@ -79,11 +79,15 @@ def complaints(driver: Any) -> list[str]:
 
 
 def requests(driver: Any) -> list[str]:
-    """Addresses that pages asked for, but for files, data and what scripts made themselves."""
+    """Addresses that pages asked for, but for files, data, what scripts made themselves, and the browser's own first page."""
     found = []
     for line in driver.get_log("performance"):
         message = json.loads(line["message"])["message"]
         if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
             parameters = message["params"]
             found.append(parameters.get("url") or parameters["request"]["url"])
-    return [url for url in found if not url.startswith(("file:", "data:", "blob:", "chrome:"))]
+    return [
+        url
+        for url in found
+        if not url.startswith(("file:", "data:", "blob:", "chrome:", "chrome-untrusted:"))
+    ]

@@ -131,6 +131,7 @@ def test_another_user_runs_nothing_and_reads_nothing(tmp_path: Path) -> None:
     secret.chmod(0o600)
     before = listening()
     with open_cluster(PROCESSES, SilentProgress()) as cluster:
+        _ = cluster.client  # it starts when it is needed
         ports = [str(port) for port in listening() if port not in before]
         assert len(ports) == 6
         found = attack_as_nobody(secret, ports)
