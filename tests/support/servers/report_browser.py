@@ -79,7 +79,7 @@ def complaints(driver: Any) -> list[str]:
 
 
 def requests(driver: Any) -> list[str]:
-    """Addresses that pages asked for, but for files, data, what scripts made themselves, and the browser's own first page."""
+    """Addresses that pages asked for, but for files, data, what scripts made themselves, and a browser's own page."""
     found = []
     for line in driver.get_log("performance"):
         message = json.loads(line["message"])["message"]
