@@ -199,8 +199,10 @@ def read_manifest(path: Path, base: Path) -> str:
         check_message(pair.reason, path if "line" in pair.reason else None)
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as stream:
+            # Empty lines before the header are no header.
+            text = io.StringIO(stream.read().lstrip("\r\n"), newline="")
             rows: list[Any] = [
-                {str(key).strip(): value for key, value in row.items()} for row in csv.DictReader(stream)
+                {str(key).strip(): value for key, value in row.items()} for row in csv.DictReader(text)
             ]
     else:
         rows = []
