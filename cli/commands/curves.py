@@ -11,6 +11,7 @@ import click
 
 from cli.display import print_json, print_table, tell, write_csv, write_text
 from cli.options import examples_option, on_command_line, together
+from compute.finetuning.options import LEARNING_RATE
 
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
@@ -53,7 +54,7 @@ curve_options: Callable[[Callable[..., Any]], Callable[..., Any]] = together(
     click.option(
         "--learning-rate",
         type=click.FloatRange(0, 1, min_open=True),
-        default=2e-3,
+        default=LEARNING_RATE,
         show_default=True,
         help="With --finetune: of AdamW, the same at each step.",
     ),

@@ -19,7 +19,6 @@ from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.machine import core_count
 from compute.cluster.options import ClusterLike
-from compute.combination.delta import DeltaForm
 from compute.curves.records import CurveStart, LearningCurves, Scores, store_curves
 from compute.curves.runs import (
     Task,
@@ -29,15 +28,16 @@ from compute.curves.runs import (
     stored_run,
     train_and_answer,
 )
-from compute.curves.summary import ZERO
 from compute.evaluation.adapters import BASE_SHA256, adapter_tensors, evaluated_adapters
 from compute.evaluation.evaluate import EvaluationOptions, chosen_targets, test_splits
 from compute.evaluation.jobs import Job, generate_missing
 from compute.evaluation.scores import exact_match, rouge_l
 from compute.evaluation.systems import EvaluatedAdapter, System, evaluated_ways
-from compute.finetuning.examples import TrainingExamples, ingested_dataset, training_examples
+from compute.finetuning.examples import TrainingExamples, training_examples
+from compute.finetuning.options import LEARNING_RATE, ZERO
+from compute.finetuning.start import bank_form
 from compute.finetuning.trainer import Trainer, untrained
-from compute.generation.base_model import end_ids, model_folder
+from compute.generation.base_model import model_folder
 from compute.generation.generate import (
     check_extra,
     chosen_device,
@@ -45,9 +45,10 @@ from compute.generation.generate import (
     load_model,
     threads_of_torch,
 )
-from compute.generation.labelled import check_labelled
+from compute.generation.labelled import answer_end, check_labelled
 from compute.generation.prompts import encode_prompts
 from compute.generation.settings import answer_settings
+from compute.labels.examples import training_split
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class CurveOptions:
     steps: tuple[int, ...] = (0, 2, 4, 8, 16)
     examples: int | None = 32
     batch_size: int = 8
-    learning_rate: float = 2e-3
+    learning_rate: float = LEARNING_RATE
     seed: int = 0
     dtype: str = "float32"
     zero: bool = True
@@ -191,13 +192,12 @@ class _Curves:
         return found
 
     def _read_examples(self) -> dict[str, TrainingExamples]:
-        own = self._bank.tokenizer.end_of_sequence
-        end = min(end_ids(self._folder)) if own is None else own
+        end = answer_end(self._bank.tokenizer, self._settings.ends, self._folder)
         found = {}
         for record in self._targets:
             try:
                 found[record.name] = training_examples(
-                    ingested_dataset(record),
+                    training_split(record),
                     self._bank.tokenizer,
                     end,
                     self._options.examples,
@@ -373,13 +373,6 @@ class _Curves:
         pairs = list(zip(texts, self._splits[name].references, strict=True))
         rouge = float(np.mean([rouge_l(text, references) for text, references in pairs]))
         return rouge, float(np.mean([exact_match(text, references) for text, references in pairs]))
-
-
-def bank_form(bank: AdapterBank) -> DeltaForm:
-    """Modules, rank and scaling of the bank's own adapters."""
-    about = bank.record
-    assert about.alpha is not None, "a bank with adapters has a scaling"
-    return DeltaForm(bank.layout, about.alpha, bool(about.use_rslora))
 
 
 def _made_of(adapter: EvaluatedAdapter | None, scaling: float) -> str:

@@ -12,9 +12,8 @@ import numpy as np
 from compute.approaches.groups import units_of
 from compute.curves.records import CurveStart, LearningCurves
 from compute.evaluation.bootstrap import Interval, gap_share, mean_difference, task_weights
+from compute.finetuning.options import ZERO
 from compute.types import FloatArray
-
-ZERO = "zero"
 
 
 @dataclass(frozen=True, slots=True)

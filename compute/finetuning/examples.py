@@ -1,4 +1,4 @@
-"""The examples that an adapter is trained on: of a dataset of the bank those that were ingested, checked."""
+"""The examples that an adapter is trained on, and those that are held out."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from bankdb.datasets.read import Dataset, read_dataset, training_files
+from bankdb.datasets.read import Dataset
 from bankdb.datasets.tokenizer import BankTokenizer
-from bankdb.errors import DatasetError
-from bankdb.records import AdapterRecord, is_hub_reference
 from compute.finetuning.schedule import Split, split_examples
 from compute.generation.labelled import LabelledExample, encode_labelled
 
@@ -48,28 +45,6 @@ def training_examples(
         for group in groups
     )
     return TrainingExamples(training, held_out, split, _sha256(groups))
-
-
-def ingested_dataset(record: AdapterRecord) -> Dataset:
-    """Read again the training split that an adapter's dataset was ingested from.
-
-    Raises
-    ------
-    DatasetError
-        It is on the hub, gone, or not what was ingested.
-    """
-    source = record.dataset_source
-    if is_hub_reference(source):
-        raise DatasetError(
-            f"{record.name}: its dataset is {source}; download it and ingest it from a folder to train on it"
-        )
-    dataset = read_dataset(training_files(Path(source)))
-    if dataset.sha256 != record.content_sha256:
-        raise DatasetError(
-            f"{record.name}: expected in {source} the examples that were ingested, found others; put them back, or "
-            "ingest the pair again with --replace"
-        )
-    return dataset
 
 
 def _sha256(groups: Sequence[Sequence[tuple[str, str]]]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bankdb.bank import AdapterBank
-from bankdb.datasets.read import Dataset, read_dataset, training_files
+from bankdb.datasets.read import Dataset
 from bankdb.datasets.tokenizer import BankTokenizer
 from bankdb.errors import ComputeError, TokenizerError, one_line
 from bankdb.progress import Progress, SilentProgress
@@ -36,9 +36,9 @@ from compute.finetuning.trainer import Trainer
 from compute.finetuning.training import Course, train
 from compute.generation.base_model import end_ids, model_fingerprint, model_folder
 from compute.generation.generate import chosen_device, load_model, threads_of_torch
-from compute.generation.labelled import check_labelled
+from compute.generation.labelled import answer_end, check_labelled
 from compute.generation.machine import Machine
-from compute.prediction.predict import dataset_name
+from compute.prediction.predict import dataset_name, read_data
 
 # Part of what checkpoints are found again by: raised when a change of the code changes what is trained.
 _VERSION = 1
@@ -120,10 +120,10 @@ class _Asked:
 
 def _finetune(bank: AdapterBank, asked: _Asked, options: FinetuneOptions, progress: Progress) -> Finetuned:
     check_training_extra()
-    dataset = _dataset(asked.data, *asked.columns, asked.memory)
+    dataset, _ = read_data(asked.data, *asked.columns, memory_budget(asked.memory))
     called = asked.name or dataset_name(asked.data)
     device, folder = chosen_device(options.device), model_folder(options.model or bank.record.base_model)
-    end = _end_id(bank.tokenizer, folder)
+    end = answer_end(bank.tokenizer, end_ids(folder), folder)
     examples = training_examples(dataset, bank.tokenizer, end, options.examples, options.seed, called)
     _check_tokenizer(bank.tokenizer, folder, dataset, examples, progress)
     start = start_of(
@@ -248,29 +248,6 @@ class _Call:
         trainer = Trainer(model, self._start.form, self._bank.record.task_type, self._options.learning_rate)
         self._progress.end()
         return trainer
-
-
-def _dataset(
-    data: str | Path | Dataset, input_column: str, output_column: str, memory: int | None
-) -> Dataset:
-    if isinstance(data, Dataset):
-        return data
-    files = training_files(Path(data))
-    return read_dataset(
-        files, input_column=input_column, output_column=output_column, memory=memory_budget(memory)
-    )
-
-
-def _end_id(tokenizer: BankTokenizer, folder: Path) -> int:
-    """Id that ends an answer: the tokenizer's, or the first of the model's."""
-    own = tokenizer.end_of_sequence
-    ends = end_ids(folder) if own is None else {own}
-    if not ends:
-        raise TokenizerError(
-            f"{folder}: expected a token that ends a text, found none in the bank's tokenizer nor as eos_token_id of "
-            "the base model; state it in generation_config.json"
-        )
-    return min(ends)
 
 
 def _check_tokenizer(

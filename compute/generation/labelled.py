@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bankdb.datasets.tokenizer import BankTokenizer
-from bankdb.errors import DatasetError
+from bankdb.errors import DatasetError, TokenizerError
 from compute.generation.prompts import shared_tokens
 
 if TYPE_CHECKING:
@@ -68,6 +69,23 @@ def encode_labelled(
         rest = both[len(prompt) :] if both[: len(prompt)] == prompt else answer
         found.append(LabelledExample((*prompt, *rest, end), len(rest) + 1))
     return tuple(found)
+
+
+def answer_end(tokenizer: BankTokenizer, ends: Collection[int], folder: Path) -> int:
+    """Return the id that ends an answer: the tokenizer's, or the least of those that the model's settings state.
+
+    Raises
+    ------
+    TokenizerError
+        There is none.
+    """
+    own = tokenizer.end_of_sequence
+    if own is None and not ends:
+        raise TokenizerError(
+            f"{folder}: expected a token that ends a text, found none in the bank's tokenizer nor as eos_token_id of "
+            "the base model; state it in generation_config.json"
+        )
+    return min(ends) if own is None else own
 
 
 def check_labelled(model: Any, examples: Sequence[LabelledExample], name: str) -> None:

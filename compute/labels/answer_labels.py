@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bankdb.bank import AdapterBank
 from bankdb.derived import digest_of, row_of, space_of
-from bankdb.errors import BankError, ComputeError
+from bankdb.errors import ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, published
 from compute.approaches.options import PredictionOptions
@@ -22,7 +22,13 @@ from compute.combination.tensors import combined_tensors
 from compute.generation.adapted_model import AdaptedModel
 from compute.generation.base_model import model_folder
 from compute.generation.generate import load_generator, threads_of_torch
-from compute.generation.labelled import AnswerLoss, LabelledExample, check_labelled, encode_labelled
+from compute.generation.labelled import (
+    AnswerLoss,
+    LabelledExample,
+    answer_end,
+    check_labelled,
+    encode_labelled,
+)
 from compute.generation.machine import Machine
 from compute.generation.settings import answer_settings
 from compute.labels.examples import Examples
@@ -77,14 +83,8 @@ class AnsweringModel:
 
     @functools.cached_property
     def end(self) -> int:
-        """The token that ends an answer: the tokenizer's, or else the first of the model's."""
-        own = self._bank.tokenizer.end_of_sequence
-        if own is None and not self.settings.ends:
-            raise BankError(
-                f"{self.folder}: expected a token that ends an answer, found none in the tokenizer nor in "
-                "generation_config.json and config.json; set eos_token_id"
-            )
-        return self.settings.ends[0] if own is None else own
+        """The token that ends an answer: see `answer_end`."""
+        return answer_end(self._bank.tokenizer, self.settings.ends, self.folder)
 
     def key(self) -> dict[str, Any]:
         """Return all that a loss depends on beside the adapter and the examples."""

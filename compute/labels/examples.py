@@ -66,7 +66,7 @@ def training_examples(
     found, failed = [], {}
     for record in targets:
         try:
-            found.append(drawn_examples(_training_split(record, data), record.name, number, seed))
+            found.append(drawn_examples(training_split(record, data), record.name, number, seed))
         except DatasetError as error:
             failed[record.name] = str(error)
     if failed:
@@ -78,7 +78,14 @@ def training_examples(
     return found
 
 
-def _training_split(record: AdapterRecord, data: Path | None) -> Dataset:
+def training_split(record: AdapterRecord, data: Path | None = None) -> Dataset:
+    """Read again the training split that an adapter's dataset was ingested from, or what lies in `data` for it.
+
+    Raises
+    ------
+    DatasetError
+        It is on the hub, gone, or not what was ingested.
+    """
     place = record.dataset_source
     if data is not None and (data / record.name).is_dir() and _has_training(data / record.name):
         place = str(data / record.name)
@@ -86,7 +93,10 @@ def _training_split(record: AdapterRecord, data: Path | None) -> Dataset:
         raise DatasetError(f"{record.name} is from {place}, which is not downloaded again")
     found = read_dataset(training_files(Path(place)))
     if found.sha256 != record.content_sha256:
-        raise DatasetError(f"{place} holds other examples than those that were ingested as {record.name}")
+        raise DatasetError(
+            f"{record.name}: expected in {place} what was ingested, which holds other examples than those that were "
+            "ingested; put them back, or ingest the pair again with --replace"
+        )
     return found
 
 

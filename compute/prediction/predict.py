@@ -126,7 +126,7 @@ def predict(
     for way in ways:
         _check(bank, way)
     budget = memory_budget(memory)
-    dataset, place = _dataset(data, input_column, output_column, budget)
+    dataset, place = read_data(data, input_column, output_column, budget)
     called = name or dataset_name(data)
     reader = LabelReader(bank, LabelOptions(machine or Machine()), shown)
     made = _predictions(bank, dataset, place, called, ways, include_same, reader, cluster, budget, shown)
@@ -339,9 +339,10 @@ def dataset_name(data: str | Path | Dataset) -> str:
     return path.parent.name if stem == "train" and not path.is_dir() else stem or path.name
 
 
-def _dataset(
+def read_data(
     data: str | Path | Dataset, input_column: str, output_column: str, budget: int
 ) -> tuple[Dataset, str]:
+    """Return a dataset, read within so many bytes unless it is there already, and what messages call it."""
     if isinstance(data, Dataset):
         return data, "the dataset"
     files = training_files(Path(data))

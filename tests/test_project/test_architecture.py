@@ -261,6 +261,7 @@ ARROWS = {
         "compute.evaluation",
         "compute.finetuning",
         "compute.generation",
+        "compute.labels",
         "compute.prediction",
     },
     "compute.evaluation": {
