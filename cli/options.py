@@ -220,24 +220,26 @@ def examples_option(text: str) -> Decorator:
     )
 
 
+def device_option(text: str) -> Decorator:
+    """Return `--device`."""
+    return click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=text
+    )
+
+
+def threads_option(text: str) -> Decorator:
+    """Return `--threads`."""
+    return click.option("--threads", type=click.IntRange(1, 4096), help=text)
+
+
 label_options = together(
     examples_option("Of selected: labelled examples that are drawn of a dataset, at the most."),
     click.option(
         "--model",
         help="Of selected: folder or hub name of the base model; the bank's base model if not given.",
     ),
-    click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="Of selected: where the base model computes.",
-    ),
-    click.option(
-        "--threads",
-        type=click.IntRange(1, 4096),
-        help="Of selected: cores that the base model computes on; all if not given.",
-    ),
+    device_option("Of selected: where the base model computes."),
+    threads_option("Of selected: cores that the base model computes on; all if not given."),
 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.display import print_json, print_table, tell, write_csv
-from cli.options import on_command_line, opened, together
+from cli.options import device_option, on_command_line, opened, threads_option, together
 
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
@@ -34,19 +34,13 @@ max_examples_option = click.option(
     help="Use the first N test examples of each target, or of --test; or all.",
 )
 generating_options = together(
-    click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="To generate on.",
-    ),
+    device_option("To generate on."),
     click.option(
         "--batch-size",
         type=click.IntRange(1, 65_536),
         help="Prompts of a batch; chosen by their lengths if not given.",
     ),
-    click.option("--threads", type=click.IntRange(1, 4096), help="Cores to generate on; all if not given."),
+    threads_option("Cores to generate on; all if not given."),
 )
 test_option = click.option(
     "--test",

@@ -27,6 +27,7 @@ from cli.options import (
     cluster_of,
     cluster_options,
     column_options,
+    device_option,
     dtype_option,
     examples_option,
     json_option,
@@ -36,6 +37,7 @@ from cli.options import (
     opened,
     overwrite_option,
     space_options,
+    threads_option,
 )
 from compute.finetuning.options import LEARNING_RATE
 
@@ -100,14 +102,8 @@ def _seed_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     help="What the base model is read in; 'auto' is bfloat16 where that is clearly faster here, or where float32 does "
     "not fit.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="To train on.",
-)
-@click.option("--threads", type=click.IntRange(1, 4096), help="Cores to train on; all if not given.")
+@device_option("To train on.")
+@threads_option("Cores to train on; all if not given.")
 @metric_option(many=True)
 @approach_option(which="One is taken.")
 @metric_parameters

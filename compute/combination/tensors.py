@@ -1,4 +1,4 @@
-"""One combination as the tensors of an adapter: A and B of every module, by name."""
+"""One combination: its vector of factors, or the tensors of an adapter, A and B of every module, by name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,48 @@ from numpy.typing import NDArray
 
 from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.bank import AdapterBank
+from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
 from bankdb.scaled_rows import sources_of
 from compute.combination.combine import combine_one
 from compute.combination.delta import delta_adapter
 
-_MEMORY = 2**28
+_MEMORY, _LEAST = 2**28, 2**26
+
+
+def combined_vector(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    weights: NDArray[np.float32],
+    budget: int = _MEMORY,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """Combine factors, at the bank's scaling, reading what has a weight once; float32, shape (p,).
+
+    Parameters
+    ----------
+    weights
+        float32, shape (N,): of each of the adapters.
+    budget
+        Bytes that may be used beside the vector.
+
+    Raises
+    ------
+    BankFormatError
+        A row that is needed is damaged.
+    """
+    return combine_one(
+        bank.store,
+        sources_of(bank, adapters, progress),
+        weights,
+        chunk=column_chunk(bank.layout.size),
+        budget=budget,
+    )
+
+
+def beside_vector(bank: AdapterBank, memory: int) -> int:
+    """Return the bytes that remain to combine with beside the vector and a copy of it; 64 MiB at the least."""
+    return max(memory - 8 * bank.layout.size, _LEAST)
 
 
 def combined_tensors(
@@ -44,11 +80,4 @@ def combined_tensors(
         return made.form.layout.unflatten(made.vector), made.form.scaling
     scaling = bank.record.scaling
     assert scaling is not None, "a bank with adapters has a scaling"
-    vector = combine_one(
-        bank.store,
-        sources_of(bank, adapters),
-        weights,
-        chunk=column_chunk(bank.layout.size),
-        budget=_MEMORY,
-    )
-    return bank.layout.unflatten(vector), scaling
+    return bank.layout.unflatten(combined_vector(bank, adapters, weights)), scaling

@@ -28,11 +28,11 @@ from compute.curves.runs import (
     stored_run,
     train_and_answer,
 )
-from compute.evaluation.adapters import BASE_SHA256, adapter_tensors, evaluated_adapters
+from compute.evaluation.adapters import adapter_tensors, evaluated_adapters, made_of
 from compute.evaluation.evaluate import EvaluationOptions, chosen_targets, test_splits
 from compute.evaluation.jobs import Job, generate_missing
 from compute.evaluation.scores import exact_match, rouge_l
-from compute.evaluation.systems import EvaluatedAdapter, System, evaluated_ways
+from compute.evaluation.systems import System, evaluated_ways
 from compute.finetuning.examples import TrainingExamples, training_examples
 from compute.finetuning.options import LEARNING_RATE, ZERO
 from compute.finetuning.start import bank_form
@@ -217,7 +217,7 @@ class _Curves:
         scaling = self._scaling
         return [
             Job(
-                answer_key("", _made_of(adapter, scaling), 0, split.sha256, self._settings.sha256),
+                answer_key("", made_of(adapter, scaling), 0, split.sha256, self._settings.sha256),
                 name,
                 split,
                 adapter,
@@ -235,7 +235,7 @@ class _Curves:
 
     def _run(self, system: System, name: str) -> tuple[str, str]:
         """Hashes of a start and of the run from it."""
-        start = _made_of(self._rows[name][system.name], self._scaling)
+        start = made_of(self._rows[name][system.name], self._scaling)
         return start, self._training.run_sha256(start, self._examples[name].sha256)
 
     def _is_kept(self, system: System, name: str) -> bool:
@@ -286,7 +286,7 @@ class _Curves:
             return
         task = Task(
             name,
-            _made_of(adapter, self._scaling),
+            made_of(adapter, self._scaling),
             untrained(bank.layout, self._options.seed)
             if adapter is None
             else bank.layout.flatten(adapter_tensors(bank, adapter)[0]),
@@ -301,11 +301,6 @@ class _Curves:
         own = next(system for system in self._systems if system.approach == "own")
         base = next(system for system in self._systems if system.approach == "base")
         names = [record.name for record in evaluated]
-        return self._curves_of(evaluated, base, own, names)
-
-    def _curves_of(
-        self, evaluated: Sequence[AdapterRecord], base: System, own: System, names: Sequence[str]
-    ) -> LearningCurves:
         starts = tuple(self._start(system, names) for system in self._starts)
         settings = self._described()
         text = json.dumps([settings, names, self._options.steps, [asdict(one) for one in starts]])
@@ -344,7 +339,7 @@ class _Curves:
         return Scores.of(
             [
                 self._scored(
-                    self._find(_made_of(self._rows[name][system.name], self._scaling), "", 0, name).texts,
+                    self._find(made_of(self._rows[name][system.name], self._scaling), "", 0, name).texts,
                     name,
                 )
                 for name in names
@@ -373,7 +368,3 @@ class _Curves:
         pairs = list(zip(texts, self._splits[name].references, strict=True))
         rouge = float(np.mean([rouge_l(text, references) for text, references in pairs]))
         return rouge, float(np.mean([exact_match(text, references) for text, references in pairs]))
-
-
-def _made_of(adapter: EvaluatedAdapter | None, scaling: float) -> str:
-    return BASE_SHA256 if adapter is None else adapter.sha256(scaling)

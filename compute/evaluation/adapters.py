@@ -58,6 +58,11 @@ def evaluated_adapters(
     return [one.system for one in systems], rows
 
 
+def made_of(adapter: EvaluatedAdapter | None, scaling: float) -> str:
+    """Return what the answers of an adapter, or for None of the base model alone, are kept under."""
+    return BASE_SHA256 if adapter is None else adapter.sha256(scaling)
+
+
 def adapter_tensors(bank: AdapterBank, adapter: EvaluatedAdapter) -> tuple[dict[str, NDArray[Any]], float]:
     """Return A and B of every module, by name, and the scaling of their product.
 

@@ -20,7 +20,7 @@ from bankdb.snapshot import of_one_snapshot
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterLike
-from compute.evaluation.adapters import BASE_SHA256, evaluated_adapters
+from compute.evaluation.adapters import evaluated_adapters, made_of
 from compute.evaluation.bootstrap import RESAMPLES
 from compute.evaluation.jobs import Job, Machine, generate_missing
 from compute.evaluation.records import Evaluation, store_evaluation
@@ -266,9 +266,8 @@ def _keys(
     keys = {}
     for name, split in splits.items():
         for system in systems:
-            adapter = rows[name][system.name]
-            made_of = BASE_SHA256 if adapter is None else adapter.sha256(scaling)
-            keys[system.name, name] = GenerationKey(made_of, split.sha256, settings)
+            adapter = made_of(rows[name][system.name], scaling)
+            keys[system.name, name] = GenerationKey(adapter, split.sha256, settings)
     return keys
 
 

@@ -9,26 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.datasets.read import Dataset
 from bankdb.errors import BankError, ParameterError, listed
 from bankdb.peft.weights import load_adapter
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, library_versions, published
-from bankdb.scaled_rows import sources_of
 from compute.approaches.options import PredictionOptions
 from compute.cluster.options import ClusterLike
-from compute.combination.combine import combine_one
 from compute.combination.delta import DeltaForm
+from compute.combination.tensors import combined_vector
 from compute.finetuning.options import PREDICTED, ZERO
 from compute.finetuning.trainer import Vector, untrained
 from compute.generation.machine import Machine
 from compute.prediction.predict import predict
 from compute.prediction.prediction import Prediction
 from compute.prediction.provenance import source_record
-
-_BUDGET = 1 << 28
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,13 +131,7 @@ def start_of(
 
 def _of_bank(bank: AdapterBank, record: AdapterRecord, progress: Progress) -> Start:
     form = bank_form(bank)
-    vector = combine_one(
-        bank.store,
-        sources_of(bank, [record], progress),
-        np.ones(1, dtype=np.float32),
-        chunk=column_chunk(form.layout.size),
-        budget=_BUDGET,
-    )
+    vector = combined_vector(bank, [record], np.ones(1, dtype=np.float32), progress=progress)
     origin = {"kind": "adapter", "name": record.name}
     return Start(vector, form, _one_dtype(record.dtype), origin, None, (source_record(record, 1.0),))
 

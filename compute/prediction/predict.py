@@ -9,13 +9,11 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.datasets.read import Dataset, read_dataset, training_files
 from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
-from bankdb.scaled_rows import sources_of
 from bankdb.snapshot import of_one_snapshot
 from compute.approaches.base import Fitted
 from compute.approaches.by_distance import effective_sources
@@ -24,8 +22,8 @@ from compute.approaches.neural.leave_one_out import apply
 from compute.approaches.options import PredictionOptions, each_way
 from compute.cluster.machine import memory_budget
 from compute.cluster.options import ClusterLike
-from compute.combination.combine import combine_one
 from compute.combination.delta import DeltaAdapter, check_rank_fits, delta_adapter
+from compute.combination.tensors import beside_vector, combined_vector
 from compute.generation.machine import Machine
 from compute.labels.answer_labels import LabelOptions
 from compute.labels.reader import LabelReader
@@ -317,14 +315,9 @@ def _combined(
     if options.space == "delta":
         made = delta_adapter(bank, adapters, weights, options.rank, memory=budget, progress=progress)
         return made.vector, made
-    parameters = bank.layout.size
     progress.begin("combine", 1)
-    vector = combine_one(
-        bank.store,
-        sources_of(bank, adapters, progress),
-        weights.astype(np.float32),
-        chunk=column_chunk(parameters),
-        budget=max(budget - 8 * parameters, 1 << 26),
+    vector = combined_vector(
+        bank, adapters, weights.astype(np.float32), beside_vector(bank, budget), progress
     )
     progress.end()
     return vector, None

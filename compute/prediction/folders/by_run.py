@@ -9,18 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.shards import read_row
-from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.derived import row_of
 from bankdb.errors import BankNotFoundError, ConflictError, listed
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
-from bankdb.scaled_rows import sources_of
 from bankdb.snapshot import of_one_snapshot
 from compute.cluster.machine import memory_budget
-from compute.combination.combine import combine_one
 from compute.combination.predictions import stored_dtype
 from compute.combination.runs import ADAPTERS, StoredRun, stored_run
+from compute.combination.tensors import beside_vector, combined_vector
 from compute.prediction.export import AGAIN
 from compute.prediction.provenance import (
     already_there,
@@ -29,9 +27,6 @@ from compute.prediction.provenance import (
     provenance,
     write_prediction,
 )
-
-# Bytes that are combined with where the budget leaves less beside the result.
-_LEAST = 1 << 26
 
 
 def combined(
@@ -45,14 +40,7 @@ def combined(
 
     Sums are made in another order than those of all predictions at once, so that the last digits may differ.
     """
-    parameters = bank.layout.size
-    return combine_one(
-        bank.store,
-        sources_of(bank, adapters, progress),
-        weights,
-        chunk=column_chunk(parameters),
-        budget=max(memory_budget(memory) - 8 * parameters, _LEAST),
-    )
+    return combined_vector(bank, adapters, weights, beside_vector(bank, memory_budget(memory)), progress)
 
 
 @of_one_snapshot
