@@ -132,11 +132,10 @@ def finetune(bank_path: Path, newdata: Path, **other: Any) -> None:
     import compute
     from bankdb.peft.folder import check_free, clear_unfinished
     from bankdb.sources.pairs import check_name
-    from compute.approaches.options import EXAMPLES
     from compute.prediction.predict import dataset_name
 
     options, out, progress = _options(other), other["out"], shown_progress()
-    parameters = Parameters({**other, "examples": options.examples or EXAMPLES})
+    parameters = Parameters(other)
     metrics, approaches = other["metrics"], other["approaches"]
     if "all" in (*metrics, *approaches) or len(metrics) > 1 or len(approaches) > 1:
         raise click.UsageError("NEWDATA takes one --metric and one --approach")
