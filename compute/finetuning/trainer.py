@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,15 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float32]
 
 _BETAS, _CLIP = (0.9, 0.999), 1.0
-OPTIMIZER = {"name": "AdamW", "betas": list(_BETAS), "weight_decay": 0.0, "gradient_norm": _CLIP}
+# Of the average of iterates: 0 weighs all alike, more the later ones. Chosen with the learning rate, on generated tasks.
+_ETA = 1
+OPTIMIZER = {
+    "name": "AdamW",
+    "betas": list(_BETAS),
+    "weight_decay": 0.0,
+    "gradient_norm": _CLIP,
+    "averaged": {"polynomial_decay": _ETA},
+}
 """What provenance tells of it."""
 _HELD_OUT_BATCH = 8
 
@@ -37,19 +46,33 @@ class TrainingState:
     step
         Steps done.
     vector
-        float32, shape (p,): the adapter in its layout.
+        float32, shape (p,): the last iterate in its layout, from which the next step is taken.
+    average
+        Likewise: the average of all iterates, which is the adapter; the start before the first step.
     first, second
         Likewise: AdamW's means of gradients and of their squares; zeros before the first step.
     """
 
     step: int
     vector: Vector
+    average: Vector
     first: Vector
     second: Vector
 
 
+def averaging_weight(step: int) -> float:
+    """Return the weight of the iterate after a step, from 1 on, in the average of all up to there.
+
+    (eta + 1) / (step + eta), with eta = 1: polynomial-decay averaging (Shamir and Zhang 2013, arXiv 1212.1824, eq. 4),
+    which takes no number of steps, so that a longer run goes through every shorter one.
+    """
+    return (_ETA + 1) / (step + _ETA)
+
+
 class Trainer:
     """A base model whose LoRA adapter is trained in place.
+
+    Steps are taken from iterate to iterate; the adapter is their average, which varies less than the last of them.
 
     Parameters
     ----------
@@ -84,6 +107,7 @@ class Trainer:
             self._parameters, lr=learning_rate, betas=_BETAS, weight_decay=0.0
         )
         self._loss = AnswerLoss(self._model, self._model.get_base_model().forward)
+        self._average = [parameter.detach().clone() for parameter in self._parameters]
         self._steps = 0
 
     @property
@@ -121,11 +145,21 @@ class Trainer:
             )
         self._optimizer.step()
         self._steps += 1
+        weight = averaging_weight(self._steps)
+        for average, parameter in zip(self._average, self._parameters, strict=True):
+            average.lerp_(parameter.detach(), weight)
         return loss
 
     def loss(self, examples: Sequence[LabelledExample]) -> float:
-        """Return the mean loss over the answers' tokens of examples, in nats. Raises ComputeError if it is none."""
-        found = self._loss.mean(examples, _HELD_OUT_BATCH)
+        """Return the adapter's mean loss over the answers' tokens of examples, in nats.
+
+        Raises
+        ------
+        ComputeError
+            It is no finite number.
+        """
+        with self._averaged():
+            found = self._loss.mean(examples, _HELD_OUT_BATCH)
         if not np.isfinite(found):
             raise ComputeError(
                 f"the loss on held-out examples is {found} after step {self._steps}, expected a number; lower "
@@ -134,8 +168,20 @@ class Trainer:
         return found
 
     def vector(self) -> Vector:
-        """Return the adapter, float32 of shape (p,)."""
-        return self._flat([parameter.detach() for parameter in self._parameters])
+        """Return the adapter, float32 of shape (p,): the average of the iterates, or the start before any."""
+        return self._flat(self._average)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Have the average in the model, in place of the last iterate."""
+        iterates = [parameter.data for parameter in self._parameters]
+        try:
+            for parameter, average in zip(self._parameters, self._average, strict=True):
+                parameter.data = average
+            yield
+        finally:
+            for parameter, iterate in zip(self._parameters, iterates, strict=True):
+                parameter.data = iterate
 
     def state(self) -> TrainingState:
         """Return all that `restore` needs."""
@@ -151,18 +197,23 @@ class Trainer:
             )
             for key in ("exp_avg", "exp_avg_sq")
         )
-        return TrainingState(self._steps, self.vector(), first, second)
+        last = self._flat([parameter.detach() for parameter in self._parameters])
+        return TrainingState(self._steps, last, self.vector(), first, second)
 
     def restore(self, state: TrainingState) -> None:
         """Go on from a state of this model, layout and learning rate."""
         import torch
 
-        parts = [self.layout.unflatten(values) for values in (state.vector, state.first, state.second)]
-        for spec, parameter in zip(self.layout.tensors, self._parameters, strict=True):
-            value, first, second = (
+        kept = (state.vector, state.average, state.first, state.second)
+        parts = [self.layout.unflatten(values) for values in kept]
+        for spec, parameter, average in zip(
+            self.layout.tensors, self._parameters, self._average, strict=True
+        ):
+            last, mean, first, second = (
                 torch.from_numpy(np.array(part[spec.name])).to(parameter.device) for part in parts
             )
-            parameter.data.copy_(value)
+            parameter.data.copy_(last)
+            average.copy_(mean)
             self._optimizer.state[parameter] = (
                 {}
                 if state.step == 0
@@ -179,7 +230,7 @@ class Trainer:
     def begin(self, vector: Vector) -> None:
         """Begin anew from an adapter, at step 0."""
         zeros = np.zeros_like(vector)
-        self.restore(TrainingState(0, vector, zeros, zeros))
+        self.restore(TrainingState(0, vector, vector, zeros, zeros))
 
     def _flat(self, tensors: Sequence[torch.Tensor]) -> Vector:
         named = {

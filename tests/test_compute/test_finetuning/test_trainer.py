@@ -92,7 +92,7 @@ def test_steps_are_those_of_a_bare_loop(form: DeltaForm, start: np.ndarray) -> N
     moved = np.abs(expected - start).max()
     assert moved > 1e-3
     # AdamW divides by the size of a gradient: where that is nothing but rounding, a weight may go either way.
-    difference = np.abs(trainer.vector() - expected)
+    difference = np.abs(trainer.state().vector - expected)
     assert np.quantile(difference, 0.99) < 0.02 * moved
     assert np.linalg.norm(difference) < 0.05 * np.linalg.norm(expected - start)
 
@@ -112,8 +112,26 @@ def test_going_on_is_going_through(form: DeltaForm, start: np.ndarray) -> None:
             for batch in BATCHES[step:]:
                 other.step(batch)
             last = other.state()
-            for name in ("vector", "first", "second"):
+            for name in ("vector", "average", "first", "second"):
                 assert getattr(last, name).tobytes() == getattr(states[-1], name).tobytes()
+
+
+@pytest.mark.torch
+def test_the_adapter_is_the_average_of_iterates_by_their_number(form: DeltaForm, start: np.ndarray) -> None:
+    """Polynomial decay with eta = 1 is the mean of iterates, each weighed by its step: 2 k / (T (T + 1))."""
+    trainer, other = trainer_of(form, start), trainer_of(form)
+    assert trainer.vector().tobytes() == start.astype(np.float32).tobytes()
+    iterates: list[np.ndarray] = []
+    for batch in [*BATCHES, *BATCHES]:
+        trainer.step(batch)
+        iterates.append(trainer.state().vector.astype(np.float64))
+        weights = np.arange(1, len(iterates) + 1, dtype=np.float64)
+        expected = np.tensordot(weights / weights.sum(), iterates, axes=1)
+        np.testing.assert_allclose(trainer.vector(), expected, rtol=1e-5, atol=1e-7)
+        # The loss that is looked back on is that of what is written, and steps go on from where they were.
+        other.begin(trainer.vector())
+        assert trainer.loss(batch) == other.loss(batch)
+        assert trainer.state().vector.tobytes() == iterates[-1].astype(np.float32).tobytes()
 
 
 @pytest.mark.torch
