@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bankdb.errors import AdapterError, ComputeError, listed
 from bankdb.peft.config import render_config
+from bankdb.peft.layout import AdapterLayout
 from bankdb.progress import quiet_loggers
 from compute.combination.delta import DeltaForm
 from compute.generation.labelled import AnswerLoss, LabelledExample, batches_by_length
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float32]
 
 _BETAS, _CLIP = (0.9, 0.999), 1.0
-# Of the average of iterates: 0 weighs all alike, more the later ones. Chosen with the learning rate, on generated tasks.
-_ETA = 1
+# Both chosen with the learning rate, by the loss on generated tasks that are in no bank.
+_ETA = 3
+_WARMUP = 3
 OPTIMIZER = {
     "name": "AdamW",
     "betas": list(_BETAS),
@@ -45,6 +47,8 @@ class TrainingState:
     ----------
     step
         Steps done.
+    warmup
+        Steps of a lower rate that the run begins with: see `warmup_steps`.
     vector
         float32, shape (p,): the last iterate in its layout, from which the next step is taken.
     average
@@ -54,6 +58,7 @@ class TrainingState:
     """
 
     step: int
+    warmup: int
     vector: Vector
     average: Vector
     first: Vector
@@ -63,10 +68,25 @@ class TrainingState:
 def averaging_weight(step: int) -> float:
     """Return the weight of the iterate after a step, from 1 on, in the average of all up to there.
 
-    (eta + 1) / (step + eta), with eta = 1: polynomial-decay averaging (Shamir and Zhang 2013, arXiv 1212.1824, eq. 4),
+    (eta + 1) / (step + eta), with eta = 3: polynomial-decay averaging (Shamir and Zhang 2013, arXiv 1212.1824, eq. 4),
     which takes no number of steps, so that a longer run goes through every shorter one.
     """
     return (_ETA + 1) / (step + _ETA)
+
+
+def warmup_steps(layout: AdapterLayout, start: Vector) -> int:
+    """Return how many steps from a start have a lower rate: 3, or none from one that changes nothing (all B zero).
+
+    AdamW's first steps move every weight by the learning rate, whichever way its gradient points, before it knows
+    which of them matter: a start that answers well already loses by that, one that changes nothing cannot.
+    """
+    factors = (spec for spec in layout.tensors if spec.name.endswith(".lora_B.weight"))
+    return _WARMUP if any(np.any(start[spec.columns]) for spec in factors) else 0
+
+
+def rate_at(step: int, learning_rate: float, warmup: int) -> float:
+    """Return the learning rate of a step, from 1 on: it grows evenly over the steps of warm-up, and is full after."""
+    return learning_rate * min(1.0, step / (warmup + 1))
 
 
 class Trainer:
@@ -83,7 +103,7 @@ class Trainer:
     task_type
         As PEFT names it.
     learning_rate
-        Of AdamW, the same at each step; no weight decay, gradients clipped to a norm of 1.
+        Of AdamW, after the steps of warm-up; no weight decay, gradients clipped to a norm of 1.
 
     Raises
     ------
@@ -106,6 +126,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=learning_rate, betas=_BETAS, weight_decay=0.0
         )
+        self._rate, self._warmup = learning_rate, 0
         self._loss = AnswerLoss(self._model, self._model.get_base_model().forward)
         self._average = [parameter.detach().clone() for parameter in self._parameters]
         self._steps = 0
@@ -143,6 +164,8 @@ class Trainer:
                 f"step {self._steps + 1}: the loss is {loss:.3g} and the gradient's norm {norm:.3g}, expected numbers; "
                 "lower --learning-rate, or give --train-dtype float32"
             )
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate_at(self._steps + 1, self._rate, self._warmup)
         self._optimizer.step()
         self._steps += 1
         weight = averaging_weight(self._steps)
@@ -198,7 +221,7 @@ class Trainer:
             for key in ("exp_avg", "exp_avg_sq")
         )
         last = self._flat([parameter.detach() for parameter in self._parameters])
-        return TrainingState(self._steps, last, self.vector(), first, second)
+        return TrainingState(self._steps, self._warmup, last, self.vector(), first, second)
 
     def restore(self, state: TrainingState) -> None:
         """Go on from a state of this model, layout and learning rate."""
@@ -225,12 +248,12 @@ class Trainer:
             )
         if state.step == 0:
             self._optimizer.state.clear()
-        self._steps = state.step
+        self._steps, self._warmup = state.step, state.warmup
 
     def begin(self, vector: Vector) -> None:
         """Begin anew from an adapter, at step 0."""
         zeros = np.zeros_like(vector)
-        self.restore(TrainingState(0, vector, vector, zeros, zeros))
+        self.restore(TrainingState(0, warmup_steps(self.layout, vector), vector, vector, zeros, zeros))
 
     def _flat(self, tensors: Sequence[torch.Tensor]) -> Vector:
         named = {
