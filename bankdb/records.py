@@ -33,6 +33,8 @@ class Pair:
         Datasets that share a source share a group.
     licence
         As stated by the source, if known.
+    notes
+        How the adapter was found, where that is to be said; a line each.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Pair:
     dataset_revision: str | None = None
     group: str | None = None
     licence: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,17 +239,21 @@ def _check_record(bank: StoredBank, report: VerifyReport) -> None:
 
 def _restore(bank: StoredBank, record: AdapterRecord) -> str | None:
     """Write a row again from its source; return why that could not be done, or None."""
+    from bankdb.peft.conversion.conversion import AS_BEFORE
     from bankdb.peft.weights import load_adapter
 
     folder = Path(record.source)
     if not (folder.is_absolute() and folder.is_dir()):
         return f"its source {record.source} is not on this machine"
-    layout = bank.layout
+    about, layout = bank.record, bank.layout
+    names = (about.base_model, *about.base_model_aliases)
     try:
-        adapter = load_adapter(folder, expected=layout)
+        adapter = load_adapter(folder, expected=layout, base_models=names, taking=AS_BEFORE)
     except BankError as error:
         return f"its source cannot be read ({error})"
-    if adapter.sha256 != record.source_sha256 or row_sha256(adapter.vector) != record.row_sha256:
+    # The last bits of one that was cut are those of the machine that cut it.
+    same = adapter.is_cut or row_sha256(adapter.vector) == record.row_sha256
+    if adapter.sha256 != record.source_sha256 or not same:
         return f"its source {record.source} has changed since"
     bank.restore(record.row, adapter.vector)
     return None
