@@ -136,6 +136,8 @@ class AdapterBank(StoredBank):
         input_column: str = "input",
         output_column: str = "output",
         replace: bool = False,
+        assume_base_model: bool = False,
+        adapt_rank: bool = False,
         memory: int | None = None,
         progress: Progress | None = None,
     ) -> IngestReport:
@@ -159,6 +161,10 @@ class AdapterBank(StoredBank):
             Columns of the datasets with the input text and the output, or outputs.
         replace
             Store a pair anew where the bank has other content under its name.
+        assume_base_model
+            Take an adapter whose configuration names no base model for one of the bank's.
+        adapt_rank
+            Take an adapter of another rank: padded with zeros, which changes nothing, or cut in delta space.
         memory
             Bytes for reading and tokenizing; half of the machine's if not given.
 
@@ -175,10 +181,12 @@ class AdapterBank(StoredBank):
         IngestReport: 0 added, 6 there already, 0 replaced, 0 refused
         """
         from bankdb.ingest import IngestOptions, ingest
+        from bankdb.peft.conversion.conversion import Taking
         from bankdb.sources.find import references_of, resolver
 
         references, refused = references_of(sources, hub, group_pattern)
-        options = IngestOptions(input_column, output_column, replace, memory)
+        taking = Taking(assume_base_model, adapt_rank)
+        options = IngestOptions(input_column, output_column, replace, memory, taking)
         return ingest(
             self,
             references,

@@ -23,6 +23,7 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
+    from bankdb.bank import AdapterBank
     from bankdb.ingest import IngestReport
     from bankdb.records import AdapterRecord
 
@@ -112,6 +113,16 @@ def init(
 @click.option(
     "--replace", is_flag=True, help="Store a pair anew where the bank has other content under its name."
 )
+@click.option(
+    "--assume-base-model",
+    is_flag=True,
+    help="Take adapters whose configuration names no base model for ones of the bank's.",
+)
+@click.option(
+    "--adapt-rank",
+    is_flag=True,
+    help="Take adapters of another rank: padded with zeros, which changes nothing, or cut, which says what is lost.",
+)
 @json_option
 def ingest(
     bank_path: Path,
@@ -122,6 +133,8 @@ def ingest(
     group_pattern: str | None,
     memory: str | None,
     replace: bool,
+    assume_base_model: bool,
+    adapt_rank: bool,
     as_json: bool,
 ) -> None:
     """Store pairs of an adapter and the dataset it was trained on.
@@ -139,6 +152,8 @@ def ingest(
             input_column=input_column,
             output_column=output_column,
             replace=replace,
+            assume_base_model=assume_base_model,
+            adapt_rank=adapt_rank,
             memory=None if memory is None else parse_memory(memory),
             progress=shown_progress(),
         )
@@ -213,7 +228,8 @@ def show(bank_path: Path, name: str | None, as_json: bool) -> None:
             values.pop("layout")
             values["task_type"] = bank.origins.task_type()
         else:
-            values = _values(bank.catalog.adapter(name))
+            record = bank.catalog.adapter(name)
+            values = _values(record) | _conversion(bank, record)
     if as_json:
         print_json(values)
         return
@@ -336,8 +352,10 @@ def export(
 ) -> None:
     """Write a stored adapter as the PEFT folder it came from, bit for bit; or with --prediction a predicted one.
 
-    Where a wrapper left segments in the tensors' names, which PEFT would not find, they are written without these.
+    Where a wrapper left segments in the tensors' names, which PEFT would not find, they are written without these; one
+    that was brought to the bank's layout is written as it is there.
     """
+    from bankdb.peft.header import stored_as
     from bankdb.peft.weights import left_out_of_names
 
     if run is not None:
@@ -345,8 +363,10 @@ def export(
         return
     with opened(bank_path) as bank:
         folder = bank.export(name, out, overwrite=overwrite)
-        left_out = left_out_of_names(bank.catalog.blob(bank.catalog.adapter(name).header_sha256))
-    if left_out:
+        header = bank.catalog.blob(bank.catalog.adapter(name).header_sha256)
+    if converted := stored_as(header):
+        tell(f"note: written as the bank has it, {converted}")
+    if left_out := left_out_of_names(header):
         tell(f"note: tensor names are not those of the source, but without {', '.join(left_out)}")
     tell(f"wrote {folder}{os.sep}")
 
@@ -371,18 +391,49 @@ def _export_prediction(
     tell(f"wrote {folder}{os.sep}, which PEFT and vLLM load")
 
 
-@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank alias /models/mistral-7b")
+@click.command(
+    cls=CheckedCommand,
+    epilog="\b\nExamples:\n"
+    "  bank alias add /models/mistral-7b\n"
+    "  bank alias list\n"
+    "  bank alias remove /models/mistral-7b",
+)
 @bank_option
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
-def alias(bank_path: Path, names: tuple[str, ...]) -> None:
-    """Let adapters in that state the base model under another name, such as a path."""
+@click.argument("action", type=click.Choice(["add", "list", "remove"]))
+@click.argument("names", nargs=-1, metavar="NAME...")
+@json_option
+def alias(bank_path: Path, action: str, names: tuple[str, ...], as_json: bool) -> None:
+    """Let adapters in that state the base model under another name, such as a path; list or remove such names.
+
+    A name stays as long as an adapter of the bank states it.
+    """
+    from bankdb.errors import ParameterError
+    from bankdb.storage.aliases import add_aliases, remove_aliases
+
+    if bool(names) == (action == "list"):
+        found = f"{len(names)} found" if names else "none found"
+        raise ParameterError(
+            f"alias {action}: {'no names were' if action == 'list' else 'a name was'} expected, {found}"
+        )
     with opened(bank_path) as bank:
-        aliases = bank.origins.add_aliases(names)
-        base_model = bank.record.base_model
+        base_model, aliases = bank.record.base_model, bank.record.base_model_aliases
+        if action != "list":
+            aliases = (add_aliases if action == "add" else remove_aliases)(bank, names)
+    if as_json:
+        print_json({"base_model": base_model, "aliases": list(aliases)})
+        return
     tell(f"adapters may state the base model as {', '.join((base_model, *aliases))}")
 
 
 COMMANDS = (init, alias, ingest, list_adapters, show, verify, group, remove, export)
+
+
+def _conversion(bank: AdapterBank, record: AdapterRecord) -> dict[str, str]:
+    """Return what was done to an adapter when it was stored; nothing of one that is as it came."""
+    from bankdb.peft.header import stored_as
+
+    converted = stored_as(bank.catalog.blob(record.header_sha256))
+    return {} if converted is None else {"stored_as": converted}
 
 
 def _values(record: AdapterRecord) -> dict[str, Any]:
