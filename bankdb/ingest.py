@@ -23,6 +23,7 @@ from bankdb.errors import (
     BankError,
     DatabaseUnavailableError,
     SourceError,
+    one_line,
     printable,
 )
 from bankdb.peft.conversion.conversion import Taking
@@ -67,6 +68,8 @@ class IngestReport:
     refused: list[RefusedPair] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
     """What was left out or assumed of stored adapters, with the names of those."""
+    initialisations: str = ""
+    """Where the bank's A factors are of several initialisations: how many share one, and what that means."""
 
     def __repr__(self) -> str:
         """Return how many of each, and the first that were refused."""
@@ -144,7 +147,20 @@ def ingest(
             _store_outcome(bank, pair, outcome, options, report)
             progress.advance()
         progress.end()
+    if report.added or report.replaced:
+        report.initialisations = _compared(bank, progress)
     return report
+
+
+def _compared(bank: StoredBank, progress: Progress) -> str:
+    from bankdb.initialisation.compare import compare
+    from bankdb.initialisation.shared import APART
+
+    try:
+        found = compare(bank, progress)
+    except (BankError, OSError) as error:  # what was stored is stored
+        return f"not compared: {one_line(error)}"
+    return "" if found is None or found.is_one else f"{found.told()}; {APART}"
 
 
 def clear_leftovers(bank: StoredBank) -> list[str]:

@@ -178,6 +178,8 @@ def _tell_ingested(report: IngestReport, total: int, as_json: bool) -> None:
         tell(line, err=True)
     if len(notes) > _MOST_NOTES:
         tell(f"note: and {len(notes) - _MOST_NOTES} more such notes; --json has all", err=True)
+    if report.initialisations:
+        tell(f"note: initialisation: {report.initialisations}", err=True)
     for item in report.refused:
         tell(f"refused {item.name}: {' '.join(item.reason.split())}", err=True)
     parts = [f"{len(report.added)} added", f"{len(report.skipped)} there already"]
@@ -222,14 +224,19 @@ def list_adapters(bank_path: Path, limit: int | None, offset: int, as_json: bool
 @json_option
 def show(bank_path: Path, name: str | None, as_json: bool) -> None:
     """Show everything about one adapter, or about the bank itself."""
+    from bankdb.initialisation.shared import initialisations_of
+
     with opened(bank_path) as bank:
         if name is None:
-            values = asdict(bank.record) | {"adapters": len(bank)}
+            adapters = bank.adapters()
+            values = asdict(bank.record) | {"adapters": len(adapters)}
+            values["initialisation"] = initialisations_of(bank, adapters).told()
             values.pop("layout")
             values["task_type"] = bank.origins.task_type()
         else:
             record = bank.catalog.adapter(name)
             values = _values(record) | _conversion(bank, record)
+            values["initialisation"] = initialisations_of(bank, bank.adapters()).told_of(record.row)
     if as_json:
         print_json(values)
         return

@@ -11,6 +11,7 @@ import numpy as np
 
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.errors import ParameterError
+from bankdb.initialisation.shared import APART, initialisations_of
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, RunRecord, library_versions
 from bankdb.snapshot import of_one_snapshot
@@ -94,7 +95,13 @@ def gather(
         in_bank=len(ready_adapters(bank)),
         curves=next(reversed(stored_curves(bank)), None),
         predicted=tuple(predicted),
+        initialisations=_initialisations(bank),
     )
+
+
+def _initialisations(bank: AdapterBank) -> str:
+    found = initialisations_of(bank, ready_adapters(bank))
+    return found.told() if found.is_one else f"{found.told()}; {APART}"
 
 
 def _with(ways: Sequence[PredictionOptions], leave_out: str) -> list[PredictionOptions]:
