@@ -66,9 +66,10 @@ class Initialisations:
         alone = known - sum(sizes)
         if alone == self.adapters:
             return f"the A factors of all {self.adapters:,} adapters have each their own"
-        parts = [f"{size} {'share one' if n == 0 else 'another'}" for n, size in enumerate(sizes[:_NAMED])]
-        if len(sizes) > _NAMED:
-            parts.append(f"{sum(sizes[_NAMED:])} are in {len(sizes) - _NAMED} smaller groups")
+        named = sizes if len(sizes) <= _NAMED + 1 else sizes[:_NAMED]
+        parts = [f"{size} {'another' if place else 'share one'}" for place, size in enumerate(named)]
+        if len(named) < len(sizes):
+            parts.append(f"{sum(sizes) - sum(named)} are in {len(sizes) - len(named)} smaller groups")
         if alone:
             parts.append(f"{alone} {'has its' if alone == 1 else 'have each their'} own")
         if self.adapters > known:
