@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bankdb.arrays.metadata import read_metadata
+from bankdb.errors import BankFormatError
 from bankdb.records import AdapterRecord
 
 if TYPE_CHECKING:
@@ -125,3 +126,12 @@ def initialisations_of(bank: StoredBank, adapters: Sequence[AdapterRecord]) -> I
     return Initialisations(
         len(adapters), {row: group for row, (group, _) in known.items()}, nearest if complete else {}
     )
+
+
+def told_of(bank: StoredBank, adapters: Sequence[AdapterRecord], row: int | None = None) -> str:
+    """Say in one line what is known of some adapters, or of the one of a row; also that it cannot be read."""
+    try:
+        found = initialisations_of(bank, adapters)
+    except BankFormatError as error:
+        return f"not known: {error}"
+    return found.told() if row is None else found.told_of(row)

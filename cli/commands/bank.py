@@ -224,19 +224,19 @@ def list_adapters(bank_path: Path, limit: int | None, offset: int, as_json: bool
 @json_option
 def show(bank_path: Path, name: str | None, as_json: bool) -> None:
     """Show everything about one adapter, or about the bank itself."""
-    from bankdb.initialisation.shared import initialisations_of
+    from bankdb.initialisation.shared import told_of
 
     with opened(bank_path) as bank:
         if name is None:
             adapters = bank.adapters()
             values = asdict(bank.record) | {"adapters": len(adapters)}
-            values["initialisation"] = initialisations_of(bank, adapters).told()
+            values["initialisation"] = told_of(bank, adapters)
             values.pop("layout")
             values["task_type"] = bank.origins.task_type()
         else:
             record = bank.catalog.adapter(name)
             values = _values(record) | _conversion(bank, record)
-            values["initialisation"] = initialisations_of(bank, bank.adapters()).told_of(record.row)
+            values["initialisation"] = told_of(bank, bank.adapters(), record.row)
     if as_json:
         print_json(values)
         return
