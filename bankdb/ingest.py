@@ -154,13 +154,13 @@ def ingest(
 
 def _compared(bank: StoredBank, progress: Progress) -> str:
     from bankdb.initialisation.compare import compare
-    from bankdb.initialisation.shared import APART
+    from bankdb.initialisation.shared import advice_of
 
     try:
-        found = compare(bank, progress)
+        compare(bank, progress)
+        return advice_of(bank, bank.adapters())
     except (BankError, OSError) as error:  # what was stored is stored
         return f"not compared: {one_line(error)}"
-    return "" if found is None or found.is_one else f"{found.told()}; {APART}"
 
 
 def clear_leftovers(bank: StoredBank) -> list[str]:

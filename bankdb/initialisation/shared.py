@@ -27,7 +27,7 @@ GROUPS, NEAREST = "groups", "nearest"
 LISTED = "entries"
 """`bankdb.derived.LISTED`, which comes with NumPy."""
 _NAMED = 3  # groups that a line names before it sums up the others
-APART = "averaged apart, factors of different initialisations lose part of what adapters do; `--space delta` loses less"
+_APART = "averaged apart, factors of different initialisations lose part of what adapters do; `--space delta` loses less"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +135,12 @@ def told_of(bank: StoredBank, adapters: Sequence[AdapterRecord], row: int | None
     except BankFormatError as error:
         return f"not known: {error}"
     return found.told() if row is None else found.told_of(row)
+
+
+def advice_of(bank: StoredBank, adapters: Sequence[AdapterRecord]) -> str:
+    """Say what averaging the factors of some adapters apart means, where they began apart; else nothing."""
+    try:
+        found = initialisations_of(bank, adapters)
+    except BankFormatError:  # who shows it, and verification, say so
+        return ""
+    return "" if found.is_one else f"{found.told()}; {_APART}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.errors import ParameterError
-from bankdb.initialisation.shared import APART, initialisations_of
+from bankdb.initialisation.shared import advice_of, told_of
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, RunRecord, library_versions
 from bankdb.snapshot import of_one_snapshot
@@ -95,13 +95,8 @@ def gather(
         in_bank=len(ready_adapters(bank)),
         curves=next(reversed(stored_curves(bank)), None),
         predicted=tuple(predicted),
-        initialisations=_initialisations(bank),
+        initialisations=advice_of(bank, ready_adapters(bank)) or told_of(bank, ready_adapters(bank)),
     )
-
-
-def _initialisations(bank: AdapterBank) -> str:
-    found = initialisations_of(bank, ready_adapters(bank))
-    return found.told() if found.is_one else f"{found.told()}; {APART}"
 
 
 def _with(ways: Sequence[PredictionOptions], leave_out: str) -> list[PredictionOptions]:
