@@ -27,7 +27,7 @@ GROUPS, NEAREST = "groups", "nearest"
 LISTED = "entries"
 """`bankdb.derived.LISTED`, which comes with NumPy."""
 _NAMED = 3  # groups that a line names before it sums up the others
-_APART = "averaged apart, factors of different initialisations lose part of what adapters do; `--space delta` loses less"
+_APART = "averaged apart, their A and B lose part of what the adapters do; `--space delta` loses less"
 
 
 @dataclass(frozen=True, slots=True)
