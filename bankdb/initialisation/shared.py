@@ -128,10 +128,10 @@ def initialisations_of(bank: StoredBank, adapters: Sequence[AdapterRecord]) -> I
     )
 
 
-def told_of(bank: StoredBank, adapters: Sequence[AdapterRecord], row: int | None = None) -> str:
-    """Say in one line what is known of some adapters, or of the one of a row; also that it cannot be read."""
+def told_of(bank: StoredBank, row: int | None = None) -> str:
+    """Say in one line what is known of a bank's adapters, or of the one of a row; also that it cannot be read."""
     try:
-        found = initialisations_of(bank, adapters)
+        found = initialisations_of(bank, bank.adapters())
     except BankFormatError as error:
         return f"not known: {error}"
     return found.told() if row is None else found.told_of(row)

@@ -6,7 +6,6 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,14 +20,7 @@ from cli.options import (
     opened,
     overwrite_option,
 )
-
-if TYPE_CHECKING:
-    from bankdb.bank import AdapterBank
-    from bankdb.ingest import IngestReport
-    from bankdb.records import AdapterRecord
-
-
-_MOST_NOTES = 9
+from cli.stored import listed_values, shown_values, tell_ingested
 
 
 @click.command(
@@ -162,32 +154,9 @@ def ingest(
     if task_types.keys() - {written_as} and not as_json:
         stated = ", ".join(f"{task or 'none'} by {count}" for task, count in task_types.most_common())
         tell(f"note: task_type is stated as {stated}; predictions are written as {written_as}")
-    _tell_ingested(report, total, as_json)
+    tell_ingested(report, total, as_json)
     if report.refused:
         sys.exit(1)
-
-
-def _tell_ingested(report: IngestReport, total: int, as_json: bool) -> None:
-    from bankdb.errors import listed
-
-    if as_json:
-        print_json(asdict(report) | {"adapters": total})
-        return
-    notes = [f"note: {f'{listed(names)}: ' if names else ''}{note}" for note, names in report.notes.items()]
-    for line in notes[:_MOST_NOTES]:
-        tell(line, err=True)
-    if len(notes) > _MOST_NOTES:
-        tell(f"note: and {len(notes) - _MOST_NOTES} more such notes; --json has all", err=True)
-    if report.initialisations:
-        tell(f"note: initialisation: {report.initialisations}", err=True)
-    for item in report.refused:
-        tell(f"refused {item.name}: {' '.join(item.reason.split())}", err=True)
-    parts = [f"{len(report.added)} added", f"{len(report.skipped)} there already"]
-    if report.replaced:
-        parts.append(f"{len(report.replaced)} replaced")
-    if report.refused:
-        parts.append(f"{len(report.refused)} refused")
-    tell(f"{', '.join(parts)}; the bank has {total} adapters")
 
 
 @click.command(
@@ -205,7 +174,7 @@ def list_adapters(bank_path: Path, limit: int | None, offset: int, as_json: bool
         every = bank.adapters()
     records = every[offset:] if limit is None else every[offset : offset + limit]
     if as_json:
-        print_json([_values(record) for record in records])
+        print_json([listed_values(record) for record in records])
         return
     if not every:
         tell("the bank has no adapters yet; add some with `bank ingest`")
@@ -224,19 +193,8 @@ def list_adapters(bank_path: Path, limit: int | None, offset: int, as_json: bool
 @json_option
 def show(bank_path: Path, name: str | None, as_json: bool) -> None:
     """Show everything about one adapter, or about the bank itself."""
-    from bankdb.initialisation.shared import told_of
-
     with opened(bank_path) as bank:
-        if name is None:
-            adapters = bank.adapters()
-            values = asdict(bank.record) | {"adapters": len(adapters)}
-            values["initialisation"] = told_of(bank, adapters)
-            values.pop("layout")
-            values["task_type"] = bank.origins.task_type()
-        else:
-            record = bank.catalog.adapter(name)
-            values = _values(record) | _conversion(bank, record)
-            values["initialisation"] = told_of(bank, bank.adapters(), record.row)
+        values = shown_values(bank, name)
     if as_json:
         print_json(values)
         return
@@ -433,16 +391,3 @@ def alias(bank_path: Path, action: str, names: tuple[str, ...], as_json: bool) -
 
 
 COMMANDS = (init, alias, ingest, list_adapters, show, verify, group, remove, export)
-
-
-def _conversion(bank: AdapterBank, record: AdapterRecord) -> dict[str, str]:
-    """Return what was done to an adapter when it was stored; nothing of one that is as it came."""
-    from bankdb.peft.header import stored_as
-
-    converted = stored_as(bank.catalog.blob(record.header_sha256))
-    return {} if converted is None else {"stored_as": converted}
-
-
-def _values(record: AdapterRecord) -> dict[str, Any]:
-    """Return what is shown of an adapter: not the checksums of its chunks, which are bytes and of use to nobody."""
-    return {name: value for name, value in asdict(record).items() if name != "checksums"}

@@ -95,7 +95,7 @@ def gather(
         in_bank=len(ready_adapters(bank)),
         curves=next(reversed(stored_curves(bank)), None),
         predicted=tuple(predicted),
-        initialisations=advice_of(bank, ready_adapters(bank)) or told_of(bank, ready_adapters(bank)),
+        initialisations=advice_of(bank, ready_adapters(bank)) or told_of(bank),
     )
 
 
