@@ -10,7 +10,7 @@ from bankdb.arrays.durable import fsync_path
 from bankdb.catalog.database import Database
 from bankdb.errors import BankError, BankNotFoundError, one_line
 from bankdb.progress import Progress
-from bankdb.records import AdapterRecord
+from bankdb.records import AS_IT_COMES, AdapterRecord, Taking
 from bankdb.shown import html_summary, text_summary
 from bankdb.snapshot import snapshot_of
 from bankdb.storage.location import BankLocation
@@ -136,8 +136,7 @@ class AdapterBank(StoredBank):
         input_column: str = "input",
         output_column: str = "output",
         replace: bool = False,
-        assume_base_model: bool = False,
-        adapt_rank: bool = False,
+        taking: Taking = AS_IT_COMES,
         memory: int | None = None,
         progress: Progress | None = None,
     ) -> IngestReport:
@@ -159,12 +158,8 @@ class AdapterBank(StoredBank):
             Regular expression whose first group, found in a pair's name, is its group, unless the source states one.
         input_column, output_column
             Columns of the datasets with the input text and the output, or outputs.
-        replace
-            Store a pair anew where the bank has other content under its name.
-        assume_base_model
-            Take an adapter whose configuration names no base model for one of the bank's.
-        adapt_rank
-            Take an adapter of another rank: padded with zeros, which changes nothing, or cut in delta space.
+        replace, taking
+            Store a pair anew where the bank has other content under its name; what may be assumed of adapters, or done.
         memory
             Bytes for reading and tokenizing; half of the machine's if not given.
 
@@ -181,19 +176,12 @@ class AdapterBank(StoredBank):
         IngestReport: 0 added, 6 there already, 0 replaced, 0 refused
         """
         from bankdb.ingest import IngestOptions, ingest
-        from bankdb.peft.conversion.conversion import Taking
         from bankdb.sources.find import references_of, resolver
 
-        references, refused = references_of(sources, hub, group_pattern)
-        taking = Taking(assume_base_model, adapt_rank)
-        options = IngestOptions(input_column, output_column, replace, memory, taking)
+        found, refused = references_of(sources, hub, group_pattern)
+        how = IngestOptions(input_column, output_column, replace, memory, taking)
         return ingest(
-            self,
-            references,
-            resolve=resolver(self.catalog.find),
-            options=options,
-            refused=refused,
-            progress=progress,
+            self, found, resolve=resolver(self.catalog.find), options=how, refused=refused, progress=progress
         )
 
     def verify(self, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:

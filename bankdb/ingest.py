@@ -26,9 +26,8 @@ from bankdb.errors import (
     one_line,
     printable,
 )
-from bankdb.peft.conversion.conversion import Taking
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import NewAdapter, Pair, PairReference, RefusedPair
+from bankdb.records import AS_IT_COMES, NewAdapter, Pair, PairReference, RefusedPair, Taking
 from bankdb.shown import html_summary, text_summary
 from bankdb.sources.pairs import check_case
 from bankdb.storage.expected import Expected, expected_of, is_unchanged
@@ -55,7 +54,7 @@ class IngestOptions:
     output_column: str = "output"
     replace: bool = False
     memory: int | None = None
-    taking: Taking = field(default_factory=Taking)
+    taking: Taking = AS_IT_COMES
 
 
 @dataclass(slots=True)

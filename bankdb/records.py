@@ -72,6 +72,28 @@ class RefusedPair:
 
 
 @dataclass(frozen=True, slots=True)
+class Taking:
+    """What may be assumed of adapters, or done to them, so that they fit a bank.
+
+    Attributes
+    ----------
+    assume_base_model
+        One whose configuration names no base model is of the bank's.
+    adapt_rank
+        One of another rank is padded with zeros, or cut.
+    """
+
+    assume_base_model: bool = False
+    adapt_rank: bool = False
+
+
+AS_IT_COMES = Taking()
+"""Nothing is assumed, and nothing done that changes a number."""
+AS_BEFORE = Taking(assume_base_model=True, adapt_rank=True)
+"""Of an adapter that was taken before; its hashes tell whether it is the same."""
+
+
+@dataclass(frozen=True, slots=True)
 class BankRecord:
     """What a bank is. Everything from `layout` on is None until the first adapter sets it.
 

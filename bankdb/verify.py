@@ -14,7 +14,7 @@ from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError
 from bankdb.ingest import clear_leftovers_locked
 from bankdb.peft.checks import stored_differences
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import AdapterRecord
+from bankdb.records import AS_BEFORE, AdapterRecord
 from bankdb.shown import html_summary
 from bankdb.storage.stored_bank import StoredBank
 
@@ -239,7 +239,6 @@ def _check_record(bank: StoredBank, report: VerifyReport) -> None:
 
 def _restore(bank: StoredBank, record: AdapterRecord) -> str | None:
     """Write a row again from its source; return why that could not be done, or None."""
-    from bankdb.peft.conversion.conversion import AS_BEFORE
     from bankdb.peft.weights import load_adapter
 
     folder = Path(record.source)

@@ -32,8 +32,8 @@ from bankdb.storage.stored_bank import StoredBank
 
 Samples = NDArray[np.float32]
 
-# Of A factors of more than so many entries, runs of so many are read, at even distances.
-_WHOLE, _RUNS, _RUN = 16_384, 16, 256
+# Of A factors of more than 4,096 entries, so many runs of so many are read, at even distances.
+_RUNS, _RUN = 16, 256
 # Columns with less than a chunk between them are read at once, of rows of at most so many values together.
 _GAP, _AT_ONCE = 131_072, 1 << 24
 _MOST_ADAPTERS = 1_000_000
@@ -91,7 +91,7 @@ def sampled_columns(layout: AdapterLayout) -> NDArray[np.int64]:
     sizes = np.asarray([module.a.size for module in modules])
     offsets, ends = np.asarray([module.a.offset for module in modules]), np.cumsum(sizes)
     total = int(ends[-1])
-    if total <= _WHOLE:
+    if total <= _RUNS * _RUN:
         positions = np.arange(total)
     else:
         positions = (np.arange(_RUNS)[:, None] * total // _RUNS + np.arange(_RUN)).reshape(-1)

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from bankdb.errors import AdapterError, BankFormatError, one_line
 from bankdb.peft.config import CONFIG_NAME, AdapterConfig, read_config
-from bankdb.peft.conversion.conversion import AS_BEFORE, Conversion, Taking, conversion_to
+from bankdb.peft.conversion.conversion import Conversion, conversion_to
 from bankdb.peft.conversion.source_layout import SourceLayout, check_idle, source_layout
 from bankdb.peft.header import TensorEntry, check_data_bytes, parse_header, read_header, renamed_header
 from bankdb.peft.layout import AdapterLayout, TensorSpec
 from bankdb.peft.names import tensor_names
 from bankdb.peft.opened import check_folder, check_weights_file, opened, read_exactly
+from bankdb.records import AS_BEFORE, AS_IT_COMES, Taking
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -88,7 +89,7 @@ def load_adapter(
     *,
     expected: AdapterLayout | None = None,
     base_models: Sequence[str] | None = None,
-    taking: Taking | None = None,
+    taking: Taking = AS_IT_COMES,
 ) -> SourceAdapter:
     """Read an adapter folder; its data only if everything else about it is as expected.
 
@@ -103,14 +104,13 @@ def load_adapter(
     base_models
         Names under which the bank's base model is accepted, its own first; None takes any.
     taking
-        What may be assumed of it, or done to it; nothing if not given.
+        What may be assumed of it, or done to it.
 
     Raises
     ------
     AdapterError
         The folder is refused; the message names the file, what was expected and what was found.
     """
-    taking = taking or Taking()
     config, path = _open_folder(folder, base_models[0] if base_models and taking.assume_base_model else None)
     if base_models is not None and not is_base_model(config.base_model, base_models):
         raise _of_other_model(folder, config.base_model, base_models)

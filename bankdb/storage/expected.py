@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bankdb.errors import AdapterError
-from bankdb.peft.conversion.conversion import Taking
-from bankdb.records import AdapterRecord, Pair
+from bankdb.records import AdapterRecord, Pair, Taking
 from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:

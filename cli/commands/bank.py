@@ -134,6 +134,7 @@ def ingest(
     A pair that is there already is skipped. One that cannot be stored is named at the end and leaves
     nothing behind; the others are stored, and the exit status is 1.
     """
+    from bankdb.records import Taking
     from compute.cluster.machine import parse_memory
 
     with opened(bank_path) as bank:
@@ -144,8 +145,7 @@ def ingest(
             input_column=input_column,
             output_column=output_column,
             replace=replace,
-            assume_base_model=assume_base_model,
-            adapt_rank=adapt_rank,
+            taking=Taking(assume_base_model, adapt_rank),
             memory=None if memory is None else parse_memory(memory),
             progress=shown_progress(),
         )

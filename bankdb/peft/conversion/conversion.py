@@ -20,28 +20,9 @@ from bankdb.peft.conversion.source_layout import SourceLayout
 from bankdb.peft.header import TensorEntry, written_header
 from bankdb.peft.layout import AdapterLayout, layout_of_rank, modules_of
 from bankdb.peft.targets import PatternError, Selection
+from bankdb.records import Taking
 
 Vector = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Taking:
-    """What may be assumed of adapters, or done to them, so that they fit a bank.
-
-    Attributes
-    ----------
-    assume_base_model
-        One whose configuration names no base model is of the bank's.
-    adapt_rank
-        One of another rank is padded with zeros, or cut.
-    """
-
-    assume_base_model: bool = False
-    adapt_rank: bool = False
-
-
-AS_BEFORE = Taking(assume_base_model=True, adapt_rank=True)
-"""Of an adapter that was taken before; its hashes tell whether it is the same."""
 
 
 @dataclass(frozen=True, slots=True)

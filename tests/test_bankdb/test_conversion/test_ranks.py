@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bankdb.errors import AdapterError
-from bankdb.peft.conversion.conversion import Taking
 from bankdb.peft.conversion.ranks import cut, padded
 from bankdb.peft.header import stored_as
 from bankdb.peft.layout import AdapterLayout
 from bankdb.peft.weights import SourceAdapter, load_adapter, source_file, taken_config
+from bankdb.records import Taking
 from tests.support.banks.malformed_adapters import BASE_MODEL, CONFIG, WEIGHTS, write_good_adapter
 
 Float64 = NDArray[np.float64]

@@ -13,10 +13,13 @@ from safetensors.numpy import load_file, save_file
 
 from bankdb.bank import AdapterBank
 from bankdb.peft.weights import load_adapter
+from bankdb.records import Taking
 from tests.support.banks.malformed_adapters import BASE_MODEL, CONFIG, HIDDEN, WEIGHTS, write_good_adapter
 from tests.support.banks.small_bank import ingest_folder, write_dataset
 from tests.test_bankdb.test_adapter_kinds import add, reasons, run
 from tests.test_bankdb.test_peft.test_advice import renamed
+
+ADAPT = Taking(adapt_rank=True)
 
 
 def configured(folder: Path, **changes: Any) -> None:
@@ -98,7 +101,7 @@ def test_what_was_taken_comes_back_from_its_source(tmp_path: Path, empty_bank: A
     add(pairs, "large", r=9)
     add(pairs, "small", r=1)
     configured(pairs / "adapters" / "small", base_model_name_or_path="")
-    ingest_folder(empty_bank, pairs, adapt_rank=True, assume_base_model=True)
+    ingest_folder(empty_bank, pairs, taking=Taking(assume_base_model=True, adapt_rank=True))
     before = {
         name: empty_bank.store.read(empty_bank.catalog.adapter(name).row) for name in ("large", "small")
     }
@@ -119,7 +122,7 @@ def test_an_export_is_what_the_bank_has_and_says_so(tmp_path: Path, empty_bank: 
     add(tmp_path / "pairs", "b", 2)
     add(tmp_path / "pairs", "large", r=9)
     configured(add(tmp_path / "pairs", "patterns"), rank_pattern={"q_proj": 4})
-    ingest_folder(empty_bank, tmp_path / "pairs", adapt_rank=True)
+    ingest_folder(empty_bank, tmp_path / "pairs", taking=ADAPT)
     output = run(empty_bank, "export", "large", "--out", tmp_path / "large").output
     assert "note: written as the bank has it, rank 9 cut to 4 in delta space" in output
     vector = empty_bank.store.read(empty_bank.catalog.adapter("large").row)
@@ -138,7 +141,7 @@ def test_a_bank_whose_first_adapter_is_adapted(tmp_path: Path, empty_bank: Adapt
     add(tmp_path / "pairs", "a", r=9)
     add(tmp_path / "pairs", "b", 1)
     add(tmp_path / "pairs", "c", 2)
-    assert ingest_folder(empty_bank, tmp_path / "pairs", adapt_rank=True).added == ["a", "b", "c"]
+    assert ingest_folder(empty_bank, tmp_path / "pairs", taking=ADAPT).added == ["a", "b", "c"]
     assert empty_bank.layout.rank == 4
     new = write_dataset(tmp_path / "new", 77)
     out = tmp_path / "out"
@@ -161,12 +164,12 @@ def test_a_changed_configuration_is_another_pair(tmp_path: Path, empty_bank: Ada
     add(tmp_path, "a", 1)
     add(tmp_path, "b", 2)
     folder = add(tmp_path, "small", r=2)
-    ingest_folder(empty_bank, tmp_path, adapt_rank=True)
+    ingest_folder(empty_bank, tmp_path, taking=ADAPT)
     configured(folder, lora_alpha=16)
-    report = ingest_folder(empty_bank, tmp_path, adapt_rank=True)
+    report = ingest_folder(empty_bank, tmp_path, taking=ADAPT)
     assert report.skipped == ["a", "b"]
     assert "already in the bank with another adapter" in reasons(report)["small"]
-    assert ingest_folder(empty_bank, tmp_path, adapt_rank=True, replace=True).replaced == ["small"]
+    assert ingest_folder(empty_bank, tmp_path, taking=ADAPT, replace=True).replaced == ["small"]
     assert empty_bank.catalog.adapter("small").scaling == 8.0
 
 

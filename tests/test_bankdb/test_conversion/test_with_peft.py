@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bankdb.peft.conversion.conversion import Taking
 from bankdb.peft.weights import SourceAdapter, load_adapter, source_file
+from bankdb.records import Taking
 from tests.support.banks.malformed_adapters import CONFIG, WEIGHTS
 from tests.test_bankdb.test_peft.test_peft_oracle import load_with_peft, logits, lora
 
