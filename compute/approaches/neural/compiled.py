@@ -29,9 +29,9 @@ ENABLED = not vars(numba.config)["DISABLE_JIT"]
 _FAST = {"contract", "reassoc", "nsz"}
 
 
-def _compiled(function: Function) -> Function:
+def _compiled(function: Function, inline: str = "never") -> Function:
     """Have a function compiled at its first call, and its machine code kept for other processes."""
-    compile_ = functools.partial(numba.njit, nogil=True, error_model="numpy", fastmath=_FAST)
+    compile_ = functools.partial(numba.njit, nogil=True, error_model="numpy", fastmath=_FAST, inline=inline)
     try:
         kept: Any = compile_(cache=True)(function)
     except RuntimeError:
@@ -80,6 +80,15 @@ def switches(lines: FloatArray, factors: FloatArray) -> tuple[Places, Places, Fl
 # -- forward ---------------------------------------------------------------------------------------------
 
 
+@functools.partial(_compiled, inline="always")
+def _add_four(sums: FloatArray, rows: tuple[Array, Array, Array, Array], by: Array) -> None:
+    """Add four rows to sums, times a factor each; these four are added in the rows' precision."""
+    one, two, three, four = rows
+    a, b, c, d = by[0], by[1], by[2], by[3]
+    for i in range(len(sums)):
+        sums[i] += (a * one[i] + b * two[i]) + (c * three[i] + d * four[i])
+
+
 @_compiled
 def forward_columns(
     start: int,
@@ -88,8 +97,7 @@ def forward_columns(
     bias: Array,
     bounds: Places,
     units: Places,
-    signs: FloatArray,
-    lines: FloatArray,
+    changes: Array,
     factors: FloatArray,
     linear: Array,
     by_scores: Array,
@@ -97,22 +105,18 @@ def forward_columns(
 ) -> None:
     """Write what the second layer's linear part is at each point, for units [start, stop) of it.
 
-    `bounds`, `units` and `signs` are the switches by point. `linear` gets the whole; `by_scores` what of it the
-    normalised scores of the first layer make, without beta and bias; `by_scale` the weights times gamma. Running sums
-    over the switches are in double precision.
+    `bounds` and `units` are the switches by point, a multiple of four at each; `changes`, shape (4, S), what each adds
+    to the lines that are active. `linear` gets the whole; `by_scores` what of it the normalised scores of the first
+    layer make, without beta and bias; `by_scale` the weights times gamma.
     """
     width = stop - start
     sums = np.zeros((4, width))
     for point in range(len(factors)):
-        for at in range(bounds[point], bounds[point + 1]):
-            row, line, sign = weights[units[at], start:stop], lines[units[at]], signs[at]
-            a, b, beta, gamma = sign * line[0], sign * line[1], sign * line[2], sign * line[3]
-            for i in range(width):
-                weight = np.float64(row[i])
-                sums[0, i] += a * weight
-                sums[1, i] += b * weight
-                sums[2, i] += beta * weight
-                sums[3, i] += gamma * weight
+        for at in range(bounds[point], bounds[point + 1], 4):
+            one, two = weights[units[at], start:stop], weights[units[at + 1], start:stop]
+            three, four = weights[units[at + 2], start:stop], weights[units[at + 3], start:stop]
+            for q in range(4):
+                _add_four(sums[q], (one, two, three, four), changes[q, at : at + 4])
         u, v = factors[point, 0], factors[point, 1]
         for i in range(width):
             scores = u * sums[0, i] + v * sums[1, i]
@@ -200,14 +204,13 @@ def backward_columns(
     """Take slopes by the values back to the second layer's linear part, for units [start, stop) of it.
 
     `gradient`, shape (4, W), gets that by the last weights, gamma, beta and bias of the layer; `by_linear`, shape
-    (K, W), the slopes; `sums`, shape (K + 1, 3, stop - start), their sums from each point on, times u, v and 1.
+    (K, W), the slopes; `sums`, shape (K + 1, 3, W), their sums from each point on, times u, v and 1.
     """
-    width = stop - start
+    gradient[:, start:stop] = 0.0
+    sums[-1, :, start:stop] = 0.0
     for point in range(len(slopes) - 1, -1, -1):
-        u, v = factors[point, 0], factors[point, 1]
-        slope = slopes[point]
-        for i in range(width):
-            unit = start + i
+        u, v, slope = factors[point, 0], factors[point, 1], slopes[point]
+        for unit in range(start, stop):
             value = normalised[point, unit]
             hidden = value * scale[unit] + shift[unit]
             by_hidden = 0.0 if hidden <= 0.0 else slope * last[unit]
@@ -217,9 +220,9 @@ def backward_columns(
             linear = inverse[point] * (by_hidden * scale[unit] - means[point] - value * along[point])
             gradient[3, unit] += linear
             by_linear[point, unit] = linear
-            sums[point, 0, i] = sums[point + 1, 0, i] + u * linear
-            sums[point, 1, i] = sums[point + 1, 1, i] + v * linear
-            sums[point, 2, i] = sums[point + 1, 2, i] + linear
+            sums[point, 0, unit] = sums[point + 1, 0, unit] + u * linear
+            sums[point, 1, unit] = sums[point + 1, 1, unit] + v * linear
+            sums[point, 2, unit] = sums[point + 1, 2, unit] + linear
 
 
 @_compiled
@@ -235,8 +238,10 @@ def row_products(start: int, stop: int, rows: Array, others: Array, products: Fl
 # -- the step --------------------------------------------------------------------------------------------
 
 
-@_compiled
-def _advance(before: Array, after: Array, first: Array, second: Array, line: Array, sums: Array, rates: Array) -> None:
+@functools.partial(_compiled, inline="always")
+def _advance(
+    before: Array, after: Array, first: Array, second: Array, line: Array, sums: Array, rates: Array
+) -> None:
     """One step of Adam for a row of weights; `rates` are as `piecewise` makes them."""
     a, b, beta = line[0], line[1], line[2]
     by_u, by_v, by_one = sums[0], sums[1], sums[2]
@@ -253,7 +258,7 @@ def _advance(before: Array, after: Array, first: Array, second: Array, line: Arr
 
 
 @_compiled
-def step_columns(
+def step_units(
     start: int,
     stop: int,
     weights: Array,
@@ -262,43 +267,42 @@ def step_columns(
     first: Array,
     second: Array,
     sums: FloatArray,
-    pattern_bounds: Places,
-    pattern_units: Places,
-    switch_bounds: Places,
-    switch_points: Places,
-    switch_signs: FloatArray,
+    patterns: Places,
+    units: Places,
+    bounds: Places,
+    points: Places,
+    signs: FloatArray,
     lines: Array,
     rates: Array,
     dots: FloatArray,
 ) -> None:
-    """Move the weights [start, stop) of every unit by a step of Adam, and write what their dot products are before it.
+    """Move the weights of the units at [start, stop) by a step of Adam, and write their dot products before it.
 
-    Units of one pattern, which switch at the same points, have the same three sums over the points at which they are
-    active. `dots`, shape (W, 3), gets the products of each unit's weights with these.
+    `units` are in the order of their `patterns`: those of one, which switch at the same points, have the same three
+    sums over the points at which they are active. `bounds`, `points` and `signs` are the switches by unit. `dots`,
+    shape (W, 3), gets the products of each unit's weights with the sums.
     """
-    width = stop - start
-    exact, active = np.empty((3, width)), np.empty((3, width), weights.dtype)
-    for pattern in range(len(pattern_bounds) - 1):
-        exact[:] = 0.0
-        of = pattern_units[pattern_bounds[pattern]]
-        for at in range(switch_bounds[of], switch_bounds[of + 1]):
-            for q in range(3):
-                for i in range(width):
-                    exact[q, i] += switch_signs[at] * sums[switch_points[at], q, i]
-        active[:] = exact
-        by_u, by_v, by_one = active[0], active[1], active[2]
-        for at in range(pattern_bounds[pattern], pattern_bounds[pattern + 1]):
-            unit = pattern_units[at]
-            row, one, two = weights[unit, start:stop], first[unit, start:stop], second[unit, start:stop]
-            zero = weights.dtype.type(0.0)
-            dot_u, dot_v, dot_one = zero, zero, zero
-            for i in range(width):
-                dot_u += row[i] * by_u[i]
-                dot_v += row[i] * by_v[i]
-                dot_one += row[i] * by_one[i]
-            dots[unit, 0], dots[unit, 1], dots[unit, 2] = dot_u, dot_v, dot_one
-            # The same row twice, so that the compiler knows: two that may overlap are not vectorised.
-            if in_place:
-                _advance(row, row, one, two, lines[unit], active, rates)
-            else:
-                _advance(row, after[unit, start:stop], one, two, lines[unit], active, rates)
+    exact, active = np.empty(sums.shape[1:]), np.empty(sums.shape[1:], weights.dtype)
+    by_u, by_v, by_one = active[0], active[1], active[2]
+    zero = weights.dtype.type(0.0)
+    for place in range(start, stop):
+        unit = units[place]
+        if place == start or patterns[place] != patterns[place - 1]:
+            exact[:] = 0.0
+            for at in range(bounds[unit], bounds[unit + 1]):
+                for q in range(3):
+                    for i in range(exact.shape[1]):
+                        exact[q, i] += signs[at] * sums[points[at], q, i]
+            active[:] = exact
+        row = weights[unit]
+        dot_u, dot_v, dot_one = zero, zero, zero
+        for i in range(len(row)):
+            dot_u += row[i] * by_u[i]
+            dot_v += row[i] * by_v[i]
+            dot_one += row[i] * by_one[i]
+        dots[unit, 0], dots[unit, 1], dots[unit, 2] = dot_u, dot_v, dot_one
+        # The same row twice, so that the compiler knows: loops over two that may overlap are not vectorised.
+        if in_place:
+            _advance(row, row, first[unit], second[unit], lines[unit], active, rates)
+        else:
+            _advance(row, after[unit], first[unit], second[unit], lines[unit], active, rates)

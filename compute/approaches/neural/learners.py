@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from compute.approaches.neural.network import (
     initial_mlp,
 )
 from compute.approaches.neural.options import NeuralOptions
-from compute.approaches.neural.piecewise import PiecewiseLearner, worth_it
+from compute.approaches.neural.piecewise import PiecewiseLearner, evaluate, worth_it
 from compute.types import FloatArray
 
 
@@ -48,6 +49,17 @@ def learner_for(
     if worth_it(options.width, len(sites), options.epochs):
         return PiecewiseLearner(sites, options, dtype, threads)
     return DenseLearner(sites, options, dtype)
+
+
+def evaluating(model: ScalarMLP, options: NeuralOptions, threads: int) -> Callable[[FloatArray], FloatArray]:
+    """Return what evaluates a network at ascending points: the quicker way where its training was worth it."""
+
+    def values(points: FloatArray) -> FloatArray:
+        if worth_it(model.width, len(points), options.epochs):
+            return evaluate(model, points, threads)
+        return model(points).astype(np.float64)
+
+    return values
 
 
 class DenseLearner:

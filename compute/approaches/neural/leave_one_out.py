@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from compute.approaches.by_distance import softmin, used_entries
 from compute.approaches.groups import same_unit
 from compute.approaches.neural.knots import points_for
-from compute.approaches.neural.network import ScalarMLP
+from compute.approaches.neural.learners import evaluating
+from compute.approaches.neural.network import Array
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.splits import fold_of_rows
 from compute.approaches.neural.training import Report, Trained, check_values, standardised, train
@@ -23,7 +24,7 @@ APPLICATION_KNOTS = 4
 
 
 def apply(
-    model: ScalarMLP,
+    model: Callable[[FloatArray], Array],
     distances: FloatArray,
     excluded: NDArray[np.bool_],
     options: NeuralOptions,
@@ -34,6 +35,8 @@ def apply(
 
     Parameters
     ----------
+    model
+        The network, or what evaluates it at ascending points.
     distances
         Shape (M, N): rows are targets. Entries that are excluded are not read.
     excluded
@@ -96,6 +99,7 @@ def neural_leave_one_out(
     report: Report | None = None,
     *,
     excluded: NDArray[np.bool_] | None = None,
+    threads: int = 1,
 ) -> tuple[FloatArray, list[Trained]]:
     """Coefficients of each adapter over all others, by the protocol of the options.
 
@@ -112,6 +116,8 @@ def neural_leave_one_out(
     excluded
         Shape (N, N): sources that a target must not use, itself among them, in training or when predicted;
         None for itself alone.
+    threads
+        As for `train`.
 
     Returns
     -------
@@ -137,10 +143,19 @@ def neural_leave_one_out(
     for training_rows, predicted in plan:
         counting = _counting(report, len(results) * options.epochs)
         result = train(
-            distances, gram, training_rows, options, parameters, counting, groups=groups, excluded=excluded
+            distances,
+            gram,
+            training_rows,
+            options,
+            parameters,
+            counting,
+            groups=groups,
+            excluded=excluded,
+            threads=threads,
         )
+        model = evaluating(result.model, options, threads)
         coefficients[predicted] = apply(
-            result.model, distances[predicted], left_out[predicted], options, self_index=predicted
+            model, distances[predicted], left_out[predicted], options, self_index=predicted
         )
         results.append(result)
     return coefficients, results

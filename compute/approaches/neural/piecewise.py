@@ -9,8 +9,8 @@ a few units more or less:
 - forward, `sum_j W_ij hidden_j = u S_A + v S_B + S_beta`, where each S sums over the active units: W^2 operations for
   all points together, instead of K W^2;
 - backward, the slopes by W_ij are `A_j T_u + B_j T_v + beta_j T_1`, where each T sums the slopes of unit i, times u, v
-  and 1, over the points at which j is active: again a sum that runs over the points. Units that switch at the same points
-  share their T;
+  and 1, over the points at which j is active: again a sum that runs over the points. Units that switch at the same
+  points share their T;
 - the slopes by A, B, beta, and so by all of the first layer, are the products of a unit's weights with its T. What its
   normalisation subtracts needs S_A, S_B, and S_gamma of the weights alone.
 
@@ -45,23 +45,23 @@ from compute.approaches.neural.options import NeuralOptions
 from compute.metrics.base import worth_compiling
 from compute.types import FloatArray
 
-COLUMNS = 1000
-"""Units of the second layer at once: what a thread sums for these stays in its core's own cache."""
+COLUMNS, UNITS, POINTS = 1000, 250, 32
+"""Units of the second layer, of the first, and points that a thread passes over at once."""
 SAVED = 0.08
 """Nanoseconds that a point, a weight and an epoch take less than the dense way, on a core."""
 
 Places = NDArray[np.int64]
-WEIGHTS = "linear2.weight"
+FIRST, WEIGHTS = ("linear1.weight", "linear1.bias", "norm1.weight", "norm1.bias"), "linear2.weight"
 
 
 @functools.cache
 def kernels() -> ModuleType | None:
     """Return the compiled loops, or None where numba is missing or told to compile nothing."""
     try:
-        from compute.approaches.neural import compiled
+        import compute.approaches.neural.compiled as loops
     except ImportError:
         return None
-    return compiled if compiled.ENABLED else None
+    return loops if loops.ENABLED else None
 
 
 def worth_it(width: int, points: int, epochs: int) -> bool:
@@ -110,26 +110,30 @@ class _Layer:
         factors = np.stack([sites * v, v], axis=1)
         return cls(lines, centred, factors, *_loops().switches(lines, factors))
 
-    def by_point(self) -> tuple[Places, Places, FloatArray]:
-        """Bounds of the switches at each point, and their units and signs; units ascend within a point."""
+    def by_point(self, dtype: np.dtype[Any]) -> tuple[Places, Places, Array]:
+        """The switches by point, as `compiled.forward_columns` takes them; those that fill up change nothing."""
+        number = np.bincount(self.points, minlength=len(self.factors))
+        bounds = np.concatenate([[0], np.cumsum(-(-number // 4) * 4)])
         order = np.argsort(self.points, kind="stable")
-        units = np.repeat(np.arange(len(self.lines)), np.diff(self.bounds))
-        bounds = np.searchsorted(self.points[order], np.arange(len(self.factors) + 1))
-        return bounds, units[order], self.signs[order]
+        places = np.arange(len(order)) + np.repeat(bounds[:-1] - (np.cumsum(number) - number), number)
+        units = np.zeros(bounds[-1], dtype=np.int64)
+        changes = np.zeros((4, bounds[-1]), dtype)
+        units[places] = np.repeat(np.arange(len(self.lines)), np.diff(self.bounds))[order]
+        changes[:, places] = (self.lines[units[places]] * self.signs[order][:, None]).T
+        return bounds, units, changes
 
     def patterns(self) -> tuple[Places, Places]:
-        """Bounds of the groups of units that switch at the same points, and the units."""
+        """Pattern of each unit, ascending, and the units in that order; those of one switch at the same points."""
         number, first = np.diff(self.bounds), self.bounds[:-1]
         side = len(self.factors) + 1
         padded = np.append(self.points, [0, 0])
         key = np.where(number > 0, 1 + padded[first], 0) * side
         key += np.where(number > 1, 1 + padded[first + 1], 0)
-        # Rare, and a group of its own each.
+        # Rare, and a pattern of its own each.
         many = np.flatnonzero(number > 2)
         key[many] = side * side + side + many
         units = np.argsort(key, kind="stable")
-        starts = np.flatnonzero(np.diff(key[units], prepend=-1))
-        return np.append(starts, len(units)), units
+        return key[units], units
 
     def backward(self, dots: FloatArray, means: FloatArray, along: FloatArray) -> Parameters:
         """Return the gradient by the layer's parameters.
@@ -141,7 +145,6 @@ class _Layer:
         means, along
             Shape (K,): means over the units of the slopes by the normalised scores, plain and times these.
         """
-        u, v = self.factors.T
         gamma = self.lines[:, 3:]
         by_centred = gamma * dots[:, :2]
         by_centred -= self.factors.T @ means
@@ -162,8 +165,85 @@ def _loops() -> Any:
     return found
 
 
+Share = Callable[[Callable[[int, int], None], Sequence[tuple[int, int]]], None]
+"""What has a task done for all ranges, before it returns."""
+
+
+class _Forward:
+    """The network at points, and what the way back needs of it.
+
+    Attributes
+    ----------
+    layer
+        The first layer.
+    values
+        Shape (K,).
+    second
+        The second layer's normalised linear part, shape (K, W); its gamma and beta, and the last weights.
+    inverse
+        One over what that part was divided by, shape (K,).
+    by_scores, by_scale
+        See `compiled.forward_columns`.
+    """
+
+    def __init__(self, p: Parameters, weights: Array, sites: FloatArray, share: Share) -> None:
+        layer = self.layer = _Layer.of(p, sites)
+        loops, shape = _loops(), (len(sites), len(weights))
+        linear, self.by_scores, self.by_scale = (np.empty(shape, weights.dtype) for _ in range(3))
+        of = (weights, p["linear2.bias"], *layer.by_point(weights.dtype), layer.factors)
+        written = (linear, self.by_scores, self.by_scale)
+
+        def columns(start: int, stop: int) -> None:
+            loops.forward_columns(start, stop, *of, *written)
+
+        share(columns, _ranges(len(weights), COLUMNS))
+        self.second = (linear, p["norm2.weight"], p["norm2.bias"], p["linear3.weight"][0])
+        self.inverse, self.values = np.empty(len(sites)), np.empty(len(sites))
+
+        def rows(start: int, stop: int) -> None:
+            loops.forward_rows(start, stop, *self.second, NORM_EPSILON, self.inverse, self.values)
+
+        share(rows, _ranges(len(sites), POINTS))
+        self.values += p["linear3.bias"][0]
+
+
+def evaluate(model: ScalarMLP, points: FloatArray, threads: int) -> FloatArray:
+    """Evaluate a network at ascending points, which are at most `BATCH`; its weights are read where they lie."""
+    weights = np.ascontiguousarray(model.parameters[WEIGHTS].T)
+    sites = points.astype(weights.dtype).astype(np.float64)
+    with _Threads(threads) as shared:
+        return _Forward(dict(model.parameters), weights, sites, shared.share).values
+
+
+class _Threads:
+    """Threads that share passes, as long as a with statement lasts; one is that of the caller."""
+
+    def __init__(self, number: int) -> None:
+        self._pool = ThreadPoolExecutor(number) if number > 1 else None
+
+    def share(self, task: Callable[[int, int], None], ranges: Sequence[tuple[int, int]]) -> None:
+        """Have a task done for all ranges."""
+        if self._pool is None:
+            for start, stop in ranges:
+                task(start, stop)
+        else:
+            for future in [self._pool.submit(task, *limits) for limits in ranges]:
+                future.result()
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def __enter__(self) -> _Threads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class PiecewiseLearner:
-    """A network that learns at ascending points, in the passes that the module describes; see `learner.Learner`.
+    """A network that learns at ascending points, in the passes that the module describes; see `learners.Learner`.
 
     Parameters
     ----------
@@ -181,28 +261,24 @@ class PiecewiseLearner:
         self, sites: FloatArray, options: NeuralOptions, dtype: type[np.floating[Any]], threads: int
     ) -> None:
         self.sites = sites.astype(dtype).astype(np.float64)
-        initial = initial_mlp(options.width, options.generator("initial"), dtype)
+        initial = dict(initial_mlp(options.width, options.generator("initial"), dtype).parameters)
+        order = _Layer.of(initial, self.sites).patterns()[1]
+        # A row a unit of the first layer, those that switch together beside each other: they are passed over in order.
+        self.weights: Array = _transposed(initial.pop(WEIGHTS), order)
         self.parameters: Parameters = {
-            name: array for name, array in initial.parameters.items() if name != WEIGHTS
+            name: array[order] if name in FIRST else array for name, array in initial.items()
         }
-        # A row a unit of the first layer: a pass takes those that switch together.
-        self.weights: Array = np.ascontiguousarray(initial.parameters[WEIGHTS].T)
         self.adam = Adam(self.parameters, options.learning_rate)
         self.moments = (np.zeros_like(self.weights), np.zeros_like(self.weights))
+        self.gradient: Parameters = {}
         self._kept: tuple[Parameters, Array] | None = None
         self._spare: Array | None = None
-        shape = (len(sites), options.width)
-        self._linear, self._by_scores, self._by_scale = (np.empty(shape, dtype) for _ in range(3))
-        self._inverse = np.empty(len(sites))
-        self._columns = _ranges(options.width, COLUMNS)
-        self._rows = _ranges(len(sites), max(1, len(sites) // (4 * threads)))
-        self._threads = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._layer: _Layer | None = None
+        self._threads = _Threads(threads)
+        self._forward: _Forward | None = None
 
     def close(self) -> None:
         """End the threads."""
-        if self._threads is not None:
-            self._threads.shutdown()
+        self._threads.close()
 
     def keep(self) -> None:
         """Keep the network as it is now, in place of what was kept before; the weights are not copied."""
@@ -218,137 +294,75 @@ class PiecewiseLearner:
 
     def values(self) -> FloatArray:
         """Evaluate at the sites."""
-        p, loops = self.parameters, _loops()
-        layer = self._layer = _Layer.of(p, self.sites)
-        switches = layer.by_point()
-
-        def columns(start: int, stop: int) -> None:
-            loops.forward_columns(
-                start,
-                stop,
-                self.weights,
-                p["linear2.bias"],
-                *switches,
-                layer.lines,
-                layer.factors,
-                self._linear,
-                self._by_scores,
-                self._by_scale,
-            )
-
-        self._share(columns, self._columns)
-        values = np.empty(len(self.sites))
-        last = p["linear3.weight"][0]
-
-        def rows(start: int, stop: int) -> None:
-            loops.forward_rows(
-                start,
-                stop,
-                self._linear,
-                p["norm2.weight"],
-                p["norm2.bias"],
-                last,
-                NORM_EPSILON,
-                self._inverse,
-                values,
-            )
-
-        self._share(rows, self._rows)
-        return values + np.float64(p["linear3.bias"][0])
+        self._forward = _Forward(self.parameters, self.weights, self.sites, self._threads.share)
+        return self._forward.values
 
     def descend(self, slopes: FloatArray) -> None:
         """Make a step of Adam against the slopes by the values at the sites, which were evaluated last."""
-        p, loops, layer = self.parameters, _loops(), self._layer
-        assert layer is not None, "values() comes first"
-        second = (self._linear, p["norm2.weight"], p["norm2.bias"], p["linear3.weight"][0])
-        means, along = np.empty((2, len(self.sites)))
+        done, loops = self._forward, _loops()
+        assert done is not None, "values() comes first"
+        means, along = np.empty((2, len(slopes)))
 
         def rows(start: int, stop: int) -> None:
-            loops.backward_rows(start, stop, slopes, *second, means, along)
+            loops.backward_rows(start, stop, slopes, *done.second, means, along)
 
-        self._share(rows, self._rows)
-        gradient = np.zeros((4, len(self.weights)))
-        by_linear = np.empty_like(self._linear)
-        dots = np.empty((len(self._columns), len(self.weights), 3))
-        step = self._step(layer)
+        self._threads.share(rows, _ranges(len(slopes), POINTS))
+        by_second = np.empty((4, len(self.weights)))
+        by_linear = np.empty_like(done.second[0])
+        sums = np.empty((len(slopes) + 1, 3, len(self.weights)))
+        back = (done.inverse, means, along, done.layer.factors, by_second, by_linear, sums)
 
         def columns(start: int, stop: int) -> None:
-            sums = np.zeros((len(slopes) + 1, 3, stop - start))
-            back = (self._inverse, means, along, layer.factors, gradient, by_linear, sums)
-            loops.backward_columns(start, stop, slopes, *second, *back)
-            step(start, stop, sums, dots[start // COLUMNS])
+            loops.backward_columns(start, stop, slopes, *done.second, *back)
 
-        self._share(columns, self._columns)
-        self._descend_others(layer, slopes, gradient, by_linear, dots.sum(axis=0))
+        self._threads.share(columns, _ranges(len(self.weights), COLUMNS))
+        dots = self._step(done.layer, sums)
+        first = done.layer.backward(dots, *self._through_norm(done, by_linear))
+        last = {"linear3.weight": by_second[:1], "linear3.bias": slopes.sum(keepdims=True)}
+        names = ("norm2.weight", "norm2.bias", "linear2.bias")
+        self.gradient = first | dict(zip(names, by_second[1:], strict=True)) | last
+        dtype = self.weights.dtype
+        self.adam.step(
+            self.parameters, {name: np.ascontiguousarray(g, dtype) for name, g in self.gradient.items()}
+        )
 
-    def _step(self, layer: _Layer) -> Callable[[int, int, FloatArray, FloatArray], None]:
-        """Return what steps some columns of the weights; they go elsewhere where those of now are kept."""
-        before, loops = self.weights, _loops()
+    def _step(self, layer: _Layer, sums: FloatArray) -> FloatArray:
+        """Step the weights, into other memory where those of now are kept; return the units' products with the sums."""
+        before = self.weights
         in_place = self._kept is None or self._kept[1] is not before
         if not in_place:
             self.weights = np.empty_like(before) if self._spare is None else self._spare
             self._spare = None
-        after, patterns = self.weights, layer.patterns()
+        arrays = (before, self.weights, in_place, *self.moments)
+        switches = (*layer.patterns(), layer.bounds, layer.points, layer.signs)
         lines = np.ascontiguousarray(layer.lines[:, :3], before.dtype)
         rates = self.adam.rates(self.adam.steps + 1).astype(before.dtype)
+        dots = np.empty((len(before), 3))
 
-        def step(start: int, stop: int, sums: FloatArray, dots: FloatArray) -> None:
-            loops.step_columns(
-                start,
-                stop,
-                before,
-                after,
-                in_place,
-                *self.moments,
-                sums,
-                *patterns,
-                layer.bounds,
-                layer.points,
-                layer.signs,
-                lines,
-                rates,
-                dots,
-            )
+        def units(start: int, stop: int) -> None:
+            _loops().step_units(start, stop, *arrays, sums, *switches, lines, rates, dots)
 
-        return step
+        self._threads.share(units, _ranges(len(before), UNITS))
+        return dots
 
-    def _descend_others(
-        self,
-        layer: _Layer,
-        slopes: FloatArray,
-        by_second: FloatArray,
-        by_linear: Array,
-        dots: FloatArray,
-    ) -> None:
-        """Make the step of all parameters but the second layer's weights."""
-        means, along = np.empty((2, len(slopes)))
+    def _through_norm(self, done: _Forward, by_linear: Array) -> tuple[FloatArray, FloatArray]:
+        """Means over the first layer of the slopes by its normalised scores, plain and times these; each shape (K,)."""
+        means, along = np.empty((2, len(by_linear)))
 
         def rows(start: int, stop: int) -> None:
-            for others, products in ((self._by_scale, means), (self._by_scores, along)):
+            for others, products in ((done.by_scale, means), (done.by_scores, along)):
                 _loops().row_products(start, stop, by_linear, others, products)
 
-        self._share(rows, self._rows)
-        width = len(by_second[0])
-        gradient = layer.backward(dots, means / width, along / width) | {
-            "linear3.weight": by_second[:1],
-            "norm2.weight": by_second[1],
-            "norm2.bias": by_second[2],
-            "linear2.bias": by_second[3],
-            "linear3.bias": slopes.sum(keepdims=True),
-        }
-        dtype = self.weights.dtype
-        self.adam.step(
-            self.parameters, {name: np.ascontiguousarray(g, dtype) for name, g in gradient.items()}
-        )
+        self._threads.share(rows, _ranges(len(by_linear), POINTS))
+        return means / by_linear.shape[1], along / by_linear.shape[1]
 
-    def _share(self, task: Callable[[int, int], None], ranges: Sequence[tuple[int, int]]) -> None:
-        """Have all ranges done, by the threads."""
-        if self._threads is None:
-            for start, stop in ranges:
-                task(start, stop)
-        else:
-            for future in [self._threads.submit(task, *limits) for limits in ranges]:
-                future.result()
+
+def _transposed(weights: Array, order: Places) -> Array:
+    """Return a copy with a row for each column, in this order; some rows at a time, which a core's cache holds."""
+    result = np.empty_like(weights)
+    for start in range(0, len(weights), POINTS):
+        result[:, start : start + POINTS] = weights[start : start + POINTS, order].T
+    return result
 
 
 def _ranges(number: int, length: int) -> list[tuple[int, int]]:
