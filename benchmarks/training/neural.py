@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from compute.approaches.neural.leave_one_out import apply, neural_leave_one_out
 from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.piecewise import Leftovers
 from compute.approaches.neural.training import train
 from compute.cluster.machine import core_count
 
@@ -64,8 +65,9 @@ def variation(a: Matrix, b: Matrix) -> float:
 
 def whole_metric(distances: Matrix, gram: Matrix, options: NeuralOptions, threads: int) -> Matrix:
     """What a bank trains for a metric: the folds' networks, and one on all rows."""
-    coefficients, _ = neural_leave_one_out(distances, gram, 1, options, threads=threads)
-    train(distances, gram, np.arange(len(gram)), options, 1, threads=threads)
+    leftovers = Leftovers()
+    coefficients, _ = neural_leave_one_out(distances, gram, 1, options, threads=threads, leftovers=leftovers)
+    train(distances, gram, np.arange(len(gram)), options, 1, threads=threads, leftovers=leftovers)
     return coefficients
 
 
@@ -90,7 +92,9 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=502)
     parser.add_argument("--epochs", type=int, default=NeuralOptions().epochs)
     parser.add_argument("--threads", type=int, default=core_count())
-    parser.add_argument("--order", action="store_true", help="also one network by dense sums in another order")
+    parser.add_argument(
+        "--order", action="store_true", help="also one network by dense sums in another order"
+    )
     arguments = parser.parse_args()
     options = NeuralOptions(epochs=arguments.epochs)
     # The loops are compiled once a machine.

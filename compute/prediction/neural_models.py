@@ -25,6 +25,7 @@ from bankdb.records import AdapterRecord, RunRecord
 from compute.approaches.neural.leave_one_out import left_out_together, neural_leave_one_out
 from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.piecewise import Leftovers
 from compute.approaches.neural.training import train
 from compute.cluster.machine import core_count
 
@@ -93,9 +94,17 @@ def _trained(
         progress.advance(epoch - told)
         told = epoch
 
-    threads = core_count()
+    threads, leftovers = core_count(), Leftovers()
     values, trained = neural_leave_one_out(
-        distances, gram, parameters, options, groups, report, excluded=excluded, threads=threads
+        distances,
+        gram,
+        parameters,
+        options,
+        groups,
+        report,
+        excluded=excluded,
+        threads=threads,
+        leftovers=leftovers,
     )
     model = trained[0].model
     if final:
@@ -116,6 +125,7 @@ def _trained(
             groups=groups,
             excluded=excluded,
             threads=threads,
+            leftovers=leftovers,
         ).model
     progress.end()
     return values, model

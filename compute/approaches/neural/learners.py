@@ -19,7 +19,12 @@ from compute.approaches.neural.network import (
     initial_mlp,
 )
 from compute.approaches.neural.options import NeuralOptions
-from compute.approaches.neural.piecewise import PiecewiseLearner, evaluate, worth_it
+from compute.approaches.neural.piecewise import (
+    Leftovers,
+    PiecewiseLearner,
+    evaluate,
+    worth_it,
+)
 from compute.types import FloatArray
 
 
@@ -43,11 +48,15 @@ class Learner(Protocol):
 
 
 def learner_for(
-    sites: FloatArray, options: NeuralOptions, dtype: type[np.floating[Any]], threads: int
+    sites: FloatArray,
+    options: NeuralOptions,
+    dtype: type[np.floating[Any]],
+    threads: int,
+    leftovers: Leftovers | None = None,
 ) -> Learner:
     """Return what learns at these points, ascending ones: the quicker way where it is worth it."""
     if worth_it(options.width, len(sites), options.epochs):
-        return PiecewiseLearner(sites, options, dtype, threads)
+        return PiecewiseLearner(sites, options, dtype, threads, leftovers)
     return DenseLearner(sites, options, dtype)
 
 

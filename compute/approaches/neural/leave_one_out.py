@@ -15,6 +15,7 @@ from compute.approaches.neural.knots import points_for
 from compute.approaches.neural.learners import evaluating
 from compute.approaches.neural.network import Array
 from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.piecewise import Leftovers
 from compute.approaches.neural.splits import fold_of_rows
 from compute.approaches.neural.training import Report, Trained, check_values, standardised, train
 from compute.types import FloatArray
@@ -100,6 +101,7 @@ def neural_leave_one_out(
     *,
     excluded: NDArray[np.bool_] | None = None,
     threads: int = 1,
+    leftovers: Leftovers | None = None,
 ) -> tuple[FloatArray, list[Trained]]:
     """Coefficients of each adapter over all others, by the protocol of the options.
 
@@ -116,7 +118,7 @@ def neural_leave_one_out(
     excluded
         Shape (N, N): sources that a target must not use, itself among them, in training or when predicted;
         None for itself alone.
-    threads
+    threads, leftovers
         As for `train`.
 
     Returns
@@ -140,6 +142,7 @@ def neural_leave_one_out(
     left_out = np.eye(number, dtype=bool) if excluded is None else excluded
     coefficients = np.zeros((number, number))
     results: list[Trained] = []
+    leftovers = leftovers or Leftovers()
     for training_rows, predicted in plan:
         counting = _counting(report, len(results) * options.epochs)
         result = train(
@@ -152,6 +155,7 @@ def neural_leave_one_out(
             groups=groups,
             excluded=excluded,
             threads=threads,
+            leftovers=leftovers,
         )
         model = evaluating(result.model, options, threads)
         coefficients[predicted] = apply(

@@ -109,11 +109,16 @@ class ScalarMLP:
         return cls({name: np.ascontiguousarray(arrays[name], dtype=dtype) for name in expected})
 
 
-def initial_mlp(width: int, generator: np.random.Generator, dtype: type[np.floating[Any]]) -> ScalarMLP:
+def initial_mlp(
+    width: int,
+    generator: np.random.Generator,
+    dtype: type[np.floating[Any]],
+    place: NDArray[np.float32] | None = None,
+) -> ScalarMLP:
     """Return a network with torch's default initialisation.
 
     Weights and biases of a linear layer are uniform within `1 / sqrt(inputs)` of 0; a layer normalisation
-    starts as the identity.
+    starts as the identity. The weights of the second layer are drawn into `place`, if there is one.
 
     Raises
     ------
@@ -127,7 +132,8 @@ def initial_mlp(width: int, generator: np.random.Generator, dtype: type[np.float
         if name.startswith("linear"):
             bound = 1.0 if name.startswith("linear1") else 1.0 / math.sqrt(width)
             # Drawn in single precision: a double of each entry would double the peak.
-            draw = generator.random(shape, dtype=np.float32)
+            out = place if name == "linear2.weight" else None
+            draw = generator.random(shape, dtype=np.float32, out=out)
             draw *= np.float32(2.0 * bound)
             draw -= np.float32(bound)
             parameters[name] = draw.astype(dtype, copy=False)

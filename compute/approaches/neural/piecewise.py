@@ -66,9 +66,12 @@ def kernels() -> ModuleType | None:
 
 def worth_it(width: int, points: int, epochs: int) -> bool:
     """Whether a training goes this way; it depends on these numbers alone, and on numba being there."""
-    if points > BATCH or not worth_compiling(width * width * points * epochs, SAVED):
-        return False
-    return kernels() is not None
+    return is_quicker(width, points, epochs) and kernels() is not None
+
+
+def is_quicker(width: int, points: int, epochs: int) -> bool:
+    """Whether a training would go this way with numba."""
+    return points <= BATCH and worth_compiling(width * width * points * epochs, SAVED)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,10 +189,10 @@ class _Forward:
         See `compiled.forward_columns`.
     """
 
-    def __init__(self, p: Parameters, weights: Array, sites: FloatArray, share: Share) -> None:
+    def __init__(self, p: Parameters, weights: Array, sites: FloatArray, share: Share, place: Array) -> None:
         layer = self.layer = _Layer.of(p, sites)
-        loops, shape = _loops(), (len(sites), len(weights))
-        linear, self.by_scores, self.by_scale = (np.empty(shape, weights.dtype) for _ in range(3))
+        loops = _loops()
+        linear, self.by_scores, self.by_scale = place
         of = (weights, p["linear2.bias"], *layer.by_point(weights.dtype), layer.factors)
         written = (linear, self.by_scores, self.by_scale)
 
@@ -212,7 +215,8 @@ def evaluate(model: ScalarMLP, points: FloatArray, threads: int) -> FloatArray:
     weights = np.ascontiguousarray(model.parameters[WEIGHTS].T)
     sites = points.astype(weights.dtype).astype(np.float64)
     with _Threads(threads) as shared:
-        return _Forward(dict(model.parameters), weights, sites, shared.share).values
+        place = np.empty((3, len(sites), len(weights)), weights.dtype)
+        return _Forward(dict(model.parameters), weights, sites, shared.share, place).values
 
 
 class _Threads:
@@ -242,6 +246,25 @@ class _Threads:
         self.close()
 
 
+class Leftovers:
+    """Large arrays that one training leaves for the next: a system clears memory more slowly than these are used."""
+
+    def __init__(self) -> None:
+        self._arrays: list[Array] = []
+
+    def take(self, width: int, dtype: type[np.floating[Any]]) -> Array:
+        """Return an array of shape (width, width); what is in it means nothing."""
+        while self._arrays:
+            array = self._arrays.pop()
+            if array.shape == (width, width) and array.dtype == dtype:
+                return array
+        return np.empty((width, width), dtype)
+
+    def leave(self, array: Array) -> None:
+        """Leave an array that nobody uses any more."""
+        self._arrays.append(array)
+
+
 class PiecewiseLearner:
     """A network that learns at ascending points, in the passes that the module describes; see `learners.Learner`.
 
@@ -255,35 +278,54 @@ class PiecewiseLearner:
         Of parameters, moments, and values of the second layer.
     threads
         That share the passes; the results do not depend on their number.
+    leftovers
+        Memory of earlier trainings, which gets that of this one when it is closed.
     """
 
     def __init__(
-        self, sites: FloatArray, options: NeuralOptions, dtype: type[np.floating[Any]], threads: int
+        self,
+        sites: FloatArray,
+        options: NeuralOptions,
+        dtype: type[np.floating[Any]],
+        threads: int,
+        leftovers: Leftovers | None = None,
     ) -> None:
+        width = options.width
         self.sites = sites.astype(dtype).astype(np.float64)
-        initial = dict(initial_mlp(options.width, options.generator("initial"), dtype).parameters)
+        self.leftovers = leftovers or Leftovers()
+        self.moments = tuple(self.leftovers.take(width, dtype) for _ in range(2))
+        place = self.moments[0] if dtype is np.float32 else None
+        initial = dict(initial_mlp(width, options.generator("initial"), dtype, place).parameters)
         order = _Layer.of(initial, self.sites).patterns()[1]
         # A row a unit of the first layer, those that switch together beside each other: they are passed over in order.
-        self.weights: Array = _transposed(initial.pop(WEIGHTS), order)
+        self.weights: Array = _transposed(initial.pop(WEIGHTS), order, self.leftovers.take(width, dtype))
+        for moment in self.moments:
+            moment.fill(0.0)
         self.parameters: Parameters = {
             name: array[order] if name in FIRST else array for name, array in initial.items()
         }
         self.adam = Adam(self.parameters, options.learning_rate)
-        self.moments = (np.zeros_like(self.weights), np.zeros_like(self.weights))
         self.gradient: Parameters = {}
         self._kept: tuple[Parameters, Array] | None = None
-        self._spare: Array | None = None
+        self._place = np.empty((4, len(sites), width), dtype)
+        self._sums = np.empty((len(sites) + 1, 3, width))
         self._threads = _Threads(threads)
         self._forward: _Forward | None = None
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and leave memory; nothing else may be asked of the learner but its network."""
         self._threads.close()
+        unused = [*self.moments]
+        if self._kept is not None and self._kept[1] is not self.weights:
+            unused.append(self.weights)
+        for array in unused:
+            self.leftovers.leave(array)
+        self.moments = ()
 
     def keep(self) -> None:
         """Keep the network as it is now, in place of what was kept before; the weights are not copied."""
         if self._kept is not None and self._kept[1] is not self.weights:
-            self._spare = self._kept[1]
+            self.leftovers.leave(self._kept[1])
         self._kept = ({name: array.copy() for name, array in self.parameters.items()}, self.weights)
 
     def network(self) -> ScalarMLP:
@@ -294,7 +336,8 @@ class PiecewiseLearner:
 
     def values(self) -> FloatArray:
         """Evaluate at the sites."""
-        self._forward = _Forward(self.parameters, self.weights, self.sites, self._threads.share)
+        place = self._place[:3]
+        self._forward = _Forward(self.parameters, self.weights, self.sites, self._threads.share, place)
         return self._forward.values
 
     def descend(self, slopes: FloatArray) -> None:
@@ -308,15 +351,14 @@ class PiecewiseLearner:
 
         self._threads.share(rows, _ranges(len(slopes), POINTS))
         by_second = np.empty((4, len(self.weights)))
-        by_linear = np.empty_like(done.second[0])
-        sums = np.empty((len(slopes) + 1, 3, len(self.weights)))
+        by_linear, sums = self._place[3], self._sums
         back = (done.inverse, means, along, done.layer.factors, by_second, by_linear, sums)
 
         def columns(start: int, stop: int) -> None:
             loops.backward_columns(start, stop, slopes, *done.second, *back)
 
         self._threads.share(columns, _ranges(len(self.weights), COLUMNS))
-        dots = self._step(done.layer, sums)
+        dots = self._step(done.layer)
         first = done.layer.backward(dots, *self._through_norm(done, by_linear))
         last = {"linear3.weight": by_second[:1], "linear3.bias": slopes.sum(keepdims=True)}
         names = ("norm2.weight", "norm2.bias", "linear2.bias")
@@ -326,13 +368,12 @@ class PiecewiseLearner:
             self.parameters, {name: np.ascontiguousarray(g, dtype) for name, g in self.gradient.items()}
         )
 
-    def _step(self, layer: _Layer, sums: FloatArray) -> FloatArray:
+    def _step(self, layer: _Layer) -> FloatArray:
         """Step the weights, into other memory where those of now are kept; return the units' products with the sums."""
-        before = self.weights
+        before, sums = self.weights, self._sums
         in_place = self._kept is None or self._kept[1] is not before
         if not in_place:
-            self.weights = np.empty_like(before) if self._spare is None else self._spare
-            self._spare = None
+            self.weights = self.leftovers.take(len(before), before.dtype.type)
         arrays = (before, self.weights, in_place, *self.moments)
         switches = (*layer.patterns(), layer.bounds, layer.points, layer.signs)
         lines = np.ascontiguousarray(layer.lines[:, :3], before.dtype)
@@ -357,9 +398,8 @@ class PiecewiseLearner:
         return means / by_linear.shape[1], along / by_linear.shape[1]
 
 
-def _transposed(weights: Array, order: Places) -> Array:
-    """Return a copy with a row for each column, in this order; some rows at a time, which a core's cache holds."""
-    result = np.empty_like(weights)
+def _transposed(weights: Array, order: Places, result: Array) -> Array:
+    """Write a copy with a row for each column, in this order; some rows at a time, which a core's cache holds."""
     for start in range(0, len(weights), POINTS):
         result[:, start : start + POINTS] = weights[start : start + POINTS, order].T
     return result

@@ -9,9 +9,10 @@ that 1 is about what equal shares reach and neither p nor the adapters' scale or
 steps do not change with such a factor, except through its epsilon (1e-8): against gradients of a mean squared
 error of 1e-6 or less, as of LoRA weights, it would shorten most steps.
 
-Memory at width W in float32: `16 W^2` bytes for parameters, gradient and moments, `4 W^2` more for the best
-parameters where training stops early; 256 MB and 64 MB at the width 4000 of the paper. To this add about
-`40 W` bytes for each of up to 512 points evaluated at once, and about 150 bytes for each pair of adapters.
+Memory at width W in float32: `12 W^2` bytes for parameters and moments, `4 W^2` more for the best parameters where
+training stops early, and another `4 W^2` for the gradient where it goes by dense products; 192 MB and 64 MB at the
+width 4000 of the paper. To this add about `40 W` bytes for each of up to 512 points evaluated at once, and about 150
+bytes for each pair of adapters. See `piecewise` for what an epoch takes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from compute.approaches.neural.knots import Points, points_for
 from compute.approaches.neural.learners import learner_for
 from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.piecewise import Leftovers
 from compute.approaches.neural.splits import FEWEST_ROWS, hold_out
 from compute.approaches.oracle import checked_gram
 from compute.types import FloatArray
@@ -84,6 +86,7 @@ def train(
     groups: Sequence[str | None] | None = None,
     excluded: NDArray[np.bool_] | None = None,
     threads: int = 1,
+    leftovers: Leftovers | None = None,
 ) -> Trained:
     """Train a network on the adapters of some rows; no other entry of either matrix is read.
 
@@ -106,6 +109,8 @@ def train(
         Shape (N, N): sources that a target must not use, itself among them; None for itself alone.
     threads
         That share the work, beside those of BLAS; the results do not depend on their number.
+    leftovers
+        Memory that an earlier training left, for this one and the next.
 
     Raises
     ------
@@ -120,7 +125,7 @@ def train(
     rows = _checked_rows(distances, gram, rows, parameters)
     fitted, held_out = hold_out(rows, len(distances), options, groups)
     scale, targets = _targets(distances, gram, fitted, held_out, options, excluded)
-    fit = _Fit(targets, options, threads=threads)
+    fit = _Fit(targets, options, threads=threads, leftovers=leftovers)
     model = fit.run(report, scale / parameters)
     return Trained(
         model=model,
@@ -170,11 +175,12 @@ class _Fit:
         options: NeuralOptions,
         dtype: type[np.floating[Any]] = np.float32,
         threads: int = 1,
+        leftovers: Leftovers | None = None,
     ) -> None:
         self.targets = targets
         self.options = options
         self.points: Points = points_for(np.concatenate([t.scores for t in targets]), options.knots)
-        self.learner = learner_for(self.points.points, options, dtype, threads)
+        self.learner = learner_for(self.points.points, options, dtype, threads, leftovers)
         self.best_epoch = 0
         self.losses: list[list[float]] = [[] for _ in targets]
 
