@@ -16,7 +16,7 @@ from compute.approaches.neural import learners, network
 def dense_training(*, batch: int = network.BATCH) -> Iterator[None]:
     """Train by dense products within; points in batches of another size are the same sums in another order."""
     with (
-        mock.patch.object(learners, "worth_it", lambda *_: False),
+        mock.patch.object(learners, "worth_it", return_value=False),
         mock.patch.object(learners, "BATCH", batch),
         mock.patch.object(network, "BATCH", batch),
     ):

@@ -25,7 +25,7 @@ from compute.approaches.neural.training import train
 from compute.cluster.machine import core_count
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from baselines.dense_training import dense_training  # noqa: E402
+from baselines.dense_training import dense_training
 
 Matrix = NDArray[np.float64]
 BATCHES = 48

@@ -169,9 +169,7 @@ def test_switches_are_those_of_the_signs() -> None:
         [[0, 0, -1, 1], [0, 0, 1, 1], [1, 0, 0, 1], [-1, 0, 0, 1], [0, 1, 0, 1], [0, -1, 0, 1]], dtype=float
     )
     bounds, points, signs = piecewise._loops().switches(lines, factors)
-    found = [
-        list(zip(points[a:b], signs[a:b], strict=True)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    found = [list(zip(points[a:b], signs[a:b], strict=True)) for a, b in itertools.pairwise(bounds)]
     assert found == [
         [],
         [(0, 1)],
