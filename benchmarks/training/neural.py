@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from compute.approaches.neural.leave_one_out import apply, neural_leave_one_out
 from compute.approaches.neural.options import NeuralOptions
-from compute.approaches.neural.piecewise import Leftovers
 from compute.approaches.neural.training import train
+from compute.approaches.neural.workspace import Leftovers
 from compute.cluster.machine import core_count
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

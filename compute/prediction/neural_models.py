@@ -25,8 +25,8 @@ from bankdb.records import AdapterRecord, RunRecord
 from compute.approaches.neural.leave_one_out import left_out_together, neural_leave_one_out
 from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
-from compute.approaches.neural.piecewise import Leftovers
 from compute.approaches.neural.training import train
+from compute.approaches.neural.workspace import Leftovers
 from compute.cluster.machine import core_count
 
 _COEFFICIENTS = "coefficients"
@@ -63,10 +63,10 @@ def neural_coefficients(
         Too few adapters for the protocol, or values that cannot be trained on.
     """
     run, path, key = _run_of(bank, adapters, metric, options, units)
-    made_from = _made_from(bank, adapters, key)
+    made_from = _made_from(bank, adapters, key, _VERSION)
     if find_group(bank, path, progress, made_from):
         return read_chunks(path / _COEFFICIENTS, delete=path)
-    if find_group(bank, path, SilentProgress(), _made_from(bank, adapters, key, version=None)):
+    if find_group(bank, path, SilentProgress(), _made_from(bank, adapters, key, None)):
         progress.note(f"{path}: {_BY_OLDER}; it is trained again")
     values, model = _trained(bank.layout.size, metric, distances, gram, options, progress, units)
     write_group(bank, path, made_from, {_COEFFICIENTS: values, **model.to_arrays()})
@@ -161,7 +161,7 @@ def stored_model(
                 f"the network was trained on {parameters['number']} adapters, before the bank changed; "
                 "`bank coefficients --approach neural` trains it again"
             )
-        elif not find_group(bank, path, progress, _made_from(bank, adapters, _key(parameters))):
+        elif not find_group(bank, path, progress, _made_from(bank, adapters, _key(parameters), _VERSION)):
             progress.note(
                 f"the network was {_BY_OLDER}; `bank coefficients --approach neural` trains it again"
             )
@@ -221,9 +221,7 @@ def _key(parameters: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
 
 
-def _made_from(
-    bank: AdapterBank, adapters: Sequence[AdapterRecord], key: str, version: int | None = _VERSION
-) -> str:
+def _made_from(bank: AdapterBank, adapters: Sequence[AdapterRecord], key: str, version: int | None) -> str:
     """Hash what a network is made from; a version of None is the first, which did not say so."""
     said = {} if version is None else {"version": version}
     return digest_of(kind="neural", run=key, **said, **texts_of(bank, adapters), **rows_of(bank, adapters))

@@ -19,12 +19,8 @@ from compute.approaches.neural.network import (
     initial_mlp,
 )
 from compute.approaches.neural.options import NeuralOptions
-from compute.approaches.neural.piecewise import (
-    Leftovers,
-    PiecewiseLearner,
-    evaluate,
-    worth_it,
-)
+from compute.approaches.neural.piecewise import PiecewiseLearner, evaluate, worth_it
+from compute.approaches.neural.workspace import Leftovers
 from compute.types import FloatArray
 
 

@@ -15,9 +15,9 @@ from compute.approaches.neural.knots import points_for
 from compute.approaches.neural.learners import evaluating
 from compute.approaches.neural.network import Array
 from compute.approaches.neural.options import NeuralOptions
-from compute.approaches.neural.piecewise import Leftovers
 from compute.approaches.neural.splits import fold_of_rows
 from compute.approaches.neural.training import Report, Trained, check_values, standardised, train
+from compute.approaches.neural.workspace import Leftovers
 from compute.types import FloatArray
 
 APPLICATION_KNOTS = 4

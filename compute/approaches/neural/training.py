@@ -32,8 +32,8 @@ from compute.approaches.neural.knots import Points, points_for
 from compute.approaches.neural.learners import learner_for
 from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
-from compute.approaches.neural.piecewise import Leftovers
 from compute.approaches.neural.splits import FEWEST_ROWS, hold_out
+from compute.approaches.neural.workspace import Leftovers
 from compute.approaches.oracle import checked_gram
 from compute.types import FloatArray
 

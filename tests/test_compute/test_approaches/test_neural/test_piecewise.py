@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from bankdb.errors import ComputeError
-from compute.approaches.neural import learners, piecewise
+from compute.approaches.neural import first_layer, learners, piecewise
 from compute.approaches.neural.learners import DenseLearner, learner_for
 from compute.approaches.neural.leave_one_out import neural_leave_one_out
 from compute.approaches.neural.network import BATCH, backward, forward, initial_mlp
@@ -168,7 +168,7 @@ def test_switches_are_those_of_the_signs() -> None:
     lines = np.array(
         [[0, 0, -1, 1], [0, 0, 1, 1], [1, 0, 0, 1], [-1, 0, 0, 1], [0, 1, 0, 1], [0, -1, 0, 1]], dtype=float
     )
-    bounds, points, signs = piecewise._loops().switches(lines, factors)
+    bounds, points, signs = first_layer.loops().switches(lines, factors)
     found = [list(zip(points[a:b], signs[a:b], strict=True)) for a, b in itertools.pairwise(bounds)]
     assert found == [
         [],
@@ -286,11 +286,11 @@ def test_without_numba_the_dense_way_is_taken(monkeypatch: pytest.MonkeyPatch) -
     points = np.linspace(-1, 1, 5)
     assert isinstance(learner_for(points, OPTIONS, np.float32, 1), PiecewiseLearner)
     monkeypatch.setitem(sys.modules, "compute.approaches.neural.compiled", None)
-    piecewise.kernels.cache_clear()
+    first_layer.kernels.cache_clear()
     try:
         assert isinstance(learner_for(points, OPTIONS, np.float32, 1), DenseLearner)
     finally:
-        piecewise.kernels.cache_clear()
+        first_layer.kernels.cache_clear()
 
 
 def test_a_small_training_loads_no_compiler() -> None:
