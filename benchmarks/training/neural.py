@@ -3,7 +3,7 @@
 python benchmarks/training/neural.py --metrics 4
 
 Distances and the Gram matrix are synthetic, of the paper's number of datasets; the networks are those of the defaults,
-so that a metric is six trainings of 40 epochs.
+six trainings of 40 epochs a metric. `--single` trains one of the six, on all rows, and applies it to these.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,15 +28,55 @@ from baselines.dense_training import dense_training
 
 Matrix = NDArray[np.float64]
 BATCHES = 48
+"""Points at once, for the same dense sums in another order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Coefficients, and what they took."""
+    """Coefficients, and what they took: seconds, of the processor, and of the processor for an epoch (median)."""
 
     coefficients: Matrix
     seconds: float
     processor: float
+    epoch: float
+
+
+class Trainings:
+    """The trainings of a metric."""
+
+    def __init__(
+        self, adapters: int, metric: int, options: NeuralOptions, threads: int, single: bool
+    ) -> None:
+        self.distances, self.gram = synthetic(adapters, metric)
+        self.options, self.threads, self.single = options, threads, single
+        self.leftovers = Leftovers()
+        self.told: list[float] = []
+
+    def measured(self) -> Measured:
+        self.told = []
+        seconds, processor = time.perf_counter(), time.process_time()
+        coefficients = self._one() if self.single else self._all()
+        taken = time.perf_counter() - seconds, time.process_time() - processor
+        return Measured(coefficients, *taken, float(np.median(np.diff(self.told))))
+
+    def _report(self, *_: float) -> None:
+        self.told.append(time.process_time())
+
+    def _all(self) -> Matrix:
+        """What a bank trains for a metric: the folds' networks, and one on all rows."""
+        shared = {"threads": self.threads, "leftovers": self.leftovers}
+        coefficients, _ = neural_leave_one_out(
+            self.distances, self.gram, 1, self.options, report=self._report, **shared
+        )
+        train(self.distances, self.gram, np.arange(len(self.gram)), self.options, 1, **shared)
+        return coefficients
+
+    def _one(self) -> Matrix:
+        rows = np.arange(len(self.gram))
+        shared = {"threads": self.threads, "leftovers": self.leftovers}
+        model = train(self.distances, self.gram, rows, self.options, 1, self._report, **shared).model
+        own = np.eye(len(rows), dtype=bool)
+        return apply(model, self.distances, own, self.options, self_index=rows)
 
 
 def synthetic(number: int, metric: int) -> tuple[Matrix, Matrix]:
@@ -52,72 +91,52 @@ def synthetic(number: int, metric: int) -> tuple[Matrix, Matrix]:
     return distances, theta @ theta.T
 
 
-def measured(run: Callable[[], Matrix]) -> Measured:
-    seconds, processor = time.perf_counter(), time.process_time()
-    coefficients = run()
-    return Measured(coefficients, time.perf_counter() - seconds, time.process_time() - processor)
-
-
 def variation(a: Matrix, b: Matrix) -> float:
     """Largest total variation of a row."""
     return float(np.abs(a - b).sum(axis=1).max() / 2)
 
 
-def whole_metric(distances: Matrix, gram: Matrix, options: NeuralOptions, threads: int) -> Matrix:
-    """What a bank trains for a metric: the folds' networks, and one on all rows."""
-    leftovers = Leftovers()
-    coefficients, _ = neural_leave_one_out(distances, gram, 1, options, threads=threads, leftovers=leftovers)
-    train(distances, gram, np.arange(len(gram)), options, 1, threads=threads, leftovers=leftovers)
-    return coefficients
-
-
-def other_order(distances: Matrix, gram: Matrix, options: NeuralOptions, threads: int) -> list[float]:
-    """How far one network's coefficients are from dense ones: today's way, and dense sums in another order."""
-    rows, excluded = np.arange(len(gram)), np.eye(len(gram), dtype=bool)
-
-    def coefficients() -> Matrix:
-        model = train(distances, gram, rows, options, 1, threads=threads).model
-        return apply(model, distances, excluded, options, self_index=rows)
-
-    now = coefficients()
-    with dense_training():
-        dense = coefficients()
-    with dense_training(batch=BATCHES):
-        return [variation(now, dense), variation(coefficients(), dense)]
+def cells(found: Measured) -> list[str]:
+    return [f"{found.seconds:.1f}", f"{found.processor:.1f}", f"{1e3 * found.epoch:.0f}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--metrics", type=int, default=4)
     parser.add_argument("--adapters", type=int, default=502)
-    parser.add_argument("--epochs", type=int, default=NeuralOptions().epochs)
     parser.add_argument("--threads", type=int, default=core_count())
+    parser.add_argument("--single", action="store_true", help="one training a metric instead of six")
     parser.add_argument(
-        "--order", action="store_true", help="also one network by dense sums in another order"
+        "--order", action="store_true", help="also dense sums in another order, of the first metric"
     )
     arguments = parser.parse_args()
-    options = NeuralOptions(epochs=arguments.epochs)
+    options = NeuralOptions()
     # The loops are compiled once a machine.
-    distances, gram = synthetic(20, 0)
-    train(distances, gram, np.arange(20), options, 1, threads=arguments.threads)
-    print("| metric | dense: s | processor s | now: s | processor s | ratio | total variation |", flush=True)
-    print(f"|{'---|' * 7}")
-    totals = np.zeros(4)
+    Trainings(20, 0, options, arguments.threads, True).measured()
+    taken = ("s", "processor s", "epoch ms")
+    print(
+        f"| metric | {' | '.join(f'dense, {t}' for t in taken)} | {' | '.join(f'now, {t}' for t in taken)} ",
+        end="",
+    )
+    print(f"| ratio | total variation |\n|{'---|' * 9}", flush=True)
     for metric in range(arguments.metrics):
-        distances, gram = synthetic(arguments.adapters, metric)
-        ways = (distances, gram, options, arguments.threads)
-        now = measured(lambda ways=ways: whole_metric(*ways))
+        trainings = Trainings(arguments.adapters, metric, options, arguments.threads, arguments.single)
+        now = trainings.measured()
         with dense_training():
-            dense = measured(lambda ways=ways: whole_metric(*ways))
-        taken = [dense.seconds, dense.processor, now.seconds, now.processor]
-        totals += taken
-        row = [str(metric), *(f"{value:.1f}" for value in taken), f"{dense.processor / now.processor:.2f}"]
-        print(f"| {' | '.join(row)} | {variation(now.coefficients, dense.coefficients):.1e} |", flush=True)
-    row = ["all", *(f"{value:.1f}" for value in totals), f"{totals[1] / totals[3]:.2f}"]
-    print(f"| {' | '.join(row)} | |")
-    if arguments.order:
-        now_apart, order_apart = other_order(*synthetic(arguments.adapters, 0), options, arguments.threads)
-        print(f"one network: now and dense {now_apart:.1e}, dense in batches of {BATCHES} {order_apart:.1e}")
+            dense = trainings.measured()
+        last = [
+            f"{dense.processor / now.processor:.2f}",
+            f"{variation(now.coefficients, dense.coefficients):.1e}",
+        ]
+        print(f"| {' | '.join([str(metric), *cells(dense), *cells(now), *last])} |", flush=True)
+        if arguments.order and metric == 0:
+            with dense_training(batch=BATCHES):
+                other = trainings.measured()
+            apart = variation(other.coefficients, dense.coefficients)
+            print(
+                f"dense sums in batches of {BATCHES} points: {apart:.1e} from those of all points at once",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
