@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from compute.approaches.neural.leave_one_out import apply, neural_leave_one_out
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.training import train
-from compute.approaches.neural.workspace import Leftovers
+from compute.approaches.neural.workspace import Workspace
 from compute.cluster.machine import core_count
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -48,8 +48,8 @@ class Trainings:
         self, adapters: int, metric: int, options: NeuralOptions, threads: int, single: bool
     ) -> None:
         self.distances, self.gram = synthetic(adapters, metric)
-        self.options, self.threads, self.single = options, threads, single
-        self.leftovers = Leftovers()
+        self.options, self.single = options, single
+        self.workspace = Workspace(threads)
         self.told: list[float] = []
 
     def measured(self) -> Measured:
@@ -64,17 +64,17 @@ class Trainings:
 
     def _all(self) -> Matrix:
         """What a bank trains for a metric: the folds' networks, and one on all rows."""
-        shared = {"threads": self.threads, "leftovers": self.leftovers}
+        given = (self.distances, self.gram)
         coefficients, _ = neural_leave_one_out(
-            self.distances, self.gram, 1, self.options, report=self._report, **shared
+            *given, 1, self.options, report=self._report, workspace=self.workspace
         )
-        train(self.distances, self.gram, np.arange(len(self.gram)), self.options, 1, **shared)
+        train(*given, np.arange(len(self.gram)), self.options, 1, workspace=self.workspace)
         return coefficients
 
     def _one(self) -> Matrix:
         rows = np.arange(len(self.gram))
-        shared = {"threads": self.threads, "leftovers": self.leftovers}
-        model = train(self.distances, self.gram, rows, self.options, 1, self._report, **shared).model
+        given = (self.distances, self.gram, rows, self.options, 1, self._report)
+        model = train(*given, workspace=self.workspace).model
         own = np.eye(len(rows), dtype=bool)
         return apply(model, self.distances, own, self.options, self_index=rows)
 

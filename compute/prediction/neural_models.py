@@ -26,7 +26,7 @@ from compute.approaches.neural.leave_one_out import left_out_together, neural_le
 from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.training import train
-from compute.approaches.neural.workspace import Leftovers
+from compute.approaches.neural.workspace import Workspace
 from compute.cluster.machine import core_count
 
 _COEFFICIENTS = "coefficients"
@@ -94,7 +94,7 @@ def _trained(
         progress.advance(epoch - told)
         told = epoch
 
-    threads, leftovers = core_count(), Leftovers()
+    workspace = Workspace(core_count())
     values, trained = neural_leave_one_out(
         distances,
         gram,
@@ -103,8 +103,7 @@ def _trained(
         groups,
         report,
         excluded=excluded,
-        threads=threads,
-        leftovers=leftovers,
+        workspace=workspace,
     )
     model = trained[0].model
     if final:
@@ -124,8 +123,7 @@ def _trained(
             count_on,
             groups=groups,
             excluded=excluded,
-            threads=threads,
-            leftovers=leftovers,
+            workspace=workspace,
         ).model
     progress.end()
     return values, model

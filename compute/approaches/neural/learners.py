@@ -20,7 +20,7 @@ from compute.approaches.neural.network import (
 )
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.piecewise import PiecewiseLearner, evaluate, worth_it
-from compute.approaches.neural.workspace import Leftovers
+from compute.approaches.neural.workspace import Workspace
 from compute.types import FloatArray
 
 
@@ -47,12 +47,11 @@ def learner_for(
     sites: FloatArray,
     options: NeuralOptions,
     dtype: type[np.floating[Any]],
-    threads: int,
-    leftovers: Leftovers | None = None,
+    workspace: Workspace | None = None,
 ) -> Learner:
     """Return what learns at these points, ascending ones: the quicker way where it is worth it."""
     if worth_it(options.width, len(sites), options.epochs):
-        return PiecewiseLearner(sites, options, dtype, threads, leftovers)
+        return PiecewiseLearner(sites, options, dtype, workspace)
     return DenseLearner(sites, options, dtype)
 
 

@@ -38,7 +38,7 @@ from compute.approaches.neural.network import (
     parameter_shapes,
 )
 from compute.approaches.neural.options import NeuralOptions
-from compute.approaches.neural.workspace import Leftovers, Share, Threads, ranges
+from compute.approaches.neural.workspace import Share, Threads, Workspace, ranges
 from compute.metrics.base import worth_compiling
 from compute.types import FloatArray
 
@@ -119,10 +119,8 @@ class PiecewiseLearner:
         Of them: width, learning rate, and seed.
     dtype
         Of parameters, moments, and values of the second layer.
-    threads
-        That share the passes; the results do not depend on their number.
-    leftovers
-        Memory of earlier trainings, which gets that of this one when it is closed.
+    workspace
+        Of earlier trainings; it gets the memory of this one when that is closed.
     """
 
     def __init__(
@@ -130,18 +128,17 @@ class PiecewiseLearner:
         sites: FloatArray,
         options: NeuralOptions,
         dtype: type[np.floating[Any]],
-        threads: int,
-        leftovers: Leftovers | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
         width = options.width
         self.sites = sites.astype(dtype).astype(np.float64)
-        self.leftovers = leftovers or Leftovers()
-        self.moments = tuple(self.leftovers.take(width, dtype) for _ in range(2))
+        self.workspace = workspace or Workspace()
+        self.moments = tuple(self.workspace.take(width, dtype) for _ in range(2))
         place = self.moments[0] if dtype is np.float32 else None
         initial = dict(initial_mlp(width, options.generator("initial"), dtype, place).parameters)
         order = FirstLayer.of(initial, self.sites).patterns()[1]
         # A row a unit of the first layer, those that switch together beside each other: they are passed over in order.
-        self.weights: Array = _transposed(initial.pop(WEIGHTS), order, self.leftovers.take(width, dtype))
+        self.weights: Array = _transposed(initial.pop(WEIGHTS), order, self.workspace.take(width, dtype))
         for moment in self.moments:
             moment.fill(0.0)
         self.parameters: Parameters = {
@@ -152,7 +149,7 @@ class PiecewiseLearner:
         self._kept: tuple[Parameters, Array] | None = None
         self._place = np.empty((4, len(sites), width), dtype)
         self._sums = np.empty((len(sites) + 1, 3, width))
-        self._threads = Threads(threads)
+        self._threads = Threads(self.workspace.threads)
         self._forward: _Forward | None = None
 
     def close(self) -> None:
@@ -162,13 +159,13 @@ class PiecewiseLearner:
         if self._kept is not None and self._kept[1] is not self.weights:
             unused.append(self.weights)
         for array in unused:
-            self.leftovers.leave(array)
+            self.workspace.leave(array)
         self.moments = ()
 
     def keep(self) -> None:
         """Keep the network as it is now, in place of what was kept before; the weights are not copied."""
         if self._kept is not None and self._kept[1] is not self.weights:
-            self.leftovers.leave(self._kept[1])
+            self.workspace.leave(self._kept[1])
         self._kept = ({name: array.copy() for name, array in self.parameters.items()}, self.weights)
 
     def network(self) -> ScalarMLP:
@@ -216,7 +213,7 @@ class PiecewiseLearner:
         before, sums = self.weights, self._sums
         in_place = self._kept is None or self._kept[1] is not before
         if not in_place:
-            self.weights = self.leftovers.take(len(before), before.dtype.type)
+            self.weights = self.workspace.take(len(before), before.dtype.type)
         arrays = (before, self.weights, in_place, *self.moments)
         switches = (*layer.patterns(), layer.bounds, layer.points, layer.signs)
         lines = np.ascontiguousarray(layer.lines[:, :3], before.dtype)

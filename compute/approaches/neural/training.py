@@ -33,7 +33,7 @@ from compute.approaches.neural.learners import learner_for
 from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.splits import FEWEST_ROWS, hold_out
-from compute.approaches.neural.workspace import Leftovers
+from compute.approaches.neural.workspace import Workspace
 from compute.approaches.oracle import checked_gram
 from compute.types import FloatArray
 
@@ -85,8 +85,7 @@ def train(
     *,
     groups: Sequence[str | None] | None = None,
     excluded: NDArray[np.bool_] | None = None,
-    threads: int = 1,
-    leftovers: Leftovers | None = None,
+    workspace: Workspace | None = None,
 ) -> Trained:
     """Train a network on the adapters of some rows; no other entry of either matrix is read.
 
@@ -107,10 +106,8 @@ def train(
         Group of each of the N datasets, None for one on its own: a group is held out as a whole.
     excluded
         Shape (N, N): sources that a target must not use, itself among them; None for itself alone.
-    threads
-        That share the work, beside those of BLAS; the results do not depend on their number.
-    leftovers
-        Memory that an earlier training left, for this one and the next.
+    workspace
+        What it shares with trainings before and after it; one thread and memory of its own if None.
 
     Raises
     ------
@@ -125,7 +122,7 @@ def train(
     rows = _checked_rows(distances, gram, rows, parameters)
     fitted, held_out = hold_out(rows, len(distances), options, groups)
     scale, targets = _targets(distances, gram, fitted, held_out, options, excluded)
-    fit = _Fit(targets, options, threads=threads, leftovers=leftovers)
+    fit = _Fit(targets, options, workspace=workspace)
     model = fit.run(report, scale / parameters)
     return Trained(
         model=model,
@@ -174,13 +171,12 @@ class _Fit:
         targets: list[_Targets],
         options: NeuralOptions,
         dtype: type[np.floating[Any]] = np.float32,
-        threads: int = 1,
-        leftovers: Leftovers | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
         self.targets = targets
         self.options = options
         self.points: Points = points_for(np.concatenate([t.scores for t in targets]), options.knots)
-        self.learner = learner_for(self.points.points, options, dtype, threads, leftovers)
+        self.learner = learner_for(self.points.points, options, dtype, workspace)
         self.best_epoch = 0
         self.losses: list[list[float]] = [[] for _ in targets]
 

@@ -46,10 +46,19 @@ class Threads:
         self.close()
 
 
-class Leftovers:
-    """Large arrays that one training leaves for the next: a system clears memory more slowly than these are used."""
+class Workspace:
+    """What trainings one after another work with.
 
-    def __init__(self) -> None:
+    Large arrays that one leaves for the next are in it: a system clears memory more slowly than these are used.
+
+    Attributes
+    ----------
+    threads
+        Number that share the passes, beside those of BLAS; the results do not depend on it.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
         self._arrays: list[Array] = []
 
     def take(self, width: int, dtype: type[np.floating[Any]]) -> Array:

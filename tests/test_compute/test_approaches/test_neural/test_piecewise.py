@@ -23,6 +23,7 @@ from compute.approaches.neural.network import BATCH, backward, forward, initial_
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.piecewise import WEIGHTS, PiecewiseLearner
 from compute.approaches.neural.training import train
+from compute.approaches.neural.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None, reason="numba is not for this Python yet"
@@ -48,7 +49,7 @@ def learner(
     points: np.ndarray, options: NeuralOptions = OPTIONS, dtype: type = np.float64, threads: int = 1
 ) -> PiecewiseLearner:
     """One whose normalisations are not the identity, so that units switch on and off again."""
-    made = PiecewiseLearner(points, options, dtype, threads)
+    made = PiecewiseLearner(points, options, dtype, Workspace(threads))
     rng = np.random.default_rng(options.seed + 1)
     for name, array in made.parameters.items():
         array += (0.4 * rng.normal(size=array.shape) * (not name.startswith("linear3"))).astype(dtype)
@@ -244,7 +245,7 @@ def test_coefficients_are_those_of_the_dense_way(monkeypatch: pytest.MonkeyPatch
     distances, gram = small_bank()
     options = NeuralOptions(width=64, epochs=20, knots=40, folds=3)
     quick, dense = both_ways(
-        monkeypatch, lambda: neural_leave_one_out(distances, gram, 1, options, threads=2)[0]
+        monkeypatch, lambda: neural_leave_one_out(distances, gram, 1, options, workspace=Workspace(2))[0]
     )
     assert not np.array_equal(quick, dense)
     assert np.abs(quick - dense).sum(axis=1).max() / 2 < 1e-4
@@ -267,7 +268,7 @@ def test_a_training_that_diverges_is_an_error() -> None:
     distances, gram = small_bank()
     options = NeuralOptions(width=16, knots=12, learning_rate=1e38)
     with np.errstate(all="ignore"), pytest.raises(ComputeError, match="smaller learning rate"):
-        train(distances, gram, np.arange(20), options, 1, threads=2)
+        train(distances, gram, np.arange(20), options, 1, workspace=Workspace(2))
 
 
 # --- which way
@@ -284,11 +285,11 @@ def test_small_networks_and_many_points_go_the_dense_way(width: int, points: int
 @pytest.mark.usefixtures("worth_it")
 def test_without_numba_the_dense_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     points = np.linspace(-1, 1, 5)
-    assert isinstance(learner_for(points, OPTIONS, np.float32, 1), PiecewiseLearner)
+    assert isinstance(learner_for(points, OPTIONS, np.float32), PiecewiseLearner)
     monkeypatch.setitem(sys.modules, "compute.approaches.neural.compiled", None)
     first_layer.kernels.cache_clear()
     try:
-        assert isinstance(learner_for(points, OPTIONS, np.float32, 1), DenseLearner)
+        assert isinstance(learner_for(points, OPTIONS, np.float32), DenseLearner)
     finally:
         first_layer.kernels.cache_clear()
 
@@ -307,7 +308,7 @@ def test_a_small_training_loads_no_compiler() -> None:
 
 
 def test_the_initial_network_is_that_of_the_dense_way() -> None:
-    made = PiecewiseLearner(np.linspace(-1, 1, 5), OPTIONS, np.float64, 1)
+    made = PiecewiseLearner(np.linspace(-1, 1, 5), OPTIONS, np.float64)
     expected = initial_mlp(OPTIONS.width, OPTIONS.generator("initial"), np.float64).parameters
     order = [
         expected["linear1.bias"].tolist().index(value) for value in made.network().parameters["linear1.bias"]
