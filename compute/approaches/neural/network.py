@@ -113,12 +113,13 @@ def initial_mlp(
     width: int,
     generator: np.random.Generator,
     dtype: type[np.floating[Any]],
-    place: NDArray[np.float32] | None = None,
+    place: NDArray[Any] | None = None,
 ) -> ScalarMLP:
     """Return a network with torch's default initialisation.
 
     Weights and biases of a linear layer are uniform within `1 / sqrt(inputs)` of 0; a layer normalisation
-    starts as the identity. The weights of the second layer are drawn into `place`, if there is one.
+    starts as the identity. The weights of the second layer are drawn into `place`,
+    in float32, if there is one.
 
     Raises
     ------

@@ -200,7 +200,7 @@ class PiecewiseLearner:
         self._threads.share(columns, ranges(len(self.weights), COLUMNS))
         dots = self._step(done.layer)
         first = done.layer.backward(dots, *self._through_norm(done, by_linear))
-        last = {"linear3.weight": by_second[:1], "linear3.bias": slopes.sum(keepdims=True)}
+        last: Parameters = {"linear3.weight": by_second[:1], "linear3.bias": slopes.sum(keepdims=True)}
         names = ("norm2.weight", "norm2.bias", "linear2.bias")
         self.gradient = first | dict(zip(names, by_second[1:], strict=True)) | last
         dtype = self.weights.dtype
