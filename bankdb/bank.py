@@ -133,8 +133,10 @@ class AdapterBank(StoredBank):
         *,
         hub: bool = False,
         group_pattern: str | None = None,
-        input_column: str = "input",
-        output_column: str = "output",
+        input_column: str | None = None,
+        output_column: str | None = None,
+        text_column: str | None = None,
+        skip_bad_rows: bool = False,
         replace: bool = False,
         memory: int | None = None,
         progress: Progress | None = None,
@@ -156,7 +158,11 @@ class AdapterBank(StoredBank):
         group_pattern
             Regular expression whose first group, found in a pair's name, is its group, unless the source states one.
         input_column, output_column
-            Columns of the datasets with the input text and the output, or outputs.
+            Columns of the datasets with the input text and the output, or outputs; recognised if neither is given.
+        text_column
+            The one column of the datasets that is read.
+        skip_bad_rows
+            Skip rows that are no examples, and say how many; else they refuse the pair.
         replace
             Store a pair anew where the bank has other content under its name.
         memory
@@ -174,11 +180,15 @@ class AdapterBank(StoredBank):
         >>> bank.ingest(pairs)
         IngestReport: 0 added, 6 there already, 0 replaced, 0 refused
         """
+        from bankdb.datasets.forms.rules import Reading
         from bankdb.ingest import IngestOptions, ingest
         from bankdb.sources.find import references_of, resolver
 
         references, refused = references_of(sources, hub, group_pattern)
-        options = IngestOptions(input_column, output_column, replace, memory)
+        reading = Reading(
+            input_column, output_column, text_column, skip_bad_rows, lambda: self.tokenizer.chat_template
+        )
+        options = IngestOptions(reading, replace, memory)
         return ingest(
             self,
             references,

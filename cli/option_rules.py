@@ -182,11 +182,19 @@ _TASKS = (
     *_CLUSTER,
     *("metrics", "kernel", "sigma", "temperature", "top_k", "protocol", "width", "draws", "examples"),
 )
+_ROWS = ("input_column", "output_column", "text_column", "skip_bad_rows")
 _TESTING = ("compare", "max_examples", "model_dtype", "batch_size")
 _MODEL = ("model", "device", "threads")
 _GENERATING = ("targets", "max_examples", "data", "device", "dtype", "batch_size", "threads")
 
+_TWO_COLUMNS = Rule(
+    ("input_column", "output_column"),
+    lambda given: given["text_column"] is None,
+    "two columns; --text-column reads one alone",
+)
+
 RULES: Mapping[str, tuple[Rule, ...]] = {
+    "ingest": (_TWO_COLUMNS,),
     "distances": (*_KERNEL, _WAITING),
     "coefficients": (
         *_KERNEL,
@@ -206,8 +214,9 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             lambda given: given["whole_bank"] or _fitted(given),
             "--all, or with --approach tuned, ridge or neural, which are fitted on the bank",
         ),
+        _TWO_COLUMNS,
         Rule(
-            ("input_column", "output_column"),
+            _ROWS,
             lambda given: not given["whole_bank"],
             "NEWDATA; the datasets of the bank are counted already",
         ),
@@ -236,6 +245,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     ),
     "export": (Rule(("dtype", "memory"), lambda given: given["run"] is not None, "--prediction RUN"),),
     "finetune": (
+        _TWO_COLUMNS,
         *_starting(
             Rule(_CLUSTER, _reads_bank, "an --approach that reads the bank's own matrices"),
             *_KERNEL,
@@ -255,7 +265,13 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         Rule(
             _TASKS, _of_the_bank, "the bank's own tasks; with --adapter there are only those that are given"
         ),
-        Rule(("test", "compare", "input_column", "output_column"), _of_folders, "--adapter FOLDER"),
+        Rule(("test", "compare", *_ROWS), _of_folders, "--adapter FOLDER"),
+        _TWO_COLUMNS,
+        Rule(
+            ("text_column",),
+            lambda given: given["data"] is not None,
+            "--compare and --data, training examples; test examples have answers too",
+        ),
         Rule(
             ("data", "memory"),
             lambda given: _of_the_bank(given) or bool(given["compare"]),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from bankdb.catalog.database import Database, counted, every, found, some
@@ -188,7 +188,7 @@ class Catalog:
             TokenDistributionRow(
                 dataset_id=dataset.id,
                 tokenizer_fingerprint=bank.tokenizer_fingerprint,
-                text_rule=bank.text_rule,
+                text_rule=new.text_rule or bank.text_rule,
                 ids=new.ids,
                 counts=new.counts,
                 sha256=_counts_sha256(new.ids, new.counts),
@@ -306,6 +306,40 @@ class Catalog:
             )
         return data
 
+    def text_rules(self, rows: Iterable[int]) -> dict[int, str]:
+        """Return by which rule the dataset of each of `rows` was read, as it is stored.
+
+        Raises
+        ------
+        BankFormatError
+            A row has no counts under the bank's tokenizer and text rule.
+        """
+        wanted = set(rows)
+        with self._database.read() as session:
+            bank = the_bank(session)
+            # By columns that an index holds, so that no counts are read.
+            query = (
+                select(AdapterRow.row, TokenDistributionRow.text_rule)
+                .join(DatasetRow, DatasetRow.adapter_id == AdapterRow.id)
+                .join(TokenDistributionRow, TokenDistributionRow.dataset_id == DatasetRow.id)
+                .where(
+                    AdapterRow.state == "ready",
+                    TokenDistributionRow.tokenizer_fingerprint == bank.tokenizer_fingerprint,
+                    _of_rule(bank.text_rule),
+                )
+            )
+            found = {row: rule for row, rule in session.execute(query) if row in wanted}
+        self._check_all(wanted, found)
+        return found
+
+    def _check_all(self, rows: Iterable[int], found: Container[int]) -> None:
+        missing = [row for row in rows if row not in found]
+        if missing:
+            raise BankFormatError(
+                f"{self._database.shown}: rows {missing[:5]} have no token counts under the bank's tokenizer; "
+                "remove and ingest those adapters again"
+            )
+
     def token_counts(self, rows: Sequence[int]) -> list[tuple[NDArray[np.uint32], NDArray[np.uint32]]]:
         """Return (ids, counts) for each of `rows`, in that order; arrays of uint32, ids ascending.
 
@@ -328,7 +362,7 @@ class Catalog:
                         AdapterRow.row.in_(part),
                         AdapterRow.state == "ready",
                         TokenDistributionRow.tokenizer_fingerprint == bank.tokenizer_fingerprint,
-                        TokenDistributionRow.text_rule == bank.text_rule,
+                        _of_rule(bank.text_rule),
                     )
                 )
                 for adapter, dataset, stored in session.execute(query):
@@ -342,13 +376,14 @@ class Catalog:
                             "the database from a copy, or remove and ingest that adapter again"
                         )
                     counts_by_row[row] = (_uint32(ids), _uint32(counts))
-        missing = [row for row in rows if row not in counts_by_row]
-        if missing:
-            raise BankFormatError(
-                f"{self._database.shown}: rows {missing[:5]} have no token counts under the bank's tokenizer; "
-                "remove and ingest those adapters again"
-            )
+        self._check_all(rows, counts_by_row)
         return [counts_by_row[row] for row in rows]
+
+
+def _of_rule(rule: str) -> ColumnElement[bool]:
+    """Counts by the bank's rule, or by one that says more of how rows became input and output."""
+    stored = TokenDistributionRow.text_rule
+    return or_(stored == rule, stored.startswith(f"{rule}; ", autoescape=True))
 
 
 def changed_pair(name: str) -> ConflictError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.display import print_json, print_table, tell, write_csv
-from cli.options import device_option, on_command_line, opened, threads_option, together
+from cli.options import device_option, on_command_line, opened, rows_of, threads_option, together
 
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
@@ -84,8 +84,7 @@ def assessment_options(other: Mapping[str, Any], dtype: str) -> AssessmentOption
     return AssessmentOptions(
         model=other["model"],
         max_examples=examples_asked(other["max_examples"]),
-        input_column=other["input_column"],
-        output_column=other["output_column"],
+        **rows_of(other),
         machine=Machine(other["device"], dtype, other["batch_size"], other["threads"]),
         memory=None if memory is None else parse_memory(memory),
         resamples=other.get("resamples", RESAMPLES),
@@ -104,7 +103,8 @@ def check_written(bank: AdapterBank, other: Mapping[str, Any]) -> None:
     from compute.assessment.assess import check_test
     from compute.generation.base_model import model_folder
 
-    check_test(other["test"], assessment_options(other, other["model_dtype"]))
+    options = assessment_options(other, other["model_dtype"])
+    check_test(other["test"], options, lambda: bank.tokenizer.chat_template)
     model_folder(other["model"] or bank.record.base_model)
 
 

@@ -20,6 +20,7 @@ from cli.options import (
     memory_option,
     opened,
     overwrite_option,
+    rows_of,
 )
 
 if TYPE_CHECKING:
@@ -117,12 +118,11 @@ def ingest(
     bank_path: Path,
     sources: tuple[str, ...],
     hub: bool,
-    input_column: str,
-    output_column: str,
     group_pattern: str | None,
     memory: str | None,
     replace: bool,
     as_json: bool,
+    **other: Any,
 ) -> None:
     """Store pairs of an adapter and the dataset it was trained on.
 
@@ -136,8 +136,7 @@ def ingest(
             list(sources),
             hub=hub,
             group_pattern=group_pattern,
-            input_column=input_column,
-            output_column=output_column,
+            **rows_of(other),
             replace=replace,
             memory=None if memory is None else parse_memory(memory),
             progress=shown_progress(),

@@ -36,6 +36,7 @@ from cli.options import (
     on_command_line,
     opened,
     overwrite_option,
+    rows_of,
     space_options,
     threads_option,
 )
@@ -154,8 +155,7 @@ def finetune(bank_path: Path, newdata: Path, **other: Any) -> None:
             options,
             replace(way, space=other["space"], rank=other["rank"]),
             name=name,
-            input_column=other["input_column"],
-            output_column=other["output_column"],
+            **rows_of(other),
             include_same=other["include_same"],
             checkpoints=_checkpoints(out),
             cluster=cluster if cluster.remote else replace(cluster, processes=False),

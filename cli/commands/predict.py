@@ -30,6 +30,7 @@ from cli.options import (
     metric_parameters,
     opened,
     overwrite_option,
+    rows_of,
     space_options,
 )
 
@@ -133,8 +134,7 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
             newdata,
             options,
             name=name,
-            input_column=other["input_column"],
-            output_column=other["output_column"],
+            **rows_of(other),
             include_same=other["include_same"],
             machine=machine_of(other),
             # Threads: most approaches need no workers for one dataset, and processes take a second to start.

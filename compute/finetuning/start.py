@@ -177,5 +177,9 @@ def start_record(bank: AdapterBank, start: Start, dataset: Dataset, name: str) -
         "dtype": start.dtype,
         "versions": library_versions(),
         "sources": list(start.sources),
-        "dataset": {"content_sha256": dataset.sha256, "examples": len(dataset)},
+        "dataset": {
+            "content_sha256": dataset.sha256,
+            "examples": len(dataset),
+            **({} if dataset.rule is None else {"text_rule": dataset.rule.as_text}),
+        },
     }

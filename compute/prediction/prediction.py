@@ -110,6 +110,7 @@ class Prediction:
             "content_sha256": self.dataset.sha256,
             "examples": len(self.dataset),
             "tokens": self.tokens,
+            **({} if self.dataset.rule is None else {"text_rule": self.dataset.rule.as_text}),
         }
         record["left_out"] = list(self.left_out)
         if self.fitted is not None:

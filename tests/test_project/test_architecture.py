@@ -191,8 +191,9 @@ ARROWS = {
     "bankdb.arrays": set(),
     "bankdb.catalog": set(),
     "bankdb.patterns": set(),
+    "bankdb.templates": set(),
     "bankdb.peft": {"bankdb.arrays", "bankdb.patterns"},
-    "bankdb.datasets": set(),
+    "bankdb.datasets": {"bankdb.templates"},
     "bankdb.sources": {"bankdb.datasets", "bankdb.patterns"},
     "bankdb.storage": {"bankdb.arrays", "bankdb.catalog", "bankdb.datasets", "bankdb.peft"},
     "bankdb.bank": {
@@ -305,6 +306,7 @@ OF_A_BANK = {
     "bankdb.peft",
     "bankdb.scaled_rows",
     "bankdb.snapshot",
+    "bankdb.templates",
 }
 MOST_MODULES = 12
 
