@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.datasets.encoders import Encoder, LibraryEncoder, encode_in_time, encoder_of
+from bankdb.datasets.encoders import Encoder, LibraryEncoder, PieceEncoder, encode_in_time, encoder_of
 from bankdb.datasets.limits import memory_budget
 from bankdb.datasets.tokenizer_files import TokenizerFiles, named_tokens, tokenizer_files
 from bankdb.errors import DatasetError, PlanError, TokenizerError
@@ -116,7 +116,7 @@ class BankTokenizer:
         Raises
         ------
         TokenizerError
-            Its file cannot be read.
+            Its file cannot be read; or it writes tokens that a SentencePiece model alone takes for letters.
         """
         text = self._files.chat_template
         if text is None:
@@ -124,14 +124,24 @@ class BankTokenizer:
         named = {
             key: value for key, value in named_tokens(self._files.settings).items() if key.endswith("_token")
         }
-        begins = named.get("bos_token")
-        if begins is not None and self.added_tokens():
-            (ids,) = encode_in_time(self._encoder, [""], self.name)
-            if ids[:1].tolist() != [self._encoder.vocabulary().get(begins)]:
-                begins = None
-        else:
-            begins = None
+        begins = self._begins(named.get("bos_token"))
+        if isinstance(self._encoder, PieceEncoder):
+            written = [
+                value for key, value in named.items() if value != begins and (key in text or value in text)
+            ]
+            if written:
+                raise TokenizerError(
+                    f"{self.name}: its chat template writes {written[0]!a}, which a SentencePiece model alone "
+                    "takes for letters; pass a folder with the base model's own tokenizer.json"
+                )
         return ChatTemplate(self.name, text, tuple(sorted(named.items())), begins)
+
+    def _begins(self, token: str | None) -> str | None:
+        """Return the token if each text is begun with it."""
+        if token is None or not self.added_tokens():
+            return None
+        (ids,) = encode_in_time(self._encoder, [""], self.name)
+        return token if ids[:1].tolist() == [self._encoder.vocabulary().get(token)] else None
 
     def count(self, texts: Iterable[str], name: str, memory: int | None = None) -> TokenHistogram:
         """Count the tokens of `texts`, in parallel on all cores where the tokenizer can.

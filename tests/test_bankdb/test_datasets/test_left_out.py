@@ -159,7 +159,7 @@ def test_chat_data_is_called_so(tmp_path: Path, name: str, what: str) -> None:
 
 def test_one_column_of_text_can_be_read_as_the_advice_says(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", [{"text": "a b"}])
-    with pytest.raises(DatasetError, match="for a single text, --text-column text$"):
+    with pytest.raises(DatasetError, match=r"for a single text, --text-column text$"):
         read_dataset([path])
     assert read_dataset([path], Reading(text_column="text")).texts() == ["a b"]
 

@@ -273,7 +273,10 @@ def test_a_bad_file_is_refused(tmp_path, name, data, message):
         ({"input": ["a"], "output": [[]]}, "'output' is of type list<.*null"),
         ({"input": ["a", "b"], "output": [["x"], []]}, "row 2: 'output' is an empty list"),
         ({"input": ["a"], "output": [["b", None]]}, "row 1: 'output' has null in its list"),
-        ({"input": pa.array([1], pa.date32()), "output": ["b"]}, "'input' is of type date32.*; expected string"),
+        (
+            {"input": pa.array([1], pa.date32()), "output": ["b"]},
+            "'input' is of type date32.*; expected string",
+        ),
         ({"input": [["a"]], "output": ["b"]}, "'input' is of type list<"),
         ({"input": ["a"], "output": [[["b"]]]}, "'output' is of type list<.*list<"),
         ({"input": [b"a"], "output": ["b"]}, "'input' is of type binary"),
@@ -409,6 +412,7 @@ def test_both_columns_that_are_wrong_are_named_at_once(tmp_path):
     days = pa.array([3], pa.date32())
     pq.write_table(pa.table({"input": days, "output": days}), tmp_path / "train.parquet")
     with pytest.raises(
-        DatasetError, match="'input' is of type date32.*; expected string, and column 'output' is of type date32"
+        DatasetError,
+        match=r"'input' is of type date32.*; expected string, and column 'output' is of type date32",
     ):
         read_dataset([tmp_path / "train.parquet"])
