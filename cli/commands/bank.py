@@ -24,6 +24,7 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
+    from bankdb.bank import AdapterBank
     from bankdb.ingest import IngestReport
     from bankdb.records import AdapterRecord
 
@@ -212,7 +213,8 @@ def show(bank_path: Path, name: str | None, as_json: bool) -> None:
             values.pop("layout")
             values["task_type"] = bank.origins.task_type()
         else:
-            values = _values(bank.catalog.adapter(name))
+            record = bank.catalog.adapter(name)
+            values = _values(record) | {"read_as": _read_as(bank, record)}
     if as_json:
         print_json(values)
         return
@@ -382,6 +384,13 @@ def alias(bank_path: Path, names: tuple[str, ...]) -> None:
 
 
 COMMANDS = (init, alias, ingest, list_adapters, show, verify, group, remove, export)
+
+
+def _read_as(bank: AdapterBank, record: AdapterRecord) -> str:
+    """Return by which rule the rows of its dataset became input and output."""
+    from bankdb.datasets.forms.rules import Rule
+
+    return str(Rule.of_text(bank.catalog.text_rules([record.row])[record.row]))
 
 
 def _values(record: AdapterRecord) -> dict[str, Any]:

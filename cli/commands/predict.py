@@ -99,7 +99,8 @@ def predict(
 ) -> None:
     """Predict an adapter for NEWDATA, or with --all every adapter of the bank by leave-one-out.
 
-    NEWDATA is a file (JSONL, JSON, CSV, Parquet) or a folder with a training split.
+    NEWDATA is a file (JSONL, JSON, CSV, Parquet; .gz, .zst) or a folder with a training split, in one of the forms
+    that docs/data.md lists.
     """
     if whole_bank == (newdata is not None):
         raise click.UsageError("give NEWDATA, or --all: one of them")
