@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from sqlalchemy import ColumnElement, or_, select
@@ -307,13 +307,7 @@ class Catalog:
         return data
 
     def text_rules(self, rows: Iterable[int]) -> dict[int, str]:
-        """Return by which rule the dataset of each of `rows` was read, as it is stored.
-
-        Raises
-        ------
-        BankFormatError
-            A row has no counts under the bank's tokenizer and text rule.
-        """
+        """Return by which rule the dataset of each of `rows` was read, as it is stored; of none that is not there."""
         wanted = set(rows)
         with self._database.read() as session:
             bank = the_bank(session)
@@ -328,17 +322,7 @@ class Catalog:
                     _of_rule(bank.text_rule),
                 )
             )
-            found = {row: rule for row, rule in session.execute(query) if row in wanted}
-        self._check_all(wanted, found)
-        return found
-
-    def _check_all(self, rows: Iterable[int], found: Container[int]) -> None:
-        missing = [row for row in rows if row not in found]
-        if missing:
-            raise BankFormatError(
-                f"{self._database.shown}: rows {missing[:5]} have no token counts under the bank's tokenizer; "
-                "remove and ingest those adapters again"
-            )
+            return {row: rule for row, rule in session.execute(query) if row in wanted}
 
     def token_counts(self, rows: Sequence[int]) -> list[tuple[NDArray[np.uint32], NDArray[np.uint32]]]:
         """Return (ids, counts) for each of `rows`, in that order; arrays of uint32, ids ascending.
@@ -376,7 +360,12 @@ class Catalog:
                             "the database from a copy, or remove and ingest that adapter again"
                         )
                     counts_by_row[row] = (_uint32(ids), _uint32(counts))
-        self._check_all(rows, counts_by_row)
+        missing = [row for row in rows if row not in counts_by_row]
+        if missing:
+            raise BankFormatError(
+                f"{self._database.shown}: rows {missing[:5]} have no token counts under the bank's tokenizer; "
+                "remove and ingest those adapters again"
+            )
         return [counts_by_row[row] for row in rows]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bankdb.datasets.columns import Columns, Place, Values, looks_like_text
-from bankdb.datasets.files.arrow_columns import check_schema, is_list, is_text, values_in
+from bankdb.datasets.files.arrow_columns import check_schema, is_text, values_in
 from bankdb.datasets.forms.values import BadRows
 from bankdb.datasets.parquet_pages import DELTA_BYTE_ARRAY, IN_DICTIONARIES, Chunk, chunks_of, pages_of
 from bankdb.errors import DatasetError, PlanError, one_line
@@ -40,17 +40,19 @@ def parquet_values(file: Path, columns: Columns, memory: int, bad: BadRows) -> V
     with _whole(file):
         chunks = chunks_of(file)
         with pq.ParquetFile(file) as table:
-            schema = table.schema_arrow
+            schema, leaves = table.schema_arrow, map(table.schema.column, range(len(table.schema)))
+            # They alone can stay in dictionaries.
+            strings = {leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"}
         names = check_schema(schema, columns, file)
         _note_unread(schema, chunks, columns)
         wanted = [chunk for chunk in chunks if _is_of(chunk, names)]
         rows = _rows_of_batch(file, wanted, memory)
         shared = {chunk.path for chunk in wanted}
         shared -= {chunk.path for chunk in wanted if not chunk.encodings <= IN_DICTIONARIES}
-        shared &= _strings(schema, names)
-        leaves = sorted({chunk.path for chunk in wanted}) or names
+        shared &= strings
+        paths = sorted({chunk.path for chunk in wanted}) or names
         with pq.ParquetFile(file, read_dictionary=sorted(shared), buffer_size=_BUFFER) as table:
-            for batch in _batches(file, table, rows, leaves):
+            for batch in _batches(file, table, rows, paths):
                 found = [values_in(batch.column(name), memory // _BATCH_SHARE, file) for name in names]
                 for values in zip(*found, strict=True):
                     number += 1
@@ -61,7 +63,7 @@ def parquet_values(file: Path, columns: Columns, memory: int, bad: BadRows) -> V
                         bad.take(error)
                     else:
                         yield place, example
-        expected = sum(chunk.rows for chunk in wanted if chunk.path == leaves[0])
+        expected = sum(chunk.rows for chunk in wanted if chunk.path == paths[0])
         if number != expected:
             raise OSError(f"{expected} rows are said to be there, and {number} are")
 
@@ -103,25 +105,6 @@ def _example(row: dict[str, Any], columns: Columns, place: Place) -> tuple[Any, 
         if name not in columns.names and isinstance(value, str) and value.strip():
             columns.refuse(name, place)
     return columns.example(row, place)
-
-
-def _strings(schema: Any, names: Sequence[str]) -> set[str]:
-    """Paths of the strings of columns, also those in lists and structures: they alone can stay in dictionaries."""
-    found = set()
-
-    def walk(kind: Any, path: str) -> None:
-        if is_text(kind):
-            found.add(path)
-        elif is_list(kind):
-            for inner in ("element", "item"):
-                walk(kind.value_type, f"{path}.list.{inner}")
-        elif hasattr(kind, "num_fields"):
-            for number in range(kind.num_fields):
-                walk(kind.field(number).type, f"{path}.{kind.field(number).name}")
-
-    for name in names:
-        walk(schema.field(name).type, name)
-    return found
 
 
 def _note_unread(schema: Any, chunks: Sequence[Chunk], columns: Columns) -> None:

@@ -388,9 +388,9 @@ COMMANDS = (init, alias, ingest, list_adapters, show, verify, group, remove, exp
 
 def _read_as(bank: AdapterBank, record: AdapterRecord) -> str:
     """Return by which rule the rows of its dataset became input and output."""
-    from bankdb.datasets.forms.rules import Rule
+    from bankdb.datasets.forms.rules import TEXT_RULE, Rule
 
-    return str(Rule.of_text(bank.catalog.text_rules([record.row])[record.row]))
+    return str(Rule.of_text(bank.catalog.text_rules([record.row]).get(record.row, TEXT_RULE)))
 
 
 def _values(record: AdapterRecord) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from bankdb.bank import AdapterBank
-from bankdb.datasets.forms.rules import Reading, Rule
+from bankdb.datasets.forms.rules import TEXT_RULE, Reading, Rule
 from bankdb.datasets.held_out import HeldOut
 from bankdb.datasets.read import Dataset, read_dataset, training_files
 from bankdb.errors import DatasetError, listed
@@ -61,7 +61,9 @@ def readings_of(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> dict[st
     """
     rules = bank.catalog.text_rules([record.row for record in adapters])
     return {
-        record.name: Reading.again(Rule.of_text(rules[record.row]), lambda: bank.tokenizer.chat_template)
+        record.name: Reading.again(
+            Rule.of_text(rules.get(record.row, TEXT_RULE)), lambda: bank.tokenizer.chat_template
+        )
         for record in adapters
     }
 

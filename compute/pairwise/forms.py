@@ -34,7 +34,7 @@ def unlike_forms(
         if not others:
             return []
         return [
-            f"{place} is read as {new.kind}, and of {len(stored)} datasets of the bank {_listed(others)}: their "
+            f"{place} is read as {new.kind}, and of {len(adapters)} datasets of the bank {_listed(others)}: their "
             "distances also tell the forms apart"
         ]
     if len(kinds) < 2:
