@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from bankdb.catalog.database import Database, counted, every, found, some
@@ -309,24 +309,6 @@ class Catalog:
             )
         return data
 
-    def text_rules(self, rows: Iterable[int]) -> dict[int, str]:
-        """Return by which rule the dataset of each of `rows` was read, as it is stored; of none that is not there."""
-        wanted = set(rows)
-        with self._database.read() as session:
-            bank = the_bank(session)
-            # By columns that an index holds, so that no counts are read.
-            query = (
-                select(AdapterRow.row, TokenDistributionRow.text_rule)
-                .join(DatasetRow, DatasetRow.adapter_id == AdapterRow.id)
-                .join(TokenDistributionRow, TokenDistributionRow.dataset_id == DatasetRow.id)
-                .where(
-                    AdapterRow.state == "ready",
-                    TokenDistributionRow.tokenizer_fingerprint == bank.tokenizer_fingerprint,
-                    _of_rule(bank.text_rule),
-                )
-            )
-            return {row: rule for row, rule in session.execute(query) if row in wanted}
-
     def token_counts(self, rows: Sequence[int]) -> list[tuple[NDArray[np.uint32], NDArray[np.uint32]]]:
         """Return (ids, counts) for each of `rows`, in that order; arrays of uint32, ids ascending.
 
@@ -349,7 +331,7 @@ class Catalog:
                         AdapterRow.row.in_(part),
                         AdapterRow.state == "ready",
                         TokenDistributionRow.tokenizer_fingerprint == bank.tokenizer_fingerprint,
-                        _of_rule(bank.text_rule),
+                        TokenDistributionRow.by_rule(bank.text_rule),
                     )
                 )
                 for adapter, dataset, stored in session.execute(query):
@@ -370,12 +352,6 @@ class Catalog:
                 "remove and ingest those adapters again"
             )
         return [counts_by_row[row] for row in rows]
-
-
-def _of_rule(rule: str) -> ColumnElement[bool]:
-    """Counts by the bank's rule, or by one that says more of how rows became input and output."""
-    stored = TokenDistributionRow.text_rule
-    return or_(stored == rule, stored.startswith(f"{rule}; ", autoescape=True))
 
 
 def changed_pair(name: str) -> ConflictError:

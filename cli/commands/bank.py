@@ -390,7 +390,7 @@ def _read_as(bank: AdapterBank, record: AdapterRecord) -> str:
     """Return by which rule the rows of its dataset became input and output."""
     from bankdb.datasets.forms.rules import TEXT_RULE, Rule
 
-    return str(Rule.of_text(bank.catalog.text_rules([record.row]).get(record.row, TEXT_RULE)))
+    return str(Rule.of_text(bank.origins.text_rules([record.row]).get(record.row, TEXT_RULE)))
 
 
 def _values(record: AdapterRecord) -> dict[str, Any]:

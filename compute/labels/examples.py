@@ -59,7 +59,7 @@ def readings_of(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> dict[st
     BankFormatError
         A rule that is stored is not known to this version.
     """
-    rules = bank.catalog.text_rules([record.row for record in adapters])
+    rules = bank.origins.text_rules([record.row for record in adapters])
     return {
         record.name: Reading.again(
             Rule.of_text(rules.get(record.row, TEXT_RULE)), lambda: bank.tokenizer.chat_template

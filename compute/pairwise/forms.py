@@ -27,7 +27,7 @@ def unlike_forms(
     BankFormatError
         A rule that is stored is not known to this version.
     """
-    stored = bank.catalog.text_rules([record.row for record in adapters])
+    stored = bank.origins.text_rules([record.row for record in adapters])
     kinds = Counter(Rule.of_text(text).kind for text in stored.values())
     if new is not None:
         others = Counter({kind: number for kind, number in kinds.items() if kind != new.kind})

@@ -85,7 +85,7 @@ def test_ingest_says_what_it_recognised_and_stores_it(place: Path) -> None:
         assert found["read_as"].startswith(shown)
     with AdapterBank.open(bank) as opened:
         records = {record.name: record for record in opened.adapters()}
-        rules = opened.catalog.text_rules([record.row for record in records.values()])
+        rules = opened.origins.text_rules([record.row for record in records.values()])
         assert rules[records["plain"].row] == "input + output[0]" == opened.record.text_rule
         assert Rule.of_text(rules[records["holes"].row]).skips
         # The same texts are the same content, whichever columns they were in; and all are read again as they were.
