@@ -18,7 +18,7 @@ CLUSTER = "scheduler scheduler_file tls_ca tls_cert tls_key wait_workers workers
 ALWAYS = {
     "init": "bank_path base_model tokenizer aliases database arrays as_json",
     "alias": "bank_path names",
-    "ingest": "bank_path sources hub input_column output_column group_pattern replace memory as_json",
+    "ingest": "bank_path sources hub text_column skip_bad_rows group_pattern replace memory as_json",
     "list": "bank_path limit offset as_json",
     "show": "bank_path name as_json",
     "verify": "bank_path repair as_json",
@@ -31,7 +31,7 @@ ALWAYS = {
     "predict": "bank_path newdata whole_bank approaches compatible space rank out export name include_same "
     "weight_error store as_json memory",
     "finetune": "bank_path newdata out start steps budget examples batch_size learning_rate model train_dtype device "
-    "threads seed name input_column output_column dtype overwrite as_json memory test",
+    "threads seed name text_column skip_bad_rows dtype overwrite as_json memory test",
     "evaluate": "bank_path adapters csv out as_json",
     "generate": "adapter prompt input_file model max_tokens temperature chat device dtype threads",
     "report": "bank_path out metrics approaches evaluations title overwrite",
@@ -54,8 +54,12 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
                                              ["--metric", "js"]]),
     ("finetune", [*NEW, "--approach", "uniform"], [["--metric", "js"], ["--temperature", "2"]]),
     ("finetune", [*NEW, "--approach", "ridge"], [["--top-k", "2"]]),
-    ("predict", ["--all"], [["--input-column", "x"], ["--output-column", "x"], ["--dtype", "float16"],
-                            ["--overwrite"], ["--wait-seconds", "3"]]),
+    ("predict", ["--all"], [["--input-column", "x"], ["--output-column", "x"], ["--text-column", "x"],
+                            ["--skip-bad-rows"], ["--dtype", "float16"], ["--overwrite"], ["--wait-seconds", "3"]]),
+    *((command, [*arguments, "--text-column", "x"], [["--input-column", "x"], ["--output-column", "x"]])
+      for command, arguments in (("ingest", ["x"]), ("predict", NEW), ("finetune", NEW),
+                                 ("evaluate", ["--adapter", "x", "--test", "y", "--compare", "uniform", "--data", "z"]))),
+    ("evaluate", ["--adapter", "x", "--test", "y"], [["--text-column", "x"]]),
     *((command, arguments, [["--mmd-kernel", "gaussian"], ["--sigma", "3"]])
       for command, arguments in (("distances", []), ("coefficients", []), ("predict", NEW), ("predict", ["--all"]),
                                  ("evaluate", ["--metric", "js"]))),
@@ -79,7 +83,8 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
       ["--finetune", "2"]]),
     ("evaluate", [], [["--examples", "3"], ["--train-batch-size", "2"], ["--learning-rate", "0.1"],
                       ["--train-dtype", "float16"]]),
-    ("evaluate", [], [["--test", "x"], ["--compare", "uniform"], ["--input-column", "x"], ["--output-column", "x"]]),
+    ("evaluate", [], [["--test", "x"], ["--compare", "uniform"], ["--input-column", "x"], ["--output-column", "x"],
+                      ["--text-column", "x"], ["--skip-bad-rows"]]),
     ("predict", NEW, [["--compare", "uniform"], ["--max-examples", "3"], ["--model", "x"], ["--device", "cpu"],
                       ["--model-dtype", "float16"], ["--batch-size", "2"], ["--threads", "2"]]),
     ("predict", ["--all"], [["--test", "x"]]),
@@ -144,7 +149,7 @@ def test_an_option_that_would_do_nothing_is_refused(
         "with a bank; -", "with -"
     ).replace("with an --approach", "with --approach").replace("with NEWDATA", "with --NEWDATA").replace(
         "with answers", "with --answers"
-    ).replace("with the bank's own tasks", "with --the bank's own tasks")
+    ).replace("with the bank's own tasks", "with --the bank's own tasks").replace("with two", "with --two")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ EXPANSION = 100
 """How many times a file's size its texts may have, where they are more than what may be kept: a few bytes of Parquet or
 of gzip can stand for terabytes, which nobody would tokenize to the end."""
 _KEPT_SHARE = 4
+_AT_ONCE = 1 << 17
 
 
 class _Unpacked(io.RawIOBase):
@@ -32,7 +33,8 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            found: bytes = self._source.read(len(buffer))
+            # As much as was asked for would be set aside before any of it is there.
+            found: bytes = self._source.read(min(len(buffer), _AT_ONCE))
         except (OSError, EOFError, zlib.error, ValueError) as error:
             name = NAMES[format_of(self._file.name)[1]]
             raise DatasetError(
@@ -83,7 +85,7 @@ def opened(file: Path, memory: int, most: int | None = None) -> Iterator[BinaryI
         source = pa.CompressedInputStream(pa.OSFile(str(file)), "zstd")
     if most is None:
         most = max(memory // _KEPT_SHARE, EXPANSION * file.stat().st_size)
-    with io.BufferedReader(_Unpacked(file, source, most), 1 << 17) as stream:
+    with io.BufferedReader(_Unpacked(file, source, most), _AT_ONCE) as stream:
         yield stream
 
 

@@ -10,6 +10,8 @@ from bankdb.datasets.columns import Place
 from bankdb.datasets.files.compressed import opened
 from bankdb.errors import DatasetError, PlanError
 
+_AT_ONCE = 1 << 20
+
 
 @contextlib.contextmanager
 def readable(file: Path) -> Iterator[None]:
@@ -33,11 +35,14 @@ def whole(file: Path, memory: int, share: int, advice: str) -> bytes:
     size, most = file.stat().st_size, memory // share
     if size > most:
         raise too_large(file, f"{size:,}", most, memory, advice)
+    parts, left = [], most
     with readable(file), opened(file, memory) as stream:
-        found = stream.read(most + 1)
-    if len(found) > most:
-        raise too_large(file, "unpacked more", most, memory, advice)
-    return found
+        while part := stream.read(min(left + 1, _AT_ONCE)):
+            parts.append(part)
+            left -= len(part)
+            if left < 0:
+                raise too_large(file, "unpacked more", most, memory, advice)
+    return b"".join(parts)
 
 
 def decoded(raw: bytes, place: Place | Path) -> str:
