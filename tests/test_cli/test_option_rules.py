@@ -58,7 +58,8 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
                             ["--skip-bad-rows"], ["--dtype", "float16"], ["--overwrite"], ["--wait-seconds", "3"]]),
     *((command, [*arguments, "--text-column", "x"], [["--input-column", "x"], ["--output-column", "x"]])
       for command, arguments in (("ingest", ["x"]), ("predict", NEW), ("finetune", NEW),
-                                 ("evaluate", ["--adapter", "x", "--test", "y", "--compare", "uniform", "--data", "z"]))),
+                                 ("evaluate", ["--adapter", "x", "--test", "y", "--compare", "uniform",
+                                               "--data", "z"]))),
     ("evaluate", ["--adapter", "x", "--test", "y"], [["--text-column", "x"]]),
     *((command, arguments, [["--mmd-kernel", "gaussian"], ["--sigma", "3"]])
       for command, arguments in (("distances", []), ("coefficients", []), ("predict", NEW), ("predict", ["--all"]),
