@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from bankdb.datasets.forms.rules import Reading
-from bankdb.datasets.held_out import read_held_out, test_files
+from bankdb.datasets.held_out import read_held_out
+from bankdb.datasets.held_out import test_files as files_of_test
 from bankdb.datasets.read import read_dataset, training_files
 from bankdb.errors import BankError, DatasetError, PlanError
 
@@ -43,7 +44,7 @@ def test_compressed_files_are_what_they_hold(tmp_path: Path, extension: str, com
     packed.write_bytes(PACK[compression](plain.read_bytes()))
     assert read_dataset(training_files(packed.parent)) == read_dataset([plain])
     packed.rename(packed.with_name(f"test{extension}{compression}"))
-    assert read_held_out(test_files(packed.parent)).inputs == read_dataset([plain]).inputs
+    assert read_held_out(files_of_test(packed.parent)).inputs == read_dataset([plain]).inputs
     with pytest.raises(DatasetError, match="no training split"):
         training_files(packed.parent)
 
@@ -118,7 +119,7 @@ def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
         saved(several / name, [TABLE if name == "train" else TABLE.slice(0, 2)], name)
     (several / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
     assert read_dataset(training_files(several)) == expected
-    assert len(read_held_out(test_files(several))) == 2
+    assert len(read_held_out(files_of_test(several))) == 2
     assert read_dataset(training_files(several / "train")) == expected
 
 
