@@ -137,7 +137,7 @@ def test_tests_compare_with_the_answer_alone(tmp_path: Path, folder: Path) -> No
         )
         assert test.inputs == trained.inputs
         assert test.references == (("Well, thank you.",),)
-    assert trained.outputs == ("Well, thank you.</s>\n",)
+    assert trained.outputs == ("Well, thank you.</s>",)
     assert test.notes[0].startswith("test examples: read as chat")
 
 

@@ -95,7 +95,7 @@ def test_one_example_is_no_table(tmp_path: Path) -> None:
     [
         ([["a", "b"]], "example 1: a list; expected an object with 'input' and 'output'"),
         (["a"], "example 1: a string; expected an object"),
-        ("a", "a string; expected a list of objects"),
+        (3, "a number; expected a list of objects"),
         ({"input": ["a"], "output": ["b", "c"]}, "columns of other lengths: 'input' has 1, 'output' has 2"),
         ({"input": {"0": "a"}, "output": {"1": "b"}}, "an object of columns that have not the same rows"),
         ({"columns": ["input", "output"], "data": [["a"]]}, "example 1: expected a list of 2 values"),
