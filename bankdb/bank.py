@@ -17,6 +17,7 @@ from bankdb.storage.location import BankLocation
 from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
+    from bankdb.datasets.forms.rules import Reading
     from bankdb.ingest import IngestReport
     from bankdb.sources.find import Source
     from bankdb.verify import VerifyReport
@@ -159,10 +160,8 @@ class AdapterBank(StoredBank):
             Regular expression whose first group, found in a pair's name, is its group, unless the source states one.
         input_column, output_column
             Columns of the datasets with the input text and the output, or outputs; recognised if neither is given.
-        text_column
-            The one column of the datasets that is read.
-        skip_bad_rows
-            Skip rows that are no examples, and say how many; else they refuse the pair.
+        text_column, skip_bad_rows
+            The one column that is read; skip rows that are no examples, and say how many, rather than refuse the pair.
         replace
             Store a pair anew where the bank has other content under its name.
         memory
@@ -180,22 +179,28 @@ class AdapterBank(StoredBank):
         >>> bank.ingest(pairs)
         IngestReport: 0 added, 6 there already, 0 replaced, 0 refused
         """
-        from bankdb.datasets.forms.rules import Reading
         from bankdb.ingest import IngestOptions, ingest
         from bankdb.sources.find import references_of, resolver
 
-        references, refused = references_of(sources, hub, group_pattern)
-        reading = Reading(
-            input_column, output_column, text_column, skip_bad_rows, lambda: self.tokenizer.chat_template
-        )
-        options = IngestOptions(reading, replace, memory)
+        found, refused = references_of(sources, hub, group_pattern)
+        reading = self.reading(input_column, output_column, text_column, skip_bad_rows)
+        how = IngestOptions(reading, replace, memory)
         return ingest(
-            self,
-            references,
-            resolve=resolver(self.catalog.find),
-            options=options,
-            refused=refused,
-            progress=progress,
+            self, found, resolve=resolver(self.catalog.find), options=how, refused=refused, progress=progress
+        )
+
+    def reading(
+        self,
+        input_column: str | None = None,
+        output_column: str | None = None,
+        text_column: str | None = None,
+        skip_bad_rows: bool = False,
+    ) -> Reading:
+        """Return how data is read for this bank, whose tokenizer has the template of chats; see `ingest`."""
+        from bankdb.datasets.forms.rules import Reading
+
+        return Reading(
+            input_column, output_column, text_column, skip_bad_rows, lambda: self.tokenizer.chat_template
         )
 
     def verify(self, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:

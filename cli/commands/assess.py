@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.columns import rows_of
 from cli.display import print_json, print_table, tell, write_csv
-from cli.options import device_option, on_command_line, opened, rows_of, threads_option, together
+from cli.options import device_option, on_command_line, opened, threads_option, together
 
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank

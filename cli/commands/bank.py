@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.columns import column_options, rows_of
 from cli.display import print_json, print_table, shown_progress, tell
 from cli.option_rules import CheckedCommand
 from cli.options import (
     bank_option,
-    column_options,
     dtype_option,
     json_option,
     memory_option,
     opened,
     overwrite_option,
-    rows_of,
 )
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.columns import column_options
 from cli.commands.assess import (
     assess_adapters,
     compare_option,
@@ -34,7 +35,6 @@ from cli.options import (
     bank_option,
     cluster_of,
     cluster_options,
-    column_options,
     json_option,
     metric_option,
     metric_parameters,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.columns import column_options, rows_of
 from cli.commands.assess import (
     assess_written,
     check_written,
@@ -26,7 +27,6 @@ from cli.options import (
     bank_option,
     cluster_of,
     cluster_options,
-    column_options,
     device_option,
     dtype_option,
     examples_option,
@@ -36,7 +36,6 @@ from cli.options import (
     on_command_line,
     opened,
     overwrite_option,
-    rows_of,
     space_options,
     threads_option,
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.columns import column_options, rows_of
 from cli.commands.assess import assess_written, check_written, test_options
 from cli.display import print_json, print_table, shown_progress, tell
 from cli.option_rules import CheckedCommand
@@ -20,7 +21,6 @@ from cli.options import (
     bank_option,
     cluster_of,
     cluster_options,
-    column_options,
     dtype_option,
     examples_option,
     json_option,
@@ -30,7 +30,6 @@ from cli.options import (
     metric_parameters,
     opened,
     overwrite_option,
-    rows_of,
     space_options,
 )
 

@@ -105,7 +105,7 @@ def finetune(
     >>> FinetuneOptions(start="zero", steps=4).learning_rate > 0
     True
     """
-    rows = Rows(input_column, output_column, text_column, skip_bad_rows, lambda: bank.tokenizer.chat_template)
+    rows = bank.reading(input_column, output_column, text_column, skip_bad_rows)
     asked = _Asked(data, rows, name, way, include_same, checkpoints, cluster, memory)
     return _finetune(bank, asked, options or FinetuneOptions(), progress or SilentProgress())
 

@@ -129,13 +129,10 @@ def predict(
     >>> print(prediction.effective_sources)
     1.0
     """
-    ways, shown = each_way(options), progress or SilentProgress()
+    ways, shown, budget = each_way(options), progress or SilentProgress(), memory_budget(memory)
     for way in ways:
         _check(bank, way)
-    budget = memory_budget(memory)
-    reading = Reading(
-        input_column, output_column, text_column, skip_bad_rows, lambda: bank.tokenizer.chat_template
-    )
+    reading = bank.reading(input_column, output_column, text_column, skip_bad_rows)
     dataset, place = read_data(data, reading, budget)
     called = name or dataset_name(data)
     reader = LabelReader(bank, LabelOptions(machine or Machine()), shown)

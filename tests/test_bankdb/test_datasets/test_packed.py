@@ -177,8 +177,8 @@ def test_splits_that_are_not_there_are_named(tmp_path: Path) -> None:
         training_files(tmp_path)
 
 
-# More than any file could hold, in no bytes; what makes them by number sets bytes aside for each.
-NULLS = pa.Array.from_buffers(pa.null(), 1 << 40, [None])
+# As many as a batch may have, in no bytes; what makes them by number sets bytes aside for each.
+NULLS = pa.Array.from_buffers(pa.null(), (1 << 31) - 1, [None])
 
 
 def stream(path: Path, table: Any, **options: Any) -> Path:
