@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bankdb.errors import ParameterError
 from cli.display import tell
 from cli.options import together
 
@@ -46,6 +47,10 @@ def gguf_of(bank: AdapterBank, other: Mapping[str, Any], model: str | None = Non
     """
     if other["file_format"] == "peft":
         return None
+    if other["file_format"] == "gguf" and other.get("test") is not None:
+        raise ParameterError(
+            "--test: answers come from PEFT's files, of which --format gguf writes none; use --format both"
+        )
     found = bank.gguf(other["base_gguf"], model=model, alone=other["file_format"] == "gguf")
     found.check(bank.layout)
     return found

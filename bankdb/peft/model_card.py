@@ -62,7 +62,7 @@ def _front_matter(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any
     known = _LICENCE_ID.fullmatch(licence) is not None
     data = ModelCardData(
         base_model=provenance["base_model"],
-        library_name="peft",
+        library_name="gguf" if (provenance.get("gguf") or {}).get("alone") else "peft",
         license=licence if known else None,
         tags=["base_model:adapter:" + provenance["base_model"], "lora", "lora-bank"],
     )
