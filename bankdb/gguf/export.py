@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.errors import AdapterError, BankFormatError
+from bankdb.errors import AdapterError, BankFormatError, one_line
 from bankdb.gguf.base_model import BaseModel
 from bankdb.gguf.placement import Placed, placed_modules
 from bankdb.peft.layout import AdapterLayout
@@ -58,7 +58,7 @@ class GgufExport:
         """Return a Modelfile for `ollama create`, which stands beside the adapter."""
         return (
             "# The base model: its GGUF beside this file, or the name of a model that Ollama has of the same weights.\n"
-            f"FROM ./{self.base.gguf or 'base.gguf'}\n"
+            f"FROM ./{one_line(self.base.gguf or 'base.gguf', 255)}\n"
             f"ADAPTER ./{GGUF_NAME}\n"
             "# A prompt is the input as it stands, without a chat template.\n"
             'TEMPLATE """{{ .Prompt }}"""\n'

@@ -151,7 +151,8 @@ def test_a_module_without_a_tensor_that_takes_an_adapter_is_refused(module: str,
 
 def test_one_projection_in_an_architecture_of_three_is_refused() -> None:
     found = refused({"model.layers.0.self_attn.qkv_proj": (80, HIDDEN)})
-    assert "were expected as projections of their own, one for all found" in found
+    # Newer releases of the package have a name for it, which no converter gives.
+    assert "one for all found" in found or "this is none that is known to be one" in found
     wrong = refused({"model.layers.0.attention.wqkv": (82, HIDDEN)}, "InternLM2ForCausalLM")
     assert "6 + 2 x 2 heads of 8 rows in one of 2 layers were expected" in wrong
 
