@@ -80,7 +80,7 @@ class _Reader:
         self._texts = 0
 
     def header(self) -> GgufHeader:
-        magic = self._take(4)
+        magic = self._file.read(len(_MAGIC))
         if magic != _MAGIC:
             raise self._refused(f"a GGUF file was expected, one that begins with {magic!r} found")
         version = self._number("<I")
@@ -135,7 +135,7 @@ class _Reader:
         return [self._number(_NUMBERS[kind]) for _ in range(length)]
 
     def _count(self, most: int, what: str) -> int:
-        number = self._number("<Q")
+        number = int(self._number("<Q"))
         if number > most:
             raise self._refused(f"at most {most:,} {what} were expected, {number:,} found")
         return number

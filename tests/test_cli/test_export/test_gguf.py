@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from bankdb.bank import AdapterBank
+from bankdb.errors import ConflictError
 from bankdb.gguf.order import neighbours
 from bankdb.peft.weights import load_adapter
 from cli.main import cli
+from compute.approaches.options import PredictionOptions
+from compute.prediction.coefficients import coefficients
+from compute.prediction.export import export_delta
+from compute.prediction.predict_all import predict_all
 from tests.support.banks.malformed_adapters import BASE_MODEL
 from tests.support.banks.small_bank import write_dataset
 from tests.support.banks.tiny_bank import BASE, copy_pairs, make_bank
@@ -149,48 +157,52 @@ def test_dtype_rounds_the_numbers_of_both(tiny_bank: Path, data: Path, tmp_path:
         check_same_weights(out / "adapter.gguf", out)
 
 
-@pytest.mark.parametrize(
-    "more", [(), ("--store",), ("--space", "delta")], ids=["one pass", "stored", "delta"]
-)
-def test_all_predictions(tiny_bank: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_all_predictions(tiny_bank: Path, tmp_path: Path) -> None:
     bank, out = tmp_path / "bank", tmp_path / "out"
     shutil.copytree(tiny_bank, bank)
-    everything = ("predict", "--all", "--bank", bank, "--export", out, *more, *LOCAL)
-    result = run(*everything, "--format", "both")
+    result = run("predict", "--all", "--bank", bank, "--export", out, "--format", "both", *LOCAL)
     assert "which PEFT and vLLM, llama.cpp and Ollama load" in result.stdout
     folders = sorted(path for path in out.iterdir())
     assert len(folders) == 5
     for folder in folders:
         assert names_in(folder) == BOTH
         check_same_weights(folder / "adapter.gguf", folder)
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.gguf")}
-    # What is there of the same run stays; PEFT's files alone are a part of it.
-    run(*everything, "--format", "both")
-    run(*everything)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.gguf")} == before
-    found = error_line(run(*everything, "--format", "gguf", status=1))
-    assert "holds an adapter from another prediction" in found
-    run(*everything, "--format", "gguf", "--overwrite")
-    assert all(names_in(folder) == ALONE for folder in folders)
-
-
-def test_a_folder_without_the_gguf_is_another(tiny_bank: Path, tmp_path: Path) -> None:
-    bank, out = tmp_path / "bank", tmp_path / "out"
-    shutil.copytree(tiny_bank, bank)
-    run("predict", "--all", "--bank", bank, "--export", out, *LOCAL)
-    run("predict", "--all", "--bank", bank, "--export", out, "--format", "both", *LOCAL, status=1)
-    run("predict", "--all", "--bank", bank, "--export", out, "--format", "both", "--overwrite", *LOCAL)
-    assert all(names_in(folder) == BOTH for folder in out.iterdir())
-
-
-def test_one_of_a_run(tiny_bank: Path, tmp_path: Path) -> None:
-    bank = tmp_path / "bank"
-    shutil.copytree(tiny_bank, bank)
-    run("predict", "--all", "--bank", bank, *LOCAL)
     where = ("export", "--bank", bank, "forms_plural", "--prediction", "1")
     result = run(*where, "--out", tmp_path / "one", "--format", "both")
     assert "which PEFT and vLLM, llama.cpp and Ollama load" in result.stdout
     check_same_weights(tmp_path / "one" / "adapter.gguf", tmp_path / "one")
+
+
+def saver(bank: AdapterBank, kind: str, out: Path) -> Callable[..., object]:
+    """What writes all predictions, in one of the ways in which that is done; by threads."""
+    if kind == "delta":
+        return partial(export_delta, bank, coefficients(bank, PredictionOptions(space="delta")), out)
+    return partial(predict_all(bank, store="float32" if kind == "stored" else None).save, out)
+
+
+@pytest.mark.parametrize("kind", ["one pass", "stored", "delta"])
+def test_what_is_there_of_the_same_run_stays(tiny_bank: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copytree(tiny_bank, tmp_path / "bank")
+    out = tmp_path / "out"
+    with AdapterBank.open(tmp_path / "bank") as bank:
+        both, alone, save = bank.gguf(), bank.gguf(alone=True), saver(bank, kind, out)
+        save(gguf=both)
+        folders = sorted(path for path in out.iterdir())
+        assert len(folders) == 5
+        for folder in folders:
+            assert names_in(folder) == BOTH
+            check_same_weights(folder / "adapter.gguf", folder)
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*.gguf")}
+        save(gguf=both)
+        save()  # PEFT's files alone are a part of it
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*.gguf")} == before
+        with pytest.raises(ConflictError, match="holds an adapter from another prediction"):
+            save(gguf=alone)
+        save(gguf=alone, overwrite=True)
+        assert all(names_in(folder) == ALONE for folder in folders)
+        save(overwrite=True)
+        with pytest.raises(ConflictError, match="holds an adapter from another prediction"):
+            save(gguf=both)
 
 
 def test_a_stored_adapter_stays_bit_for_bit(tiny_bank: Path, tmp_path: Path) -> None:

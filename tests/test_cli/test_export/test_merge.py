@@ -17,6 +17,7 @@ from bankdb.peft.layout import modules_of
 from bankdb.peft.weights import load_adapter
 from cli.main import cli
 from compute.merging import merge as merging
+from compute.prediction.predict_all import predict_all
 from tests.support.banks.tiny_bank import BASE, copy_pairs, make_bank
 
 pytestmark = pytest.mark.torch
@@ -39,8 +40,8 @@ def weights_of(folder: Path) -> dict[str, NDArray[Any]]:
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("merge")
-    make_bank(folder / "bank", copy_pairs(folder / "pairs")).close()
-    run("predict", "--all", "--bank", folder / "bank", "--workers", "1")
+    with make_bank(folder / "bank", copy_pairs(folder / "pairs")) as made:
+        predict_all(made)
     return folder / "bank"
 
 
