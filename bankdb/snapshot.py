@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,8 @@ class _Adapters(Protocol):
     def path(self) -> Path: ...
 
     def adapters(self) -> list[AdapterRecord]: ...
+
+    def rows(self) -> set[int]: ...
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -58,8 +60,7 @@ def one_snapshot(bank: _Adapters, progress: Progress) -> Iterator[None]:
     except ConflictError:
         raise
     except BankError as error:
-        gone = _lacking(adapters, bank.adapters())
-        if gone:
+        if gone := _gone(adapters, bank.rows()):
             raise ConflictError(
                 f"{bank.path}: {listed(gone, 3)} was replaced by another process while this command read it "
                 f"({one_line(error)}); run the same command again"
@@ -67,8 +68,8 @@ def one_snapshot(bank: _Adapters, progress: Progress) -> Iterator[None]:
         raise
     finally:
         _SNAPSHOTS.reset(token)
-    now = bank.adapters()
-    gone, added = _lacking(adapters, now), _lacking(now, adapters)
+    now = bank.rows()
+    gone, added = _gone(adapters, now), now - {record.row for record in adapters}
     if gone or added:
         progress.note(
             f"the bank changed meanwhile ({len(added)} adapters stored, {len(gone)} replaced): what is told is of the "
@@ -76,9 +77,8 @@ def one_snapshot(bank: _Adapters, progress: Progress) -> Iterator[None]:
         )
 
 
-def _lacking(these: tuple[AdapterRecord, ...] | list[AdapterRecord], those: Any) -> list[str]:
-    rows = {record.row for record in those}
-    return [record.name for record in these if record.row not in rows]
+def _gone(adapters: Sequence[AdapterRecord], rows: set[int]) -> list[str]:
+    return [record.name for record in adapters if record.row not in rows]
 
 
 def of_one_snapshot(function: _F) -> _F:

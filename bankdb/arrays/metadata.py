@@ -118,7 +118,8 @@ def write_group(path: Location, attributes: Mapping[str, Any]) -> None:
 
 def _write(path: Location, document: dict[str, Any]) -> None:
     attributes = document["attributes"] | {_SEAL: _digest(document)}
-    write_file(path / METADATA, json.dumps(document | {"attributes": attributes}, indent=2).encode())
+    # Without indentation, which only the slow encoder knows: some attributes list every dataset.
+    write_file(path / METADATA, json.dumps(document | {"attributes": attributes}).encode())
 
 
 def _digest(document: Mapping[str, Any]) -> str:

@@ -233,8 +233,6 @@ class Catalog:
                 raise BankNotFoundError(f"{name}: no such adapter in the bank; `bank list` shows the names")
             adapter.licence, self._dataset(session, adapter).group_name = licence, group
 
-    # -- looking --------------------------------------------------------------------------------
-
     def adapters(self) -> list[AdapterRecord]:
         """Return every ready adapter, by row."""
         with self._database.read() as session:
@@ -282,6 +280,11 @@ class Catalog:
                 "it from a copy"
             )
         return row
+
+    def rows(self) -> set[int]:
+        """Return the rows of ready adapters, their records unchecked."""
+        with self._database.read() as session:
+            return set(session.scalars(select(AdapterRow.row).where(AdapterRow.state == "ready")))
 
     def count(self) -> int:
         """Return the number of ready adapters."""

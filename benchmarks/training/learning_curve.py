@@ -13,13 +13,17 @@ COLOURS = ("#3a6fd8", "#d9730d", "#2f9e6e", "#b04ac0", "#b8860b")
 
 
 def read(path: Path) -> dict[str, list[tuple[int, float, float | None, float | None]]]:
-    """Steps, share of the gap closed, and its bounds, by start; shares are in percent."""
+    """Steps, share of the gap closed, and its bounds, by start and what it leaves out; shares are in percent."""
     curves: dict[str, list[tuple[int, float, float | None, float | None]]] = {}
     for row in csv.DictReader(path.open(encoding="utf-8")):
         low, high = (100 * float(row[key]) if row[key] else None for key in ("gap_low", "gap_high"))
         point = int(row["steps"]), 100 * float(row["gap_closed"]), low, high
-        curves.setdefault(row["start"], []).append(point)
+        curves.setdefault(_named(row["start"], row["leave_out"]), []).append(point)
     return curves
+
+
+def _named(start: str, leave_out: str) -> str:
+    return "nothing" if start == "zero" else start + (", its group left out" if leave_out == "group" else "")
 
 
 def draw(curves: dict[str, list[tuple[int, float, float | None, float | None]]], figure: Path) -> None:
@@ -34,7 +38,7 @@ def draw(curves: dict[str, list[tuple[int, float, float | None, float | None]]],
     plot, axes = pyplot.subplots(figsize=(7.2, 3.6), layout="constrained")
     for colour, (start, points) in zip(COLOURS, curves.items(), strict=False):
         steps, shares, lows, highs = zip(*points, strict=True)
-        axes.plot(steps, shares, marker="o", color=colour, label="nothing" if start == "zero" else start)
+        axes.plot(steps, shares, marker="o", color=colour, label=start)
         if None not in lows:
             axes.fill_between(steps, lows, highs, color=colour, alpha=0.12, linewidth=0)
     axes.axhline(100, color="#6b7280", linewidth=1, linestyle="--")

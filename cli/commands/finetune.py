@@ -92,7 +92,7 @@ def _seed_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.FloatRange(0, 1e3, min_open=True),
     default=LEARNING_RATE,
     show_default=True,
-    help="Of AdamW, the same at every step.",
+    help="Of AdamW; lower in the first three steps, but from zero.",
 )
 @click.option("--model", help="Folder or hub name of the base model; the bank's base model if not given.")
 @click.option(

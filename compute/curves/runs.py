@@ -24,7 +24,7 @@ from compute.generation.prompts import Prompts
 
 FOLDER = "curves"
 # Raised when a change of the code changes what is trained.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from bankdb.errors import BankFormatError, one_line
 from bankdb.strict_json import parse_object
 from compute.finetuning.trainer import TrainingState, Vector
 
-_NAMES = ("vector", "first", "second", "best")
+_NAMES = ("vector", "average", "first", "second", "best")
 _FILE = re.compile(r"[0-9a-f]{32}\.safetensors(\.[0-9a-f]{32}\.partial)?")
 # Writing takes at most about this share of the time.
 _SHARE = 0.03
@@ -93,7 +93,7 @@ class Checkpoints:
                 "run the command again"
             ) from error
         step = int(facts["step"])
-        state = TrainingState(step, vectors["vector"], vectors["first"], vectors["second"])
+        state = TrainingState(step, int(facts["warmup"]), *(vectors[name] for name in _NAMES[:-1]))
         return Checkpoint(state, vectors["best"], facts)
 
     def is_due(self) -> bool:
@@ -108,8 +108,12 @@ class Checkpoints:
             return
         started = time.monotonic()
         state = checkpoint.state
-        vectors = dict(zip(_NAMES, (state.vector, state.first, state.second, checkpoint.best), strict=True))
-        facts = json.dumps({**checkpoint.facts, "step": state.step}, allow_nan=False)
+        vectors = dict(
+            zip(
+                _NAMES, (state.vector, state.average, state.first, state.second, checkpoint.best), strict=True
+            )
+        )
+        facts = json.dumps({**checkpoint.facts, "step": state.step, "warmup": state.warmup}, allow_nan=False)
         text = {"facts": facts, "sha256": _sha256(self._key, facts, vectors)}
         write_file(self._file, save(vectors, metadata=text))
         self._written = time.monotonic()

@@ -41,7 +41,7 @@ from compute.generation.machine import Machine
 from compute.prediction.predict import dataset_name, read_data
 
 # Part of what checkpoints are found again by: raised when a change of the code changes what is trained.
-_VERSION = 1
+_VERSION = 2
 _LIBRARIES = ("torch", "peft", "transformers", "numpy")
 _COMPARED = 64
 

@@ -16,7 +16,7 @@ from compute.finetuning.checkpoints import Checkpoints
 from compute.finetuning.examples import TrainingExamples
 from compute.finetuning.options import FinetuneOptions
 from compute.finetuning.start import Start
-from compute.finetuning.trainer import OPTIMIZER, Vector
+from compute.finetuning.trainer import OPTIMIZER, Vector, warmup_steps
 from compute.finetuning.training import Course
 from compute.prediction.provenance import DTYPES, write_prediction
 
@@ -161,7 +161,11 @@ class Finetuned:
                 "step_kept": course.kept,
                 "losses": list(course.losses),
                 "held_out_losses": {str(step): loss for step, loss in course.held_out.items()},
-                "optimizer": {**OPTIMIZER, "learning_rate": options.learning_rate},
+                "optimizer": {
+                    **OPTIMIZER,
+                    "learning_rate": options.learning_rate,
+                    "warmup_steps": warmup_steps(self.start.form.layout, self.start.vector),
+                },
                 "batch_size": options.batch_size,
                 "examples_at_once": course.reading.at_once,
                 "seed": options.seed,

@@ -10,7 +10,7 @@ from bankdb.errors import ParameterError
 LEAST_EXAMPLES = 5
 """Fewest from which a fifth can be held out."""
 LEARNING_RATE = 2e-3
-"""Of AdamW, at every step."""
+"""Of AdamW, after the first steps."""
 PREDICTED, ZERO = "predicted", "zero"
 TRAIN_DTYPES = ("auto", "float32", "bfloat16")
 MOST_STEPS = 1_000_000
@@ -34,7 +34,7 @@ class FinetuneOptions:
     batch_size
         Examples of a step.
     learning_rate
-        Of AdamW, at every step.
+        Of AdamW; lower in the first three steps from a start that changes answers: see `trainer.warmup_steps`.
     seed
         Draws the examples, their order, and the start from zero.
     train_dtype

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 BYTES = {"float32": 4, "bfloat16": 2}
-# Of an adapter in float32: itself, its gradient, both means of AdamW, the best so far, and a copy of them to be kept.
-_ADAPTER_COPIES = 9
+# Of an adapter in float32: the last iterate, its gradient, the average, both means of AdamW, the best so far, and a
+# copy of all but the gradient to be kept.
+_ADAPTER_COPIES = 11
 # Values that the backward pass reads, for each that goes into or comes out of a linear layer; and for each logit.
 _KEPT_VALUES, _KEPT_LOGITS = 1.6, 4
 _MARGIN = 1.2

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from bankdb.errors import AdapterError, ComputeError, listed
 from bankdb.peft.config import render_config
+from bankdb.peft.layout import AdapterLayout
 from bankdb.progress import quiet_loggers
 from compute.combination.delta import DeltaForm
 from compute.generation.labelled import AnswerLoss, LabelledExample, batches_by_length
@@ -23,7 +25,16 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float32]
 
 _BETAS, _CLIP = (0.9, 0.999), 1.0
-OPTIMIZER = {"name": "AdamW", "betas": list(_BETAS), "weight_decay": 0.0, "gradient_norm": _CLIP}
+# Both chosen with the learning rate, by the loss on generated tasks that are in no bank.
+_ETA = 3
+_WARMUP = 3
+OPTIMIZER = {
+    "name": "AdamW",
+    "betas": list(_BETAS),
+    "weight_decay": 0.0,
+    "gradient_norm": _CLIP,
+    "averaged": {"polynomial_decay": _ETA},
+}
 """What provenance tells of it."""
 _HELD_OUT_BATCH = 8
 
@@ -36,20 +47,52 @@ class TrainingState:
     ----------
     step
         Steps done.
+    warmup
+        Steps of a lower rate that the run begins with: see `warmup_steps`.
     vector
-        float32, shape (p,): the adapter in its layout.
+        float32, shape (p,): the last iterate in its layout, from which the next step is taken.
+    average
+        Likewise: the average of all iterates, which is the adapter; the start before the first step.
     first, second
         Likewise: AdamW's means of gradients and of their squares; zeros before the first step.
     """
 
     step: int
+    warmup: int
     vector: Vector
+    average: Vector
     first: Vector
     second: Vector
 
 
+def averaging_weight(step: int) -> float:
+    """Return the weight of the iterate after a step, from 1 on, in the average of all up to there.
+
+    (eta + 1) / (step + eta), with eta = 3: polynomial-decay averaging (Shamir and Zhang 2013, arXiv 1212.1824, eq. 4),
+    which takes no number of steps, so that a longer run goes through every shorter one.
+    """
+    return (_ETA + 1) / (step + _ETA)
+
+
+def warmup_steps(layout: AdapterLayout, start: Vector) -> int:
+    """Return how many steps from a start have a lower rate: 3, or none from one that changes nothing (all B zero).
+
+    AdamW's first steps move every weight by the learning rate, whichever way its gradient points, before it knows
+    which of them matter: a start that answers well already loses by that, one that changes nothing cannot.
+    """
+    factors = (spec for spec in layout.tensors if spec.name.endswith(".lora_B.weight"))
+    return _WARMUP if any(np.any(start[spec.columns]) for spec in factors) else 0
+
+
+def rate_at(step: int, learning_rate: float, warmup: int) -> float:
+    """Return the learning rate of a step, from 1 on: it grows evenly over the steps of warm-up, and is full after."""
+    return learning_rate * min(1.0, step / (warmup + 1))
+
+
 class Trainer:
     """A base model whose LoRA adapter is trained in place.
+
+    Steps are taken from iterate to iterate; the adapter is their average, which varies less than the last of them.
 
     Parameters
     ----------
@@ -60,7 +103,7 @@ class Trainer:
     task_type
         As PEFT names it.
     learning_rate
-        Of AdamW, the same at each step; no weight decay, gradients clipped to a norm of 1.
+        Of AdamW, after the steps of warm-up; no weight decay, gradients clipped to a norm of 1.
 
     Raises
     ------
@@ -83,7 +126,9 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=learning_rate, betas=_BETAS, weight_decay=0.0
         )
+        self._rate, self._warmup = learning_rate, 0
         self._loss = AnswerLoss(self._model, self._model.get_base_model().forward)
+        self._average = [parameter.detach().clone() for parameter in self._parameters]
         self._steps = 0
 
     @property
@@ -119,13 +164,25 @@ class Trainer:
                 f"step {self._steps + 1}: the loss is {loss:.3g} and the gradient's norm {norm:.3g}, expected numbers; "
                 "lower --learning-rate, or give --train-dtype float32"
             )
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate_at(self._steps + 1, self._rate, self._warmup)
         self._optimizer.step()
         self._steps += 1
+        weight = averaging_weight(self._steps)
+        for average, parameter in zip(self._average, self._parameters, strict=True):
+            average.lerp_(parameter.detach(), weight)
         return loss
 
     def loss(self, examples: Sequence[LabelledExample]) -> float:
-        """Return the mean loss over the answers' tokens of examples, in nats. Raises ComputeError if it is none."""
-        found = self._loss.mean(examples, _HELD_OUT_BATCH)
+        """Return the adapter's mean loss over the answers' tokens of examples, in nats.
+
+        Raises
+        ------
+        ComputeError
+            It is no finite number.
+        """
+        with self._averaged():
+            found = self._loss.mean(examples, _HELD_OUT_BATCH)
         if not np.isfinite(found):
             raise ComputeError(
                 f"the loss on held-out examples is {found} after step {self._steps}, expected a number; lower "
@@ -134,8 +191,20 @@ class Trainer:
         return found
 
     def vector(self) -> Vector:
-        """Return the adapter, float32 of shape (p,)."""
-        return self._flat([parameter.detach() for parameter in self._parameters])
+        """Return the adapter, float32 of shape (p,): the average of the iterates, or the start before any."""
+        return self._flat(self._average)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Have the average in the model, in place of the last iterate."""
+        iterates = [parameter.data for parameter in self._parameters]
+        try:
+            for parameter, average in zip(self._parameters, self._average, strict=True):
+                parameter.data = average
+            yield
+        finally:
+            for parameter, iterate in zip(self._parameters, iterates, strict=True):
+                parameter.data = iterate
 
     def state(self) -> TrainingState:
         """Return all that `restore` needs."""
@@ -151,18 +220,23 @@ class Trainer:
             )
             for key in ("exp_avg", "exp_avg_sq")
         )
-        return TrainingState(self._steps, self.vector(), first, second)
+        last = self._flat([parameter.detach() for parameter in self._parameters])
+        return TrainingState(self._steps, self._warmup, last, self.vector(), first, second)
 
     def restore(self, state: TrainingState) -> None:
         """Go on from a state of this model, layout and learning rate."""
         import torch
 
-        parts = [self.layout.unflatten(values) for values in (state.vector, state.first, state.second)]
-        for spec, parameter in zip(self.layout.tensors, self._parameters, strict=True):
-            value, first, second = (
+        kept = (state.vector, state.average, state.first, state.second)
+        parts = [self.layout.unflatten(values) for values in kept]
+        for spec, parameter, average in zip(
+            self.layout.tensors, self._parameters, self._average, strict=True
+        ):
+            last, mean, first, second = (
                 torch.from_numpy(np.array(part[spec.name])).to(parameter.device) for part in parts
             )
-            parameter.data.copy_(value)
+            parameter.data.copy_(last)
+            average.copy_(mean)
             self._optimizer.state[parameter] = (
                 {}
                 if state.step == 0
@@ -174,12 +248,12 @@ class Trainer:
             )
         if state.step == 0:
             self._optimizer.state.clear()
-        self._steps = state.step
+        self._steps, self._warmup = state.step, state.warmup
 
     def begin(self, vector: Vector) -> None:
         """Begin anew from an adapter, at step 0."""
         zeros = np.zeros_like(vector)
-        self.restore(TrainingState(0, vector, zeros, zeros))
+        self.restore(TrainingState(0, warmup_steps(self.layout, vector), vector, vector, zeros, zeros))
 
     def _flat(self, tensors: Sequence[torch.Tensor]) -> Vector:
         named = {

@@ -56,7 +56,7 @@ curve_options: Callable[[Callable[..., Any]], Callable[..., Any]] = together(
         type=click.FloatRange(0, 1, min_open=True),
         default=LEARNING_RATE,
         show_default=True,
-        help="With --finetune: of AdamW, the same at each step.",
+        help="With --finetune: of AdamW; lower in the first three steps, but from zero.",
     ),
     click.option(
         "--train-dtype",

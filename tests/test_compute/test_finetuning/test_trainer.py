@@ -13,7 +13,7 @@ from bankdb.errors import AdapterError, ComputeError
 from bankdb.peft.layout import AdapterLayout, layout_of_rank
 from bankdb.peft.weights import load_adapter
 from compute.combination.delta import DeltaForm
-from compute.finetuning.trainer import Trainer, untrained
+from compute.finetuning.trainer import Trainer, averaging_weight, rate_at, untrained
 from compute.generation.labelled import LabelledExample
 from tests.support.banks.tiny_bank import BASE, TINY
 
@@ -60,7 +60,7 @@ def bare_loop(layout: AdapterLayout) -> tuple[np.ndarray, list[float]]:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
     losses = []
-    for batch in BATCHES:
+    for number, batch in enumerate(BATCHES, 1):
         width = max(len(example.ids) for example in batch)
         # Padded on the right, with an id that is masked.
         pad = [width - len(example.ids) for example in batch]
@@ -74,6 +74,8 @@ def bare_loop(layout: AdapterLayout) -> tuple[np.ndarray, list[float]]:
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        # A quarter of the rate, then two, then three.
+        optimizer.param_groups[0]["lr"] = RATE * number / 4
         optimizer.step()
         losses.append(float(loss.detach()))
     named = {
@@ -92,7 +94,7 @@ def test_steps_are_those_of_a_bare_loop(form: DeltaForm, start: np.ndarray) -> N
     moved = np.abs(expected - start).max()
     assert moved > 1e-3
     # AdamW divides by the size of a gradient: where that is nothing but rounding, a weight may go either way.
-    difference = np.abs(trainer.vector() - expected)
+    difference = np.abs(trainer.state().vector - expected)
     assert np.quantile(difference, 0.99) < 0.02 * moved
     assert np.linalg.norm(difference) < 0.05 * np.linalg.norm(expected - start)
 
@@ -112,8 +114,48 @@ def test_going_on_is_going_through(form: DeltaForm, start: np.ndarray) -> None:
             for batch in BATCHES[step:]:
                 other.step(batch)
             last = other.state()
-            for name in ("vector", "first", "second"):
+            for name in ("vector", "average", "first", "second"):
                 assert getattr(last, name).tobytes() == getattr(states[-1], name).tobytes()
+
+
+@pytest.mark.torch
+def test_the_adapter_is_an_average_of_iterates(form: DeltaForm, start: np.ndarray) -> None:
+    """Polynomial decay with eta = 3 weighs iterate k by (k + 2) (k + 1) k: the recursion, unrolled."""
+    trainer, other = trainer_of(form, start), trainer_of(form)
+    assert trainer.vector().tobytes() == start.astype(np.float32).tobytes()
+    iterates: list[np.ndarray] = []
+    for batch in [*BATCHES, *BATCHES]:
+        trainer.step(batch)
+        iterates.append(trainer.state().vector.astype(np.float64))
+        numbers = np.arange(1, len(iterates) + 1, dtype=np.float64)
+        weights = (numbers + 2) * (numbers + 1) * numbers
+        expected = np.tensordot(weights / weights.sum(), iterates, axes=1)
+        np.testing.assert_allclose(trainer.vector(), expected, rtol=1e-5, atol=1e-7)
+        # The loss that is looked back on is that of what is written, and steps go on from where they were.
+        other.begin(trainer.vector())
+        assert trainer.loss(batch) == other.loss(batch)
+        assert trainer.state().vector.tobytes() == iterates[-1].astype(np.float32).tobytes()
+
+
+@pytest.mark.torch
+def test_only_a_start_that_changes_answers_is_warmed_up(form: DeltaForm, start: np.ndarray) -> None:
+    """AdamW's first step moves each weight by the rate itself, which is therefore read off."""
+    for vector, expected in ((start, RATE / 4), (untrained(form.layout, 0), RATE)):
+        trainer = trainer_of(form, vector)
+        trainer.step(BATCHES[0])
+        moved = np.abs(trainer.vector() - vector)
+        assert np.quantile(moved[moved > 0], 0.9) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(("warmup", "expected"), [(3, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]), (0, [2.0] * 6)])
+def test_the_rate_grows_evenly_and_then_stays(warmup: int, expected: list[float]) -> None:
+    assert [rate_at(step, 2.0, warmup) for step in range(1, 7)] == expected
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 100])
+def test_an_average_begins_with_the_first_iterate_alone(step: int) -> None:
+    assert averaging_weight(1) == 1.0
+    assert 0 < averaging_weight(step) == pytest.approx(4 / (step + 3))
 
 
 @pytest.mark.torch
