@@ -160,14 +160,14 @@ def test_dtype_rounds_the_numbers_of_both(tiny_bank: Path, data: Path, tmp_path:
 def test_all_predictions(tiny_bank: Path, tmp_path: Path) -> None:
     bank, out = tmp_path / "bank", tmp_path / "out"
     shutil.copytree(tiny_bank, bank)
-    result = run("predict", "--all", "--bank", bank, "--export", out, "--format", "both", *LOCAL)
-    assert "which PEFT and vLLM, llama.cpp and Ollama load" in result.stdout
+    result = run("predict", "--all", "--bank", bank, "--export", out, "--format", "both", "--json", *LOCAL)
     folders = sorted(path for path in out.iterdir())
     assert len(folders) == 5
     for folder in folders:
         assert names_in(folder) == BOTH
         check_same_weights(folder / "adapter.gguf", folder)
-    where = ("export", "--bank", bank, "forms_plural", "--prediction", "1")
+    number = json.loads(result.stdout)["predictions"][0]["run"]
+    where = ("export", "--bank", bank, "forms_plural", "--prediction", str(number))
     result = run(*where, "--out", tmp_path / "one", "--format", "both")
     assert "which PEFT and vLLM, llama.cpp and Ollama load" in result.stdout
     check_same_weights(tmp_path / "one" / "adapter.gguf", tmp_path / "one")

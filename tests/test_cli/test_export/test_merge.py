@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 
+from bankdb.bank import AdapterBank
 from bankdb.errors import AdapterError, PlanError
 from bankdb.peft.layout import modules_of
 from bankdb.peft.weights import load_adapter
@@ -40,14 +41,20 @@ def weights_of(folder: Path) -> dict[str, NDArray[Any]]:
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("merge")
-    with make_bank(folder / "bank", copy_pairs(folder / "pairs")) as made:
-        predict_all(made)
+    make_bank(folder / "bank", copy_pairs(folder / "pairs")).close()
     return folder / "bank"
 
 
-@pytest.mark.parametrize("more", [(), ("--prediction", "1")], ids=["stored", "predicted"])
-def test_the_weights_are_the_sum(bank: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
-    where = ("export", "--bank", bank, "forms_plural", *more)
+@pytest.fixture(scope="module")
+def number(bank: Path) -> str:
+    """Of a run of predictions."""
+    with AdapterBank.open(bank) as opened:
+        return str(predict_all(opened).run.id)
+
+
+@pytest.mark.parametrize("is_predicted", [False, True], ids=["stored", "predicted"])
+def test_the_weights_are_the_sum(bank: Path, number: str, tmp_path: Path, is_predicted: bool) -> None:
+    where = ("export", "--bank", bank, "forms_plural", *(("--prediction", number) if is_predicted else ()))
     run(*where, "--out", tmp_path / "peft")
     result = run(*where, "--out", tmp_path / "merged", "--merge", "--model", BASE)
     assert f"wrote {tmp_path / 'merged'}/, a whole model in float16 which transformers loads" in result.stdout
