@@ -66,7 +66,7 @@ def test_the_weights_are_the_sum(bank: Path, number: str, tmp_path: Path, is_pre
         exact += adapter.config.scaling * tensors[module.b.name] @ tensors[module.a.name]
         step = np.spacing(np.abs(exact).astype(np.float16)).astype(np.float64)
         assert merged[name].dtype == np.float16
-        assert np.all(np.abs(merged[name].astype(np.float64) - exact) <= 0.51 * step)
+        assert np.all(np.abs(merged[name].astype(np.float64) - exact) <= 0.5 * step + 1e-7)
         assert not np.array_equal(merged[name], base[name])
         changed.add(name)
     assert merged.keys() == base.keys()
@@ -110,7 +110,9 @@ def test_nothing_is_left_of_one_that_fails(
     bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = ("export", "--bank", bank, "--out", tmp_path / "merged", "--merge")
-    assert "no adapter" in run(*where, "none_such", "--model", BASE, status=1).stderr.lower()
+    assert (
+        "none_such: no such adapter in the bank" in run(*where, "none_such", "--model", BASE, status=1).stderr
+    )
     monkeypatch.setattr(merging, "usable_memory", lambda *_: 1000)
     with pytest.raises(PlanError, match="needed to merge in float32"):
         merging.check_merge(BASE, tmp_path / "merged")
