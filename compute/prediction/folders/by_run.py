@@ -101,18 +101,12 @@ def export_prediction(
     record |= leave_one_out(adapter, None if found.fitted is None else found.fitted[index])
     if already_there(target, record, overwrite, gguf) is None:
         shown.begin("combine", 1)
-        if _is_stored(bank, found):
-            vector = read_row(found.path / ADAPTERS, index, AGAIN)
-        else:
-            vector = combined(bank, sources, shares, memory, shown)
+        is_stored = stored_dtype(bank, (found.run, found.path), len(found.sources)) == "float32"
+        row = found.path / ADAPTERS
+        vector = read_row(row, index, AGAIN) if is_stored else combined(bank, sources, shares, memory, shown)
         shown.end()
         write_prediction(about, target, vector, record, overwrite, gguf=gguf)
     return target
-
-
-def _is_stored(bank: AdapterBank, found: StoredRun) -> bool:
-    """Whether all numbers of the run are stored as they are, not rounded."""
-    return stored_dtype(bank, (found.run, found.path), len(found.sources)) == "float32"
 
 
 def _target(bank: AdapterBank, found: StoredRun, name: str) -> tuple[int, AdapterRecord]:
