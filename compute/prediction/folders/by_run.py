@@ -100,13 +100,28 @@ def export_prediction(
     record = provenance(about, name, found.metric, found.options, sources, shares, written)
     record |= leave_one_out(adapter, None if found.fitted is None else found.fitted[index])
     if already_there(target, record, overwrite, gguf) is None:
-        shown.begin("combine", 1)
-        is_stored = stored_dtype(bank, (found.run, found.path), len(found.sources)) == "float32"
-        row = found.path / ADAPTERS
-        vector = read_row(row, index, AGAIN) if is_stored else combined(bank, sources, shares, memory, shown)
-        shown.end()
+        vector = _vector(bank, found, index, sources, shares, memory, shown)
         write_prediction(about, target, vector, record, overwrite, gguf=gguf)
     return target
+
+
+def _vector(
+    bank: AdapterBank,
+    found: StoredRun,
+    index: int,
+    sources: Sequence[AdapterRecord],
+    shares: NDArray[np.float32],
+    memory: int | None,
+    progress: Progress,
+) -> NDArray[np.float32]:
+    """Return a prediction of a run: as it is stored, if all numbers are and none is rounded, or combined now."""
+    progress.begin("combine", 1)
+    if stored_dtype(bank, (found.run, found.path), len(found.sources)) == "float32":
+        vector = read_row(found.path / ADAPTERS, index, AGAIN)
+    else:
+        vector = combined(bank, sources, shares, memory, progress)
+    progress.end()
+    return vector
 
 
 def _target(bank: AdapterBank, found: StoredRun, name: str) -> tuple[int, AdapterRecord]:
