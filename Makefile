@@ -15,7 +15,7 @@ CORE ?= not torch and not browser and not postgres and not netns and not llamacp
 LLAMA ?= build/llamacpp
 LLAMA_CPP_PYTHON ?= llama-cpp-python==0.3.36
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-llamacpp lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-startup docs hooks example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-llamacpp lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -72,6 +72,9 @@ bench-checks: $(VENV)/core.stamp  ## What it costs to hold each chunk against th
 
 bench-finetune: $(VENV)/torch.stamp  ## bank finetune next to a bare loop of PyTorch; BANK, DATA and MODEL name what on.
 	$(BIN)/python benchmarks/training/finetune.py --bank "$(BANK)" --data "$(DATA)" --model "$(MODEL)"
+
+bench-neural: $(VENV)/core.stamp  ## Training the neural approach's networks next to dense products (a quarter of an hour).
+	$(BIN)/python benchmarks/training/neural.py --order
 
 bench-startup: $(VENV)/core.stamp demo  ## What a person at a prompt waits for, on the example bank.
 	$(BIN)/python benchmarks/prompt/startup.py --bank $(DEMO_BANK)/bank --new examples/tiny_bank/new/lists_ends

@@ -220,7 +220,10 @@ def _coefficients(step: StepForecast, rates: Rates, _: int, storage: float) -> f
     made = step.pairs * rates.entry + storage
     if not step.epochs:
         return made
-    network = rates.epoch * (step.width**2 * step.points) / (rates.width**2 * rates.knots)
+    if step.points:
+        network = 6 * step.width**2 * step.points / (rates.product * rates.cores)
+    else:
+        network = rates.epoch * step.width**2 / rates.width**2
     # In double precision, at half the rate.
     loss = 2 * step.pairs * math.isqrt(step.pairs) / (rates.product * rates.cores / 2)
     return made + step.epochs * (network + rates.epoch_pair * step.pairs + loss)

@@ -18,6 +18,7 @@ from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.errors import ParameterError, PlanError
 from compute.approaches.neural.network import BATCH
 from compute.approaches.neural.options import NeuralOptions
+from compute.approaches.neural.piecewise import is_quicker
 from compute.approaches.options import PredictionOptions
 from compute.combination.plan import SHARD_ROWS, plan_combination
 from compute.forecasting.shape import BankShape
@@ -62,7 +63,8 @@ class StepForecast:
         Of distances: datasets that all tiles read, hundredths of pairs that their time goes with, and datasets on
         the side of a tile.
     epochs, width, points
-        Of the neural approach: epochs of all trainings, at most; the network's width and where it is evaluated.
+        Of the neural approach: epochs of all trainings, at most; the network's width; and where it is evaluated by
+        dense products, 0 where passes over its weights serve all points.
     pairs
         Of coefficients: entries of their matrix.
     chunks
@@ -260,13 +262,19 @@ def _coefficients(shape: BankShape, way: PredictionOptions) -> StepForecast:
 def _neural(step: StepForecast, n: int, options: NeuralOptions) -> StepForecast:
     """Return the step with what training costs: see `compute.approaches.neural.training`."""
     trainings = options.trainings + (options.protocol != "published")
-    points = options.knots or n * n
-    # Forward, and backward twice that; the loss is one product of N x N matrices.
-    epoch = 6 * options.width**2 * points + 2 * n**3
-    memory = 20 * options.width**2 + 40 * options.width * min(points, BATCH) + 150 * n * n
+    points, weights = options.knots or n * n, options.width**2
+    quicker = is_quicker(options.width, points, options.epochs)
+    # Dense: forward, and backward twice that. The loss is one product of N x N matrices.
+    epoch = (40 if quicker else 6 * points) * weights + 2 * n**3
+    memory = (16 if quicker else 20) * weights + 40 * options.width * min(points, BATCH) + 150 * n * n
     epochs = trainings * options.epochs
     return replace(
-        step, flops=epochs * epoch, memory=memory, epochs=epochs, width=options.width, points=points
+        step,
+        flops=epochs * epoch,
+        memory=memory,
+        epochs=epochs,
+        width=options.width,
+        points=0 if quicker else points,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,19 @@ from bankdb.arrays.remote import Location
 from bankdb.bank import AdapterBank
 from bankdb.derived import digest_of, find_group, read_group, rows_of, texts_of, write_group
 from bankdb.errors import BankNotFoundError
-from bankdb.progress import Progress
+from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, RunRecord
 from compute.approaches.neural.leave_one_out import left_out_together, neural_leave_one_out
 from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.training import train
+from compute.approaches.neural.workspace import Workspace
+from compute.cluster.machine import core_count
 
 _COEFFICIENTS = "coefficients"
+_VERSION = 2
+"""Of the way that networks are trained, which is part of what they are made from: 2 since it sums in another order."""
+_BY_OLDER = "trained by an older version, which summed in another order"
 
 
 def neural_coefficients(
@@ -57,9 +62,12 @@ def neural_coefficients(
     ParameterError, ComputeError
         Too few adapters for the protocol, or values that cannot be trained on.
     """
-    run, path, made_from = _run_of(bank, adapters, metric, options, units)
+    run, path, key = _run_of(bank, adapters, metric, options, units)
+    made_from = _made_from(bank, adapters, key, _VERSION)
     if find_group(bank, path, progress, made_from):
         return read_chunks(path / _COEFFICIENTS, delete=path)
+    if find_group(bank, path, SilentProgress(), _made_from(bank, adapters, key, None)):
+        progress.note(f"{path}: {_BY_OLDER}; it is trained again")
     values, model = _trained(bank.layout.size, metric, distances, gram, options, progress, units)
     write_group(bank, path, made_from, {_COEFFICIENTS: values, **model.to_arrays()})
     bank.runs.finish(run.id)
@@ -86,8 +94,16 @@ def _trained(
         progress.advance(epoch - told)
         told = epoch
 
+    workspace = Workspace(core_count())
     values, trained = neural_leave_one_out(
-        distances, gram, parameters, options, groups, report, excluded=excluded
+        distances,
+        gram,
+        parameters,
+        options,
+        groups,
+        report,
+        excluded=excluded,
+        workspace=workspace,
     )
     model = trained[0].model
     if final:
@@ -99,7 +115,15 @@ def _trained(
 
         rows = np.arange(len(distances))
         model = train(
-            distances, gram, rows, options, parameters, count_on, groups=groups, excluded=excluded
+            distances,
+            gram,
+            rows,
+            options,
+            parameters,
+            count_on,
+            groups=groups,
+            excluded=excluded,
+            workspace=workspace,
         ).model
     progress.end()
     return values, model
@@ -123,7 +147,7 @@ def stored_model(
     wanted = {"metric": metric, "options": network_key(options)}
     for run in reversed(bank.runs.all("neural")):
         parameters = json.loads(run.parameters)
-        path = bank.derived / str(parameters["array"])
+        path = bank.derived / str(parameters.pop("array"))
         if (
             any(parameters[key] != value for key, value in wanted.items())
             or parameters.get("leave_out", "adapter") != leave_out
@@ -134,6 +158,10 @@ def stored_model(
             progress.note(
                 f"the network was trained on {parameters['number']} adapters, before the bank changed; "
                 "`bank coefficients --approach neural` trains it again"
+            )
+        elif not find_group(bank, path, progress, _made_from(bank, adapters, _key(parameters), _VERSION)):
+            progress.note(
+                f"the network was {_BY_OLDER}; `bank coefficients --approach neural` trains it again"
             )
         arrays = read_group(path)
         del arrays[_COEFFICIENTS]
@@ -171,7 +199,7 @@ def _run_of(
     options: NeuralOptions,
     units: NDArray[np.intp] | None,
 ) -> tuple[RunRecord, Location, str]:
-    """Find or begin the run; return it, the place of its group, and what that has to be made from."""
+    """Find or begin the run; return it, the place of its group, and what tells it from other networks."""
     parameters: dict[str, Any] = {
         "metric": metric,
         "options": network_key(options),
@@ -180,11 +208,21 @@ def _run_of(
     }
     if units is not None:
         parameters |= {"leave_out": "group", "units": units.tolist()}
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
-    made_from = digest_of(kind="neural", run=digest, **texts_of(bank, adapters), **rows_of(bank, adapters))
+    digest = _key(parameters)
     parameters["array"] = f"neural.zarr/{digest[:16]}"
     run = bank.runs.begin("neural", parameters, seed=options.seed)
-    return run, bank.derived / parameters["array"], made_from
+    return run, bank.derived / parameters["array"], digest
+
+
+def _key(parameters: Mapping[str, Any]) -> str:
+    """Hash what tells a network from others: the parameters of its run, but where it is."""
+    return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
+
+
+def _made_from(bank: AdapterBank, adapters: Sequence[AdapterRecord], key: str, version: int | None) -> str:
+    """Hash what a network is made from; a version of None is the first, which did not say so."""
+    said = {} if version is None else {"version": version}
+    return digest_of(kind="neural", run=key, **said, **texts_of(bank, adapters), **rows_of(bank, adapters))
 
 
 def _digest(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> str:

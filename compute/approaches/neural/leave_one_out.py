@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from compute.approaches.by_distance import softmin, used_entries
 from compute.approaches.groups import same_unit
 from compute.approaches.neural.knots import points_for
-from compute.approaches.neural.network import ScalarMLP
+from compute.approaches.neural.learners import evaluating
+from compute.approaches.neural.network import Array
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.splits import fold_of_rows
 from compute.approaches.neural.training import Report, Trained, check_values, standardised, train
+from compute.approaches.neural.workspace import Workspace
 from compute.types import FloatArray
 
 APPLICATION_KNOTS = 4
@@ -23,7 +25,7 @@ APPLICATION_KNOTS = 4
 
 
 def apply(
-    model: ScalarMLP,
+    model: Callable[[FloatArray], Array],
     distances: FloatArray,
     excluded: NDArray[np.bool_],
     options: NeuralOptions,
@@ -34,6 +36,8 @@ def apply(
 
     Parameters
     ----------
+    model
+        The network, or what evaluates it at ascending points.
     distances
         Shape (M, N): rows are targets. Entries that are excluded are not read.
     excluded
@@ -96,6 +100,7 @@ def neural_leave_one_out(
     report: Report | None = None,
     *,
     excluded: NDArray[np.bool_] | None = None,
+    workspace: Workspace | None = None,
 ) -> tuple[FloatArray, list[Trained]]:
     """Coefficients of each adapter over all others, by the protocol of the options.
 
@@ -112,6 +117,8 @@ def neural_leave_one_out(
     excluded
         Shape (N, N): sources that a target must not use, itself among them, in training or when predicted;
         None for itself alone.
+    workspace
+        As for `train`.
 
     Returns
     -------
@@ -124,26 +131,34 @@ def neural_leave_one_out(
         As `train` and `apply` do, or for fewer datasets or groups than folds.
     """
     number = len(distances)
-    everything = np.arange(number)
-    if options.protocol == "published":
-        plan = [(rows_for_new(number, options), everything)]
-        groups = None
-    else:
-        fold = fold_of_rows(number, options, groups)
-        plan = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(options.folds)]
+    groups = None if options.protocol == "published" else groups
     left_out = np.eye(number, dtype=bool) if excluded is None else excluded
     coefficients = np.zeros((number, number))
     results: list[Trained] = []
-    for training_rows, predicted in plan:
-        counting = _counting(report, len(results) * options.epochs)
+    used = workspace or Workspace()
+    for rows, predicted in _plan(number, options, groups):
         result = train(
-            distances, gram, training_rows, options, parameters, counting, groups=groups, excluded=excluded
+            *(distances, gram, rows, options, parameters, _counting(report, len(results) * options.epochs)),
+            groups=groups,
+            excluded=excluded,
+            workspace=used,
         )
+        model = evaluating(result.model, options, used.threads)
         coefficients[predicted] = apply(
-            result.model, distances[predicted], left_out[predicted], options, self_index=predicted
+            model, distances[predicted], left_out[predicted], options, self_index=predicted
         )
         results.append(result)
     return coefficients, results
+
+
+def _plan(
+    number: int, options: NeuralOptions, groups: Sequence[str | None] | None
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Rows of each training, and those that its network predicts."""
+    if options.protocol == "published":
+        return [(rows_for_new(number, options), np.arange(number))]
+    fold = fold_of_rows(number, options, groups)
+    return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(options.folds)]
 
 
 def _counting(report: Report | None, before: int) -> Report | None:

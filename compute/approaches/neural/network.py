@@ -7,7 +7,7 @@ one floating type: float32 to train, float64 where a gradient is compared with f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ComputeError, ParameterError
+from compute.types import FloatArray
 
 Array = NDArray[np.floating[Any]]
 Parameters = dict[str, Array]
@@ -23,6 +24,7 @@ NORM_EPSILON = 1e-5
 """Added to the variance of a layer normalisation."""
 BATCH = 512
 """Points evaluated at once: 5 arrays of 512 x 4000 float32 are 41 MB."""
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 _ADAM_PIECE = 1 << 14
 """Entries updated at once, so that parameter, gradient and moments stay in cache between the operations."""
 
@@ -107,11 +109,17 @@ class ScalarMLP:
         return cls({name: np.ascontiguousarray(arrays[name], dtype=dtype) for name in expected})
 
 
-def initial_mlp(width: int, generator: np.random.Generator, dtype: type[np.floating[Any]]) -> ScalarMLP:
+def initial_mlp(
+    width: int,
+    generator: np.random.Generator,
+    dtype: type[np.floating[Any]],
+    place: NDArray[Any] | None = None,
+) -> ScalarMLP:
     """Return a network with torch's default initialisation.
 
     Weights and biases of a linear layer are uniform within `1 / sqrt(inputs)` of 0; a layer normalisation
-    starts as the identity.
+    starts as the identity. The weights of the second layer are drawn into `place`,
+    in float32, if there is one.
 
     Raises
     ------
@@ -125,7 +133,8 @@ def initial_mlp(width: int, generator: np.random.Generator, dtype: type[np.float
         if name.startswith("linear"):
             bound = 1.0 if name.startswith("linear1") else 1.0 / math.sqrt(width)
             # Drawn in single precision: a double of each entry would double the peak.
-            draw = generator.random(shape, dtype=np.float32)
+            out = place if name == "linear2.weight" else None
+            draw = generator.random(shape, dtype=np.float32, out=out)
             draw *= np.float32(2.0 * bound)
             draw -= np.float32(bound)
             parameters[name] = draw.astype(dtype, copy=False)
@@ -254,26 +263,35 @@ class Adam:
         self.second = {name: np.zeros_like(array) for name, array in parameters.items()}
         self.steps = 0
 
+    def rates(self, step: int) -> FloatArray:
+        """Factors of a step, counted from 1, as `_update` takes them: two for each moment, then of the length."""
+        correct1, correct2 = 1.0 - BETA1**step, math.sqrt(1.0 - BETA2**step)
+        return np.array(
+            [BETA1, 1.0 - BETA1, BETA2, 1.0 - BETA2, 1.0 / correct2, EPSILON, self.learning_rate / correct1]
+        )
+
     def step(self, parameters: Mapping[str, Array], gradient: Mapping[str, Array]) -> None:
         """Update the parameters."""
         self.steps += 1
+        rates = self.rates(self.steps).tolist()
         for name, array in parameters.items():
             whole = (array, gradient[name], self.first[name], self.second[name])
             flat = [entries.reshape(-1) for entries in whole]
             for start in range(0, array.size, _ADAM_PIECE):
-                self._update(*(entries[start : start + _ADAM_PIECE] for entries in flat))
+                _update(rates, *(entries[start : start + _ADAM_PIECE] for entries in flat))
 
-    def _update(self, parameter: Array, gradient: Array, first: Array, second: Array) -> None:
-        beta1, beta2, epsilon = 0.9, 0.999, 1e-8
-        first *= beta1
-        first += gradient * (1.0 - beta1)
-        second *= beta2
-        scratch = gradient * gradient
-        scratch *= 1.0 - beta2
-        second += scratch
-        np.sqrt(second, out=scratch)
-        scratch *= 1.0 / math.sqrt(1.0 - beta2**self.steps)
-        scratch += epsilon
-        np.divide(first, scratch, out=scratch)
-        scratch *= self.learning_rate / (1.0 - beta1**self.steps)
-        parameter -= scratch
+
+def _update(rates: Sequence[float], parameter: Array, gradient: Array, first: Array, second: Array) -> None:
+    keep1, add1, keep2, add2, correct2, epsilon, length = rates
+    first *= keep1
+    first += gradient * add1
+    second *= keep2
+    scratch = gradient * gradient
+    scratch *= add2
+    second += scratch
+    np.sqrt(second, out=scratch)
+    scratch *= correct2
+    scratch += epsilon
+    np.divide(first, scratch, out=scratch)
+    scratch *= length
+    parameter -= scratch

@@ -9,13 +9,15 @@ that 1 is about what equal shares reach and neither p nor the adapters' scale or
 steps do not change with such a factor, except through its epsilon (1e-8): against gradients of a mean squared
 error of 1e-6 or less, as of LoRA weights, it would shorten most steps.
 
-Memory at width W in float32: `16 W^2` bytes for parameters, gradient and moments, `4 W^2` more for the best
-parameters where training stops early; 256 MB and 64 MB at the width 4000 of the paper. To this add about
-`40 W` bytes for each of up to 512 points evaluated at once, and about 150 bytes for each pair of adapters.
+Memory at width W in float32: `12 W^2` bytes for parameters and moments, `4 W^2` more for the best parameters where
+training stops early, and another `4 W^2` for the gradient where it goes by dense products; 192 MB and 64 MB at the
+width 4000 of the paper. To this add about `40 W` bytes for each of up to 512 points evaluated at once, and about 150
+bytes for each pair of adapters. See `piecewise` for what an epoch takes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,19 +29,11 @@ from numpy.typing import NDArray
 from bankdb.errors import ComputeError, ParameterError
 from compute.approaches.by_distance import check_distances, softmin, z_scores
 from compute.approaches.neural.knots import Points, points_for
-from compute.approaches.neural.network import (
-    BATCH,
-    Activations,
-    Adam,
-    Array,
-    Parameters,
-    ScalarMLP,
-    backward,
-    forward,
-    initial_mlp,
-)
+from compute.approaches.neural.learners import learner_for
+from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.splits import FEWEST_ROWS, hold_out
+from compute.approaches.neural.workspace import Workspace
 from compute.approaches.oracle import checked_gram
 from compute.types import FloatArray
 
@@ -91,6 +85,7 @@ def train(
     *,
     groups: Sequence[str | None] | None = None,
     excluded: NDArray[np.bool_] | None = None,
+    workspace: Workspace | None = None,
 ) -> Trained:
     """Train a network on the adapters of some rows; no other entry of either matrix is read.
 
@@ -111,6 +106,8 @@ def train(
         Group of each of the N datasets, None for one on its own: a group is held out as a whole.
     excluded
         Shape (N, N): sources that a target must not use, itself among them; None for itself alone.
+    workspace
+        What it shares with trainings before and after it; one thread and memory of its own if None.
 
     Raises
     ------
@@ -125,10 +122,10 @@ def train(
     rows = _checked_rows(distances, gram, rows, parameters)
     fitted, held_out = hold_out(rows, len(distances), options, groups)
     scale, targets = _targets(distances, gram, fitted, held_out, options, excluded)
-    fit = _Fit(targets, options)
-    fit.run(report, scale / parameters)
+    fit = _Fit(targets, options, workspace=workspace)
+    model = fit.run(report, scale / parameters)
     return Trained(
-        model=ScalarMLP(fit.best),
+        model=model,
         losses=np.array(fit.losses[0]) * (scale / parameters),
         held_out_losses=np.array(fit.losses[1] if len(targets) > 1 else []) * (scale / parameters),
         best_epoch=fit.best_epoch,
@@ -170,43 +167,36 @@ class _Fit:
     """One training: the network, its optimiser, and the best parameters so far."""
 
     def __init__(
-        self, targets: list[_Targets], options: NeuralOptions, dtype: type[np.floating[Any]] = np.float32
+        self,
+        targets: list[_Targets],
+        options: NeuralOptions,
+        dtype: type[np.floating[Any]] = np.float32,
+        workspace: Workspace | None = None,
     ) -> None:
         self.targets = targets
         self.options = options
         self.points: Points = points_for(np.concatenate([t.scores for t in targets]), options.knots)
-        self.sites: Array = self.points.points.astype(dtype)
-        initial = initial_mlp(options.width, options.generator("initial"), dtype)
-        self.parameters: Parameters = dict(initial.parameters)
-        self.gradient: Parameters = {name: np.empty_like(array) for name, array in self.parameters.items()}
-        self.adam = Adam(self.parameters, options.learning_rate)
-        self.best = self.parameters
+        self.learner = learner_for(self.points.points, options, dtype, workspace)
         self.best_epoch = 0
         self.losses: list[list[float]] = [[] for _ in targets]
 
-    def run(self, report: Report | None, unit: float) -> None:
-        """Train to the end or until the held-out loss has stopped falling."""
-        for epoch in range(self.options.epochs + 1):
-            values, activations = self._evaluate()
-            slopes = self._record(values)
-            if report is not None and epoch > 0:
-                report(epoch, self.losses[0][-1] * unit)
-            if len(self.targets) == 1:
-                self.best_epoch = epoch
-            elif epoch == 0 or self.losses[1][-1] < self.losses[1][self.best_epoch]:
-                self.best_epoch = epoch
-                self._keep()
-            elif epoch - self.best_epoch >= self.options.patience:
-                return
-            if epoch < self.options.epochs:
-                self._descend(slopes, activations)
-
-    def _evaluate(self) -> tuple[FloatArray, Activations | None]:
-        """Values at the points, and the activations where one batch holds them all."""
-        if len(self.sites) <= BATCH:
-            activations = forward(self.parameters, self.sites)
-            return activations.values.astype(np.float64), activations
-        return ScalarMLP(self.parameters)(self.sites).astype(np.float64), None
+    def run(self, report: Report | None, unit: float) -> ScalarMLP:
+        """Train to the end or until the held-out loss has stopped falling; return the best network."""
+        with contextlib.closing(self.learner):
+            for epoch in range(self.options.epochs + 1):
+                slopes = self._record(self.learner.values())
+                if report is not None and epoch > 0:
+                    report(epoch, self.losses[0][-1] * unit)
+                if len(self.targets) == 1:
+                    self.best_epoch = epoch
+                elif epoch == 0 or self.losses[1][-1] < self.losses[1][self.best_epoch]:
+                    self.best_epoch = epoch
+                    self.learner.keep()
+                elif epoch - self.best_epoch >= self.options.patience:
+                    break
+                if epoch < self.options.epochs:
+                    self.learner.descend(slopes)
+            return self.learner.network()
 
     def _record(self, at_points: FloatArray) -> FloatArray:
         """Note the losses; return the fitted rows' gradient by the values at the points."""
@@ -220,19 +210,6 @@ class _Fit:
             if k == 0:
                 slopes[0] = by_values
         return self.points.gather(np.concatenate(slopes))
-
-    def _descend(self, slopes: FloatArray, activations: Activations | None) -> None:
-        for start in range(0, len(self.sites), BATCH):
-            batch = slice(start, start + BATCH)
-            done = forward(self.parameters, self.sites[batch]) if activations is None else activations
-            backward(self.parameters, done, slopes[batch], self.gradient, add=start > 0)
-        self.adam.step(self.parameters, self.gradient)
-
-    def _keep(self) -> None:
-        if self.best is self.parameters:
-            self.best = {name: np.empty_like(array) for name, array in self.parameters.items()}
-        for name, array in self.parameters.items():
-            self.best[name][...] = array
 
 
 def _targets(

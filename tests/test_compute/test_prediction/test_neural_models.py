@@ -14,6 +14,7 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError, ParameterError
 from cli.main import cli
 from compute.approaches.options import PredictionOptions
+from compute.prediction import neural_models
 from compute.prediction.coefficients import coefficients
 from compute.prediction.predict import predict
 from compute.prediction.predict_all import predict_all
@@ -67,6 +68,32 @@ def test_a_network_from_before_the_bank_changed_is_used_and_said(bank: AdapterBa
     told = RecordedProgress()
     assert len(predict(bank, write_dataset(tmp_path / "new", 40), NEURAL, progress=told).coefficients) == 5
     assert any("trained on 6 adapters" in note for note in told.notes)
+
+
+def test_what_an_older_version_trained_is_trained_again_and_said_once(
+    bank: AdapterBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(neural_models, "_VERSION", None)
+        first = coefficients(bank, NEURAL)
+    told = RecordedProgress()
+    predict(bank, write_dataset(tmp_path / "new", 40), NEURAL, progress=told)
+    assert [
+        note for note in told.notes if "older version" in note and "trains it again" in note
+    ] == told.notes
+    assert len(told.notes) == 1
+    notes, stages = [], []
+    for _ in range(2):
+        told = RecordedProgress()
+        assert np.array_equal(coefficients(bank, NEURAL, progress=told).values, first.values)
+        notes.append([note for note in told.notes if "older version" in note])
+        stages.append([stage for stage in told.stages if stage.startswith("train")])
+    assert [len(found) for found in notes] == [1, 0]
+    assert [len(found) for found in stages] == [1, 0]
+    assert len(list((bank.path / "neural.zarr").glob("*/zarr.json"))) == 1
+    quiet = RecordedProgress()
+    predict(bank, write_dataset(tmp_path / "other", 40), NEURAL, progress=quiet)
+    assert quiet.notes == []
 
 
 def test_softmin_options_are_not_for_neural() -> None:

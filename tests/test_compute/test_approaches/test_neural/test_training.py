@@ -15,8 +15,8 @@ from scipy.interpolate import CubicSpline
 
 from bankdb.errors import ComputeError, ParameterError
 from compute.approaches.by_distance import coefficients
+from compute.approaches.neural import learners
 from compute.approaches.neural import network as mlp
-from compute.approaches.neural import training as neural_training
 from compute.approaches.neural.knots import DistinctPoints, SplineKnots, points_for
 from compute.approaches.neural.leave_one_out import apply, neural_leave_one_out
 from compute.approaches.neural.network import ScalarMLP, initial_mlp
@@ -95,24 +95,25 @@ def test_first_loss_is_that_of_the_initial_network() -> None:
 def test_gradient_equals_finite_differences(
     knots: int | None, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neural_training, "BATCH", batch)
+    monkeypatch.setattr(learners, "BATCH", batch)
     monkeypatch.setattr(mlp, "BATCH", batch)
     _, gram, distances = random_bank(8)
     options = replace(SMALL, width=5, knots=knots)
     fitted, held_out = np.arange(6), np.arange(6, 8)
     _, targets = _targets(distances, gram, fitted, held_out, options)
     fit = _Fit(targets, options, np.float64)
-    assert len(fit.sites) == (knots or 6 * 5 + 2 * 7)
-    monkeypatch.setattr(fit.adam, "step", lambda *_: None)
-    values, activations = fit._evaluate()
-    fit._descend(fit._record(values), activations)
+    learner = fit.learner
+    assert isinstance(learner, learners.DenseLearner)
+    assert len(learner.sites) == (knots or 6 * 5 + 2 * 7)
+    monkeypatch.setattr(learner.adam, "step", lambda *_: None)
+    learner.descend(fit._record(learner.values()))
 
     def loss() -> float:
-        fit._record(fit._evaluate()[0])
+        fit._record(learner.values())
         return fit.losses[0][-1]
 
     step = 1e-5
-    for name, array in fit.parameters.items():
+    for name, array in learner.parameters.items():
         expected = np.empty_like(array)
         for place in np.ndindex(array.shape):
             before = array[place]
@@ -121,14 +122,14 @@ def test_gradient_equals_finite_differences(
             array[place] = before - step
             expected[place] = (above - loss()) / (2 * step)
             array[place] = before
-        assert_allclose(fit.gradient[name], expected, rtol=1e-5, atol=1e-8, err_msg=name)
+        assert_allclose(learner.gradient[name], expected, rtol=1e-5, atol=1e-8, err_msg=name)
 
 
 @pytest.mark.torch
 def test_training_follows_that_of_torch_on_materialised_adapters() -> None:
     import torch
 
-    from tests.test_compute.test_approaches.test_mlp import torch_sequential
+    from tests.test_compute.test_approaches.test_neural.test_mlp import torch_sequential
 
     theta, gram, distances = random_bank()
     rows = np.arange(14)
