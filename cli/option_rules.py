@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bankdb.errors import ParameterError
-from cli.commands.curves import CURVE_PARAMETERS
+from cli.commands.evaluating.curves import CURVE_PARAMETERS
 from cli.options import on_command_line
 from compute.approaches.registry import approaches, get_approach
 
@@ -183,6 +183,9 @@ _TASKS = (
     *("metrics", "kernel", "sigma", "temperature", "top_k", "protocol", "width", "draws", "examples"),
 )
 _ROWS = ("input_column", "output_column", "text_column", "skip_bad_rows")
+_BASE_GGUF = Rule(
+    ("base_gguf",), lambda given: given["file_format"] != "peft", "--format gguf, or --format both"
+)
 _TESTING = ("compare", "max_examples", "model_dtype", "batch_size")
 _MODEL = ("model", "device", "threads")
 _GENERATING = ("targets", "max_examples", "data", "device", "dtype", "batch_size", "threads")
@@ -237,13 +240,28 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--export FOLDER, or --store",
         ),
         Rule(
-            ("overwrite",),
+            ("overwrite", "file_format"),
             lambda given: not given["whole_bank"] or given["export"] is not None,
             "--export FOLDER",
         ),
+        _BASE_GGUF,
         _WAITING,
     ),
-    "export": (Rule(("dtype", "memory"), lambda given: given["run"] is not None, "--prediction RUN"),),
+    "export": (
+        Rule(("dtype",), lambda given: given["run"] is not None, "--prediction RUN"),
+        Rule(
+            ("memory",),
+            lambda given: given["run"] is not None or given["merge"],
+            "--prediction RUN, or --merge",
+        ),
+        Rule(
+            ("file_format", "overwrite"),
+            lambda given: not given["merge"],
+            "--out of an adapter; --merge writes a whole model, into a new folder",
+        ),
+        _BASE_GGUF,
+        Rule(("model",), lambda given: given["merge"], "--merge"),
+    ),
     "finetune": (
         _TWO_COLUMNS,
         *_starting(
@@ -260,6 +278,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--start predicted",
         ),
         Rule(("compare", "max_examples"), lambda given: given["test"] is not None, "--test FILE"),
+        _BASE_GGUF,
     ),
     "evaluate": (
         Rule(

@@ -71,6 +71,8 @@ class BankTokenizer:
         Hash of the vocabulary and of what it makes of some texts.
     notes
         What a user should know of how it was read, a line each.
+    folder
+        Where its files are.
 
     Raises
     ------
@@ -81,6 +83,7 @@ class BankTokenizer:
     def __init__(self, source: str | Path, fingerprint: str | None = None) -> None:
         self.name, self._turn = str(source), threading.Lock()
         self._files = files = tokenizer_files(self.name)
+        self.folder = files.folder
         self._use(encoder_of(files))
         if fingerprint not in (None, self.fingerprint) and not isinstance(self._encoder, LibraryEncoder):
             self._use_as_before(files, str(fingerprint))

@@ -16,8 +16,8 @@ from cli.commands.assess import (
     generating_options,
     max_examples_option,
 )
-from cli.commands.curves import curve_options, one_way, print_curves
-from cli.commands.weights import (
+from cli.commands.evaluating.curves import curve_options, one_way, print_curves
+from cli.commands.evaluating.weights import (
     WeightsOutput,
     print_sizes,
     print_weights,

@@ -24,14 +24,14 @@ ALWAYS = {
     "verify": "bank_path repair as_json",
     "group": "bank_path names pattern as_json",
     "remove": "bank_path names",
-    "export": "bank_path name out run overwrite",
+    "export": "bank_path name out run merge",
     "distances": f"bank_path metrics compatible csv parquet as_json {CLUSTER}",
     "coefficients": f"bank_path approaches compatible leave_out csv parquet as_json {CLUSTER}",
     # The command itself refuses out, name and include_same with --all, export and weight_error without.
     "predict": "bank_path newdata whole_bank approaches compatible space rank out export name include_same "
     "weight_error store as_json memory",
     "finetune": "bank_path newdata out start steps budget examples batch_size learning_rate model train_dtype device "
-    "threads seed name text_column skip_bad_rows dtype overwrite as_json memory test",
+    "threads seed name text_column skip_bad_rows dtype file_format overwrite as_json memory test",
     "evaluate": "bank_path adapters csv out as_json",
     "generate": "adapter prompt input_file model max_tokens temperature chat device dtype threads",
     "report": "bank_path out metrics approaches evaluations title overwrite",
@@ -40,7 +40,11 @@ ALWAYS = {
 NEW = ["x.jsonl", "--out", "o"]
 # Command, arguments with which an option does nothing, and the options.
 NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
-    ("export", ["x", "--out", "o"], [["--dtype", "float16"], ["--memory", "1GiB"]]),
+    ("export", ["x", "--out", "o"], [["--dtype", "float16"], ["--memory", "1GiB"], ["--base-gguf", "x"],
+                                     ["--model", "x"]]),
+    ("export", ["x", "--out", "o", "--merge"], [["--format", "gguf"], ["--overwrite"], ["--base-gguf", "x"]]),
+    ("predict", NEW, [["--base-gguf", "x"]]),
+    ("finetune", NEW, [["--base-gguf", "x"]]),
     ("predict", NEW, [["--scheduler", "tcp://127.0.0.1:1"], ["--scheduler-file", "x"], ["--workers", "7"],
                       ["--wait-workers", "2"], ["--wait-seconds", "2"], ["--tls-ca", "x"], ["--tls-cert", "x"],
                       ["--tls-key", "x"], ["--leave-out", "group"]]),
@@ -55,7 +59,8 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
     ("finetune", [*NEW, "--approach", "uniform"], [["--metric", "js"], ["--temperature", "2"]]),
     ("finetune", [*NEW, "--approach", "ridge"], [["--top-k", "2"]]),
     ("predict", ["--all"], [["--input-column", "x"], ["--output-column", "x"], ["--text-column", "x"],
-                            ["--skip-bad-rows"], ["--dtype", "float16"], ["--overwrite"], ["--wait-seconds", "3"]]),
+                            ["--skip-bad-rows"], ["--dtype", "float16"], ["--overwrite"], ["--wait-seconds", "3"],
+                            ["--format", "gguf"]]),
     *((command, [*arguments, "--text-column", "x"], [["--input-column", "x"], ["--output-column", "x"]])
       for command, arguments in (("ingest", ["x"]), ("predict", NEW), ("finetune", NEW),
                                  ("evaluate", ["--adapter", "x", "--test", "y", "--compare", "uniform",
