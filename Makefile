@@ -10,9 +10,12 @@ PYTEST ?= -n 2
 ADAPTERS ?= 128
 ROUNDS ?= 5
 # The tests of test-core.
-CORE ?= not torch and not browser and not postgres and not netns
+CORE ?= not torch and not browser and not postgres and not netns and not llamacpp
+# llama.cpp, built with its converter beside it; the tests on it take a bank of real adapters and their base model.
+LLAMA ?= build/llamacpp
+LLAMA_CPP_PYTHON ?= llama-cpp-python==0.3.36
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup docs hooks example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-llamacpp lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -23,7 +26,7 @@ evaluation: $(VENV)/torch.stamp demo  ## Let the demo's predictions answer its t
 	rm docs/evaluation-demo/evaluation.json
 
 test: $(VENV)/torch.stamp  ## Set up, and pass every test that needs no browser, no database server and no root.
-	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres and not netns"
+	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres and not netns and not llamacpp"
 
 test-core: $(VENV)/dev.stamp  ## Set up without torch, and pass the tests that need none.
 	$(BIN)/python -m pytest $(PYTEST) -m "$(CORE)"
@@ -36,6 +39,11 @@ test-postgres: $(VENV)/dev.stamp  ## The catalogue on a PostgreSQL server that t
 
 test-hosts: $(VENV)/dev.stamp  ## A cluster of hosts as network namespaces; needs root and iproute2.
 	$(BIN)/python -m pytest -m netns
+
+test-llamacpp: $(VENV)/torch.stamp $(LLAMA)/stamp  ## Real llama.cpp on MODEL=FOLDER with PAIRS=FOLDER (builds it: half an hour).
+	LLAMA_CPP=$(abspath $(LLAMA)/source) LLAMA_CPP_PYTHON=$(abspath $(LLAMA)/bin/python) MODEL="$(MODEL)" PAIRS="$(PAIRS)" \
+		$(BIN)/python -m pytest -m llamacpp
+	LLAMA_CPP=$(abspath $(LLAMA)/source) $(BIN)/python -m pytest tests/test_bankdb/test_gguf/test_converter.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -97,6 +105,15 @@ $(VENV)/torch.stamp: $(VENV)/dev.stamp
 
 $(VENV)/docs.stamp: $(VENV)/core.stamp
 	$(BIN)/pip install --quiet -e .[docs]
+	touch $@
+
+$(LLAMA)/stamp:
+	$(PYTHON) -m venv $(LLAMA)
+	$(LLAMA)/bin/pip install --quiet scikit-build-core numpy
+	$(LLAMA)/bin/pip download --quiet --no-deps --no-build-isolation --no-binary :all: --dest $(LLAMA)/sdist "$(LLAMA_CPP_PYTHON)"
+	mkdir -p $(LLAMA)/source
+	tar --extract --file $(LLAMA)/sdist/*.tar.gz --directory $(LLAMA)/source --strip-components 3 --wildcards '*/vendor/llama.cpp'
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(LLAMA)/bin/pip install --quiet $(LLAMA)/sdist/*.tar.gz
 	touch $@
 
 clean:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bankdb.errors import ConflictError as ConflictError
     from bankdb.errors import DatabaseUnavailableError as DatabaseUnavailableError
     from bankdb.errors import DatasetError as DatasetError
+    from bankdb.errors import GgufError as GgufError
     from bankdb.errors import ParameterError as ParameterError
     from bankdb.errors import PlanError as PlanError
     from bankdb.errors import SourceError as SourceError
@@ -43,6 +44,7 @@ _ERRORS = (
     "DatabaseUnavailableError",
     "ArrayStoreUnavailableError",
     "AdapterError",
+    "GgufError",
     "DatasetError",
     "TokenizerError",
     "SourceError",

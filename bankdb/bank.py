@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,15 @@ from bankdb.arrays.durable import fsync_path
 from bankdb.catalog.database import Database
 from bankdb.errors import BankError, BankNotFoundError, one_line
 from bankdb.progress import Progress
-from bankdb.records import AS_IT_COMES, AdapterRecord, Taking
+from bankdb.records import AS_IT_COMES, AdapterRecord, Taking, published
 from bankdb.shown import html_summary, text_summary
 from bankdb.snapshot import snapshot_of
 from bankdb.storage.location import BankLocation
 from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
+    from bankdb.datasets.forms.rules import Reading
+    from bankdb.gguf.export import GgufExport
     from bankdb.ingest import IngestReport
     from bankdb.sources.find import Source
     from bankdb.verify import VerifyReport
@@ -87,6 +89,7 @@ class AdapterBank(StoredBank):
         with new_bank.making(location):
             new_bank.check_free(folder)  # of two that came so far together, one goes on
             new_bank.save_tokenizer(loaded, folder / "tokenizer")
+            new_bank.save_base_config(loaded, base_model, folder)
             location.record()
             bank = cls(location, Database(location.database_url, create=True))
             try:
@@ -133,8 +136,10 @@ class AdapterBank(StoredBank):
         *,
         hub: bool = False,
         group_pattern: str | None = None,
-        input_column: str = "input",
-        output_column: str = "output",
+        input_column: str | None = None,
+        output_column: str | None = None,
+        text_column: str | None = None,
+        skip_bad_rows: bool = False,
         replace: bool = False,
         taking: Taking = AS_IT_COMES,
         memory: int | None = None,
@@ -147,17 +152,18 @@ class AdapterBank(StoredBank):
         Parameters
         ----------
         sources
-            One source, or an iterable of them. A source is a folder with `datasets/` and `adapters/`; a manifest
-            (`.csv` or `.jsonl`) with name, adapter, dataset and, if wanted, group and licence; a tuple
-            `(adapter, dataset)`, called as the adapter's folder or repository is; or a `PairReference`. In the last
-            two, `hub:OWNER/NAME[@REVISION]` is on the Hugging Face hub.
+            One or several: a folder with `datasets/` and `adapters/`; a manifest (`.csv` or `.jsonl`) with name,
+            adapter, dataset and, if wanted, group and licence; a tuple `(adapter, dataset)`, called as the adapter's
+            folder or repository is; a `PairReference`. In the last two, `hub:OWNER/NAME[@REVISION]` is on the hub.
         hub
             The sources are repositories on the hub: `"ADAPTER[@REVISION]=DATASET[@REVISION]"`, or `"ADAPTER"` where
             its model card names the dataset; or tuples of the two.
         group_pattern
             Regular expression whose first group, found in a pair's name, is its group, unless the source states one.
         input_column, output_column
-            Columns of the datasets with the input text and the output, or outputs.
+            Columns of the datasets with the input text and the output, or outputs; recognised if neither is given.
+        text_column, skip_bad_rows
+            The one column that is read; skip rows that are no examples, and say how many, rather than refuse the pair.
         replace, taking
             Store a pair anew where the bank has other content under its name; what may be assumed of adapters, or done.
         memory
@@ -179,9 +185,24 @@ class AdapterBank(StoredBank):
         from bankdb.sources.find import references_of, resolver
 
         found, refused = references_of(sources, hub, group_pattern)
-        how = IngestOptions(input_column, output_column, replace, memory, taking)
+        reading = self.reading(input_column, output_column, text_column, skip_bad_rows)
+        how = IngestOptions(reading, replace, memory, taking)
         return ingest(
             self, found, resolve=resolver(self.catalog.find), options=how, refused=refused, progress=progress
+        )
+
+    def reading(
+        self,
+        input_column: str | None = None,
+        output_column: str | None = None,
+        text_column: str | None = None,
+        skip_bad_rows: bool = False,
+    ) -> Reading:
+        """Return how data is read for this bank, whose tokenizer has the template of chats; see `ingest`."""
+        from bankdb.datasets.forms.rules import Reading
+
+        return Reading(
+            input_column, output_column, text_column, skip_bad_rows, lambda: self.tokenizer.chat_template
         )
 
     def verify(self, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
@@ -208,10 +229,17 @@ class AdapterBank(StoredBank):
             if (row := self.catalog.remove(name)) is not None:
                 self.store.delete(row)
 
-    def export(self, name: str, folder: str | Path, *, overwrite: bool = False) -> Path:
+    def export(
+        self, name: str, folder: str | Path, *, overwrite: bool = False, gguf: GgufExport | None = None
+    ) -> Path:
         """Write the stored adapter as the PEFT folder it came from, bit for bit; return the folder.
 
         Tensor names in which a wrapper left segments that PEFT does not look for are written without them.
+
+        Parameters
+        ----------
+        gguf
+            Write it for llama.cpp too, or alone: see `gguf`.
 
         Raises
         ------
@@ -221,20 +249,62 @@ class AdapterBank(StoredBank):
             `folder` exists and `overwrite` is false.
         BankFormatError
             The stored row is damaged.
+        GgufError
+            It cannot be written for llama.cpp exactly.
         """
-        from bankdb.peft.folder import write_adapter_folder
+        from bankdb.gguf.export import GGUF_NAME, MODELFILE_NAME
+        from bankdb.peft.folder import Content, write_adapter_folder
         from bankdb.peft.weights import source_file
 
-        record = self.catalog.adapter(name)
+        record, layout = self.catalog.adapter(name), self.layout
+        if gguf is not None:
+            gguf.check(layout)
         vector, _ = self.checked_row(record)
-        weights = source_file(vector, self.layout, self.catalog.blob(record.header_sha256))
-        files: Mapping[str, bytes] = {
-            "adapter_config.json": self.catalog.blob(record.config_sha256),
-            "adapter_model.safetensors": weights,
-        }
+        files: dict[str, Content] = {}
+        if gguf is None or not gguf.alone:
+            files["adapter_config.json"] = self.catalog.blob(record.config_sha256)
+            files["adapter_model.safetensors"] = source_file(
+                vector, layout, self.catalog.blob(record.header_sha256)
+            )
+        if gguf is not None:
+            names = {"name": name, "base_model": published(self.record.base_model)}
+            tensors = layout.unflatten(vector)
+            files[GGUF_NAME] = gguf.writer(lambda _: tensors, layout, record.scaling, names)
+            files[MODELFILE_NAME] = gguf.modelfile().encode()
         target = Path(folder)
         write_adapter_folder(target, files=files, overwrite=overwrite)
         return target
+
+    def gguf(
+        self,
+        base_gguf: str | Path | None = None,
+        *,
+        model: str | Path | None = None,
+        alone: bool = False,
+    ) -> GgufExport:
+        """Return how adapters of this bank are written for llama.cpp, for whatever writes a folder.
+
+        Parameters
+        ----------
+        base_gguf
+            The base model's GGUF: names and shapes are held against it, and heads are read from it.
+        model
+            A folder with the base model's config.json, where the bank has kept none.
+        alone
+            Leave out PEFT's two files.
+
+        Raises
+        ------
+        GgufError
+            Nothing is known of the base model, or its architecture is none whose adapters are written exactly.
+        ParameterError
+            The package gguf is not installed.
+        """
+        from bankdb.gguf.export import GgufExport
+        from bankdb.gguf.known import known_base_model
+
+        folders = (self.path, *((model,) if model is not None else ()), self.record.base_model)
+        return GgufExport(known_base_model(folders, base_gguf), alone)
 
     # -- showing --------------------------------------------------------------------------------
 

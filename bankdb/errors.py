@@ -33,6 +33,10 @@ class AdapterError(BankError):
     """An adapter folder is refused: unreadable, unsafe, or not of the bank's layout."""
 
 
+class GgufError(BankError):
+    """An adapter cannot be written for llama.cpp exactly, or what that needs of its base model is not known."""
+
+
 class DatasetError(BankError):
     """A dataset is refused: unreadable, empty, or without the expected columns."""
 

@@ -17,7 +17,7 @@ from bankdb.arrays.adapter_store import StoredRow
 from bankdb.arrays.durable import partial_files
 from bankdb.catalog.catalog import changed_pair
 from bankdb.datasets.limits import memory_budget
-from bankdb.datasets.read import Examples
+from bankdb.datasets.read import Examples, Reading
 from bankdb.errors import (
     ArrayStoreUnavailableError,
     BankError,
@@ -34,6 +34,7 @@ from bankdb.storage.expected import Expected, expected_of, is_unchanged
 from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
+    from bankdb.datasets.forms.rules import Rule
     from bankdb.datasets.tokenizer import TokenHistogram
     from bankdb.peft.weights import SourceAdapter
 
@@ -50,8 +51,7 @@ class IngestOptions:
     `taking` is what may be assumed of adapters, or done to them.
     """
 
-    input_column: str = "input"
-    output_column: str = "output"
+    reading: Reading = field(default_factory=Reading)
     replace: bool = False
     memory: int | None = None
     taking: Taking = AS_IT_COMES
@@ -90,6 +90,7 @@ class _Prepared:
     content_sha256: str
     examples: int
     notes: tuple[str, ...]
+    rule: Rule
     histogram: TokenHistogram
 
 
@@ -235,14 +236,13 @@ def _prepare(
     adapter = replace(adapter, notes=(*pair.notes, *notes_on(adapter, pair.adapter)))
     dataset = _read(pair, options)
     histogram = bank.tokenizer.count(dataset.texts(), str(pair.dataset[0]), options.memory)
-    return _Prepared(pair, adapter, dataset.sha256, len(dataset), dataset.notes, histogram)
+    return _Prepared(pair, adapter, dataset.sha256, len(dataset), dataset.notes, dataset.rule, histogram)
 
 
 def _read(pair: Pair, options: IngestOptions) -> Examples:
     return Examples(
         pair.dataset,
-        input_column=options.input_column,
-        output_column=options.output_column,
+        options.reading,
         memory=max(
             1, memory_budget(options.memory) // _AHEAD
         ),  # of one of the pairs that are prepared at a time
@@ -353,4 +353,5 @@ def _new_adapter(prepared: _Prepared, row: int, stored: StoredRow) -> NewAdapter
         ids=prepared.histogram.ids.astype("<u4").tobytes(),
         counts=prepared.histogram.counts.astype("<u4").tobytes(),
         tokens=prepared.histogram.tokens,
+        text_rule=prepared.rule.as_text,
     )

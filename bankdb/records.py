@@ -155,7 +155,11 @@ class AdapterRecord:
 
 @dataclass(frozen=True, slots=True)
 class NewAdapter:
-    """All that the catalogue stores of a pair when it becomes ready; its row is already on disk."""
+    """All that the catalogue stores of a pair when it becomes ready; its row is already on disk.
+
+    `text_rule` is by which the dataset's rows became the texts whose tokens are counted; None is the
+    bank's own.
+    """
 
     name: str
     row: int
@@ -179,6 +183,7 @@ class NewAdapter:
     ids: bytes
     counts: bytes
     tokens: int
+    text_rule: str | None = None
     checksums: bytes | None = None
 
 

@@ -32,11 +32,9 @@ class _WrongUse(_Failure):
 
 # Which module of `cli.commands` has each command.
 _PLACES = {
-    **dict.fromkeys(
-        ("init", "alias", "ingest", "list", "show", "verify", "group", "remove", "export"), "bank"
-    ),
+    **dict.fromkeys(("init", "alias", "ingest", "list", "show", "verify", "group", "remove"), "bank"),
     **dict.fromkeys(("distances", "coefficients"), "matrices"),
-    **{name: name for name in ("predict", "finetune", "evaluate", "generate", "report", "plan")},
+    **{name: name for name in ("predict", "export", "finetune", "evaluate", "generate", "report", "plan")},
 }
 
 

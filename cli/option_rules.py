@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bankdb.errors import ParameterError
-from cli.commands.curves import CURVE_PARAMETERS
+from cli.commands.evaluating.curves import CURVE_PARAMETERS
 from cli.options import on_command_line
 from compute.approaches.registry import approaches, get_approach
 
@@ -182,11 +182,22 @@ _TASKS = (
     *_CLUSTER,
     *("metrics", "kernel", "sigma", "temperature", "top_k", "protocol", "width", "draws", "examples"),
 )
+_ROWS = ("input_column", "output_column", "text_column", "skip_bad_rows")
+_BASE_GGUF = Rule(
+    ("base_gguf",), lambda given: given["file_format"] != "peft", "--format gguf, or --format both"
+)
 _TESTING = ("compare", "max_examples", "model_dtype", "batch_size")
 _MODEL = ("model", "device", "threads")
 _GENERATING = ("targets", "max_examples", "data", "device", "dtype", "batch_size", "threads")
 
+_TWO_COLUMNS = Rule(
+    ("input_column", "output_column"),
+    lambda given: given["text_column"] is None,
+    "two columns; --text-column reads one alone",
+)
+
 RULES: Mapping[str, tuple[Rule, ...]] = {
+    "ingest": (_TWO_COLUMNS,),
     "distances": (*_KERNEL, _WAITING),
     "coefficients": (
         *_KERNEL,
@@ -206,8 +217,9 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             lambda given: given["whole_bank"] or _fitted(given),
             "--all, or with --approach tuned, ridge or neural, which are fitted on the bank",
         ),
+        _TWO_COLUMNS,
         Rule(
-            ("input_column", "output_column"),
+            _ROWS,
             lambda given: not given["whole_bank"],
             "NEWDATA; the datasets of the bank are counted already",
         ),
@@ -228,14 +240,30 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--export FOLDER, or --store",
         ),
         Rule(
-            ("overwrite",),
+            ("overwrite", "file_format"),
             lambda given: not given["whole_bank"] or given["export"] is not None,
             "--export FOLDER",
         ),
+        _BASE_GGUF,
         _WAITING,
     ),
-    "export": (Rule(("dtype", "memory"), lambda given: given["run"] is not None, "--prediction RUN"),),
+    "export": (
+        Rule(("dtype",), lambda given: given["run"] is not None, "--prediction RUN"),
+        Rule(
+            ("memory",),
+            lambda given: given["run"] is not None or given["merge"],
+            "--prediction RUN, or --merge",
+        ),
+        Rule(
+            ("file_format", "overwrite"),
+            lambda given: not given["merge"],
+            "--out of an adapter; --merge writes a whole model, into a new folder",
+        ),
+        _BASE_GGUF,
+        Rule(("model",), lambda given: given["merge"], "--merge"),
+    ),
     "finetune": (
+        _TWO_COLUMNS,
         *_starting(
             Rule(_CLUSTER, _reads_bank, "an --approach that reads the bank's own matrices"),
             *_KERNEL,
@@ -250,12 +278,19 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--start predicted",
         ),
         Rule(("compare", "max_examples"), lambda given: given["test"] is not None, "--test FILE"),
+        _BASE_GGUF,
     ),
     "evaluate": (
         Rule(
             _TASKS, _of_the_bank, "the bank's own tasks; with --adapter there are only those that are given"
         ),
-        Rule(("test", "compare", "input_column", "output_column"), _of_folders, "--adapter FOLDER"),
+        Rule(("test", "compare", *_ROWS), _of_folders, "--adapter FOLDER"),
+        _TWO_COLUMNS,
+        Rule(
+            ("text_column",),
+            lambda given: given["data"] is not None,
+            "--compare and --data, training examples; test examples have answers too",
+        ),
         Rule(
             ("data", "memory"),
             lambda given: _of_the_bank(given) or bool(given["compare"]),

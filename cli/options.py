@@ -199,10 +199,6 @@ approach_parameters = together(
         " are fitted so too.",
     ),
 )
-column_options = together(
-    click.option("--input-column", default="input", show_default=True, help="Column with the input text."),
-    click.option("--output-column", default="output", show_default=True, help="Column with the output(s)."),
-)
 
 
 def _examples(_context: click.Context, _option: click.Parameter, value: str) -> int | None:

@@ -54,6 +54,14 @@ def shown_values(bank: AdapterBank, name: str | None) -> dict[str, Any]:
         del values["layout"]
         return values | {"task_type": bank.origins.task_type(), "initialisation": told_of(bank)}
     record = bank.catalog.adapter(name)
-    values = listed_values(record) | {"initialisation": told_of(bank, record.row)}
+    values = listed_values(record) | {"read_as": _read_as(bank, record)}
+    values["initialisation"] = told_of(bank, record.row)
     converted = stored_as(bank.catalog.blob(record.header_sha256))
     return values if converted is None else values | {"stored_as": converted}
+
+
+def _read_as(bank: AdapterBank, record: AdapterRecord) -> str:
+    """Return by which rule the rows of its dataset became input and output."""
+    from bankdb.datasets.forms.rules import TEXT_RULE, Rule
+
+    return str(Rule.of_text(bank.origins.text_rules([record.row]).get(record.row, TEXT_RULE)))

@@ -188,7 +188,7 @@ class Catalog:
             TokenDistributionRow(
                 dataset_id=dataset.id,
                 tokenizer_fingerprint=bank.tokenizer_fingerprint,
-                text_rule=bank.text_rule,
+                text_rule=new.text_rule or bank.text_rule,
                 ids=new.ids,
                 counts=new.counts,
                 sha256=_counts_sha256(new.ids, new.counts),
@@ -331,7 +331,7 @@ class Catalog:
                         AdapterRow.row.in_(part),
                         AdapterRow.state == "ready",
                         TokenDistributionRow.tokenizer_fingerprint == bank.tokenizer_fingerprint,
-                        TokenDistributionRow.text_rule == bank.text_rule,
+                        TokenDistributionRow.by_rule(bank.text_rule),
                     )
                 )
                 for adapter, dataset, stored in session.execute(query):

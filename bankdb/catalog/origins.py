@@ -1,4 +1,4 @@
-"""What the adapters' own files say of the bank: their headers, their configurations, their names of the base model."""
+"""What files of adapters and datasets say: headers, configurations, names of the base model, and how rows were read."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from sqlalchemy import func, select
 
 from bankdb.catalog.database import Database
-from bankdb.catalog.schema import AdapterRow, BlobRow, the_bank
+from bankdb.catalog.schema import AdapterRow, BlobRow, DatasetRow, TokenDistributionRow, the_bank
 from bankdb.strict_json import parse_object
 
 _AT_ONCE = 500
 
 
 class Origins:
-    """Hashes of stored headers and configurations, and the names under which adapters state the base model."""
+    """Hashes of stored headers and configurations, names of the base model that adapters state, and rules of texts."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -46,6 +46,24 @@ class Origins:
         for sha256, count in found:
             votes[_value(texts.get(str(sha256), ""), key)] += int(count)
         return votes
+
+    def text_rules(self, rows: Iterable[int]) -> dict[int, str]:
+        """Return by which rule the dataset of each of `rows` was read, as it is stored; of none that is not there."""
+        wanted = set(rows)
+        with self._database.read() as session:
+            bank = the_bank(session)
+            # By columns that an index holds, so that no counts are read.
+            query = (
+                select(AdapterRow.row, TokenDistributionRow.text_rule)
+                .join(DatasetRow, DatasetRow.adapter_id == AdapterRow.id)
+                .join(TokenDistributionRow, TokenDistributionRow.dataset_id == DatasetRow.id)
+                .where(
+                    AdapterRow.state == "ready",
+                    TokenDistributionRow.tokenizer_fingerprint == bank.tokenizer_fingerprint,
+                    TokenDistributionRow.by_rule(bank.text_rule),
+                )
+            )
+            return {row: rule for row, rule in session.execute(query) if row in wanted}
 
     def configurations(self, hashes: Iterable[str]) -> dict[str, str]:
         """Return the stored configurations of these hashes; what is lacking or damaged is left out."""

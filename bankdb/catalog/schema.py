@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    ColumnElement,
     Connection,
     Dialect,
     Float,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     event,
+    or_,
     select,
     text,
 )
@@ -258,6 +260,11 @@ class TokenDistributionRow(Sealed):
     __table_args__ = (
         UniqueConstraint("dataset_id", "tokenizer_fingerprint", "text_rule", name="uq_distribution_of"),
     )
+
+    @classmethod
+    def by_rule(cls, rule: str) -> ColumnElement[bool]:
+        """Counts by the bank's rule, or by one that says more of how rows became input and output."""
+        return or_(cls.text_rule == rule, cls.text_rule.startswith(f"{rule}; ", autoescape=True))
 
 
 class RunRow(Sealed):

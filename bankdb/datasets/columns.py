@@ -1,21 +1,26 @@
-"""The two columns that are read, and what the others hold: text that is not read is never passed over in silence."""
+"""The columns that are read, and what the others hold: text that is not read is never passed over in silence."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bankdb.errors import DatasetError, listed, one_line
+from bankdb.datasets.forms.chat import Chat
+from bankdb.datasets.forms.rules import ALPACA, CHAT, COLUMNS, TEXT, Reading
+from bankdb.datasets.forms.values import Plain, is_turns, joined, kind_of, shown
+from bankdb.errors import DatasetError, listed
 
 # The task itself stands there, in the format of Alpaca: without it, other tasks over the same inputs look the same.
 _INSTRUCTIONS = frozenset({"instruction", "instructions"})
-_CHATS = frozenset({"messages", "conversations", "conversation", "chosen", "rejected", "dialog", "dialogue"})
+_OTHER_CHATS = frozenset({"messages", "conversations", "conversation", "dialog", "dialogue"})
+_PREFERENCES = frozenset({"chosen", "rejected"})
 _MOST_NAMES, _LONGEST_NAME = 6, 40
 # How pandas and `datasets` write a list into a cell: ['a', 'b'], or NumPy's ['a' 'b'].
 _LIST_CELL = re.compile(r"""\s*\[\s*(['"]).*\1\s*\]\s*""", re.DOTALL)
+_OPTIONS = ("--input-column", "--output-column")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,107 +39,184 @@ class Place:
 Values = Iterator[tuple[Place, tuple[Any, Any]]]
 
 
-def shown(name: object) -> str:
-    """Return a column's name as messages show it."""
-    return one_line(repr(name), _LONGEST_NAME)
-
-
-def kind_of(value: Any) -> str:
-    """Say what a value of JSON is."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    kinds = {str: "a string", dict: "an object", list: "a list", int: "a number", float: "a number"}
-    return kinds.get(type(value), f"a {type(value).__name__}")
-
-
 class Columns:
-    """Names of the columns with the input and the output of an example.
+    """Which columns hold input and output of an example, told by the first rows or by a user; a context.
+
+    Parameters
+    ----------
+    bare
+        Whether outputs of chats are the answers alone, for comparisons.
+    split
+        Which is read of a file that holds several: `train` or `test`.
+    option
+        What names the column of a single text, for messages.
 
     Attributes
     ----------
-    names
-        The two.
+    rule
+        How rows are read, None before any was seen.
     unread
         Other columns that have text.
+    shape
+        How the examples lie in a file of JSON, where it is not the usual one.
     """
 
-    def __init__(self, names: tuple[str, str]) -> None:
-        self.names = names
+    def __init__(
+        self, reading: Reading, bare: bool = False, split: str = "train", option: str = "--text-column"
+    ) -> None:
+        self.split, self.shape, self._option = split, "", option
+        self._reading, self.rule = reading, reading.rule
+        self._given = self.rule is not None and reading.stored is None
+        self._bare, self._plain = bare, Plain()
+        self._written: Chat | None = None
         self.unread: dict[str, None] = {}
         self._rows = self._lists = 0
         self._first_list = ""
 
-    def check(self, there: Sequence[str], place: object) -> None:
-        """Raise DatasetError if one of the two is not among the columns."""
-        lacking = [
-            (name, option)
-            # Of prompts alone both are the same column.
-            for name, option in zip(
-                dict.fromkeys(self.names), ("--input-column", "--output-column"), strict=False
-            )
-            if name not in there
-        ]
-        if not lacking:
-            return
-        missing = " and no column ".join(repr(name) for name, _ in lacking)
-        if chat := sorted(_CHATS & set(there)):
-            raise DatasetError(
-                f"{place}: no column {missing}, but chat data in {chat[0]!r}; write each conversation as two strings, "
-                f"{self.names[0]!r} and {self.names[1]!r}"
-            )
+    def __enter__(self) -> Columns:
+        """Begin."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process of a chat template, if one runs."""
+        if self._written is not None:
+            self._written.close()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns that are read; of none that are known yet, those that are expected."""
+        return ("input", "output") if self.rule is None else self.rule.columns
+
+    @property
+    def both(self) -> tuple[str, str]:
+        """What messages call the input and the output."""
+        names = self.names
+        if self.rule is not None and self.rule.form == ALPACA:
+            return names[0], names[2]
+        return names[0], names[-1]
+
+    @property
+    def chats(self) -> bool:
+        """Whether the columns hold conversations."""
+        return self.rule is not None and self.rule.is_chat
+
+    @property
+    def _chat(self) -> Chat:
+        if self._written is None:
+            self._written = Chat(self._reading.template_used(), self._bare)
+        return self._written
+
+    # -- recognition ----------------------------------------------------------------------------
+
+    def settle(self, there: Sequence[str], place: object, holds_turns: Callable[[str], bool]) -> None:
+        """Find out how rows are read, unless it is known, and check that their columns are there.
+
+        Raises
+        ------
+        DatasetError
+            The columns tell nothing, or one that is read is not among them.
+        """
+        again = self.rule is not None and self._reading.stored is not None and self.rule.is_usual
+        # Versions that stored no other rule stored this one whatever columns they were told to read.
+        if self.rule is None or (again and self._missing(there)):
+            self.rule = self._reading.recognised(there, holds_turns) or self.rule
+        if self.rule is None or self._missing(there):
+            self._refuse_columns(there, place)
+
+    def _missing(self, there: Sequence[str]) -> list[str]:
+        names = self.names if self.rule is None else self.rule.needed
+        return [name for name in dict.fromkeys(names) if name not in there]
+
+    def _refuse_columns(self, there: Sequence[str], place: object) -> None:
+        lacking = self._missing(there)
+        missing = " and no column ".join(map(repr, lacking))
         columns = listed([shown(name) for name in there]) or "none"
-        advice = "name the right one with " + " and ".join(option for _, option in lacking)
-        if list(there) == ["text"] and len(set(self.names)) > 1:
-            advice = f"rename it to {self.names[0]!r}, and add a column {self.names[1]!r} of empty strings"
-        elif len(there) == 1 and any(mark in str(there[0]) for mark in ";\t"):
+        if preferred := sorted(_PREFERENCES & set(there)):
+            raise DatasetError(
+                f"{place}: no column {missing}, but preferences in {preferred[0]!r}; write the prompt and the chosen "
+                "answer into the columns 'prompt' and 'completion'"
+            )
+        if chat := sorted(_OTHER_CHATS & set(there)):
+            raise DatasetError(
+                f"{place}: no column {missing}, but chat data in {chat[0]!r}; it is read from 'messages' or "
+                "'conversations' alone: leave --input-column and --output-column out, or rename it"
+            )
+        form = COLUMNS if self.rule is None else self.rule.form
+        options = dict(zip(self.both, (self._option,) if form == TEXT else _OPTIONS, strict=False))
+        named = [options[name] for name in lacking if name in options]
+        advice = "name the right one with " + " and ".join(named) if named else "write it, or name others"
+        if len(there) == 1 and any(mark in str(there[0]) for mark in ";\t"):
             advice = "separate the cells by commas"
+        elif len(there) == 1 and self.rule is None:
+            advice = f"for a single text, --text-column {there[0]}"
         raise DatasetError(f"{place}: no column {missing}; the columns are {columns}; {advice}")
 
+    def knows(self, found: Any) -> bool:
+        """Whether an object has the columns of an example, whatever they hold."""
+        return isinstance(found, dict) and bool(self.names_in(found))
+
+    def names_in(self, found: Mapping[str, Any]) -> list[str]:
+        """Return the columns of an object that would be read, none where the object does not have them all."""
+        rule = self.rule or self._reading.recognised(found, lambda name: is_turns(found[name]))
+        lacking = rule is None or any(name not in found for name in rule.needed)
+        return [] if lacking or rule is None else [name for name in rule.columns if name in found]
+
+    def is_other(self, found: Mapping[str, Any]) -> bool:
+        """Whether an object is an example of a kind that is not read."""
+        return not (_OTHER_CHATS | _PREFERENCES).isdisjoint(found)
+
+    # -- rows -----------------------------------------------------------------------------------
+
     def of_object(self, found: Any, place: object) -> tuple[Any, Any]:
-        """Return the two values of an object."""
-        first, second = self.names
+        """Return input and output of an object."""
+        first, second = self.both
         if not isinstance(found, dict):
             raise DatasetError(f"{place}: {kind_of(found)}; expected an object with {first!r} and {second!r}")
-        if first not in found or second not in found:
-            self.check(list(found), place)
+        if self.rule is None or any(name not in found for name in self.both):
+            self.settle(list(found), place, lambda name: is_turns(found[name]))
+        names = self.names
         for name, value in found.items():
-            if type(value) is str and name != first and name != second:
+            if name in names:
+                continue
+            if type(value) is str:
                 self._look(name, value, place)
-        return found[first], found[second]
+            elif is_turns(value) and name in _OTHER_CHATS:
+                self.unread[name] = None
+        return self.example(found, place)
 
-    def of_cells(self, header: Sequence[str], row: Sequence[str], place: object) -> tuple[str, str]:
-        """Return the two cells of a row."""
-        first, second = self.names
+    def of_cells(self, header: Sequence[str], row: Sequence[str], place: object) -> tuple[Any, Any]:
+        """Return input and output of a row of cells."""
         values = dict(zip(header, row, strict=True))
+        names = self.names
         for name, value in values.items():
-            if name not in (first, second):
+            if name not in names:
                 self._look(name, value, place)
         self._rows += 1
-        if _LIST_CELL.fullmatch(values[second]):
+        if _LIST_CELL.fullmatch(values[names[-1]]):
             self._lists += 1
             self._first_list = self._first_list or str(place).rpartition(", ")[2]
-        return values[first], values[second]
+        return self.example(values, place)
 
-    def list_in(self, found: Any, file: Path) -> list[Any]:
-        """Return the examples of a JSON file that is no list: one object, or `{"data": list}`."""
-        first, second = self.names
-        if isinstance(found, dict):
-            lists = [key for key, value in found.items() if isinstance(value, list)]
-            if first in found:
-                return [found]
-            if lists == ["data"]:
-                return list(found["data"])
-        keys = f" with {listed([shown(key) for key in found])}" if isinstance(found, dict) else ""
-        raise DatasetError(
-            f"{file}: {kind_of(found)}{keys}; expected a list of objects with {first!r} and {second!r}"
-        )
+    def example(self, row: Mapping[str, Any], place: object) -> tuple[Any, Any]:
+        """Return input and output of a row that has the columns, not yet checked but for chats."""
+        assert self.rule is not None, "the columns are settled"
+        names, plain = self.rule.columns, self._plain
+        if self.rule.form == COLUMNS:
+            return plain.text(row[names[0]]), plain.texts(row[names[1]])
+        if self.rule.form == ALPACA:
+            task = _instructed(plain.text(row[names[0]]), plain.text(row.get(names[1])), names, place)
+            return task, plain.texts(row[names[2]])
+        if self.rule.form == TEXT:
+            return plain.text(row[names[0]]), ""
+        if self.rule.form == CHAT:
+            return self._chat.of_turns(row[names[0]], names[0], place)
+        return self._chat.of_pair([row[name] for name in names], names, place)
+
+    # -- what is not read -----------------------------------------------------------------------
 
     def refuses(self, name: str) -> bool:
         """Whether text in this column, which is not read, changes what the examples are."""
-        other = {*self.names} & _INSTRUCTIONS
-        return name.lower() in _INSTRUCTIONS or bool(other and name == "input")
+        return not self._given and name.lower() in _INSTRUCTIONS
 
     def _look(self, name: str, value: str, place: object) -> None:
         if len(name) <= 20 and self.refuses(name) and value.strip():
@@ -145,10 +227,11 @@ class Columns:
 
     def refuse(self, name: str, place: object) -> None:
         """Raise DatasetError for text that would be left out."""
-        first, second = self.names
+        first = self.names[0]
         raise DatasetError(
-            f"{place}: has text in {name!r}, which would be left out: only {first!r} and {second!r} are read; write "
-            f"{name!r} and {first!r} into one column, without {name!r}"
+            f"{place}: has text in {name!r}, which would be left out: only {joined(self.names)} are read; write "
+            f"{name!r} and {first!r} into one column, without {name!r}, or leave it out with --input-column "
+            "and --output-column"
         )
 
     def notes(self, file: Path) -> list[str]:
@@ -159,25 +242,50 @@ class Columns:
         DatasetError
             Each cell of the output is a list that was written as text.
         """
-        notes = []
+        notes, read = [], joined(self.names)
+        if self.shape:
+            notes.append(f"{file}: is {self.shape}")
+        output = self.names[-1]
         if self.unread:
             names = list(map(shown, self.unread))
             some = listed(names[:_MOST_NAMES]) + (" and more" if len(names) > _MOST_NAMES else "")
             notes.append(
-                f"{file}: text in {some} is not used, only {self.names[0]!r} and {self.names[1]!r} are read"
+                f"{file}: text in {some} is not used, only {read} {'is' if len(self.names) == 1 else 'are'} read"
             )
         if self._lists and self._lists == self._rows:
             raise DatasetError(
-                f"{file}: each cell of {self.names[1]!r} is a list written as text, such as in {self._first_list}; "
+                f"{file}: each cell of {output!r} is a list written as text, such as in {self._first_list}; "
                 "save the dataset as .parquet or .jsonl, where a list stays one"
             )
         if self._lists:
             notes.append(
-                f"{file}: {self._lists} of {self._rows} cells of {self.names[1]!r} look like lists (the first in "
+                f"{file}: {self._lists} of {self._rows} cells of {output!r} look like lists (the first in "
                 f"{self._first_list}); their brackets and quotes are counted as text"
             )
-        self.unread, self._rows, self._lists, self._first_list = {}, 0, 0, ""
+        if self._plain.number:
+            notes.append(
+                f"{file}: {self._plain.number:,} values are numbers or booleans, read as their text, such as "
+                f"{self._plain.first[:_LONGEST_NAME]}"
+            )
+        self.unread, self._rows, self._lists, self._first_list, self.shape = {}, 0, 0, "", ""
+        self._plain = Plain()
         return notes
+
+    def notes_at_end(self) -> list[str]:
+        """Say, when all files were read, by which rule that was, unless it is the usual one or a user's own."""
+        usual = self.rule is None or self.rule.is_usual
+        told = [] if usual or self._given else [f"read as {self.rule}"]
+        return [*told, *([] if self._written is None else self._written.notes())]
+
+
+def _instructed(task: Any, text: Any, names: Sequence[str], place: object) -> Any:
+    """Return an instruction, and the input in a line of its own if there is one."""
+    for name, value in zip(names, (task, text), strict=False):
+        if value is not None and not isinstance(value, str):
+            raise DatasetError(f"{place}: {name!r} is {kind_of(value)}; expected a string")
+    if task is None and text is None:
+        return None
+    return "\n".join(part for part in (task, text) if part is not None and part.strip())
 
 
 def looks_like_text(value: str) -> bool:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bankdb.datasets.tokenizer_files import (
     PIECES_FILE,
     SETTINGS_FILES,
+    TEMPLATE_FILE,
     TOKENIZER_FILE,
     TokenizerFiles,
     named_tokens,
@@ -129,7 +130,7 @@ class FileEncoder:
 
     def save(self, folder: Path) -> None:
         """Copy the files that were read."""
-        _copy(self._files.folder, folder, (TOKENIZER_FILE, *SETTINGS_FILES))
+        _copy(self._files.folder, folder, (TOKENIZER_FILE, TEMPLATE_FILE, *SETTINGS_FILES))
 
 
 def _file_notes(files: TokenizerFiles, tokenizer: Any, named: dict[str, str]) -> tuple[str, ...]:
@@ -202,7 +203,7 @@ class PieceEncoder:
 
     def save(self, folder: Path) -> None:
         """Copy the files that were read."""
-        _copy(self._files.folder, folder, (PIECES_FILE, "config.json", *SETTINGS_FILES))
+        _copy(self._files.folder, folder, (PIECES_FILE, TEMPLATE_FILE, "config.json", *SETTINGS_FILES))
 
 
 class LibraryEncoder:

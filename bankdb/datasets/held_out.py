@@ -6,21 +6,23 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bankdb.datasets.columns import Columns, kind_of
+from bankdb.datasets.columns import Columns
+from bankdb.datasets.files.saved import is_saved, saved_files
+from bankdb.datasets.forms.rules import Reading, Rule
+from bankdb.datasets.forms.values import BadRows, kind_of
 from bankdb.datasets.limits import memory_budget
 from bankdb.datasets.read import Kept, encoded_text, example_of
 from bankdb.datasets.rows import values_of
-from bankdb.datasets.splits import EXTENSIONS
+from bankdb.datasets.splits import format_of, is_data_file, stem_of
 from bankdb.errors import DatasetError, listed
 from bankdb.records import AdapterRecord, is_hub_reference
 
 _TEST = re.compile(r"test([-_.].*)?", re.IGNORECASE | re.DOTALL)
 _TRAINING = re.compile(r"train([-_.].*)?", re.IGNORECASE | re.DOTALL)
-_COLUMNS = ("input", "output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,15 @@ class HeldOut:
         Hash of both, in their order.
     notes
         What a user should know of how they were read, a line each.
+    rule
+        By which rows became inputs and references, if they were read from files.
     """
 
     inputs: tuple[str, ...]
     references: tuple[tuple[str, ...], ...]
     sha256: str
     notes: tuple[str, ...] = field(default=(), compare=False)
+    rule: Rule | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, inputs: Sequence[str], references: Sequence[Sequence[str]]) -> HeldOut:
@@ -84,8 +89,8 @@ def held_out_files(adapter: AdapterRecord, data: Path | None = None) -> tuple[Pa
             f"with FOLDER/{adapter.name}/test.jsonl"
         )
     path = Path(source)
-    if path.is_file() or path.suffix.lower() in EXTENSIONS:
-        if not _TRAINING.fullmatch(path.stem):
+    if path.is_file() or is_data_file(path.name):
+        if not _TRAINING.fullmatch(stem_of(path.name)):
             raise DatasetError(
                 f"{adapter.name}: its dataset is the single file {path}, whose test split is not known; "
                 f"pass --data FOLDER, with FOLDER/{adapter.name}/test.jsonl"
@@ -98,16 +103,18 @@ def _in_folder(folder: Path, name: str, advice: str = "") -> tuple[Path, ...]:
     advice = advice or f"pass --data FOLDER, with FOLDER/{name}/test.jsonl"
     if not os.path.isdir(folder):
         raise DatasetError(f"{name}: expected its test split in {folder}, found no such folder; {advice}")
+    if is_saved(folder):
+        return saved_files(folder, "test")
     found = [path for part in (folder, folder / "data") if part.is_dir() for path in part.iterdir()]
     files = sorted(
         path
         for path in found
-        if path.suffix.lower() in EXTENSIONS and path.is_file() and _TEST.fullmatch(path.stem)
+        if is_data_file(path.name) and path.is_file() and _TEST.fullmatch(stem_of(path.name))
     )
     if not files:
         names = listed(sorted(path.name for path in found)) or "nothing"
         raise DatasetError(f"{name}: no test split in {folder}; expected test.jsonl, found {names}; {advice}")
-    if len({(path.parent, path.suffix.lower()) for path in files}) > 1:
+    if len({(path.parent, format_of(path.name)) for path in files}) > 1:
         names = listed([str(path.relative_to(folder)) for path in files])
         raise DatasetError(f"{name}: more than one test split in {folder}: {names}; keep one")
     return tuple(files)
@@ -130,9 +137,7 @@ def test_files(path: Path) -> tuple[Path, ...]:
     return _in_folder(path, str(path), "give the file itself")
 
 
-def read_held_out(
-    files: Sequence[Path], most: int | None = None, columns: tuple[str, str] = _COLUMNS
-) -> HeldOut:
+def read_held_out(files: Sequence[Path], most: int | None = None, reading: Reading | None = None) -> HeldOut:
     """Read the first `most` examples, or all, with every reference answer; what comes after them is not looked at.
 
     Raises
@@ -142,31 +147,46 @@ def read_held_out(
     PlanError
         The examples take more memory than they may.
     """
-    budget = memory_budget(None)
-    kept = Kept(budget)
+    budget, reading = memory_budget(None), reading or Reading()
+    kept, bad = Kept(budget), BadRows(reading.skip_bad_rows)
     inputs: list[str] = []
     references: list[tuple[str, ...]] = []
     notes: list[str] = []
-    for file in files:
-        if len(inputs) == most:
-            break
-        found = Columns(columns)
-        left = None if most is None else most - len(inputs)
-        for place, values in itertools.islice(values_of(Path(file), found, budget), left):
-            text, first = example_of(values, columns, place)
-            answers = tuple(values[1]) if isinstance(values[1], list) else (first,)
-            for part, column in ((text, columns[0]), *((answer, columns[1]) for answer in answers)):
-                encoded_text(part, column, place)
-            kept.add((text, *answers), place)
-            inputs.append(text)
-            references.append(answers)
-        notes += found.notes(file)
+    with Columns(reading, bare=True, split="test") as found:
+        for file in files:
+            if len(inputs) == most:
+                break
+            left = None if most is None else most - len(inputs)
+            for text, answers in itertools.islice(_answered(Path(file), found, budget, kept, bad), left):
+                inputs.append(text)
+                references.append(answers)
+            notes += found.notes(file)
     if not inputs:
-        raise DatasetError(f"{listed([str(file) for file in files])}: no examples; expected at least one")
-    return replace(HeldOut.of(inputs, references), notes=tuple(notes))
+        names = listed([str(file) for file in files])
+        raise DatasetError(bad.first or f"{names}: no examples; expected at least one")
+    notes += [f"test examples: {note}" for note in (*found.notes_at_end(), *bad.note(len(inputs)))]
+    return replace(HeldOut.of(inputs, references), notes=tuple(notes), rule=found.rule)
 
 
-def read_prompts(file: Path, column: str = _COLUMNS[0]) -> tuple[str, ...]:
+def _answered(
+    file: Path, columns: Columns, budget: int, kept: Kept, bad: BadRows
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield input and every answer of each example of a file."""
+    for place, values in values_of(file, columns, budget, bad):
+        try:
+            names = columns.both
+            text, first = example_of(values, names, place)
+            answers = tuple(values[1]) if isinstance(values[1], list) else (first,)
+            for part, column in ((text, names[0]), *((answer, names[1]) for answer in answers)):
+                encoded_text(part, column, place)
+        except DatasetError as error:
+            bad.take(error)
+            continue
+        kept.add((text, *answers), place)
+        yield text, answers
+
+
+def read_prompts(file: Path, column: str = "input") -> tuple[str, ...]:
     """Read one column of text: what is to be answered, where there may be no answers yet.
 
     Raises
@@ -179,13 +199,14 @@ def read_prompts(file: Path, column: str = _COLUMNS[0]) -> tuple[str, ...]:
     budget = memory_budget(None)
     kept = Kept(budget)
     prompts: list[str] = []
-    for place, (text, _) in values_of(file, Columns((column, column)), budget):
-        if not isinstance(text, str) or not text:
-            what = "empty" if text == "" else kind_of(text)
-            raise DatasetError(f"{place}: {column!r} is {what}; expected text to answer")
-        encoded_text(text, column, place)
-        kept.add((text,), place)
-        prompts.append(text)
+    with Columns(Reading(text_column=column), option="--input-column") as columns:
+        for place, (text, _) in values_of(file, columns, budget, BadRows(skip=False)):
+            if not isinstance(text, str) or not text:
+                what = "empty" if text == "" else kind_of(text)
+                raise DatasetError(f"{place}: {column!r} is {what}; expected text to answer")
+            encoded_text(text, column, place)
+            kept.add((text,), place)
+            prompts.append(text)
     if not prompts:
         raise DatasetError(f"{file}: no examples; expected at least one")
     return tuple(prompts)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bankdb.datasets.columns import Columns, Place, Values, looks_like_text
+from bankdb.datasets.files.arrow_columns import check_schema, is_text, values_in
+from bankdb.datasets.forms.values import BadRows
 from bankdb.datasets.parquet_pages import DELTA_BYTE_ARRAY, IN_DICTIONARIES, Chunk, chunks_of, pages_of
 from bankdb.errors import DatasetError, PlanError, one_line
 
@@ -22,7 +24,7 @@ _PAGE_SHARE, _BATCH_SHARE = 8, 16
 _VALUE_BYTES, _BUFFER = 16, 1 << 20
 
 
-def parquet_values(file: Path, columns: Columns, memory: int) -> Values:
+def parquet_values(file: Path, columns: Columns, memory: int, bad: BadRows) -> Values:
     """Yield input and output of each row, not yet checked, with the place it stands at.
 
     Raises
@@ -38,26 +40,30 @@ def parquet_values(file: Path, columns: Columns, memory: int) -> Values:
     with _whole(file):
         chunks = chunks_of(file)
         with pq.ParquetFile(file) as table:
-            schema = table.schema_arrow
-        _check_schema(schema, columns, file)
+            schema, leaves = table.schema_arrow, map(table.schema.column, range(len(table.schema)))
+            # They alone can stay in dictionaries.
+            strings = {leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"}
+        names = check_schema(schema, columns, file)
         _note_unread(schema, chunks, columns)
-        names = [*columns.names, *_refused(schema, columns)]
         wanted = [chunk for chunk in chunks if _is_of(chunk, names)]
         rows = _rows_of_batch(file, wanted, memory)
         shared = {chunk.path for chunk in wanted}
         shared -= {chunk.path for chunk in wanted if not chunk.encodings <= IN_DICTIONARIES}
-        leaves = sorted({chunk.path for chunk in wanted}) or names
+        shared &= strings
+        paths = sorted({chunk.path for chunk in wanted}) or names
         with pq.ParquetFile(file, read_dictionary=sorted(shared), buffer_size=_BUFFER) as table:
-            for batch in _batches(file, table, rows, leaves):
-                found = [_texts(batch.column(name)) for name in names]
-                for first, second, *more in zip(*found, strict=True):
+            for batch in _batches(file, table, rows, paths):
+                found = [values_in(batch.column(name), memory // _BATCH_SHARE, file) for name in names]
+                for values in zip(*found, strict=True):
                     number += 1
                     place = Place(file, "row", number)
-                    for name, value in zip(names[2:], more, strict=True):
-                        if isinstance(value, str) and value.strip():
-                            columns.refuse(name, place)
-                    yield place, (first, second)
-        expected = sum(chunk.rows for chunk in wanted if chunk.path == leaves[0])
+                    try:
+                        example = _example(dict(zip(names, values, strict=True)), columns, place)
+                    except DatasetError as error:
+                        bad.take(error)
+                    else:
+                        yield place, example
+        expected = sum(chunk.rows for chunk in wanted if chunk.path == paths[0])
         if number != expected:
             raise OSError(f"{expected} rows are said to be there, and {number} are")
 
@@ -94,75 +100,26 @@ def _whole(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_text(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
-
-
-def _is_list(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
-
-
-def _check_schema(schema: Any, columns: Columns, file: Path) -> None:
-    """Refuse columns that cannot be strings, before reading any of them."""
-    columns.check(schema.names, file)
-    wrong = []
-    for name in columns.names:
-        if schema.names.count(name) > 1:
-            raise DatasetError(f"{file}: column {name!r} appears twice; rename one")
-        kind = schema.field(name).type
-        if name == columns.names[1] and _is_list(kind):
-            kind = kind.value_type
-        if not _is_text(kind):
-            allowed = "string" if name == columns.names[0] else "string or a list of strings"
-            wrong.append(
-                f"column {name!r} is of type {one_line(schema.field(name).type)}; expected {allowed}"
-            )
-    if wrong:
-        raise DatasetError(f"{file}: {', and '.join(wrong)}; convert it, or name another column")
+def _example(row: dict[str, Any], columns: Columns, place: Place) -> tuple[Any, Any]:
+    for name, value in row.items():
+        if name not in columns.names and isinstance(value, str) and value.strip():
+            columns.refuse(name, place)
+    return columns.example(row, place)
 
 
 def _note_unread(schema: Any, chunks: Sequence[Chunk], columns: Columns) -> None:
     """Note the other columns that seem to hold text, by the least and greatest value of their first rows."""
     first = {chunk.path: chunk.range for chunk in reversed(chunks)}
     for field in schema:
-        if field.name in columns.names or not _is_text(field.type):
+        if field.name in columns.names or not is_text(field.type):
             continue
         values = first.get(field.name)
         if values is None or any(looks_like_text(value.decode("utf-8", "replace")) for value in values):
             columns.unread[field.name] = None
 
 
-def _refused(schema: Any, columns: Columns) -> list[str]:
-    """Names of columns of text that may not be left out."""
-    others = [field for field in schema if field.name not in columns.names and _is_text(field.type)]
-    return [field.name for field in others if columns.refuses(field.name)]
-
-
 def _is_of(chunk: Chunk, names: Sequence[str]) -> bool:
     return any(chunk.path == name or chunk.path.startswith(f"{name}.") for name in names)
-
-
-def _texts(column: Any) -> list[Any]:
-    """Values of a column as Python objects; rows with the same string share it."""
-    import pyarrow.compute as pc
-
-    inner = column.values if _is_list(column.type) else column
-    if not hasattr(inner, "dictionary"):
-        return list(column.to_pylist())
-    used = pc.unique(inner.indices).drop_null()
-    texts: dict[int | None, str] = dict(
-        zip(used.to_pylist(), inner.dictionary.take(used).to_pylist(), strict=True)
-    )
-    if not _is_list(column.type):
-        return [texts.get(index) for index in inner.indices.to_pylist()]
-    rows = (scalar.values if scalar.is_valid else None for scalar in column)
-    return [None if row is None else [texts.get(index) for index in row.indices.to_pylist()] for row in rows]
 
 
 # -- memory -----------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""Reads the training examples of a dataset from JSONL, JSON, CSV or Parquet files.
+"""Reads the training examples of a dataset from JSONL, JSON, CSV or Parquet files, or from what `datasets` saved.
 
-An example is an `input` and the first of its `output`s (arXiv 2507.01806, section C.1.2). Anything
-else is refused with the file, the line or row, and what to do about it.
+An example is an `input` and the first of its `output`s (arXiv 2507.01806, section C.1.2); which columns these are is
+recognised: see `bankdb.datasets.forms.rules`. Anything else is refused with the file, the line or row, and what to do
+about it.
 """
 
 from __future__ import annotations
@@ -14,22 +15,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bankdb.datasets.columns import Columns, kind_of
+from bankdb.datasets.columns import Columns
+from bankdb.datasets.files.compressed import EXPANSION
+from bankdb.datasets.forms.rules import TEXT_RULE, Reading, Rule
+from bankdb.datasets.forms.values import BadRows, kind_of
 from bankdb.datasets.limits import memory_budget
 from bankdb.datasets.rows import values_of
 from bankdb.datasets.splits import EXTENSIONS, choose_training_files, parts_note, training_files
 from bankdb.errors import DatasetError, PlanError
 
-__all__ = ["TEXT_RULE", "Dataset", "Examples", "choose_training_files", "read_dataset", "training_files"]
-
-TEXT_RULE = "input + output[0]"
-"""How an example becomes the text that is tokenised (section C.1.2)."""
+__all__ = [
+    "TEXT_RULE",
+    "Dataset",
+    "Examples",
+    "Reading",
+    "choose_training_files",
+    "read_dataset",
+    "training_files",
+]
 
 # Of the memory, what the examples may take, and what one takes beside its texts: a digest, and places in lists.
 _KEPT_SHARE, _EXAMPLE_BYTES = 4, 128
-# How many times a file's size its texts may have, where they are more than what may be kept: a few bytes of Parquet can
-# stand for terabytes, which nobody would tokenize to the end.
-_EXPANSION = 100
 _ADVICE = "; write one there, or remove the example"
 
 
@@ -47,12 +53,15 @@ class Dataset:
         Hash of the content, the same whatever the file format and the order of the examples.
     notes
         What a user should know of how it was read, a line each.
+    rule
+        By which its rows became input and output; None for one that was made otherwise.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     sha256: str
     notes: tuple[str, ...] = field(default=(), compare=False)
+    rule: Rule | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -68,11 +77,7 @@ class Dataset:
 
 
 def read_dataset(
-    files: Sequence[Path],
-    *,
-    input_column: str = "input",
-    output_column: str = "output",
-    memory: int | None = None,
+    files: Sequence[Path], reading: Reading | None = None, *, memory: int | None = None
 ) -> Dataset:
     """Read the examples of all files, one after another.
 
@@ -80,9 +85,9 @@ def read_dataset(
     ----------
     files
         Files of the training split, as `training_files` returns them.
-    input_column, output_column
-        Names of the columns that hold the input (a string) and the output (a string, or a list of
-        strings of which the first is used; in CSV always a string).
+    reading
+        Which columns hold the input (a string) and the output (a string, or a list of strings of which the first is
+        used; in CSV always a string), and the template of chats; if not given, columns are recognised.
     memory
         Bytes that reading may take; half of the machine's if not given. The examples may take a quarter.
 
@@ -94,7 +99,7 @@ def read_dataset(
     PlanError
         The examples take more memory than they may.
     """
-    passed = Examples(files, input_column=input_column, output_column=output_column, memory=memory)
+    passed = Examples(files, reading, memory=memory)
     kept = Kept(passed.memory)
     inputs: list[str] = []
     outputs: list[str] = []
@@ -102,7 +107,7 @@ def read_dataset(
         kept.add((text, output), passed.place)
         inputs.append(text)
         outputs.append(output)
-    return Dataset(tuple(inputs), tuple(outputs), passed.sha256, passed.notes)
+    return Dataset(tuple(inputs), tuple(outputs), passed.sha256, passed.notes, passed.rule)
 
 
 class Examples:
@@ -110,7 +115,7 @@ class Examples:
 
     Parameters
     ----------
-    files, input_column, output_column, memory
+    files, reading, memory
         As `read_dataset` takes them.
 
     Attributes
@@ -127,22 +132,13 @@ class Examples:
     """
 
     def __init__(
-        self,
-        files: Sequence[Path],
-        *,
-        input_column: str = "input",
-        output_column: str = "output",
-        memory: int | None = None,
+        self, files: Sequence[Path], reading: Reading | None = None, *, memory: int | None = None
     ) -> None:
         if not files:
             raise DatasetError("no dataset file was given; expected at least one of " + ", ".join(EXTENSIONS))
-        if input_column == output_column:
-            raise DatasetError(
-                f"input and output are both read from column {input_column!r}; "
-                "give two different --input-column and --output-column"
-            )
         self.memory, self.place = memory_budget(memory), object()
-        self._files, self._columns = files, Columns((input_column, output_column))
+        self._files, self._reading = files, reading or Reading()
+        self._columns, self._bad = Columns(self._reading), BadRows(self._reading.skip_bad_rows)
         self._digests: list[bytes] = []
         self._notes: list[str] = []
         self._sha256: str | None = None
@@ -152,25 +148,36 @@ class Examples:
         self._notes += parts_note(self._files)
         kept, passed = Kept(self.memory), 0
         sizes = (os.path.getsize(file) for file in self._files if os.path.isfile(file))
-        most = max(self.memory // _KEPT_SHARE, _EXPANSION * sum(sizes))
-        for file in self._files:
-            before = len(self._digests)
-            for place, values in values_of(Path(file), self._columns, self.memory):
-                self.place = place
-                text, output = example_of(values, self._columns.names, place)
-                self._digests.append(_digest(text, output, self._columns.names, place))
-                kept.add((), place)
-                passed += len(text) + len(output)
-                if passed > most:
-                    raise PlanError(
-                        f"{place}: the examples up to here have more than {most >> 20} MiB of text, {_EXPANSION} times "
-                        "what the files have; use fewer of them, or give more with --memory"
-                    )
-                yield text, output
-            if len(self._digests) == before:
-                raise DatasetError(f"{file}: no examples; expected at least one")
-            self._notes += self._columns.notes(file)
+        most = max(self.memory // _KEPT_SHARE, EXPANSION * sum(sizes))
+        with self._columns:
+            for file in self._files:
+                before = len(self._digests)
+                for place, text, output in self._of_file(Path(file)):
+                    self.place = place
+                    kept.add((), place)
+                    passed += len(text) + len(output)
+                    if passed > most:
+                        raise PlanError(
+                            f"{place}: the examples up to here have more than {most >> 20} MiB of text, {EXPANSION} "
+                            "times what the files have; use fewer of them, or give more with --memory"
+                        )
+                    yield text, output
+                if len(self._digests) == before:
+                    raise DatasetError(self._bad.first or f"{file}: no examples; expected at least one")
+                self._notes += self._columns.notes(file)
+        self._notes += [*self._columns.notes_at_end(), *self._bad.note(len(self))]
         self._sha256 = hashlib.sha256(b"".join(sorted(self._digests))).hexdigest()
+
+    def _of_file(self, file: Path) -> Iterator[tuple[object, str, str]]:
+        for place, values in values_of(file, self._columns, self.memory, self._bad):
+            try:
+                text, output = example_of(values, self._columns.both, place)
+                digest = _digest(text, output, self._columns.both, place)
+            except DatasetError as error:
+                self._bad.take(error)
+            else:
+                self._digests.append(digest)
+                yield place, text, output
 
     def texts(self) -> Iterator[str]:
         """Yield the text of each example that is tokenised: input and first output (section C.1.2)."""
@@ -190,6 +197,12 @@ class Examples:
         """Hash of the content, the same whatever the file format and the order of the examples."""
         assert self._sha256 is not None, "all of them were passed on"
         return self._sha256
+
+    @property
+    def rule(self) -> Rule:
+        """By which rows became input and output, when at least one was passed on."""
+        assert self._columns.rule is not None, "an example was passed on"
+        return self._columns.rule
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -7,12 +7,18 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from bankdb.datasets.files.saved import is_saved, saved_files
 from bankdb.errors import DatasetError, listed
 
 EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
 """File name extensions of the formats that are read."""
 
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+SAVED = ".arrow"
+"""Of files that `save_to_disk` wrote: read where their folder, or a user, names them."""
+COMPRESSIONS = (".gz", ".zst")
+"""What may follow the extension of a file of text."""
+
+_NOT_UNPACKED = (".bz2", ".xz", ".zip", ".7z")
 _TRAINING = re.compile(r"train([-_.].*)?", re.IGNORECASE | re.DOTALL)
 _HELD_OUT = re.compile(r"(test|validation|valid|val|dev|eval)([-_.].*)?", re.IGNORECASE | re.DOTALL)
 # As in train-00000-of-00002.parquet; some older repositories add a hash.
@@ -24,6 +30,26 @@ _PART = re.compile(r"train[-_.](part[-_.]?)?([0-9]+|[a-z])", re.IGNORECASE)
 _DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 
 
+def format_of(name: str) -> tuple[str, str]:
+    """Return the extension of a file's format and that of its compression, '' for none, both in lower case."""
+    name = name.lower()
+    compression = next((end for end in COMPRESSIONS if name.endswith(end)), "")
+    return os.path.splitext(name.removesuffix(compression))[1], compression
+
+
+def stem_of(name: str) -> str:
+    """Return a file's name without folder and extensions."""
+    base = name.rpartition("/")[2]
+    compression = format_of(base)[1]
+    return os.path.splitext(base[: len(base) - len(compression)])[0]
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a file of this name may be read: of a known format, and, if it is text, perhaps compressed."""
+    extension, compression = format_of(name)
+    return extension in EXTENSIONS and not (compression and extension == ".parquet")
+
+
 def training_files(path: Path) -> tuple[Path, ...]:
     """Files of the training split: `path` itself if it is a file, else those `choose_training_files` takes.
 
@@ -31,12 +57,16 @@ def training_files(path: Path) -> tuple[Path, ...]:
     ------
     DatasetError
         When there is nothing at `path`, or its folder has no single, whole training split.
+
+    A folder that `datasets` saved has the files that its own description names.
     """
     path = Path(path)
     if os.path.isfile(path):
         return (path,)
     if not os.path.isdir(path):
         raise DatasetError(f"{path}: not found; expected a dataset file or a folder with one")
+    if is_saved(path):
+        return saved_files(path, "train")
     try:
         names = [entry.name for entry in path.iterdir() if entry.is_file()]
         data = path / "data"
@@ -66,12 +96,18 @@ def choose_training_files(names: Iterable[str], where: str) -> tuple[str, ...]:
         When there is no training split, more than one, or one with a shard missing.
     """
     names = sorted(names)
-    data = [name for name in names if _is_data(name)]
-    training = [name for name in data if _TRAINING.fullmatch(_stem(name))]
+    there = set(names)
+    # What `gunzip --keep` leaves behind is the same file twice.
+    data = [
+        name
+        for name in names
+        if _is_data(name) and not (name.endswith(COMPRESSIONS) and name.rpartition(".")[0] in there)
+    ]
+    training = [name for name in data if _TRAINING.fullmatch(stem_of(name))]
     if training:
         _check_one_split(training, where)
         return tuple(training)
-    others = [name for name in data if not _HELD_OUT.fullmatch(_stem(name))]
+    others = [name for name in data if not _HELD_OUT.fullmatch(stem_of(name))]
     if len(others) == 1:
         return tuple(others)
     found = listed(names) or "nothing"
@@ -83,7 +119,7 @@ def choose_training_files(names: Iterable[str], where: str) -> tuple[str, ...]:
 
 def parts_note(files: Sequence[Path]) -> list[str]:
     """Say that several files are read as one training split, where their names do not say how many there are."""
-    if len(files) < 2 or all(_SHARD.fullmatch(file.stem) for file in map(Path, files)):
+    if len(files) < 2 or all(_SHARD.fullmatch(stem_of(Path(file).name)) for file in files):
         return []
     return [
         f"{Path(files[0]).parent}: {listed([Path(file).name for file in files])} are read as parts of one dataset"
@@ -92,7 +128,7 @@ def parts_note(files: Sequence[Path]) -> list[str]:
 
 def _advice(names: Sequence[str]) -> str:
     """What to do about files of formats that are not read."""
-    if any(name.lower().endswith(_COMPRESSED) for name in names):
+    if any(name.lower().endswith(_NOT_UNPACKED) for name in names):
         return "; decompress the file first"
     if any(name.endswith((".arrow", "dataset_dict.json")) for name in names):
         return "; open it with datasets.load_from_disk, and write its training split by to_parquet('train.parquet')"
@@ -104,25 +140,21 @@ def _is_data(name: str) -> bool:
     return (
         folder in ("", "data")
         and not base.startswith(".")
-        and base.lower().endswith(EXTENSIONS)
+        and is_data_file(base)
         and base.lower() not in _DESCRIPTIONS
     )
 
 
-def _stem(name: str) -> str:
-    return name.rpartition("/")[2].rpartition(".")[0]
-
-
 def _check_one_split(training: Sequence[str], where: str) -> None:
     """Refuse the same split twice (in two formats, folders or shardings) and a split with a shard missing."""
-    kinds = {(name.rpartition("/")[0], name.rpartition(".")[2].lower()) for name in training}
-    shards = [shard for name in training if (shard := _SHARD.fullmatch(_stem(name)))]
+    kinds = {(name.rpartition("/")[0], format_of(name)) for name in training}
+    shards = [shard for name in training if (shard := _SHARD.fullmatch(stem_of(name)))]
     shardings = {(shard["stem"], int(shard["total"])) for shard in shards}
     present = {int(shard["index"]) for shard in shards}
-    whole = any(_stem(name).lower() == "train" for name in training)
+    whole = any(stem_of(name).lower() == "train" for name in training)
     mixed = shards and (len(shardings) > 1 or not len(present) == len(shards) == len(training))
     others = [
-        name for name in training if not (_SHARD.fullmatch(_stem(name)) or _PART.fullmatch(_stem(name)))
+        name for name in training if not (_SHARD.fullmatch(stem_of(name)) or _PART.fullmatch(stem_of(name)))
     ]
     alternatives = len(training) > 1 and others
     if len(kinds) > 1 or (whole and len(training) > 1) or mixed or alternatives:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import operator
 import threading
@@ -13,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.datasets.encoders import Encoder, LibraryEncoder, encode_in_time, encoder_of
+from bankdb.datasets.encoders import Encoder, LibraryEncoder, PieceEncoder, encode_in_time, encoder_of
 from bankdb.datasets.limits import memory_budget
-from bankdb.datasets.tokenizer_files import TokenizerFiles, tokenizer_files
+from bankdb.datasets.tokenizer_files import TokenizerFiles, named_tokens, tokenizer_files
 from bankdb.errors import DatasetError, PlanError, TokenizerError
+from bankdb.templates.sandbox import ChatTemplate
 
 _BATCH, _BATCH_BYTES = 512, 1 << 20
 # Counts are arrays over all ids; the largest vocabularies have a quarter of a million.
@@ -69,6 +71,8 @@ class BankTokenizer:
         Hash of the vocabulary and of what it makes of some texts.
     notes
         What a user should know of how it was read, a line each.
+    folder
+        Where its files are.
 
     Raises
     ------
@@ -78,7 +82,8 @@ class BankTokenizer:
 
     def __init__(self, source: str | Path, fingerprint: str | None = None) -> None:
         self.name, self._turn = str(source), threading.Lock()
-        files = tokenizer_files(self.name)
+        self._files = files = tokenizer_files(self.name)
+        self.folder = files.folder
         self._use(encoder_of(files))
         if fingerprint not in (None, self.fingerprint) and not isinstance(self._encoder, LibraryEncoder):
             self._use_as_before(files, str(fingerprint))
@@ -106,6 +111,40 @@ class BankTokenizer:
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files, so that the bank needs nothing else to tokenize."""
         self._encoder.save(folder)
+
+    @functools.cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """How the model is spoken to, if its files say that; nothing of it was run.
+
+        Raises
+        ------
+        TokenizerError
+            Its file cannot be read; or it writes tokens that a SentencePiece model alone takes for letters.
+        """
+        text = self._files.chat_template
+        if text is None:
+            return None
+        named = {
+            key: value for key, value in named_tokens(self._files.settings).items() if key.endswith("_token")
+        }
+        begins = self._begins(named.get("bos_token"))
+        if isinstance(self._encoder, PieceEncoder):
+            written = [
+                value for key, value in named.items() if value != begins and (key in text or value in text)
+            ]
+            if written:
+                raise TokenizerError(
+                    f"{self.name}: its chat template writes {written[0]!a}, which a SentencePiece model alone "
+                    "takes for letters; pass a folder with the base model's own tokenizer.json"
+                )
+        return ChatTemplate(self.name, text, tuple(sorted(named.items())), begins)
+
+    def _begins(self, token: str | None) -> str | None:
+        """Return the token if each text is begun with it."""
+        if token is None or not self.added_tokens():
+            return None
+        (ids,) = encode_in_time(self._encoder, [""], self.name)
+        return token if ids[:1].tolist() == [self._encoder.vocabulary().get(token)] else None
 
     def count(self, texts: Iterable[str], name: str, memory: int | None = None) -> TokenHistogram:
         """Count the tokens of `texts`, in parallel on all cores where the tokenizer can.

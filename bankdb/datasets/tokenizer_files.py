@@ -16,10 +16,11 @@ from bankdb.strict_json import parse_object
 
 TOKENIZER_FILE = "tokenizer.json"
 PIECES_FILE = "tokenizer.model"
+TEMPLATE_FILE = "chat_template.jinja"
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 # Files that transformers makes a tokenizer of, beside `tokenizer*`.
 _VOCABULARIES = ("vocab*", "merges.txt", "*.model", "*.spm", "*.bpe", "*.tiktoken", "added_tokens.json")
-_HUB_FILES = ["tokenizer*", *_VOCABULARIES, "special_tokens_map.json", "config.json"]
+_HUB_FILES = ["tokenizer*", *_VOCABULARIES, "special_tokens_map.json", "config.json", TEMPLATE_FILE]
 _HUB_EXAMPLE = "such as HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 # Classes whose ids are the SentencePiece model's own, with <s> in front unless the configuration says otherwise.
@@ -27,7 +28,7 @@ _PIECE_CLASSES = ("LlamaTokenizer", "GemmaTokenizer")
 _PIECE_MODELS = {"llama": "LlamaTokenizer", "mistral": "LlamaTokenizer", "gemma": "GemmaTokenizer"}
 _MODEL_FILES = (PIECES_FILE, "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
 # The largest that are known have 35 MB and 300 kB.
-_LARGEST_FILE, _LARGEST_SETTINGS = 256 << 20, 16 << 20
+_LARGEST_FILE, _LARGEST_SETTINGS, _LARGEST_TEMPLATE = 256 << 20, 16 << 20, 1 << 20
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -51,6 +52,26 @@ class TokenizerFiles:
             return stated.removesuffix("Fast")
         config = _settings(self.folder / "config.json", self.name)
         return _PIECE_MODELS.get(str(config.get("model_type")))
+
+    @functools.cached_property
+    def chat_template(self) -> str | None:
+        """The chat template, in a file of its own or in the configuration; of several, the one called default."""
+        path = self.folder / TEMPLATE_FILE
+        if path.is_file():
+            if path.stat().st_size > _LARGEST_TEMPLATE:
+                raise TokenizerError(
+                    f"{path}: expected a chat template of at most {_LARGEST_TEMPLATE >> 10} KiB, found "
+                    f"{path.stat().st_size >> 10}"
+                )
+            try:
+                return path.read_text("utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise TokenizerError(f"{path}: cannot be read ({one_line(error)}); copy it again") from error
+        stated = self.settings.get("chat_template")
+        if isinstance(stated, list):
+            named = {item.get("name"): item.get("template") for item in stated if isinstance(item, dict)}
+            stated = named.get("default")
+        return stated if isinstance(stated, str) and stated.strip() else None
 
     @functools.cached_property
     def model_file(self) -> str | None:

@@ -103,6 +103,16 @@ def scaling(alpha: float, rank: int, use_rslora: bool) -> float:
     return alpha / math.sqrt(rank) if use_rslora else alpha / rank
 
 
+def plain_alpha(scaling: float, rank: int) -> float:
+    """Return the lora_alpha with which `alpha / rank` is a scaling: what is written says it in no other way.
+
+    SGLang and llama.cpp's converter read no use_rslora.
+    """
+    alpha = scaling * rank
+    near = (float(round(alpha)), alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, 0))
+    return next((one for one in near if one / rank == scaling), alpha)
+
+
 def read_config(path: Path, assumed: str | None = None) -> AdapterConfig:
     """Read and check an `adapter_config.json`.
 

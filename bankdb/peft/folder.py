@@ -17,6 +17,8 @@ from bankdb.peft.config import CONFIG_NAME
 _UNFINISHED = re.compile(r"\.(.+)\.(partial|replaced)-[0-9a-f]{8}")
 
 Content = bytes | Callable[[Path], None]
+# One of these is in the folder of any adapter: PEFT's, or llama.cpp's alone.
+_OF_AN_ADAPTER = (CONFIG_NAME, "adapter.gguf")
 
 
 def write_adapter_folder(folder: Path, *, files: Mapping[str, Content], overwrite: bool = False) -> None:
@@ -96,7 +98,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise ConflictError(f"{folder}: already there; choose another name, or ask to overwrite it")
     # Replacing deletes all of it: that must never be somebody's project or training run.
     folders = [path.name for path in found if path.is_dir()]
-    if folders or not (folder / CONFIG_NAME).is_file():
+    if folders or not any((folder / name).is_file() for name in _OF_AN_ADAPTER):
         what = f"the folder {folders[0]!r}" if folders else f"no {CONFIG_NAME}"
         raise ConflictError(
             f"{folder}: an adapter's files alone were expected to be overwritten, {what} found; choose another name"

@@ -30,7 +30,8 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         sequence of mappings with `name`, `coefficient`, and if known `source`, `revision` and `licence`.
         Used where given: `rank`, `dtype`, `base_model_revision`, `leave_one_out` (whether the dataset has
         an adapter in the bank, which was not used), `left_out` (names of adapters of the very same data),
-        `parameters` and `versions` (mappings), `use_rslora`, `measured`: what it scored on test examples, see
+        `parameters` and `versions` (mappings), `gguf`: what is said of its file for llama.cpp, see
+        `bankdb.gguf.export.GgufExport.facts`, `measured`: what it scored on test examples, see
         `compute.assessment.records.Assessment.measured`, and `finetuned`, what it was trained on and from. Other keys
         are ignored; of one that was trained from anything but a prediction there may be no sources.
 
@@ -61,7 +62,7 @@ def _front_matter(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any
     known = _LICENCE_ID.fullmatch(licence) is not None
     data = ModelCardData(
         base_model=provenance["base_model"],
-        library_name="peft",
+        library_name="gguf" if (provenance.get("gguf") or {}).get("alone") else "peft",
         license=licence if known else None,
         tags=["base_model:adapter:" + provenance["base_model"], "lora", "lora-bank"],
     )
@@ -183,20 +184,51 @@ def _measured(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def _how_to_load(provenance: Mapping[str, Any]) -> str:
-    base_model = str(provenance["base_model"])
-    named, quoted = _code(json.dumps(base_model)), _code(shlex.quote(base_model))
-    rank = provenance.get("rank") or _VLLM_RANKS[0]
-    fitting = [limit for limit in _VLLM_RANKS if limit >= rank]
-    limit = f" --max-lora-rank {fitting[0]}" if fitting and fitting[0] > _VLLM_RANKS[0] else ""
+    base_model, gguf = str(provenance["base_model"]), provenance.get("gguf")
+    quoted = _code(shlex.quote(base_model))
     on_hub = _HUB_ID.fullmatch(base_model) is not None
     base = "base" if on_hub else quoted
     download = f"hf download {quoted} --local-dir base\n" if on_hub else ""
-    return f"""## Use
+    parts = [
+        """## Use
 
 FOLDER is the folder of this file. A prompt is the input of an example as it stands, line
 breaks at its end too, without a chat template.
+"""
+    ]
+    if not (gguf and gguf["alone"]):
+        parts.append(_with_python(base_model, quoted, provenance.get("rank") or _VLLM_RANKS[0]))
+    convert = "" if gguf else f"python convert_lora_to_gguf.py FOLDER --base {base} --outfile adapter.gguf\n"
+    place = "FOLDER/adapter.gguf" if gguf else "adapter.gguf"
+    parts.append(
+        f"""With llama.cpp, by the script{"" if gguf else "s"} in its repository:
 
-With this project: `bank generate --adapter FOLDER --prompt PROMPT`.
+```sh
+{download}python convert_hf_to_gguf.py {base} --outfile base.gguf
+{convert}llama-completion -m base.gguf --lora {place} -no-cnv -p "PROMPT"
+```
+"""
+    )
+    if gguf:
+        named = _code(gguf["base"] if str(gguf["base"]).endswith(".gguf") else "base.gguf")
+        parts.append(
+            f"""With Ollama, where `Modelfile` finds the base model, as `{named}` in FOLDER:
+
+```sh
+ollama create predicted -f FOLDER/Modelfile
+ollama run predicted "PROMPT"
+```
+"""
+        )
+    return "\n".join(parts)
+
+
+def _with_python(base_model: str, quoted: str, rank: int) -> str:
+    """Tell how to load PEFT's two files."""
+    named = _code(json.dumps(base_model))
+    fitting = [limit for limit in _VLLM_RANKS if limit >= rank]
+    limit = f" --max-lora-rank {fitting[0]}" if fitting and fitting[0] > _VLLM_RANKS[0] else ""
+    return f"""With this project: `bank generate --adapter FOLDER --prompt PROMPT`.
 
 With transformers, where PEFT is installed:
 
@@ -225,25 +257,7 @@ With vLLM:
 ```sh
 vllm serve {quoted} --enable-lora{limit} --lora-modules predicted=FOLDER
 ```
-
-With llama.cpp, by the scripts in its repository:
-
-```sh
-{download}python convert_hf_to_gguf.py {base} --outfile base.gguf
-python convert_lora_to_gguf.py FOLDER --base {base} --outfile adapter.gguf
-llama-cli -m base.gguf --lora adapter.gguf -p "PROMPT"
-```
-{_rank_stabilised(provenance, rank)}"""
-
-
-def _rank_stabilised(provenance: Mapping[str, Any], rank: int) -> str:
-    """Say what llama.cpp, which scales by alpha / r alone, has to be given in rank-stabilised LoRA."""
-    if not provenance.get("use_rslora"):
-        return ""
-    return (
-        f"\nIts scaling is rank-stabilised, which llama.cpp does not read: give the adapter there by `--lora-scaled`, "
-        f"with {rank**0.5:.6g}.\n"
-    )
+"""
 
 
 def _plain(value: Any) -> str:

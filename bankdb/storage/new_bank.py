@@ -19,6 +19,7 @@ from bankdb.catalog.locks import exclusive_lock
 from bankdb.catalog.url import parse_database, shown_database
 from bankdb.datasets.read import TEXT_RULE
 from bankdb.errors import BankNotFoundError, ConflictError, FileSystemError, TokenizerError
+from bankdb.gguf.base_model import BASE_CONFIG, config_worth_keeping
 from bankdb.storage.location import LOCATION_FILE, UNFINISHED_LOCATION_FILE, BankLocation
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _OWN_FILES = {
     "bank.db-wal",
     "bank.db-shm",
     "tokenizer",
+    BASE_CONFIG,
     ".ingest.lock",
     ".compute.lock",
     LOCATION_FILE,
@@ -144,6 +146,16 @@ def save_tokenizer(tokenizer: BankTokenizer, folder: Path) -> None:
             f"{tokenizer.name}: loads as another tokenizer after it was saved to {folder}; "
             "save it with the installed transformers and pass that folder"
         )
+
+
+def save_base_config(tokenizer: BankTokenizer, base_model: str, folder: Path) -> None:
+    """Keep the base model's config.json where one is at hand: beside the tokenizer, or in the folder it is named by."""
+    found = config_worth_keeping((str(tokenizer.folder), base_model))
+    kept = folder / BASE_CONFIG
+    kept.unlink(missing_ok=True)  # left by an interrupted `create`, maybe of another model
+    if found is not None:
+        kept.write_bytes(found)
+        fsync_path(kept)
 
 
 def parse_arrays(text: str) -> str:

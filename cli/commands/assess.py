@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.columns import rows_of
 from cli.display import print_json, print_table, tell, write_csv
 from cli.options import device_option, on_command_line, opened, threads_option, together
 
@@ -84,8 +85,7 @@ def assessment_options(other: Mapping[str, Any], dtype: str) -> AssessmentOption
     return AssessmentOptions(
         model=other["model"],
         max_examples=examples_asked(other["max_examples"]),
-        input_column=other["input_column"],
-        output_column=other["output_column"],
+        **rows_of(other),
         machine=Machine(other["device"], dtype, other["batch_size"], other["threads"]),
         memory=None if memory is None else parse_memory(memory),
         resamples=other.get("resamples", RESAMPLES),
@@ -104,7 +104,8 @@ def check_written(bank: AdapterBank, other: Mapping[str, Any]) -> None:
     from compute.assessment.assess import check_test
     from compute.generation.base_model import model_folder
 
-    check_test(other["test"], assessment_options(other, other["model_dtype"]))
+    options = assessment_options(other, other["model_dtype"])
+    check_test(other["test"], options, lambda: bank.tokenizer.chat_template)
     model_folder(other["model"] or bank.record.base_model)
 
 

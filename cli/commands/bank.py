@@ -1,24 +1,22 @@
-"""Commands about what a bank holds: init, ingest, list, show, verify, group, remove, export."""
+"""Commands about what a bank holds: init, ingest, list, show, verify, group, remove."""
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
+from cli.columns import column_options, rows_of
 from cli.display import print_json, print_table, shown_progress, tell
 from cli.option_rules import CheckedCommand
 from cli.options import (
     bank_option,
-    column_options,
-    dtype_option,
     json_option,
     memory_option,
     opened,
-    overwrite_option,
 )
 from cli.stored import listed_values, shown_values, tell_ingested
 
@@ -59,6 +57,7 @@ def init(
 ) -> None:
     """Make an empty bank for one base model."""
     import bankdb
+    from bankdb.gguf.base_model import BASE_CONFIG
 
     if arrays is not None and arrays.startswith("memory:"):
         raise bankdb.ParameterError(
@@ -80,6 +79,8 @@ def init(
         print_json(asdict(record))
         return
     tell(f"made {bank_path}: base model {record.base_model}, tokenizer of {record.vocabulary:,} ids")
+    if (bank_path / BASE_CONFIG).is_file():
+        tell(f"kept the base model's config.json as {BASE_CONFIG}, for --format gguf")
 
 
 @click.command(
@@ -120,14 +121,13 @@ def ingest(
     bank_path: Path,
     sources: tuple[str, ...],
     hub: bool,
-    input_column: str,
-    output_column: str,
     group_pattern: str | None,
     memory: str | None,
     replace: bool,
     assume_base_model: bool,
     adapt_rank: bool,
     as_json: bool,
+    **other: Any,
 ) -> None:
     """Store pairs of an adapter and the dataset it was trained on.
 
@@ -142,8 +142,7 @@ def ingest(
             list(sources),
             hub=hub,
             group_pattern=group_pattern,
-            input_column=input_column,
-            output_column=output_column,
+            **rows_of(other),
             replace=replace,
             taking=Taking(assume_base_model, adapt_rank),
             memory=None if memory is None else parse_memory(memory),
@@ -296,69 +295,6 @@ def group(bank_path: Path, names: tuple[str, ...], pattern: str | None, as_json:
 @click.command(
     cls=CheckedCommand,
     epilog="\b\nExamples:\n"
-    "  bank export task1391 --out ./task1391                     as it was ingested\n"
-    "  bank export task1391 --prediction 3 --out ./predicted     as run 3 of bank predict --all predicts it",
-)
-@bank_option
-@click.argument("name")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option(
-    "--prediction",
-    "run",
-    type=click.IntRange(1),
-    metavar="RUN",
-    help="Write what a run of bank predict --all predicts for it; made now, in one read of the adapters combined.",
-)
-@dtype_option
-@memory_option
-@overwrite_option
-def export(
-    bank_path: Path, name: str, out: Path, run: int | None, dtype: str, memory: str | None, overwrite: bool
-) -> None:
-    """Write a stored adapter as the PEFT folder it came from, bit for bit; or with --prediction a predicted one.
-
-    Where a wrapper left segments in the tensors' names, which PEFT would not find, they are written without these; one
-    that was brought to the bank's layout is written as it is there.
-    """
-    from bankdb.peft.header import stored_as
-    from bankdb.peft.weights import left_out_of_names
-
-    if run is not None:
-        _export_prediction(bank_path, run, name, out, dtype=dtype, memory=memory, overwrite=overwrite)
-        return
-    with opened(bank_path) as bank:
-        folder = bank.export(name, out, overwrite=overwrite)
-        header = bank.catalog.blob(bank.catalog.adapter(name).header_sha256)
-    if converted := stored_as(header):
-        tell(f"note: written as the bank has it, {converted}")
-    if left_out := left_out_of_names(header):
-        tell(f"note: tensor names are not those of the source, but without {', '.join(left_out)}")
-    tell(f"wrote {folder}{os.sep}")
-
-
-def _export_prediction(
-    bank_path: Path, run: int, name: str, out: Path, *, dtype: str, memory: str | None, overwrite: bool
-) -> None:
-    import compute
-    from compute.cluster.machine import parse_memory
-
-    with opened(bank_path) as bank:
-        folder = compute.export_prediction(
-            bank,
-            run,
-            name,
-            out,
-            dtype=dtype,
-            overwrite=overwrite,
-            memory=None if memory is None else parse_memory(memory),
-            progress=shown_progress(),
-        )
-    tell(f"wrote {folder}{os.sep}, which PEFT and vLLM load")
-
-
-@click.command(
-    cls=CheckedCommand,
-    epilog="\b\nExamples:\n"
     "  bank alias add /models/mistral-7b\n"
     "  bank alias list\n"
     "  bank alias remove /models/mistral-7b",
@@ -390,4 +326,4 @@ def alias(bank_path: Path, action: str, names: tuple[str, ...], as_json: bool) -
     tell(f"adapters may state the base model as {', '.join((base_model, *aliases))}")
 
 
-COMMANDS = (init, alias, ingest, list_adapters, show, verify, group, remove, export)
+COMMANDS = (init, alias, ingest, list_adapters, show, verify, group, remove)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.columns import column_options
 from cli.commands.assess import (
     assess_adapters,
     compare_option,
@@ -15,8 +16,8 @@ from cli.commands.assess import (
     generating_options,
     max_examples_option,
 )
-from cli.commands.curves import curve_options, one_way, print_curves
-from cli.commands.weights import (
+from cli.commands.evaluating.curves import curve_options, one_way, print_curves
+from cli.commands.evaluating.weights import (
     WeightsOutput,
     print_sizes,
     print_weights,
@@ -34,7 +35,6 @@ from cli.options import (
     bank_option,
     cluster_of,
     cluster_options,
-    column_options,
     json_option,
     metric_option,
     metric_parameters,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.columns import column_options, rows_of
 from cli.commands.assess import (
     assess_written,
     check_written,
@@ -18,6 +19,7 @@ from cli.commands.assess import (
     test_option,
 )
 from cli.display import print_json, print_table, shown_progress, tell
+from cli.formats import format_options, gguf_of, tell_gguf, what_loads
 from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
@@ -26,7 +28,6 @@ from cli.options import (
     bank_option,
     cluster_of,
     cluster_options,
-    column_options,
     device_option,
     dtype_option,
     examples_option,
@@ -118,6 +119,7 @@ def _seed_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 @max_examples_option
 @column_options
 @dtype_option
+@format_options
 @overwrite_option
 @json_option
 @cluster_options
@@ -146,7 +148,7 @@ def finetune(bank_path: Path, newdata: Path, **other: Any) -> None:
     # Tested in float32, whatever it was trained on in; how prompts are batched is of no matter.
     test = {**other, "batch_size": None, "model_dtype": "float32"}
     with opened(bank_path) as bank:
-        cluster = cluster_of(other)
+        cluster, gguf = cluster_of(other), gguf_of(bank, other, other["model"])
         check_written(bank, test)
         made = compute.finetune(
             bank,
@@ -154,8 +156,7 @@ def finetune(bank_path: Path, newdata: Path, **other: Any) -> None:
             options,
             replace(way, space=other["space"], rank=other["rank"]),
             name=name,
-            input_column=other["input_column"],
-            output_column=other["output_column"],
+            **rows_of(other),
             include_same=other["include_same"],
             checkpoints=_checkpoints(out),
             cluster=cluster if cluster.remote else replace(cluster, processes=False),
@@ -163,9 +164,10 @@ def finetune(bank_path: Path, newdata: Path, **other: Any) -> None:
             progress=progress,
         )
         clear_unfinished(out.absolute().parent, {out.absolute().name})
-        folder = made.save(out, dtype=other["dtype"], overwrite=other["overwrite"])
+        folder = made.save(out, dtype=other["dtype"], overwrite=other["overwrite"], gguf=gguf)
         if not other["as_json"]:
-            _tell(made, folder)
+            _tell(made, folder, other["file_format"])
+            tell_gguf(gguf)
         assessed = assess_written(bank, folder, newdata, test, progress)
     if other["as_json"]:
         print_json(_record(made, folder, other["dtype"]) | assessed)
@@ -214,14 +216,14 @@ def _record(made: Finetuned, folder: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def _tell(made: Finetuned, folder: Path) -> None:
+def _tell(made: Finetuned, folder: Path, file_format: str) -> None:
     rows = [
         (step, made.losses[step - 1] if step else None, loss)
         for step, loss in sorted(made.held_out_losses.items())
     ]
     print_table(("step", "loss on its batch", "held-out loss"), rows)
     tell(made.sentence())
-    tell(f"wrote {folder}/, which PEFT and vLLM load")
+    tell(f"wrote {folder}/, {what_loads(file_format)}")
 
 
 COMMANDS = (finetune,)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.columns import column_options, rows_of
 from cli.commands.assess import assess_written, check_written, test_options
 from cli.display import print_json, print_table, shown_progress, tell
+from cli.formats import format_options, gguf_of, tell_gguf, what_loads
 from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
@@ -20,7 +22,6 @@ from cli.options import (
     bank_option,
     cluster_of,
     cluster_options,
-    column_options,
     dtype_option,
     examples_option,
     json_option,
@@ -49,6 +50,7 @@ _LISTED = 10
     epilog="\b\nExamples:\n"
     "  bank predict my-data.jsonl --out my-adapter\n"
     "  bank predict my-data.jsonl --out my-adapter --test my-test.jsonl --compare uniform\n"
+    "  bank predict my-data.jsonl --out my-adapter --format gguf --base-gguf smollm2.gguf\n"
     "  bank predict --all --metric js --approach normalized --export predicted\n"
     "  bank predict --all --metric all --approach all --weight-error\n"
     "  bank predict --all --space delta --rank full --export predicted",
@@ -84,6 +86,7 @@ _LISTED = 10
 @test_options
 @column_options
 @dtype_option
+@format_options
 @overwrite_option
 @json_option
 @cluster_options
@@ -99,7 +102,8 @@ def predict(
 ) -> None:
     """Predict an adapter for NEWDATA, or with --all every adapter of the bank by leave-one-out.
 
-    NEWDATA is a file (JSONL, JSON, CSV, Parquet) or a folder with a training split.
+    NEWDATA is a file (JSONL, JSON, CSV, Parquet; .gz, .zst) or a folder with a training split, in one of the forms
+    that docs/data.md lists.
     """
     if whole_bank == (newdata is not None):
         raise click.UsageError("give NEWDATA, or --all: one of them")
@@ -127,15 +131,14 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
     name = other["name"] or dataset_name(newdata)
     check_name(name)
     with opened(bank_path) as bank:
-        cluster = cluster_of(other)
+        cluster, gguf = cluster_of(other), gguf_of(bank, other)
         check_written(bank, other)
         prediction = compute.predict(
             bank,
             newdata,
             options,
             name=name,
-            input_column=other["input_column"],
-            output_column=other["output_column"],
+            **rows_of(other),
             include_same=other["include_same"],
             machine=machine_of(other),
             # Threads: most approaches need no workers for one dataset, and processes take a second to start.
@@ -143,10 +146,11 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
             memory=cluster.memory,
             progress=progress,
         )
-        folder = prediction.save(other["out"], dtype=other["dtype"], overwrite=other["overwrite"])
+        folder = prediction.save(other["out"], dtype=other["dtype"], overwrite=other["overwrite"], gguf=gguf)
         if not other["as_json"]:
-            _tell_prediction(prediction, folder)
+            _tell_prediction(prediction, folder, other["file_format"])
             _tell_space(bank, prediction)
+            tell_gguf(gguf)
         assessed = assess_written(bank, folder, newdata, other, progress)
     if other["as_json"]:
         print_json(_prediction_record(prediction, folder) | assessed)
@@ -176,7 +180,7 @@ def _prediction_record(prediction: Prediction, folder: Path) -> dict[str, Any]:
     }
 
 
-def _tell_prediction(prediction: Prediction, folder: Path) -> None:
+def _tell_prediction(prediction: Prediction, folder: Path, file_format: str) -> None:
     used = prediction.sources()
     delta = prediction.delta
     rows = [(name, weight, _number(distance)) for name, weight, distance in used[:_LISTED]]
@@ -191,7 +195,7 @@ def _tell_prediction(prediction: Prediction, folder: Path) -> None:
     _tell_choice(prediction.fitted or {})
     if delta is not None:
         _tell_retained(delta.form.layout.rank, [delta.retained])
-    tell(f"wrote {folder}/, which PEFT and vLLM load")
+    tell(f"wrote {folder}/, {what_loads(file_format)}")
 
 
 def _tell_choice(fitted: Mapping[str, Any]) -> None:
@@ -236,6 +240,7 @@ def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[s
     if other["store"]:
         store = "float32" if other["dtype"] == "source" else other["dtype"]
     with opened(bank_path) as bank, one_cluster(bank, cluster_of(other), progress) as cluster:
+        gguf = gguf_of(bank, other)
         made = compute.predict_all(
             bank,
             chosen,
@@ -250,10 +255,13 @@ def _predict_all(bank_path: Path, chosen: list[PredictionOptions], other: dict[s
                 other["export"],
                 dtype=other["dtype"],
                 overwrite=other["overwrite"],
+                gguf=gguf,
                 cluster=cluster,
                 progress=progress,
             )
-    _tell_all(made, other["export"], other["as_json"])
+    _tell_all(made, other)
+    if not other["as_json"]:
+        tell_gguf(gguf)
 
 
 def _predict_all_delta(bank_path: Path, options: PredictionOptions, other: dict[str, Any]) -> None:
@@ -270,7 +278,7 @@ def _predict_all_delta(bank_path: Path, options: PredictionOptions, other: dict[
         raise click.UsageError("--weight-error is of combined factors; leave it out with --space delta")
     progress = shown_progress()
     with opened(bank_path) as bank:
-        cluster = cluster_of(other)
+        cluster, gguf = cluster_of(other), gguf_of(bank, other)
         found = compute.coefficients(
             bank, options, labels=labels_of(other), cluster=cluster, progress=progress
         )
@@ -280,10 +288,13 @@ def _predict_all_delta(bank_path: Path, options: PredictionOptions, other: dict[
             other["export"],
             dtype=other["dtype"],
             overwrite=other["overwrite"],
+            gguf=gguf,
             memory=cluster.memory,
             progress=progress,
         )
     _tell_delta(found, made, other)
+    if not other["as_json"]:
+        tell_gguf(gguf)
 
 
 def _tell_delta(found: Coefficients, made: list[DeltaExport], other: dict[str, Any]) -> None:
@@ -305,12 +316,13 @@ def _tell_delta(found: Coefficients, made: list[DeltaExport], other: dict[str, A
         ("metric", "approach", "effective sources"), [(found.metric, found.options.approach, effective)]
     )
     _tell_retained(max(one.rank for one in made), [one.retained for one in made])
-    tell(f"wrote {len(made)} folders under {other['export']}/, which PEFT and vLLM load")
+    tell(f"wrote {len(made)} folders under {other['export']}/, {what_loads(other['file_format'])}")
 
 
-def _tell_all(made: list[PredictedBank], export: Path | None, as_json: bool) -> None:
+def _tell_all(made: list[PredictedBank], other: dict[str, Any]) -> None:
+    export = other["export"]
     rows = [_combination_summary(predicted) for predicted in made]
-    if as_json:
+    if other["as_json"]:
         print_json({"predictions": rows, "export": None if export is None else str(export)})
         return
     headings = ["run", "metric", "approach", "effective sources", "relative weight error"]
@@ -329,7 +341,7 @@ def _tell_all(made: list[PredictedBank], export: Path | None, as_json: bool) -> 
             "their coefficients are stored; `bank export NAME --prediction RUN --out FOLDER` makes any of them"
         )
     if export is not None:
-        tell(f"wrote {count} folders under {export}/, which PEFT and vLLM load")
+        tell(f"wrote {count} folders under {export}/, {what_loads(other['file_format'])}")
 
 
 def _combination_summary(predicted: PredictedBank) -> dict[str, Any]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bankdb.bank import AdapterBank
 from bankdb.datasets.held_out import HeldOut, read_held_out, test_files
-from bankdb.datasets.read import Dataset
+from bankdb.datasets.read import Dataset, Reading
 from bankdb.datasets.tokenizer import BankTokenizer
 from bankdb.errors import DatasetError, ParameterError
 from bankdb.peft.layout import AdapterLayout
 from bankdb.peft.weights import is_base_model
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import BankRecord, published
+from bankdb.templates.sandbox import ChatTemplate
 from compute.approaches.options import PredictionOptions
 from compute.assessment.answers import Asked, KeptAnswers, all_answers
 from compute.assessment.records import ADAPTER, BASE, BASE_NAME, COMPARED, Assessed, Assessment
@@ -46,8 +48,10 @@ class AssessmentOptions:
         Folder or hub name of the base model; None is the one that the adapters state.
     max_examples
         The first so many test examples; None is all.
-    input_column, output_column
-        Of the test examples, and of the training examples if some are given.
+    input_column, output_column, skip_bad_rows
+        How the test examples are read, and the training examples if some are given: see `AdapterBank.ingest`.
+    text_column
+        The one column of the training examples that is read, if some are given.
     machine
         Where answers are generated.
     memory
@@ -58,8 +62,10 @@ class AssessmentOptions:
 
     model: str | Path | None = None
     max_examples: int | None = MAX_EXAMPLES
-    input_column: str = "input"
-    output_column: str = "output"
+    input_column: str | None = None
+    output_column: str | None = None
+    text_column: str | None = None
+    skip_bad_rows: bool = False
     machine: Machine = field(default_factory=Machine)
     memory: int | None = None
     resamples: int = RESAMPLES
@@ -71,14 +77,24 @@ class AssessmentOptions:
             if value is not None and value < 1:
                 raise ParameterError(f"{name.replace('_', '-')}: expected at least 1, found {value}")
 
-    @property
-    def columns(self) -> tuple[str, str]:
-        """Names of both columns."""
-        return self.input_column, self.output_column
+    def reading(self, template: Callable[[], ChatTemplate | None] | None) -> Reading:
+        """Return how the test examples are read."""
+        return Reading(
+            self.input_column, self.output_column, skip_bad_rows=self.skip_bad_rows, template=template
+        )
 
 
-def check_test(test: str | Path, options: AssessmentOptions | None = None) -> HeldOut:
+def check_test(
+    test: str | Path,
+    options: AssessmentOptions | None = None,
+    template: Callable[[], ChatTemplate | None] | None = None,
+) -> HeldOut:
     """Read the test examples that `assess` would; for whoever does something long before it.
+
+    Parameters
+    ----------
+    template
+        What gives the chat template of the tokenizer; asked if the examples are conversations.
 
     Raises
     ------
@@ -89,10 +105,11 @@ def check_test(test: str | Path, options: AssessmentOptions | None = None) -> He
     """
     check_extra()
     options = options or AssessmentOptions()
-    split = read_held_out(test_files(Path(test)), options.max_examples, options.columns)
+    split = read_held_out(test_files(Path(test)), options.max_examples, options.reading(template))
     if not any(answer.strip() for answers in split.references for answer in answers):
+        column = "output" if split.rule is None else split.rule.columns[-1]
         raise DatasetError(
-            f"{test}: expected answers in column {options.output_column!r}, found none in {len(split)} examples; name "
+            f"{test}: expected answers in column {column!r}, found none in {len(split)} examples; name "
             "the right column with --output-column"
         )
     if len(split) * options.resamples > _MOST_SHARES:
@@ -142,7 +159,7 @@ def assess(
     options, shown = options or AssessmentOptions(), progress or SilentProgress()
     folders = [adapters] if isinstance(adapters, str | Path) else list(adapters)
     _check_asked(folders, compare, bank, data)
-    split = check_test(test, options)
+    split = check_test(test, options, functools.partial(_template, bank, folders, options))
     names = distinct_names(folders, (BASE_NAME, *COMPARABLE))
     given = [read_given(folder, name) for folder, name in zip(folders, names, strict=True)]
     used = _usable(bank, given, bool(compare), shown)
@@ -161,6 +178,18 @@ def assess(
     texts = all_answers(asked, folder, tokenizer, options.machine, kept, shown)
     systems = [_assessed(asked, name, texts[name], [one.name for one in compared]) for name in by_name]
     return _assessment(Path(test).name, asked, systems, options, given, notes)
+
+
+def _template(
+    bank: AdapterBank | None, folders: Sequence[str | Path], options: AssessmentOptions
+) -> ChatTemplate | None:
+    """Return the chat template of the tokenizer that answers are generated with."""
+    if bank is not None:
+        return bank.tokenizer.chat_template
+    model = options.model
+    if model is None:
+        model = stated_base_model([read_given(folder) for folder in folders])
+    return BankTokenizer(model_folder(model)).chat_template
 
 
 def _check_asked(
@@ -220,6 +249,8 @@ def _compared(
         ways,
         input_column=options.input_column,
         output_column=options.output_column,
+        text_column=options.text_column,
+        skip_bad_rows=options.skip_bad_rows,
         cluster=ClusterOptions(processes=False, memory=options.memory),
         memory=options.memory,
         progress=progress,
@@ -237,7 +268,7 @@ def _compared(
 def _inputs_of(split: HeldOut) -> Dataset:
     """Return the inputs as a dataset; their answers are what is asked for, and no part of it."""
     digest = hashlib.sha256(f"inputs alone of {split.sha256}".encode()).hexdigest()
-    return Dataset(split.inputs, ("",) * len(split), digest)
+    return Dataset(split.inputs, ("",) * len(split), digest, rule=split.rule)
 
 
 def _given_of(prediction: Prediction) -> GivenAdapter:

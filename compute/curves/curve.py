@@ -48,7 +48,7 @@ from compute.generation.generate import (
 from compute.generation.labelled import answer_end, check_labelled
 from compute.generation.prompts import encode_prompts
 from compute.generation.settings import answer_settings
-from compute.labels.examples import training_split
+from compute.labels.examples import readings_of, training_split
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class _Curves:
         self._bank, self._options, self._progress = bank, options, progress
         evaluation = options.evaluation
         self._targets = chosen_targets(bank, evaluation.targets)
-        self._splits, self._failed = test_splits(self._targets, evaluation)
+        self._splits, self._failed = test_splits(bank, self._targets, evaluation)
         self._folder = model_folder(evaluation.model or bank.record.base_model)
         self._settings = answer_settings(
             self._folder,
@@ -193,11 +193,11 @@ class _Curves:
 
     def _read_examples(self) -> dict[str, TrainingExamples]:
         end = answer_end(self._bank.tokenizer, self._settings.ends, self._folder)
-        found = {}
+        found, readings = {}, readings_of(self._bank, self._targets)
         for record in self._targets:
             try:
                 found[record.name] = training_examples(
-                    training_split(record),
+                    training_split(record, reading=readings[record.name]),
                     self._bank.tokenizer,
                     end,
                     self._options.examples,

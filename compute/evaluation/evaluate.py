@@ -46,6 +46,7 @@ from compute.generation.generate import check_extra
 from compute.generation.prompts import MARGIN
 from compute.generation.settings import answer_settings
 from compute.labels.answer_labels import LabelOptions
+from compute.labels.examples import readings_of
 
 MAX_EXAMPLES = 30
 _SAMPLES = 3
@@ -189,7 +190,7 @@ def _evaluate(
 ) -> Evaluation:
     check_extra()
     chosen = chosen_targets(bank, options.targets)
-    splits, failed = test_splits(chosen, options)
+    splits, failed = test_splits(bank, chosen, options)
     folder = model_folder(options.model or bank.record.base_model)
     settings = answer_settings(
         folder, bank.record.tokenizer_fingerprint, bank.path / "tokenizer", options.machine.dtype, progress
@@ -236,18 +237,17 @@ def chosen_targets(bank: AdapterBank, names: Sequence[str]) -> list[AdapterRecor
 
 
 def test_splits(
-    targets: Sequence[AdapterRecord], options: EvaluationOptions
+    bank: AdapterBank, targets: Sequence[AdapterRecord], options: EvaluationOptions
 ) -> tuple[dict[str, HeldOut], dict[str, str]]:
     """Read the test split of each target; those without one, with the reason."""
     data = None if options.data is None else Path(options.data)
     splits: dict[str, HeldOut] = {}
     failed: dict[str, str] = {}
+    readings = readings_of(bank, targets)
     for record in targets:
+        reading = readings[record.name] if data is None else readings[record.name].elsewhere
         try:
-            splits[record.name] = read_held_out(
-                held_out_files(record, data),
-                options.max_examples,
-            )
+            splits[record.name] = read_held_out(held_out_files(record, data), options.max_examples, reading)
         except DatasetError as error:
             failed[record.name] = str(error)
     return splits, failed

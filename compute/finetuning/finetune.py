@@ -11,6 +11,7 @@ from typing import Any
 
 from bankdb.bank import AdapterBank
 from bankdb.datasets.read import Dataset
+from bankdb.datasets.read import Reading as Rows
 from bankdb.datasets.tokenizer import BankTokenizer
 from bankdb.errors import ComputeError, TokenizerError, one_line
 from bankdb.progress import Progress, SilentProgress
@@ -54,8 +55,10 @@ def finetune(
     way: PredictionOptions | None = None,
     *,
     name: str | None = None,
-    input_column: str = "input",
-    output_column: str = "output",
+    input_column: str | None = None,
+    output_column: str | None = None,
+    text_column: str | None = None,
+    skip_bad_rows: bool = False,
     include_same: bool = False,
     checkpoints: str | Path | None = None,
     cluster: ClusterLike = None,
@@ -76,6 +79,8 @@ def finetune(
         Start, steps, examples, and the base model.
     way
         How the start is predicted; default: Jensen-Shannon, `normalized`.
+    input_column, output_column, text_column, skip_bad_rows
+        How the data is read: see `AdapterBank.ingest`.
     include_same
         Use an entry of the bank even if it holds the very same dataset.
     checkpoints
@@ -100,7 +105,8 @@ def finetune(
     >>> FinetuneOptions(start="zero", steps=4).learning_rate > 0
     True
     """
-    asked = _Asked(data, (input_column, output_column), name, way, include_same, checkpoints, cluster, memory)
+    rows = bank.reading(input_column, output_column, text_column, skip_bad_rows)
+    asked = _Asked(data, rows, name, way, include_same, checkpoints, cluster, memory)
     return _finetune(bank, asked, options or FinetuneOptions(), progress or SilentProgress())
 
 
@@ -109,7 +115,7 @@ class _Asked:
     """What `finetune` was asked for, beside the options."""
 
     data: str | Path | Dataset
-    columns: tuple[str, str]
+    rows: Rows
     name: str | None
     way: PredictionOptions | None
     include_same: bool
@@ -120,7 +126,7 @@ class _Asked:
 
 def _finetune(bank: AdapterBank, asked: _Asked, options: FinetuneOptions, progress: Progress) -> Finetuned:
     check_training_extra()
-    dataset, _ = read_data(asked.data, *asked.columns, memory_budget(asked.memory))
+    dataset, _ = read_data(asked.data, asked.rows, memory_budget(asked.memory))
     called = asked.name or dataset_name(asked.data)
     device, folder = chosen_device(options.device), model_folder(options.model or bank.record.base_model)
     end = answer_end(bank.tokenizer, end_ids(folder), folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bankdb.errors import ParameterError
+from bankdb.gguf.export import GgufExport
 from bankdb.records import BankRecord
 from bankdb.shown import html_summary, text_summary
 from compute.finetuning.checkpoints import Checkpoints
@@ -107,7 +108,14 @@ class Finetuned:
             return f"the start is kept: held-out loss {found[0]:.4g}, {lowest:.4g} at best after training ({examples})"
         return f"step {kept} is kept: held-out loss {found[0]:.4g} -> {found[kept]:.4g} ({examples})"
 
-    def save(self, folder: str | Path, *, dtype: str = "source", overwrite: bool = False) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        dtype: str = "source",
+        overwrite: bool = False,
+        gguf: GgufExport | None = None,
+    ) -> Path:
         """Write it as an adapter's folder that PEFT and vLLM load; return the folder. Checkpoints are deleted then.
 
         Parameters
@@ -117,16 +125,18 @@ class Finetuned:
             bfloat16.
         overwrite
             Replace an adapter folder that is there.
+        gguf
+            Write it for llama.cpp too, or alone: what `AdapterBank.gguf` returns.
 
         Raises
         ------
         ConflictError
             `folder` is there and is not to be replaced.
-        AdapterError
-            It cannot be written, or a value is too large for the dtype.
+        AdapterError, GgufError
+            It cannot be written, or not exactly; or a value is too large for the dtype.
         """
         target, record = Path(folder), self.provenance(dtype)
-        write_prediction(self.bank, target, self.vector, record, overwrite, self.start.form)
+        write_prediction(self.bank, target, self.vector, record, overwrite, self.start.form, gguf)
         self._checkpoints.discard()
         return target
 

@@ -12,6 +12,7 @@ import numpy as np
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.datasets.read import Dataset
 from bankdb.errors import BankError, ParameterError, listed
+from bankdb.peft.config import plain_alpha
 from bankdb.peft.weights import load_adapter
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, library_versions, published
@@ -171,11 +172,15 @@ def start_record(bank: AdapterBank, start: Start, dataset: Dataset, name: str) -
         "approach": "none",
         "parameters": {},
         "rank": form.layout.rank,
-        "alpha": form.alpha,
-        "use_rslora": form.use_rslora,
+        "alpha": plain_alpha(form.scaling, form.layout.rank),
+        "use_rslora": False,
         "scaling": form.scaling,
         "dtype": start.dtype,
         "versions": library_versions(),
         "sources": list(start.sources),
-        "dataset": {"content_sha256": dataset.sha256, "examples": len(dataset)},
+        "dataset": {
+            "content_sha256": dataset.sha256,
+            "examples": len(dataset),
+            **({} if dataset.rule is None else {"text_rule": dataset.rule.as_text}),
+        },
     }

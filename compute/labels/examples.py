@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
+from bankdb.bank import AdapterBank
+from bankdb.datasets.forms.rules import TEXT_RULE, Reading, Rule
 from bankdb.datasets.held_out import HeldOut
 from bankdb.datasets.read import Dataset, read_dataset, training_files
 from bankdb.errors import DatasetError, listed
@@ -48,8 +51,29 @@ def drawn_examples(dataset: Dataset, name: str, number: int | None, seed: int) -
     return Examples(name, inputs, outputs, HeldOut.of(inputs, [(text,) for text in outputs]).sha256)
 
 
+def readings_of(bank: AdapterBank, adapters: Sequence[AdapterRecord]) -> dict[str, Reading]:
+    """Return how the dataset of each adapter was read when it was ingested, by its name.
+
+    Raises
+    ------
+    BankFormatError
+        A rule that is stored is not known to this version.
+    """
+    rules = bank.origins.text_rules([record.row for record in adapters])
+    return {
+        record.name: Reading.again(
+            Rule.of_text(rules.get(record.row, TEXT_RULE)), lambda: bank.tokenizer.chat_template
+        )
+        for record in adapters
+    }
+
+
 def training_examples(
-    targets: Sequence[AdapterRecord], number: int | None, seed: int, data: Path | None = None
+    targets: Sequence[AdapterRecord],
+    number: int | None,
+    seed: int,
+    data: Path | None = None,
+    readings: Mapping[str, Reading] = MappingProxyType({}),
 ) -> list[Examples]:
     """Draw examples of the training split of each target, as it was ingested; never of another split.
 
@@ -57,6 +81,8 @@ def training_examples(
     ----------
     data
         Folder with `NAME/train.jsonl`, which goes before the place that a target was ingested from.
+    readings
+        How datasets were read, as `readings_of` returns it.
 
     Raises
     ------
@@ -66,7 +92,8 @@ def training_examples(
     found, failed = [], {}
     for record in targets:
         try:
-            found.append(drawn_examples(training_split(record, data), record.name, number, seed))
+            split = training_split(record, data, readings.get(record.name))
+            found.append(drawn_examples(split, record.name, number, seed))
         except DatasetError as error:
             failed[record.name] = str(error)
     if failed:
@@ -78,7 +105,9 @@ def training_examples(
     return found
 
 
-def training_split(record: AdapterRecord, data: Path | None = None) -> Dataset:
+def training_split(
+    record: AdapterRecord, data: Path | None = None, reading: Reading | None = None
+) -> Dataset:
     """Read again the training split that an adapter's dataset was ingested from, or what lies in `data` for it.
 
     Raises
@@ -86,12 +115,12 @@ def training_split(record: AdapterRecord, data: Path | None = None) -> Dataset:
     DatasetError
         It is on the hub, gone, or not what was ingested.
     """
-    place = record.dataset_source
+    place, reading = record.dataset_source, reading or Reading()
     if data is not None and (data / record.name).is_dir() and _has_training(data / record.name):
-        place = str(data / record.name)
+        place, reading = str(data / record.name), reading.elsewhere
     elif is_hub_reference(place):
         raise DatasetError(f"{record.name} is from {place}, which is not downloaded again")
-    found = read_dataset(training_files(Path(place)))
+    found = read_dataset(training_files(Path(place)), reading)
     if found.sha256 != record.content_sha256:
         raise DatasetError(
             f"{record.name}: expected in {place} what was ingested, which holds other examples than those that were "

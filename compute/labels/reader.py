@@ -13,7 +13,7 @@ from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
 from compute.approaches.options import PredictionOptions
 from compute.labels.answer_labels import AnsweringModel, AnswerLabels, LabelOptions
-from compute.labels.examples import Examples, drawn_examples, training_examples
+from compute.labels.examples import Examples, drawn_examples, readings_of, training_examples
 
 
 class LabelReader:
@@ -42,7 +42,9 @@ class LabelReader:
         names = self.options.targets
         asked = np.asarray([names is None or record.name in names for record in adapters], dtype=np.bool_)
         rows = np.flatnonzero(asked).tolist()
-        found = training_examples([adapters[row] for row in rows], way.examples, way.seed, self.options.data)
+        chosen = [adapters[row] for row in rows]
+        readings = readings_of(self._bank, chosen)
+        found = training_examples(chosen, way.examples, way.seed, self.options.data, readings)
         return self._labels(way, adapters, dict(zip(rows, found, strict=True))), asked
 
     def of_dataset(

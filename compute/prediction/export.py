@@ -14,6 +14,7 @@ from bankdb.arrays.remote import Location
 from bankdb.arrays.shards import read_row
 from bankdb.bank import AdapterBank
 from bankdb.errors import ParameterError
+from bankdb.gguf.export import GgufExport
 from bankdb.peft.folder import clear_unfinished
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import BankRecord, RunRecord
@@ -42,6 +43,7 @@ def export_all(
     *,
     dtype: str = "source",
     overwrite: bool = False,
+    gguf: GgufExport | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write every stored prediction as `folder/NAME`; what is there already from the same run is kept.
@@ -65,7 +67,7 @@ def export_all(
 
     def export(index: int) -> Path:
         where, name = root / adapters[index].name, adapters[index].name
-        written = _export_one(about, found, path, index, where, dtype, overwrite)
+        written = _export_one(about, found, path, index, where, dtype, overwrite, gguf)
         exported[name] = (str(where.absolute()), written)
         progress.advance()
         return where
@@ -100,6 +102,7 @@ def export_delta(
     *,
     dtype: str = "source",
     overwrite: bool = False,
+    gguf: GgufExport | None = None,
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> list[DeltaExport]:
@@ -112,6 +115,8 @@ def export_delta(
     ----------
     found
         The coefficients; space and rank are those of their options.
+    gguf
+        Write them for llama.cpp too, or alone: what `AdapterBank.gguf` returns.
     memory
         Bytes that may be used; default: half of the machine's memory.
 
@@ -135,8 +140,9 @@ def export_delta(
     with bank.computing(progress):
         clear_unfinished(root, {adapter.name for adapter in found.adapters})
         for index, adapter in enumerate(found.adapters):
+            where = root / adapter.name
             exported.append(
-                _export_delta_one(bank, about, found, index, root / adapter.name, dtype, overwrite, memory)
+                _export_delta_one(bank, about, found, index, where, dtype, overwrite, gguf, memory)
             )
             progress.advance()
     progress.end()
@@ -151,6 +157,7 @@ def _export_delta_one(
     folder: Path,
     dtype: str,
     overwrite: bool,
+    gguf: GgufExport | None,
     memory: int | None,
 ) -> DeltaExport:
     """Make and write one prediction in delta space, unless it is there already."""
@@ -158,12 +165,12 @@ def _export_delta_one(
     record, _ = leave_one_out_record(about, found, index, dtype)
     form = delta_form(bank, sources, weights, rank)
     record |= form_record(form)
-    kept = already_there(folder, record, overwrite)
+    kept = already_there(folder, record, overwrite, gguf)
     if kept is not None and RETAINED in kept:
         return DeltaExport(folder, form.layout.rank, kept[RETAINED])
     made = delta_adapter(bank, sources, weights, rank, memory=memory)
     record[RETAINED] = dict(made.retained)
-    write_prediction(about, folder, made.vector, record, overwrite, form)
+    write_prediction(about, folder, made.vector, record, overwrite, form, gguf)
     return DeltaExport(folder, form.layout.rank, made.retained)
 
 
@@ -175,13 +182,14 @@ def _export_one(
     folder: Path,
     dtype: str,
     overwrite: bool,
+    gguf: GgufExport | None,
 ) -> str:
     """Write a stored prediction, unless it is there already; return the dtype of its weights."""
     record, written = leave_one_out_record(about, found, index, dtype)
-    if already_there(folder, record, overwrite) is not None:
+    if already_there(folder, record, overwrite, gguf) is not None:
         return written
     vector = read_row(path / "adapters", index, AGAIN)
-    write_prediction(about, folder, vector, record, overwrite)
+    write_prediction(about, folder, vector, record, overwrite, gguf=gguf)
     return written
 
 

@@ -19,6 +19,7 @@ from compute.approaches.options import PredictionOptions
 from compute.cluster.options import Cluster, ClusterLike
 from compute.gram.matrix import gram_matrix
 from compute.pairwise.counts import token_counts
+from compute.pairwise.forms import unlike_forms
 from compute.pairwise.matrix import DistanceMatrix, distance_matrices
 from compute.prediction.session import computing
 
@@ -65,7 +66,10 @@ def compute_distances(
     bank: AdapterBank, ways: Sequence[PredictionOptions], cluster: Cluster, progress: Progress
 ) -> list[DistanceMatrix]:
     """Return all distances of a bank by the metric of each way; the caller holds the compute lock."""
-    counts = token_counts(bank, ready_adapters(bank)) if any(way.needs_counts for way in ways) else None
+    adapters = ready_adapters(bank)
+    for note in unlike_forms(bank, adapters):
+        progress.note(note)
+    counts = token_counts(bank, adapters) if any(way.needs_counts for way in ways) else None
     return distance_matrices(bank, [way.resolve_metric(counts) for way in ways], cluster, progress)
 
 

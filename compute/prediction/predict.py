@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.bank import AdapterBank, ready_adapters
-from bankdb.datasets.read import Dataset, read_dataset, training_files
+from bankdb.datasets.read import Dataset, Reading, read_dataset, training_files
 from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
@@ -30,6 +30,7 @@ from compute.labels.reader import LabelReader
 from compute.metrics.base import Metric
 from compute.metrics.distributions import TokenCounts
 from compute.pairwise.counts import token_counts
+from compute.pairwise.forms import unlike_forms
 from compute.prediction.matrices import compute_matrices, declared_metrics
 from compute.prediction.neural_models import stored_model
 from compute.prediction.prediction import Prediction
@@ -45,8 +46,10 @@ def predict(
     options: PredictionOptions | None = ...,
     *,
     name: str | None = ...,
-    input_column: str = ...,
-    output_column: str = ...,
+    input_column: str | None = ...,
+    output_column: str | None = ...,
+    text_column: str | None = ...,
+    skip_bad_rows: bool = ...,
     include_same: bool = ...,
     machine: Machine | None = ...,
     cluster: ClusterLike = ...,
@@ -62,8 +65,10 @@ def predict(
     options: Sequence[PredictionOptions],
     *,
     name: str | None = ...,
-    input_column: str = ...,
-    output_column: str = ...,
+    input_column: str | None = ...,
+    output_column: str | None = ...,
+    text_column: str | None = ...,
+    skip_bad_rows: bool = ...,
     include_same: bool = ...,
     machine: Machine | None = ...,
     cluster: ClusterLike = ...,
@@ -79,8 +84,10 @@ def predict(
     options: PredictionOptions | Sequence[PredictionOptions] | None = None,
     *,
     name: str | None = None,
-    input_column: str = "input",
-    output_column: str = "output",
+    input_column: str | None = None,
+    output_column: str | None = None,
+    text_column: str | None = None,
+    skip_bad_rows: bool = False,
     include_same: bool = False,
     machine: Machine | None = None,
     cluster: ClusterLike = None,
@@ -95,6 +102,8 @@ def predict(
         A data file, a folder with a training split, or a dataset already read.
     options
         Metric, approach and their parameters; of a list, a list of predictions in its order.
+    input_column, output_column, text_column, skip_bad_rows
+        How the data is read: see `AdapterBank.ingest`.
     include_same
         Use an entry of the bank even if it holds the very same dataset.
     machine
@@ -120,11 +129,11 @@ def predict(
     >>> print(prediction.effective_sources)
     1.0
     """
-    ways, shown = each_way(options), progress or SilentProgress()
+    ways, shown, budget = each_way(options), progress or SilentProgress(), memory_budget(memory)
     for way in ways:
         _check(bank, way)
-    budget = memory_budget(memory)
-    dataset, place = read_data(data, input_column, output_column, budget)
+    reading = bank.reading(input_column, output_column, text_column, skip_bad_rows)
+    dataset, place = read_data(data, reading, budget)
     called = name or dataset_name(data)
     reader = LabelReader(bank, LabelOptions(machine or Machine()), shown)
     made = _predictions(bank, dataset, place, called, ways, include_same, reader, cluster, budget, shown)
@@ -147,6 +156,8 @@ def _predictions(
     target = _target(bank, dataset, place, budget, progress)
     same = np.asarray([not include_same and record.content_sha256 == dataset.sha256 for record in adapters])
     left_out = _left_out(adapters, same, place, progress)
+    for note in unlike_forms(bank, adapters, dataset.rule, place):
+        progress.note(note)
     made = []
     for way in ways:
         metric, row = _distances(bank, target, adapters, way, budget, progress)
@@ -332,14 +343,12 @@ def dataset_name(data: str | Path | Dataset) -> str:
     return path.parent.name if stem == "train" and not path.is_dir() else stem or path.name
 
 
-def read_data(
-    data: str | Path | Dataset, input_column: str, output_column: str, budget: int
-) -> tuple[Dataset, str]:
+def read_data(data: str | Path | Dataset, reading: Reading, budget: int) -> tuple[Dataset, str]:
     """Return a dataset, read within so many bytes unless it is there already, and what messages call it."""
     if isinstance(data, Dataset):
         return data, "the dataset"
     files = training_files(Path(data))
-    found = read_dataset(files, input_column=input_column, output_column=output_column, memory=budget)
+    found = read_dataset(files, reading, memory=budget)
     return found, str(data)
 
 

@@ -34,6 +34,8 @@ from compute.prediction.session import computing
 if TYPE_CHECKING:
     import xarray
 
+    from bankdb.gguf.export import GgufExport
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PredictedBank:
@@ -97,6 +99,7 @@ class PredictedBank:
         *,
         dtype: str = "source",
         overwrite: bool = False,
+        gguf: GgufExport | None = None,
         cluster: ClusterLike = None,
         progress: Progress | None = None,
     ) -> list[Path]:
@@ -110,6 +113,8 @@ class PredictedBank:
             `source`: that of the adapters combined (float32 if they differ); or float32, float16, bfloat16.
         overwrite
             Replace folders that hold something else.
+        gguf
+            Write them for llama.cpp too, or alone: what `AdapterBank.gguf` returns.
         cluster
             Options, a `distributed.Client`, or None: the default client if there is one, else threads.
 
@@ -119,16 +124,18 @@ class PredictedBank:
             A folder is there that holds something else, and is not to be replaced.
         PlanError, ComputeError
             The work does not fit the memory, or the files the disk; or a piece failed, and what was done is kept.
-        AdapterError, BankFormatError
-            A folder cannot be written; or a row of the bank, or a stored prediction, is damaged.
+        AdapterError, GgufError, BankFormatError
+            A folder cannot be written, or not exactly; or a row of the bank, or a stored prediction, is damaged.
         """
         what, shown = (
             (self.bank, self.run, self.coefficients, self.path, folder),
             progress or SilentProgress(),
         )
         if self.stored == "float32":
-            return export_all(*what, dtype=dtype, overwrite=overwrite, progress=shown)
-        return save_in_one_pass(*what, dtype=dtype, overwrite=overwrite, cluster=cluster, progress=shown)
+            return export_all(*what, dtype=dtype, overwrite=overwrite, gguf=gguf, progress=shown)
+        return save_in_one_pass(
+            *what, dtype=dtype, overwrite=overwrite, gguf=gguf, cluster=cluster, progress=shown
+        )
 
     def to_xarray(self) -> xarray.Dataset:
         """Return effective sources, and weight errors where there are, by `target`; and the coefficients."""

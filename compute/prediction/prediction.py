@@ -22,6 +22,8 @@ from compute.prediction.provenance import RETAINED, chosen_dtype, form_record, p
 if TYPE_CHECKING:
     import xarray
 
+    from bankdb.gguf.export import GgufExport
+
 # Sources that a prediction shows of itself: in text, and in a notebook's table.
 _FEW, _LISTED = 4, 10
 
@@ -79,7 +81,14 @@ class Prediction:
     delta: DeltaAdapter | None = None
     fitted: Fitted | None = None
 
-    def save(self, folder: str | Path, *, dtype: str = "source", overwrite: bool = False) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        dtype: str = "source",
+        overwrite: bool = False,
+        gguf: GgufExport | None = None,
+    ) -> Path:
         """Write it as an adapter's folder that PEFT and vLLM load; return the folder.
 
         Parameters
@@ -88,17 +97,19 @@ class Prediction:
             `source`: that of the adapters combined (float32 if they differ); or float32, float16, bfloat16.
         overwrite
             Replace an adapter folder that is there.
+        gguf
+            Write it for llama.cpp too, or alone: what `AdapterBank.gguf` returns.
 
         Raises
         ------
         ConflictError
             `folder` is there and is not to be replaced.
-        AdapterError
-            It cannot be written, or a value is too large for the dtype.
+        AdapterError, GgufError
+            It cannot be written, or not exactly; or a value is too large for the dtype.
         """
         target, record = Path(folder), self.provenance(dtype)
         form = None if self.delta is None else self.delta.form
-        write_prediction(self.bank, target, self.vector, record, overwrite, form)
+        write_prediction(self.bank, target, self.vector, record, overwrite, form, gguf)
         return target
 
     def provenance(self, dtype: str = "source") -> dict[str, Any]:
@@ -110,6 +121,7 @@ class Prediction:
             "content_sha256": self.dataset.sha256,
             "examples": len(self.dataset),
             "tokens": self.tokens,
+            **({} if self.dataset.rule is None else {"text_rule": self.dataset.rule.as_text}),
         }
         record["left_out"] = list(self.left_out)
         if self.fitted is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import BankError, ConflictError, ParameterError
-from bankdb.peft.config import render_config
-from bankdb.peft.folder import write_adapter_folder
+from bankdb.gguf.export import GGUF_NAME, MODELFILE_NAME, GgufExport, tensors_beside
+from bankdb.peft.config import CONFIG_NAME, plain_alpha, render_config
+from bankdb.peft.folder import Content, write_adapter_folder
 from bankdb.peft.layout import AdapterLayout
 from bankdb.peft.model_card import PROVENANCE_NAME, model_card
-from bankdb.peft.weights import write_safetensors
+from bankdb.peft.weights import WEIGHTS_NAME, write_safetensors
 from bankdb.records import AdapterRecord, BankRecord, library_versions, published
 from bankdb.strict_json import parse_object
 from compute.approaches.base import Fitted
@@ -26,25 +28,33 @@ DTYPES = ("source", "float32", "float16", "bfloat16")
 RETAINED = "retained_energy"
 MEASURED = "measured"
 """What `compute.assessment` adds: how the adapter answered test examples."""
+GGUF = "gguf"
+"""What is said of the file for llama.cpp, where there is one."""
 
 
 def form_record(form: DeltaForm) -> dict[str, Any]:
     """Return the rank and the scaling of an adapter combined in delta space, as its provenance has them."""
     return {
         "rank": form.layout.rank,
-        "alpha": form.alpha,
-        "use_rslora": form.use_rslora,
+        "alpha": plain_alpha(form.scaling, form.layout.rank),
+        "use_rslora": False,
         "scaling": form.scaling,
     }
 
 
-def already_there(folder: Path, record: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Return the record in the folder, if it holds this very prediction: a folder appears whole."""
+def already_there(
+    folder: Path, record: Mapping[str, Any], overwrite: bool, gguf: GgufExport | None = None
+) -> dict[str, Any] | None:
+    """Return the record in the folder, if it holds this very prediction with all its files: a folder appears whole."""
     try:
         found = (folder / PROVENANCE_NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    same = _same_prediction(found, record) if (folder / "adapter_model.safetensors").is_file() else None
+    files = ([] if gguf is not None and gguf.alone else [WEIGHTS_NAME]) + (
+        [] if gguf is None else [GGUF_NAME]
+    )
+    whole = all((folder / name).is_file() for name in files)
+    same = _same_prediction(found, _with_gguf(record, gguf)) if whole else None
     if same is None and not overwrite:
         raise ConflictError(
             f"{folder}: holds an adapter from another prediction; choose another folder, or pass --overwrite"
@@ -58,7 +68,8 @@ def _same_prediction(text: bytes, record: Mapping[str, Any]) -> dict[str, Any] |
         found = parse_object(text.decode())
     except ValueError:
         return None
-    given = {key: value for key, value in found.items() if key not in (RETAINED, MEASURED)}
+    more = {RETAINED, MEASURED} | ({GGUF} - record.keys())
+    given = {key: value for key, value in found.items() if key not in more}
     return found if _json(given) == _json(record) else None
 
 
@@ -85,7 +96,7 @@ def provenance(
 ) -> dict[str, Any]:
     """Return everything that determines a prediction. Depends on that alone: no time, no machine."""
     used = sorted(np.flatnonzero(weights).tolist(), key=lambda index: (-weights[index], adapters[index].name))
-    double = weights.astype(np.float64)
+    double, rank = weights.astype(np.float64), adapters[0].rank
     return {
         "name": name,
         "base_model": bank.base_model,
@@ -96,9 +107,9 @@ def provenance(
         "approach": options.approach,
         "parameters": options.parameters(),
         "effective_sources": float(1 / np.sum(double**2)),
-        "rank": adapters[0].rank,
-        "alpha": bank.alpha,
-        "use_rslora": bank.use_rslora,
+        "rank": rank,
+        "alpha": None if bank.scaling is None else plain_alpha(bank.scaling, rank),
+        "use_rslora": False,
         "scaling": bank.scaling,
         "dtype": dtype,
         "versions": library_versions(),
@@ -134,6 +145,11 @@ def _json(record: Mapping[str, Any]) -> str:
     return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
 
+def _with_gguf(record: Mapping[str, Any], gguf: GgufExport | None) -> Mapping[str, Any]:
+    """Return a record with what is said of the file for llama.cpp, if there is to be one."""
+    return record if gguf is None else {**record, GGUF: gguf.facts(record["scaling"], record["rank"])}
+
+
 def write_prediction(
     about: BankRecord,
     folder: Path,
@@ -141,6 +157,7 @@ def write_prediction(
     record: Mapping[str, Any],
     overwrite: bool,
     form: DeltaForm | None = None,
+    gguf: GgufExport | None = None,
 ) -> None:
     """Write the folder of a prediction: weights, configuration, provenance and model card.
 
@@ -150,38 +167,53 @@ def write_prediction(
         float32, shape (p,), in the bank's layout; in delta space in the form's. Or what writes the file.
     record
         What `provenance` returned, and more.
+    gguf
+        Write it for llama.cpp too, or alone: of the very numbers that PEFT's file holds.
 
     Raises
     ------
     ConflictError
         `folder` is there and is not to be replaced.
-    AdapterError
-        It cannot be written, or a value is too large for the dtype.
+    AdapterError, GgufError
+        It cannot be written, or not exactly; or a value is too large for the dtype.
     """
-    if about.layout is None or about.alpha is None or about.use_rslora is None:
+    if about.layout is None or about.scaling is None:
         raise BankError(
             f"bank {about.identity}: has adapters but no layout or scaling; restore the database from a copy"
         )
-    layout, dtype = AdapterLayout.from_json(about.layout), str(record["dtype"])
-    scaling = about.alpha, about.use_rslora
+    layout, scaling = AdapterLayout.from_json(about.layout), about.scaling
     if form is not None:
-        layout, scaling = form.layout, (form.alpha, form.use_rslora)
+        layout, scaling = form.layout, form.scaling
     config = render_config(
         about.base_model,
         layout,
-        scaling,
+        (plain_alpha(scaling, layout.rank), False),
         about.task_type,
         revision=about.base_model_revision,
     )
-    write_adapter_folder(
-        folder,
-        files={
-            "adapter_config.json": config.encode(),
-            "adapter_model.safetensors": weights
-            if callable(weights)
-            else lambda path: write_safetensors(path, weights, layout, dtype),
-            PROVENANCE_NAME: _json(record).encode(),
-            "README.md": model_card(record).encode(),
-        },
-        overwrite=overwrite,
-    )
+    record, dtype = _with_gguf(record, gguf), str(record["dtype"])
+    to_file = weights if callable(weights) else partial(_to_file, weights, layout, dtype)
+    files: dict[str, Content] = {CONFIG_NAME: config.encode(), WEIGHTS_NAME: to_file}
+    if gguf is not None:
+        names = {"name": str(record["name"]), "base_model": published(about.base_model)}
+        write = gguf.writer(tensors_beside(layout, dtype), layout, scaling, names)
+        if gguf.alone:
+            files = {GGUF_NAME: partial(_by_weights, to_file, write)}
+        else:
+            files[GGUF_NAME] = write
+        files[MODELFILE_NAME] = gguf.modelfile().encode()
+    files |= {PROVENANCE_NAME: _json(record).encode(), "README.md": model_card(record).encode()}
+    write_adapter_folder(folder, files=files, overwrite=overwrite)
+
+
+def _to_file(vector: NDArray[np.float32], layout: AdapterLayout, dtype: str, path: Path) -> None:
+    write_safetensors(path, vector, layout, dtype)
+
+
+def _by_weights(to_file: Callable[[Path], None], write: Callable[[Path], None], path: Path) -> None:
+    """Write what is made from PEFT's file, where that is not to stay."""
+    weights = path.with_name(WEIGHTS_NAME)
+    weights.touch()
+    to_file(weights)
+    write(path)
+    weights.unlink()

@@ -18,21 +18,21 @@ CLUSTER = "scheduler scheduler_file tls_ca tls_cert tls_key wait_workers workers
 ALWAYS = {
     "init": "bank_path base_model tokenizer aliases database arrays as_json",
     "alias": "bank_path action names as_json",
-    "ingest": "bank_path sources hub input_column output_column group_pattern replace memory "
+    "ingest": "bank_path sources hub text_column skip_bad_rows group_pattern replace memory "
     "assume_base_model adapt_rank as_json",
     "list": "bank_path limit offset as_json",
     "show": "bank_path name as_json",
     "verify": "bank_path repair as_json",
     "group": "bank_path names pattern as_json",
     "remove": "bank_path names",
-    "export": "bank_path name out run overwrite",
+    "export": "bank_path name out run merge",
     "distances": f"bank_path metrics compatible csv parquet as_json {CLUSTER}",
     "coefficients": f"bank_path approaches compatible leave_out csv parquet as_json {CLUSTER}",
     # The command itself refuses out, name and include_same with --all, export and weight_error without.
     "predict": "bank_path newdata whole_bank approaches compatible space rank out export name include_same "
     "weight_error store as_json memory",
     "finetune": "bank_path newdata out start steps budget examples batch_size learning_rate model train_dtype device "
-    "threads seed name input_column output_column dtype overwrite as_json memory test",
+    "threads seed name text_column skip_bad_rows dtype file_format overwrite as_json memory test",
     "evaluate": "bank_path adapters csv out as_json",
     "generate": "adapter prompt input_file model max_tokens temperature chat device dtype threads",
     "report": "bank_path out metrics approaches evaluations title overwrite",
@@ -41,7 +41,11 @@ ALWAYS = {
 NEW = ["x.jsonl", "--out", "o"]
 # Command, arguments with which an option does nothing, and the options.
 NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
-    ("export", ["x", "--out", "o"], [["--dtype", "float16"], ["--memory", "1GiB"]]),
+    ("export", ["x", "--out", "o"], [["--dtype", "float16"], ["--memory", "1GiB"], ["--base-gguf", "x"],
+                                     ["--model", "x"]]),
+    ("export", ["x", "--out", "o", "--merge"], [["--format", "gguf"], ["--overwrite"], ["--base-gguf", "x"]]),
+    ("predict", NEW, [["--base-gguf", "x"]]),
+    ("finetune", NEW, [["--base-gguf", "x"]]),
     ("predict", NEW, [["--scheduler", "tcp://127.0.0.1:1"], ["--scheduler-file", "x"], ["--workers", "7"],
                       ["--wait-workers", "2"], ["--wait-seconds", "2"], ["--tls-ca", "x"], ["--tls-cert", "x"],
                       ["--tls-key", "x"], ["--leave-out", "group"]]),
@@ -55,8 +59,14 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
                                              ["--metric", "js"]]),
     ("finetune", [*NEW, "--approach", "uniform"], [["--metric", "js"], ["--temperature", "2"]]),
     ("finetune", [*NEW, "--approach", "ridge"], [["--top-k", "2"]]),
-    ("predict", ["--all"], [["--input-column", "x"], ["--output-column", "x"], ["--dtype", "float16"],
-                            ["--overwrite"], ["--wait-seconds", "3"]]),
+    ("predict", ["--all"], [["--input-column", "x"], ["--output-column", "x"], ["--text-column", "x"],
+                            ["--skip-bad-rows"], ["--dtype", "float16"], ["--overwrite"], ["--wait-seconds", "3"],
+                            ["--format", "gguf"]]),
+    *((command, [*arguments, "--text-column", "x"], [["--input-column", "x"], ["--output-column", "x"]])
+      for command, arguments in (("ingest", ["x"]), ("predict", NEW), ("finetune", NEW),
+                                 ("evaluate", ["--adapter", "x", "--test", "y", "--compare", "uniform",
+                                               "--data", "z"]))),
+    ("evaluate", ["--adapter", "x", "--test", "y"], [["--text-column", "x"]]),
     *((command, arguments, [["--mmd-kernel", "gaussian"], ["--sigma", "3"]])
       for command, arguments in (("distances", []), ("coefficients", []), ("predict", NEW), ("predict", ["--all"]),
                                  ("evaluate", ["--metric", "js"]))),
@@ -80,7 +90,8 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
       ["--finetune", "2"]]),
     ("evaluate", [], [["--examples", "3"], ["--train-batch-size", "2"], ["--learning-rate", "0.1"],
                       ["--train-dtype", "float16"]]),
-    ("evaluate", [], [["--test", "x"], ["--compare", "uniform"], ["--input-column", "x"], ["--output-column", "x"]]),
+    ("evaluate", [], [["--test", "x"], ["--compare", "uniform"], ["--input-column", "x"], ["--output-column", "x"],
+                      ["--text-column", "x"], ["--skip-bad-rows"]]),
     ("predict", NEW, [["--compare", "uniform"], ["--max-examples", "3"], ["--model", "x"], ["--device", "cpu"],
                       ["--model-dtype", "float16"], ["--batch-size", "2"], ["--threads", "2"]]),
     ("predict", ["--all"], [["--test", "x"]]),
@@ -145,7 +156,7 @@ def test_an_option_that_would_do_nothing_is_refused(
         "with a bank; -", "with -"
     ).replace("with an --approach", "with --approach").replace("with NEWDATA", "with --NEWDATA").replace(
         "with answers", "with --answers"
-    ).replace("with the bank's own tasks", "with --the bank's own tasks")
+    ).replace("with the bank's own tasks", "with --the bank's own tasks").replace("with two", "with --two")
 
 
 @pytest.mark.parametrize(

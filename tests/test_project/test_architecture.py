@@ -197,14 +197,17 @@ ARROWS = {
     "bankdb.arrays": set(),
     "bankdb.catalog": set(),
     "bankdb.patterns": set(),
+    "bankdb.templates": set(),
     "bankdb.peft": {"bankdb.arrays", "bankdb.patterns"},
-    "bankdb.datasets": set(),
+    "bankdb.gguf": {"bankdb.peft"},
+    "bankdb.datasets": {"bankdb.templates"},
     "bankdb.sources": {"bankdb.datasets", "bankdb.patterns"},
-    "bankdb.storage": {"bankdb.arrays", "bankdb.catalog", "bankdb.datasets", "bankdb.peft"},
+    "bankdb.storage": {"bankdb.arrays", "bankdb.catalog", "bankdb.datasets", "bankdb.gguf", "bankdb.peft"},
     "bankdb.bank": {
         "bankdb.arrays",
         "bankdb.catalog",
         "bankdb.datasets",
+        "bankdb.gguf",
         "bankdb.ingest",
         "bankdb.peft",
         "bankdb.snapshot",
@@ -262,6 +265,7 @@ ARROWS = {
         "compute.generation",
         "compute.prediction",
     },
+    "compute.merging": {"compute.finetuning", "compute.generation"},
     "compute.curves": {
         "compute.approaches",
         "compute.cluster",
@@ -310,10 +314,12 @@ OF_A_BANK = {
     "bankdb.bank",
     "bankdb.datasets",
     "bankdb.derived",
+    "bankdb.gguf",
     "bankdb.initialisation",
     "bankdb.peft",
     "bankdb.scaled_rows",
     "bankdb.snapshot",
+    "bankdb.templates",
 }
 MOST_MODULES = 12
 

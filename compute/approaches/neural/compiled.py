@@ -291,7 +291,7 @@ def step_units(
             exact[:] = 0.0
             for at in range(bounds[unit], bounds[unit + 1]):
                 for q in range(3):
-                    for i in range(exact.shape[1]):
+                    for i in range(sums.shape[2]):
                         exact[q, i] += signs[at] * sums[points[at], q, i]
             active[:] = exact
         row = weights[unit]

@@ -12,6 +12,7 @@ from bankdb.arrays.shards import read_row
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.derived import row_of
 from bankdb.errors import BankNotFoundError, ConflictError, listed
+from bankdb.gguf.export import GgufExport
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 from bankdb.snapshot import of_one_snapshot
@@ -52,6 +53,7 @@ def export_prediction(
     *,
     dtype: str = "source",
     overwrite: bool = False,
+    gguf: GgufExport | None = None,
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -69,6 +71,8 @@ def export_prediction(
         `source`: that of the adapters combined (float32 if they differ); or float32, float16, bfloat16.
     overwrite
         Replace an adapter folder that is there.
+    gguf
+        Write it for llama.cpp too, or alone: what `AdapterBank.gguf` returns.
     memory
         Bytes that may be used; default: half of the machine's memory.
 
@@ -78,8 +82,8 @@ def export_prediction(
         There is no such run of predictions, or no such target in it.
     ConflictError
         A source of the run is not in the bank any more; or `folder` is there and is not to be replaced.
-    AdapterError, BankFormatError
-        It cannot be written, or a value is too large for the dtype; a row that is needed is damaged.
+    AdapterError, GgufError, BankFormatError
+        It cannot be written, or not exactly; or a value is too large for the dtype; a row that is needed is damaged.
 
     Examples
     --------
@@ -95,20 +99,29 @@ def export_prediction(
     written = chosen_dtype(dtype, sources, shares)
     record = provenance(about, name, found.metric, found.options, sources, shares, written)
     record |= leave_one_out(adapter, None if found.fitted is None else found.fitted[index])
-    if already_there(target, record, overwrite) is None:
-        shown.begin("combine", 1)
-        if _is_stored(bank, found):
-            vector = read_row(found.path / ADAPTERS, index, AGAIN)
-        else:
-            vector = combined(bank, sources, shares, memory, shown)
-        shown.end()
-        write_prediction(about, target, vector, record, overwrite)
+    if already_there(target, record, overwrite, gguf) is None:
+        vector = _vector(bank, found, index, sources, shares, memory, shown)
+        write_prediction(about, target, vector, record, overwrite, gguf=gguf)
     return target
 
 
-def _is_stored(bank: AdapterBank, found: StoredRun) -> bool:
-    """Whether all numbers of the run are stored as they are, not rounded."""
-    return stored_dtype(bank, (found.run, found.path), len(found.sources)) == "float32"
+def _vector(
+    bank: AdapterBank,
+    found: StoredRun,
+    index: int,
+    sources: Sequence[AdapterRecord],
+    shares: NDArray[np.float32],
+    memory: int | None,
+    progress: Progress,
+) -> NDArray[np.float32]:
+    """Return a prediction of a run: as it is stored, if all numbers are and none is rounded, or combined now."""
+    progress.begin("combine", 1)
+    if stored_dtype(bank, (found.run, found.path), len(found.sources)) == "float32":
+        vector = read_row(found.path / ADAPTERS, index, AGAIN)
+    else:
+        vector = combined(bank, sources, shares, memory, progress)
+    progress.end()
+    return vector
 
 
 def _target(bank: AdapterBank, found: StoredRun, name: str) -> tuple[int, AdapterRecord]:

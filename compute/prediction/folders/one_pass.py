@@ -22,6 +22,7 @@ from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.bank import AdapterBank
 from bankdb.derived import digest_of
 from bankdb.errors import BankError, ComputeError, PlanError
+from bankdb.gguf.export import GgufExport
 from bankdb.peft.folder import check_free, clear_unfinished
 from bankdb.peft.model_card import PROVENANCE_NAME
 from bankdb.peft.weights import DTYPES, safetensors_start
@@ -52,6 +53,7 @@ class _Export:
     root: Path
     dtype: str
     overwrite: bool
+    gguf: GgufExport | None
     progress: Progress
 
     @property
@@ -72,6 +74,7 @@ def save_in_one_pass(
     *,
     dtype: str,
     overwrite: bool,
+    gguf: GgufExport | None,
     cluster: ClusterLike,
     progress: Progress,
 ) -> list[Path]:
@@ -94,7 +97,7 @@ def save_in_one_pass(
         A piece failed, a value is too large for the dtype, a file cannot be written, or a source row is damaged;
         what was done is kept beside the folders, as `.….unfinished`.
     """
-    export = _Export(bank, run, found, path, Path(folder), dtype, overwrite, progress)
+    export = _Export(bank, run, found, path, Path(folder), dtype, overwrite, gguf, progress)
     with computing(bank, cluster, progress) as used:
         dtypes = _dtypes(export)
         clear_unfinished(export.root, set(export.names))
@@ -122,7 +125,7 @@ def _missing(export: _Export, dtypes: Sequence[str]) -> dict[int, str]:
         # What tells the same prediction is made only where there is something to compare it with.
         if (folder / PROVENANCE_NAME).exists():
             record, _ = leave_one_out_record(about, export.found, index, export.dtype)
-            if already_there(folder, record, export.overwrite) is not None:
+            if already_there(folder, record, export.overwrite, export.gguf) is not None:
                 continue
         check_free(folder, export.overwrite)
         missing[index] = dtypes[index]
@@ -256,7 +259,8 @@ def _finish(export: _Export, files: StagedFiles, missing: Sequence[int]) -> None
         except OSError as error:
             files.remove()  # what the disk could not take is gone
             raise _not_written(error, staged) from error
-        write_prediction(about, export.folders[index], _linked(staged), record, export.overwrite)
+        folder, overwrite = export.folders[index], export.overwrite
+        write_prediction(about, folder, _linked(staged), record, overwrite, gguf=export.gguf)
         staged.unlink(missing_ok=True)
         export.progress.advance()
 

@@ -164,11 +164,19 @@ def read_data(path: Path, base: Path) -> str:
     from bankdb.datasets.read import read_dataset
 
     dataset = read_dataset([path], memory=BYTES // 2)
-    expected = [(text, output[0] if isinstance(output, list) else output) for text, output in plainly(path)]
+    expected = [
+        (as_text(text), as_text(output[0] if isinstance(output, list) else output))
+        for text, output in plainly(path)
+    ]
     assert list(zip(dataset.inputs, dataset.outputs, strict=True)) == expected, (
         "other examples than are there"
     )
     return "taken"
+
+
+def as_text(value: Any) -> Any:
+    """Numbers and booleans as JSON writes them; anything else as it is, so that it is no text."""
+    return json.dumps(value) if isinstance(value, bool | int | float) else value
 
 
 def plainly(path: Path) -> list[tuple[Any, Any]]:

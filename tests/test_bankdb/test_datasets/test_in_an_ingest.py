@@ -67,17 +67,8 @@ def test_two_tasks_over_the_same_texts_are_not_one(tmp_path: Path, empty: Path) 
             tmp_path / "p" / "datasets" / name, [{"instruction": task, "input": "w1", "output": "w2"}] * 4
         )
         write_good_adapter(tmp_path / "p" / "adapters" / name, seed=1)
-    result = run("ingest", "--bank", empty, tmp_path / "p")
-    assert result.exit_code == 1
-    assert result.stderr.count("has text in 'instruction'") == 2
-    assert names(empty) == []
-    for name in ("plural", "reverse"):
-        path = tmp_path / "p" / "datasets" / name / "train.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        write_rows(
-            path.parent, [{"input": f"{r['instruction']}\n{r['input']}", "output": r["output"]} for r in rows]
-        )
     assert run("ingest", "--bank", empty, tmp_path / "p").exit_code == 0
+    assert sorted(names(empty)) == ["plural", "reverse"]
     with AdapterBank.open(empty) as opened:
         assert len({record.content_sha256 for record in opened.adapters()}) == 2
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bankdb.datasets.held_out import read_held_out
-from bankdb.datasets.read import read_dataset, training_files
+from bankdb.datasets.read import Reading, read_dataset, training_files
 from bankdb.errors import DatasetError
 
 Row = dict[str, Any]
@@ -38,7 +38,7 @@ FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @pytest.mark.parametrize("extension", FORMATS)
-@pytest.mark.parametrize("name", ["instruction", "Instruction", "instructions"])
+@pytest.mark.parametrize("name", ["Instruction", "instructions"])
 def test_an_instruction_is_not_left_out(tmp_path: Path, extension: str, name: str) -> None:
     rows = [
         {name: "", "input": "a", "output": "b"},
@@ -57,13 +57,18 @@ def test_an_instruction_is_not_left_out(tmp_path: Path, extension: str, name: st
 
 
 @pytest.mark.parametrize("extension", FORMATS)
-def test_nor_is_the_input_where_the_instruction_is_read(tmp_path: Path, extension: str) -> None:
-    rows = [{"instruction": "Write the plural.", "input": "cat", "output": "cats"}]
+def test_who_names_the_columns_leaves_out_the_others_and_is_told(tmp_path: Path, extension: str) -> None:
+    rows = [{"instruction": "Write the plural.", "input": "one cat", "output": "cats"}]
     path = write(tmp_path / f"train{extension}", rows)
-    with pytest.raises(DatasetError, match="has text in 'input'"):
-        read_dataset([path], input_column="instruction")
-    empty = write(tmp_path / f"empty{extension}", [{**rows[0], "input": ""}])
-    assert read_dataset([empty], input_column="instruction").texts() == ["Write the plural.cats"]
+    for named, text, left in (
+        (Reading(input_column="instruction"), "Write the plural.cats", "input"),
+        (Reading(input_column="input"), "one catcats", "instruction"),
+        (Reading(output_column="output"), "one catcats", "instruction"),
+    ):
+        found = read_dataset([path], named)
+        assert found.texts() == [text]
+        (note,) = found.notes
+        assert f"text in '{left}' is not used" in note
 
 
 @pytest.mark.parametrize("extension", FORMATS)
@@ -143,30 +148,28 @@ def test_parts_are_added_up_and_that_is_said(tmp_path: Path, names: tuple[str, .
     assert read_dataset(training_files(shards)).notes == ()
 
 
-@pytest.mark.parametrize("name", ["messages", "conversations", "chosen"])
-def test_chat_data_is_called_so(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "what"), [("dialogue", "chat data"), ("chosen", "preferences")])
+def test_chat_data_is_called_so(tmp_path: Path, name: str, what: str) -> None:
     rows = [{name: [{"role": "user", "content": "hi there"}]}]
     with pytest.raises(
-        DatasetError, match=f"no column 'input' and no column 'output', but chat data in '{name}'"
+        DatasetError, match=f"no column 'input' and no column 'output', but {what} in '{name}'"
     ):
         read_dataset([write(tmp_path / "t.jsonl", rows)])
 
 
 def test_one_column_of_text_can_be_read_as_the_advice_says(tmp_path: Path) -> None:
-    with pytest.raises(
-        DatasetError, match="rename it to 'input', and add a column 'output' of empty strings"
-    ):
-        read_dataset([write(tmp_path / "t.csv", [{"text": "a b"}])])
-    assert read_dataset([write(tmp_path / "u.csv", [{"input": "a b", "output": ""}])]).texts() == ["a b"]
+    path = write(tmp_path / "t.csv", [{"text": "a b"}])
+    with pytest.raises(DatasetError, match=r"for a single text, --text-column text$"):
+        read_dataset([path])
+    assert read_dataset([path], Reading(text_column="text")).texts() == ["a b"]
 
 
 @pytest.mark.parametrize(
     ("names", "advice"),
     [
-        (["train.jsonl.gz"], "decompress the file first"),
-        (["train.csv.zst", "README.md"], "decompress the file first"),
-        (["data-00000-of-00001.arrow", "state.json", "dataset_info.json"], "load_from_disk"),
-        (["dataset_dict.json"], "load_from_disk"),
+        (["train.jsonl.bz2"], "decompress the file first"),
+        (["train.csv.xz", "README.md"], "decompress the file first"),
+        (["data-00000-of-00001.arrow"], "load_from_disk"),
     ],
 )
 def test_folders_of_formats_that_are_not_read_say_what_to_do(
@@ -179,12 +182,12 @@ def test_folders_of_formats_that_are_not_read_say_what_to_do(
 
 
 def test_all_columns_that_are_missing_are_named_at_once(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.csv", [{"question": "a", "answer": "b"}])
+    path = write(tmp_path / "t.csv", [{"asked": "a", "answered": "b"}])
     with pytest.raises(DatasetError) as caught:
         read_dataset([path])
-    for part in ("'input'", "'output'", "--input-column", "--output-column", "'question', 'answer'"):
+    for part in ("'input'", "'output'", "--input-column", "--output-column", "'asked', 'answered'"):
         assert part in str(caught.value)
-    assert read_dataset([path], input_column="question", output_column="answer").texts() == ["ab"]
+    assert read_dataset([path], Reading("asked", "answered")).texts() == ["ab"]
 
 
 @pytest.mark.parametrize("make", [

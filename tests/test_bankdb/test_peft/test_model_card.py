@@ -80,12 +80,26 @@ def test_the_card_says_how_to_load_it_everywhere() -> None:
     assert f"vllm serve {BASE_MODEL} --enable-lora" in card
     assert f"hf download {BASE_MODEL} --local-dir base" in card
     assert "convert_lora_to_gguf.py FOLDER --base base" in card
-    assert "llama-cli -m base.gguf --lora adapter.gguf" in card
-    assert "--lora-scaled" not in card
-    stabilised = model_card(provenance(base_model="/models/my base", use_rslora=True, rank=16))
-    assert "hf download" not in stabilised
-    assert "convert_hf_to_gguf.py '/models/my base'" in stabilised
-    assert "by `--lora-scaled`, with 4." in stabilised
+    # Without a chat template, which llama-cli would put around the prompt.
+    assert 'llama-completion -m base.gguf --lora adapter.gguf -no-cnv -p "PROMPT"' in card
+    local = model_card(provenance(base_model="/models/my base"))
+    assert "hf download" not in local
+    assert "convert_hf_to_gguf.py '/models/my base'" in local
+
+
+def test_the_card_says_how_to_load_a_gguf() -> None:
+    facts = {"architecture": "llama", "alpha": 8.0, "dtype": "float32", "base": "config.json", "alone": False}
+    both = model_card(provenance(gguf=facts))
+    assert "llama-completion -m base.gguf --lora FOLDER/adapter.gguf -no-cnv" in both
+    assert "ollama create predicted -f FOLDER/Modelfile" in both
+    assert "as `base.gguf` in FOLDER" in both
+    assert "convert_lora_to_gguf.py" not in both
+    assert "PeftModel" in both
+    alone = model_card(provenance(gguf=facts | {"alone": True, "base": "small`.gguf"}))
+    assert "as `small'.gguf` in FOLDER" in alone
+    assert front_matter(alone)["library_name"] == "gguf"
+    for absent in ("PeftModel", "vllm serve", "bank generate"):
+        assert absent not in alone
 
 
 def test_measured_figures_take_the_place_of_the_warning() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bankdb.datasets.read import TEXT_RULE, read_dataset, training_files
+from bankdb.datasets.read import TEXT_RULE, Reading, read_dataset, training_files
 from bankdb.errors import DatasetError
 
 ROWS = [
@@ -134,8 +134,9 @@ def test_one_object_in_a_json_file_is_one_example(tmp_path):
 
 
 def test_columns_can_be_named(tmp_path):
-    path = write(tmp_path / "t.csv", [{"question": "a", "answer": "b"}])
-    assert read_dataset([path], input_column="question", output_column="answer").texts() == ["ab"]
+    path = write(tmp_path / "t.csv", [{"asked": "a", "answered": "b"}])
+    found = read_dataset([path], Reading(input_column="asked", output_column="answered"))
+    assert (found.texts(), found.notes) == (["ab"], ())
 
 
 def test_shards_are_one_dataset(tmp_path):
@@ -189,11 +190,10 @@ LINES = [
     ),
     ('{"text": "a", "output": "b"}', "line 2: no column 'input'.*--input-column"),
     ('{"input": null, "output": "b"}', "line 2: 'input' is null; expected a string"),
-    ('{"input": 7, "output": "b"}', "line 2: 'input' is a number"),
-    ('{"input": true, "output": "b"}', "line 2: 'input' is true"),
+    ('{"input": NaN, "output": "b"}', "line 2: 'input' is a number"),
     ('{"input": ["a"], "output": "b"}', "line 2: 'input' is a list"),
     ('{"input": "a", "output": null}', "line 2: 'output' is null; expected a string or a list of strings"),
-    ('{"input": "a", "output": 1.5}', "line 2: 'output' is a number"),
+    ('{"input": "a", "output": Infinity}', "line 2: 'output' is a number"),
     ('{"input": "a", "output": {"a": "b"}}', "line 2: 'output' is an object"),
     ('{"input": "a", "output": []}', "line 2: 'output' is an empty list"),
     ('{"input": "a", "output": [["b"]]}', "line 2: 'output' has a list in its list"),
@@ -213,10 +213,10 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     refused(tmp_path / "t.jsonl", (GOOD + line + "\n" + GOOD).encode(), message)
 
 
-def refused(path, data, message, **columns):
+def refused(path, data, message):
     path.write_bytes(data)
     with pytest.raises(DatasetError, match=message) as error:
-        read_dataset([path], **columns)
+        read_dataset([path])
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
 
@@ -229,9 +229,11 @@ def refused(path, data, message, **columns):
         ("t.jsonl", b"\n \n", "no examples"),
         ("t.jsonl", GOOD.encode() * 2 + b'{"input": "\xe9"}', "line 3: not UTF-8"),
         ("t.jsonl", GOOD.encode("utf-16"), "UTF-16; save it as UTF-8"),
-        ("t.jsonl", b"\x1f\x8b\x08rest", "compressed with gzip; decompress"),
+        ("t.jsonl", b"\x1f\x8b\x08rest", r"compressed with gzip; let its name end in \.gz"),
         ("t.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
-        ("t.jsonl.gz", b"\x1f\x8b\x08rest", "compressed with gzip; decompress"),
+        ("t.jsonl.gz", b"\x1f\x8b\x08rest", "not a whole file of gzip"),
+        ("t.jsonl.gz", GOOD.encode(), r"is not compressed with gzip; rename it without \.gz"),
+        ("t.parquet.gz", b"\x1f\x8b\x08rest", r"unknown format '\.parquet\.gz'"),
         ("t.tsv", b"input\toutput\n", r"unknown format '\.tsv'; expected one of \.jsonl"),
         ("t", b"x", "unknown format ''"),
         ("t.json", b" \n", "no examples"),
@@ -241,7 +243,7 @@ def refused(path, data, message, **columns):
         ("t.json", b'[{"input": "a", "output": "b"}, {"input": "a"}]', "example 2: no column 'output'"),
         ("t.json", b'[{"input": "a", "output": "b"}, 3]', "example 2: a number; expected an object"),
         ("t.json", b'{"Definition": ["d"], "Instances": [{"input": "a"}]}', "an object with 'Definition', 'Instances'"),
-        ("t.json", b'{"input": ["a"], "output": ["b"]}', "'input' is a list"),
+        ("t.json", b'{"input": [["a"]], "output": ["b"]}', "example 1: 'input' is a list"),
         ("t.json", b'{"data": [{"input": "a", "output": "b"}], "more": []}', "an object with 'data', 'more'"),
         ("t.csv", b"\n\n", "no examples"),
         ("t.csv", b"input,output\n", "no examples"),
@@ -271,7 +273,10 @@ def test_a_bad_file_is_refused(tmp_path, name, data, message):
         ({"input": ["a"], "output": [[]]}, "'output' is of type list<.*null"),
         ({"input": ["a", "b"], "output": [["x"], []]}, "row 2: 'output' is an empty list"),
         ({"input": ["a"], "output": [["b", None]]}, "row 1: 'output' has null in its list"),
-        ({"input": [1], "output": ["b"]}, "'input' is of type int64; expected string"),
+        (
+            {"input": pa.array([1], pa.date32()), "output": ["b"]},
+            "'input' is of type date32.*; expected string",
+        ),
         ({"input": [["a"]], "output": ["b"]}, "'input' is of type list<"),
         ({"input": ["a"], "output": [[["b"]]]}, "'output' is of type list<.*list<"),
         ({"input": [b"a"], "output": ["b"]}, "'input' is of type binary"),
@@ -311,7 +316,7 @@ def test_what_is_no_file_is_refused(tmp_path):
         read_dataset([])
     path = write(tmp_path / "t.jsonl", ROWS)
     with pytest.raises(DatasetError, match="both read from column 'input'"):
-        read_dataset([path], output_column="input")
+        read_dataset([path], Reading(output_column="input"))
     empty = tmp_path / "shard.jsonl"
     empty.write_text("\n")
     with pytest.raises(DatasetError, match=r"shard\.jsonl: no examples"):
@@ -341,6 +346,10 @@ def layout(folder, *names):
         (["tasks.jsonl", "readme.txt"], ["tasks.jsonl"]),
         (["tasks.jsonl", "test.jsonl", "dev.jsonl"], ["tasks.jsonl"]),
         (["training.jsonl"], ["training.jsonl"]),
+        (["train.jsonl.gz", "test.jsonl.gz"], ["train.jsonl.gz"]),
+        (["train.jsonl", "train.jsonl.gz"], ["train.jsonl"]),
+        (["train-00000-of-00002.json.zst", "train-00001-of-00002.json.zst"],
+         ["train-00000-of-00002.json.zst", "train-00001-of-00002.json.zst"]),
     ],
 )  # fmt: skip
 def test_the_training_split_is_found(tmp_path, names, expected):
@@ -355,7 +364,8 @@ def test_the_training_split_is_found(tmp_path, names, expected):
         (["test.jsonl"], r"no training split; .* found test\.jsonl"),
         (["test.jsonl", "validation-00000-of-00001.parquet", "eval_1.csv"], "no training split"),
         (["a.jsonl", "b.jsonl"], r"no training split; .* found a\.jsonl, b\.jsonl"),
-        (["train.jsonl.gz"], r"no training split; .* found train\.jsonl\.gz"),
+        (["train.jsonl.bz2"], r"no training split; .* found train\.jsonl\.bz2"),
+        (["train.jsonl.gz", "train.csv"], "more than one training split"),
         (["deep/er/train.jsonl"], "no training split"),
         (["train.jsonl", "train.csv"], "more than one training split"),
         (["train.jsonl", "data/train.jsonl"], "more than one training split"),
@@ -396,11 +406,13 @@ def test_both_columns_that_are_wrong_are_named_at_once(tmp_path):
     import pyarrow.parquet as pq
 
     file = tmp_path / "train.jsonl"
-    file.write_text('{"input": 3, "output": null}\n')
-    with pytest.raises(DatasetError, match="'input' is a number; expected a string, and 'output' is null"):
+    file.write_text('{"input": {}, "output": null}\n')
+    with pytest.raises(DatasetError, match="'input' is an object; expected a string, and 'output' is null"):
         read_dataset([file])
-    pq.write_table(pa.table({"input": [3], "output": [1.5]}), tmp_path / "train.parquet")
+    days = pa.array([3], pa.date32())
+    pq.write_table(pa.table({"input": days, "output": days}), tmp_path / "train.parquet")
     with pytest.raises(
-        DatasetError, match="'input' is of type int64; expected string, and column 'output' is of type double"
+        DatasetError,
+        match=r"'input' is of type date32.*; expected string, and column 'output' is of type date32",
     ):
         read_dataset([tmp_path / "train.parquet"])

@@ -180,11 +180,11 @@ def test_a_run_that_ended_between_two_folders(
 ) -> None:
     calls = []
 
-    def some(*arguments: Any) -> None:
+    def some(*arguments: Any, **named: Any) -> None:
         calls.append(arguments)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        write(*arguments)
+        write(*arguments, **named)
 
     out, write = tmp_path / "out", one_pass.write_prediction
     with monkeypatch.context() as patched:

@@ -1,0 +1,1 @@
+"""In which form examples are written: which columns are read, and how they become input and output."""

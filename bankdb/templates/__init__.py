@@ -1,0 +1,1 @@
+"""Chat templates of others, in bounded time and memory."""

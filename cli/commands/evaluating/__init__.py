@@ -1,0 +1,1 @@
+"""What `bank evaluate` prints beside its tables: weights, and curves of training."""

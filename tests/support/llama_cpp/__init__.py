@@ -1,0 +1,1 @@
+"""What runs beside real llama.cpp: see `make test-llamacpp`."""
