@@ -7,6 +7,7 @@ cosine of two adapters of different seeds is 0 with a deviation of 1/64.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,7 @@ def _compare(bank: StoredBank, adapters: Sequence[AdapterRecord], progress: Prog
     path, made_from = place_of(bank, str(bank.record.layout))
     columns = sampled_columns(layout)
     array = ArrayLayout((_MOST_ADAPTERS * len(columns),), (len(columns),), "float32")
-    nothing: dict[str, list[object]] = {LISTED: [], GROUPS: [], NEAREST: []}
+    nothing: dict[str, Any] = {LISTED: [], GROUPS: [], NEAREST: []}
     about = find_array(bank, path, array, made_from, progress) or nothing
     listed, keys = list(about[LISTED]), [key_of(record) for record in adapters]
     if listed == keys:
