@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bankdb.records import BankRecord as BankRecord
     from bankdb.records import PairReference as PairReference
     from bankdb.records import RefusedPair as RefusedPair
+    from bankdb.records import Taking as Taking
     from bankdb.verify import VerifyReport as VerifyReport
 
     open = AdapterBank.open
@@ -57,7 +58,9 @@ _PLACES = {
     "AdapterBank": "bankdb.bank",
     "IngestReport": "bankdb.ingest",
     "VerifyReport": "bankdb.verify",
-    **dict.fromkeys(("AdapterRecord", "BankRecord", "PairReference", "RefusedPair"), "bankdb.records"),
+    **dict.fromkeys(
+        ("AdapterRecord", "BankRecord", "PairReference", "RefusedPair", "Taking"), "bankdb.records"
+    ),
     **dict.fromkeys(_ERRORS, "bankdb.errors"),
 }
 

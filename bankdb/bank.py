@@ -10,7 +10,7 @@ from bankdb.arrays.durable import fsync_path
 from bankdb.catalog.database import Database
 from bankdb.errors import BankError, BankNotFoundError, one_line
 from bankdb.progress import Progress
-from bankdb.records import AdapterRecord, published
+from bankdb.records import AS_IT_COMES, AdapterRecord, Taking, published
 from bankdb.shown import html_summary, text_summary
 from bankdb.snapshot import snapshot_of
 from bankdb.storage.location import BankLocation
@@ -141,6 +141,7 @@ class AdapterBank(StoredBank):
         text_column: str | None = None,
         skip_bad_rows: bool = False,
         replace: bool = False,
+        taking: Taking = AS_IT_COMES,
         memory: int | None = None,
         progress: Progress | None = None,
     ) -> IngestReport:
@@ -164,8 +165,8 @@ class AdapterBank(StoredBank):
             Columns of the datasets with the input text and the output, or outputs; recognised if neither is given.
         text_column, skip_bad_rows
             The one column that is read; skip rows that are no examples, and say how many, rather than refuse the pair.
-        replace
-            Store a pair anew where the bank has other content under its name.
+        replace, taking
+            Store a pair anew where the bank has other content under its name; what may be assumed of adapters, or done.
         memory
             Bytes for reading and tokenizing; half of the machine's if not given.
 
@@ -186,7 +187,7 @@ class AdapterBank(StoredBank):
 
         found, refused = references_of(sources, hub, group_pattern)
         reading = self.reading(input_column, output_column, text_column, skip_bad_rows)
-        how = IngestOptions(reading, replace, memory)
+        how = IngestOptions(reading, replace, memory, taking)
         return ingest(
             self, found, resolve=resolver(self.catalog.find), options=how, refused=refused, progress=progress
         )

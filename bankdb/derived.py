@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bankdb.records import AdapterRecord
     from bankdb.storage.stored_bank import StoredBank
 
-KINDS = ("distributions", "distances", "gram", "predictions", "neural", "losses")
+KINDS = ("distributions", "distances", "gram", "predictions", "neural", "losses", "initialisation")
 
 # Entries of a block of an array in a group: 8 MiB of float64.
 _BLOCK_ENTRIES = 2**20

@@ -7,12 +7,10 @@ whole, and the next ingest clears what was left and goes on.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bankdb.arrays.adapter_store import StoredRow
@@ -21,24 +19,23 @@ from bankdb.catalog.catalog import changed_pair
 from bankdb.datasets.limits import memory_budget
 from bankdb.datasets.read import Examples, Reading
 from bankdb.errors import (
-    AdapterError,
     ArrayStoreUnavailableError,
     BankError,
     DatabaseUnavailableError,
     SourceError,
+    one_line,
     printable,
 )
-from bankdb.peft.checks import other_revision
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import AdapterRecord, NewAdapter, Pair, PairReference, RefusedPair
+from bankdb.records import AS_IT_COMES, NewAdapter, Pair, PairReference, RefusedPair, Taking
 from bankdb.shown import html_summary, text_summary
 from bankdb.sources.pairs import check_case
+from bankdb.storage.expected import Expected, expected_of, is_unchanged
 from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
     from bankdb.datasets.forms.rules import Rule
     from bankdb.datasets.tokenizer import TokenHistogram
-    from bankdb.peft.layout import AdapterLayout
     from bankdb.peft.weights import SourceAdapter
 
 # Pairs prepared ahead of the one being written: reading and tokenizing overlap with writing.
@@ -49,11 +46,15 @@ _LISTED = 10
 
 @dataclass(frozen=True, slots=True)
 class IngestOptions:
-    """How datasets are read, what happens to a pair whose name is taken by other content, and the bytes of memory."""
+    """How datasets are read, what happens to a pair whose name is taken by other content, and the bytes of memory.
+
+    `taking` is what may be assumed of adapters, or done to them.
+    """
 
     reading: Reading = field(default_factory=Reading)
     replace: bool = False
     memory: int | None = None
+    taking: Taking = AS_IT_COMES
 
 
 @dataclass(slots=True)
@@ -66,6 +67,8 @@ class IngestReport:
     refused: list[RefusedPair] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
     """What was left out or assumed of stored adapters, with the names of those."""
+    initialisations: str = ""
+    """Where the bank's A factors are of several initialisations: how many share one, and what that means."""
 
     def __repr__(self) -> str:
         """Return how many of each, and the first that were refused."""
@@ -78,15 +81,6 @@ class IngestReport:
     def _title(self) -> str:
         counts = f"{len(self.added)} added, {len(self.skipped)} there already, {len(self.replaced)} replaced"
         return f"IngestReport: {counts}, {len(self.refused)} refused"
-
-
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """What an adapter has to be; without a layout, none of those to come can be read."""
-
-    base_models: tuple[str, ...]
-    layout: AdapterLayout | None
-    revision: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +135,7 @@ def ingest(
         references, other = check_case(references, [record.name for record in bank.adapters()])
         report.refused += other
         resolved = _resolved(references, resolve, report, progress)
-        expected = _expected(bank, resolved)
+        expected = expected_of(bank, resolved, options.taking)
         # Loaded once, here, before threads share it.
         report.notes |= {note: [] for note in bank.tokenizer.notes}
 
@@ -153,7 +147,20 @@ def ingest(
             _store_outcome(bank, pair, outcome, options, report)
             progress.advance()
         progress.end()
+    if report.added or report.replaced:
+        report.initialisations = _compared(bank, progress)
     return report
+
+
+def _compared(bank: StoredBank, progress: Progress) -> str:
+    from bankdb.initialisation.compare import compare
+    from bankdb.initialisation.shared import advice_of
+
+    try:
+        compare(bank, progress)
+        return advice_of(bank, bank.adapters())
+    except (BankError, OSError) as error:  # what was stored is stored
+        return f"not compared: {one_line(error)}"
 
 
 def clear_leftovers(bank: StoredBank) -> list[str]:
@@ -207,51 +214,26 @@ def _resolved(
     return pairs
 
 
-def _expected(bank: StoredBank, pairs: Sequence[Pair]) -> _Expected:
-    """Return what the bank's adapters are; for an empty bank, what most of the adapters to come are."""
-    from bankdb.peft.config import CONFIG_NAME, read_config
-    from bankdb.peft.weights import is_base_model, read_layout
-
-    record = bank.record
-    base_models = (record.base_model, *record.base_model_aliases)
-    if record.layout is not None:
-        return _Expected(base_models, bank.layout, record.base_model_revision)
-    votes: Counter[tuple[AdapterLayout, str | None]] = Counter()
-    for pair in pairs:
-        try:
-            config = read_config(pair.adapter / CONFIG_NAME)
-            if is_base_model(config.base_model, base_models):
-                votes[read_layout(pair.adapter), config.revision] += 1
-        except AdapterError:
-            continue  # refused with its reason when its turn comes
-    layout, revision = votes.most_common(1)[0][0] if votes else (None, None)
-    return _Expected(base_models, layout, revision)
-
-
 def _prepare(
     bank: StoredBank,
     pair: Pair,
-    expected: _Expected,
+    expected: Expected,
     options: IngestOptions,
 ) -> _Prepared | None:
     """Read, check and tokenize a pair; None if the bank has the very same already."""
     from bankdb.peft.checks import notes_on
-    from bankdb.peft.weights import load_adapter
 
     _check_text(pair)
     present = bank.catalog.find(pair.name)
     if present is not None:
         stored = _read(pair, options)
         stored.pass_over()
-        if _unchanged(present, pair, stored.sha256):
+        if is_unchanged(bank, present, pair, stored.sha256):
             return None
         if not options.replace:
             raise changed_pair(pair.name)
-    adapter = load_adapter(pair.adapter, expected=expected.layout, base_models=expected.base_models)
-    if expected.layout is not None and adapter.config.revision != expected.revision:
-        config = pair.adapter / "adapter_config.json"
-        raise AdapterError(other_revision(str(config), expected.revision, adapter.config.revision))
-    adapter = replace(adapter, notes=notes_on(adapter, pair.adapter))
+    adapter = expected.load(pair.adapter, options.taking)
+    adapter = replace(adapter, notes=(*pair.notes, *notes_on(adapter, pair.adapter)))
     dataset = _read(pair, options)
     histogram = bank.tokenizer.count(dataset.texts(), str(pair.dataset[0]), options.memory)
     return _Prepared(pair, adapter, dataset.sha256, len(dataset), dataset.notes, dataset.rule, histogram)
@@ -272,30 +254,6 @@ def _check_text(pair: Pair) -> None:
     for text in (pair.adapter_source, pair.dataset_source, pair.group or "", pair.licence or ""):
         if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
             raise SourceError(f"{printable(text)}: not valid Unicode text; rename the folder, or correct it")
-
-
-def _unchanged(present: AdapterRecord, pair: Pair, content_sha256: str) -> bool:
-    """Whether a pair's three hashes are those in the bank; the configuration holds the scaling."""
-    if present.content_sha256 != content_sha256:
-        return False
-    expected = {
-        "adapter_config.json": present.config_sha256,
-        "adapter_model.safetensors": present.source_sha256,
-    }
-    return all(_file_sha256(pair.adapter / name) == sha256 for name, sha256 in expected.items())
-
-
-def _file_sha256(path: Path) -> str:
-    if not path.is_file():  # to open a named pipe would wait for ever
-        raise AdapterError(f"{path}: a file was expected, as ingested before; put it back")
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise AdapterError(
-            f"{path}: cannot be read ({error.strerror}); "
-            "expected the file that was ingested before, or one to replace it"
-        ) from error
 
 
 def _ahead(

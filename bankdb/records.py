@@ -33,6 +33,8 @@ class Pair:
         Datasets that share a source share a group.
     licence
         As stated by the source, if known.
+    notes
+        How the adapter was found, where that is to be said; a line each.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Pair:
     dataset_revision: str | None = None
     group: str | None = None
     licence: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,28 @@ class RefusedPair:
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """What may be assumed of adapters, or done to them, so that they fit a bank.
+
+    Attributes
+    ----------
+    assume_base_model
+        One whose configuration names no base model is of the bank's.
+    adapt_rank
+        One of another rank is padded with zeros, or cut.
+    """
+
+    assume_base_model: bool = False
+    adapt_rank: bool = False
+
+
+AS_IT_COMES = Taking()
+"""Nothing is assumed, and nothing done that changes a number."""
+AS_BEFORE = Taking(assume_base_model=True, adapt_rank=True)
+"""Of an adapter that was taken before; its hashes tell whether it is the same."""
 
 
 @dataclass(frozen=True, slots=True)

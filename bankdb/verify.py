@@ -14,7 +14,7 @@ from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError
 from bankdb.ingest import clear_leftovers_locked
 from bankdb.peft.checks import stored_differences
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import AdapterRecord
+from bankdb.records import AS_BEFORE, AdapterRecord
 from bankdb.shown import html_summary
 from bankdb.storage.stored_bank import StoredBank
 
@@ -244,12 +244,15 @@ def _restore(bank: StoredBank, record: AdapterRecord) -> str | None:
     folder = Path(record.source)
     if not (folder.is_absolute() and folder.is_dir()):
         return f"its source {record.source} is not on this machine"
-    layout = bank.layout
+    about, layout = bank.record, bank.layout
+    names = (about.base_model, *about.base_model_aliases)
     try:
-        adapter = load_adapter(folder, expected=layout)
+        adapter = load_adapter(folder, expected=layout, base_models=names, taking=AS_BEFORE)
     except BankError as error:
         return f"its source cannot be read ({error})"
-    if adapter.sha256 != record.source_sha256 or row_sha256(adapter.vector) != record.row_sha256:
+    # The last bits of one that was cut are those of the machine that cut it.
+    same = adapter.is_cut or row_sha256(adapter.vector) == record.row_sha256
+    if adapter.sha256 != record.source_sha256 or not same:
         return f"its source {record.source} has changed since"
     bank.restore(record.row, adapter.vector)
     return None

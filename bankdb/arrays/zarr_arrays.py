@@ -78,9 +78,9 @@ def array_store(path: Location, *, read_only: bool = False) -> Any:
 
 def ensure_group(path: Location, attributes: dict[str, Any] | None = None) -> None:
     """Make a zarr group at `path` if there is none, so that standard tools can browse what is in it."""
-    import zarr
-
     if not (path / "zarr.json").is_file():
+        import zarr
+
         zarr.create_group(array_store(path), zarr_format=3, overwrite=False, attributes=attributes)
 
 

@@ -31,13 +31,20 @@ class Origins:
 
     def task_types(self) -> Counter[str | None]:
         """Return how many ready adapters state each task type in their configurations, or None."""
+        return self._stated("task_type")
+
+    def base_models(self) -> Counter[str | None]:
+        """Return how many ready adapters state each name of the base model in their configurations."""
+        return self._stated("base_model_name_or_path")
+
+    def _stated(self, key: str) -> Counter[str | None]:
         with self._database.read() as session:
             query = select(AdapterRow.config_sha256, func.count()).where(AdapterRow.state == "ready")
             found = session.execute(query.group_by(AdapterRow.config_sha256)).all()
         texts = self.configurations(str(sha256) for sha256, _ in found)
         votes: Counter[str | None] = Counter()
         for sha256, count in found:
-            votes[_stated(texts.get(str(sha256), ""))] += int(count)
+            votes[_value(texts.get(str(sha256), ""), key)] += int(count)
         return votes
 
     def text_rules(self, rows: Iterable[int]) -> dict[int, str]:
@@ -88,10 +95,15 @@ class Origins:
             row.base_model_aliases = json.dumps(aliases)
             return tuple(aliases)
 
+    def set_aliases(self, names: Iterable[str]) -> None:
+        """Record these names of the base model, beside its own, and no others."""
+        with self._database.write() as session:
+            the_bank(session).base_model_aliases = json.dumps(list(names))
 
-def _stated(config: str) -> str | None:
+
+def _value(config: str, key: str) -> str | None:
     try:
-        task_type = parse_object(config).get("task_type")
+        value = parse_object(config).get(key)
     except ValueError:
         return None  # damaged: whoever reads the blob itself says so
-    return task_type if isinstance(task_type, str) else None
+    return value if isinstance(value, str) else None

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from bankdb.errors import AdapterError, BankFormatError, listed
 from bankdb.peft.config import CONFIG_NAME, AdapterConfig, is_rendered, parse_config, scaling
+from bankdb.peft.conversion.source_layout import source_layout
 from bankdb.peft.header import parse_header
 from bankdb.peft.layout import A_SUFFIX, AdapterLayout, modules_of
 from bankdb.peft.model_card import PROVENANCE_NAME
 from bankdb.peft.names import tensor_names
-from bankdb.peft.source_layout import source_layout
 from bankdb.peft.targets import Selection
 from bankdb.peft.weights import WEIGHTS_NAME, SourceAdapter, dtype_of, is_base_model
 from bankdb.records import AdapterRecord, BankRecord

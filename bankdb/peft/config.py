@@ -9,13 +9,13 @@ import json
 import math
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bankdb.errors import FROM_MLX, AdapterError
 from bankdb.peft.layout import AdapterLayout
-from bankdb.peft.options import check_initialisation, check_known, shown
+from bankdb.peft.options import check_initialisation, check_known, restating_patterns, shown
 from bankdb.peft.targets import Selection
 from bankdb.strict_json import parse_object
 
@@ -23,6 +23,7 @@ CONFIG_NAME = "adapter_config.json"
 _MAX_BYTES = 16 * 2**20
 _MAX_VALUES = 2_000_000
 _LONGEST_TEXT = 4096  # of a path
+_BASE_MODEL = "base_model_name_or_path"
 _LFS_POINTER = "version https://git-lfs"
 _TASK_TYPES = ("CAUSAL_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS")
 
@@ -61,7 +62,9 @@ class AdapterConfig:
     task_type
         As PEFT names it, or None.
     text
-        The whole file.
+        The whole file, or what it says with some options changed: see `restated`.
+    notes
+        What of it was assumed or changes nothing, a line each.
     """
 
     base_model: str
@@ -73,6 +76,7 @@ class AdapterConfig:
     fan_in_fan_out: bool
     task_type: str | None
     text: str
+    notes: tuple[str, ...] = ()
 
     @property
     def scaling(self) -> float:
@@ -109,8 +113,13 @@ def plain_alpha(scaling: float, rank: int) -> float:
     return next((one for one in near if one / rank == scaling), alpha)
 
 
-def read_config(path: Path) -> AdapterConfig:
+def read_config(path: Path, assumed: str | None = None) -> AdapterConfig:
     """Read and check an `adapter_config.json`.
+
+    Parameters
+    ----------
+    assumed
+        The base model of a configuration that names none; None refuses it.
 
     Raises
     ------
@@ -118,10 +127,10 @@ def read_config(path: Path) -> AdapterConfig:
         The file cannot be read, is not what PEFT writes for LoRA, or sets an option that changes what the
         weights mean; the option is named.
     """
-    return parse_config(_read_text(path), path)
+    return parse_config(_read_text(path), path, assumed)
 
 
-def parse_config(text: str, path: Path) -> AdapterConfig:
+def parse_config(text: str, path: Path, assumed: str | None = None) -> AdapterConfig:
     """Read and check the text of an `adapter_config.json`; messages name `path`. See `read_config`."""
     if text.startswith(_LFS_POINTER):
         raise AdapterError(
@@ -135,6 +144,11 @@ def parse_config(text: str, path: Path) -> AdapterConfig:
         raise AdapterError(
             f"{path}: peft_type 'LORA' was expected, {shown(options, 'peft_type')} found; {_of_no_lora(options)}"
         )
+    notes = _of_patterns(options)
+    if assumed is not None and options.get(_BASE_MODEL) in (None, ""):
+        options[_BASE_MODEL] = assumed
+        text = _written(options)
+        notes.append(f"no base model is named: taken for one of {assumed}, as --assume-base-model says")
     check_known(options, path)
     check_initialisation(options.get("init_lora_weights"), path)
     if options.get("bias", "none") != "none":
@@ -151,7 +165,26 @@ def parse_config(text: str, path: Path) -> AdapterConfig:
         fan_in_fan_out=_boolean(options, "fan_in_fan_out", path),
         task_type=_task_type(options, path),
         text=text,
+        notes=tuple(notes),
     )
+
+
+def _of_patterns(options: dict[str, Any]) -> list[str]:
+    restating = restating_patterns(options)
+    return [f"{' and '.join(restating)}: give every module what it has without"] if restating else []
+
+
+def restated(config: AdapterConfig, **changes: Any) -> AdapterConfig:
+    """Return a configuration with other values of options; all others, and its notes, stay.
+
+    Parameters
+    ----------
+    changes
+        By option; None removes it.
+    """
+    options = parse_object(config.text, most=_MAX_VALUES) | changes
+    options = {key: value for key, value in options.items() if key not in changes or value is not None}
+    return replace(parse_config(_written(options), Path(CONFIG_NAME)), notes=config.notes)
 
 
 def render_config(
@@ -231,12 +264,12 @@ def _read_text(path: Path) -> str:
 
 
 def _base_model(options: dict[str, Any], path: Path) -> str:
-    name = _text_or_none(options, "base_model_name_or_path", path)
+    name = _text_or_none(options, _BASE_MODEL, path)
     if name is None:
         raise AdapterError(
-            f"{path}: base_model_name_or_path was expected to name the base model, "
-            f"{shown(options, 'base_model_name_or_path')} found; set it there to the model that was trained on, as "
-            "`bank show` names it"
+            f"{path}: {_BASE_MODEL} was expected to name the base model, {shown(options, _BASE_MODEL)} found; set it "
+            "there to the model that was trained on, as `bank show` names it, or pass --assume-base-model to "
+            "`bank ingest` if that is the bank's"
         )
     return name
 

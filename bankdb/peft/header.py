@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MOST_HEADER_BYTES, _MOST_VALUES = 32 * 2**20, 2_000_000  # some 200,000 tensors; parsing them takes memory
 _LONGEST_NAME, _MOST_DIMENSIONS = 500, 8
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_STORED_AS = "stored_as"
 _SAVE_AGAIN = "copy the file again, or save the adapter again with PEFT"
 # How other files begin that are found under this name, told apart when the length makes no sense.
 _FOREIGN = {
@@ -181,9 +182,39 @@ def _check_tiling(entries: list[TensorEntry], path: Path) -> None:
         end = entry.stop
 
 
+def written_header(header: bytes, tensors: Iterable[tuple[str, str, Sequence[int]]], how: str) -> bytes:
+    """Return a header of other tensors, one after another without gaps, with the metadata of another header.
+
+    Parameters
+    ----------
+    header
+        Whose metadata are kept.
+    tensors
+        Name, dtype as files have it, and shape of each, in the order of the data.
+    how
+        What was done to the adapter, which its metadata tell from now on: see `stored_as`.
+    """
+    metadata = parse_object(header.decode("utf-8")).get("__metadata__") or {}
+    content: dict[str, Any] = {"__metadata__": {**metadata, _STORED_AS: how}}
+    end = 0
+    for name, dtype, shape in tensors:
+        start, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
+        content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    return _padded(content)
+
+
+def stored_as(header: bytes) -> str | None:
+    """Return what was done to an adapter when it was stored, as its stored header tells; None where nothing was."""
+    metadata = parse_object(header.decode("utf-8")).get("__metadata__") or {}
+    return metadata.get(_STORED_AS)
+
+
 def renamed_header(header: bytes, names: Mapping[str, str]) -> bytes:
     """Return a header with other names, by those in it, for the same data; padded as the format wants it."""
     content = parse_object(header.decode("utf-8"))
-    renamed = {names.get(name, name): described for name, described in content.items()}
-    text = json.dumps(renamed, separators=(",", ":"), ensure_ascii=False).encode()
+    return _padded({names.get(name, name): described for name, described in content.items()})
+
+
+def _padded(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     return text + b" " * (-len(text) % 8)

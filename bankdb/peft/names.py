@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bankdb.errors import AdapterError, listed, one_line
@@ -25,6 +25,7 @@ _WRAPPERS = {
 # What PEFT has inside of an adapted module: an adapter was put on another one's layers.
 _INSIDE_AN_ADAPTER = frozenset({"base_layer", "lora_A", "lora_B", "modules_to_save", "original_module"})
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
+_COPY = ".base_layer.weight"
 _SEGMENT = re.compile(r"[\w-]+")
 _UNWRAP = "save it with save_pretrained of the PEFT model itself, not wrapped"
 _SAVE_WITH_PEFT = "save it with PEFT's save_pretrained"
@@ -47,10 +48,13 @@ class TensorNames:
         Name in the file to the module's path in the base model and the factor, 'A' or 'B'.
     left_out
         What was left out of the names, in words; empty where every name was PEFT's own.
+    copies
+        Name in the file of the base model's own weight of an adapted module to that module: no part of the adapter.
     """
 
     factors: Mapping[str, tuple[str, str]]
     left_out: tuple[str, ...]
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     def clean(self, name: str) -> str:
         """Return the name under which PEFT looks for a tensor of the file."""
@@ -74,8 +78,13 @@ def tensor_names(names: Sequence[str], path: Path) -> TensorNames:
     factors: dict[str, tuple[str, str]] = {}
     left_out: set[str] = set()
     adapters: dict[str | None, str] = {}
+    copies: dict[str, str] = {}
+    present = frozenset(names)
     for name in names:
         match = _FACTOR.fullmatch(name)
+        if match is None and _is_copy(name, present):
+            copies[name] = _module(name, name.removesuffix(_COPY), left_out, path)
+            continue
         if match is None:
             raise _refused(name, _foreign_tensor(name, names), path)
         module = _module(name, match["module"], left_out, path)
@@ -91,7 +100,17 @@ def tensor_names(names: Sequence[str], path: Path) -> TensorNames:
     if adapter is not None:
         left_out.add(f"the adapter's name {one_line(adapter, 40)!r}")
     _check_one_each(factors, path)
-    return TensorNames(factors, tuple(sorted(left_out)))
+    return TensorNames(factors, tuple(sorted(left_out)), copies)
+
+
+def _is_copy(name: str, present: frozenset[str]) -> bool:
+    """Whether a tensor is the head's own weight, which PEFT saves along where the head is a target.
+
+    It was not trained: PEFT trains the factors alone of a layer that it adapts.
+    """
+    module = name.removesuffix(_COPY)
+    adapted = {f"{module}.lora_A.weight", f"{module}.lora_B.weight"} <= present
+    return name.endswith(f".lm_head{_COPY}") and adapted
 
 
 def _module(name: str, text: str, left_out: set[str], path: Path) -> str:
@@ -167,8 +186,8 @@ def _foreign_tensor(name: str, names: Sequence[str]) -> str:
         return "a magnitude of DoRA; train a plain LoRA"
     if "lora_embedding_" in name:
         return "embeddings are adapted or saved whole; target linear modules alone"
-    if name.endswith(".base_layer.weight"):
-        return _of_adapted_layer(name.removesuffix(".base_layer.weight"), names)
+    if name.endswith(_COPY):
+        return _of_adapted_layer(name.removesuffix(_COPY), names)
     if name.endswith(".bias"):
         return "a bias; train with bias 'none' and without lora_bias"
     if re.search(r"\.lora_[AB]$", name):

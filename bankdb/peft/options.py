@@ -72,6 +72,9 @@ _REFUSED = {
     "velora_config": "the file holds projections beside the factors",
 }
 
+# Patterns of modules, and the option that each module has which no pattern names.
+_PATTERNS = {"alpha_pattern": "lora_alpha", "rank_pattern": "r"}
+
 # Initialisations after which the base model's weights are what they were before. `init_lora_weights` may
 # also be a boolean: neither changes the base model.
 _INIT_HARMLESS = ("gaussian", "eva", "orthogonal", "mica")
@@ -83,19 +86,33 @@ _INIT_MUTATES = ("pissa", "olora", "corda", "lora_ga")
 def check_known(options: dict[str, Any], path: Path) -> None:
     """Raise AdapterError, naming it, if an option is set that changes what the weights mean, or that is not known."""
     in_use = [key for key in sorted(options) if is_set(options[key])]
+    restating = restating_patterns(options)
     for key in in_use:
-        if key in _REFUSED:
+        if key in _REFUSED and key not in restating:
             raise AdapterError(
                 f"{path}: {key} was expected to be unset, {shown(options, key)} found: {_REFUSED[key]}; "
                 "train a plain LoRA"
             )
-    unknown = [key for key in in_use if key not in _READ and key not in _HARMLESS]
+    unknown = [key for key in in_use if key not in _READ and key not in _HARMLESS and key not in restating]
     if unknown:
         found = [f"{one_line(key, 60)}: {shown(options, key)}" for key in unknown]
         raise AdapterError(
             f"{path}: unknown options are set ({listed(found)}); they may change what the weights mean: "
             "unset them if they do not"
         )
+
+
+def restating_patterns(options: dict[str, Any]) -> list[str]:
+    """Return which patterns are set and give every module, whatever they match, what it has without them."""
+    return [
+        key
+        for key, stated in _PATTERNS.items()
+        if is_set(options.get(key))
+        and isinstance(options[key], dict)
+        and all(
+            type(value) in (int, float) and value == options.get(stated) for value in options[key].values()
+        )
+    ]
 
 
 def check_initialisation(value: Any, path: Path) -> None:

@@ -5,13 +5,11 @@ Read into a flat float32 vector, exactly; written again bit for bit, or as a new
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shlex
-import stat
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,10 +22,13 @@ from numpy.typing import NDArray
 
 from bankdb.errors import AdapterError, BankFormatError, one_line
 from bankdb.peft.config import CONFIG_NAME, AdapterConfig, read_config
+from bankdb.peft.conversion.conversion import Conversion, conversion_to
+from bankdb.peft.conversion.source_layout import SourceLayout, check_idle, source_layout
 from bankdb.peft.header import TensorEntry, check_data_bytes, parse_header, read_header, renamed_header
 from bankdb.peft.layout import AdapterLayout, TensorSpec
-from bankdb.peft.names import TensorNames, tensor_names
-from bankdb.peft.source_layout import check_idle, source_layout
+from bankdb.peft.names import tensor_names
+from bankdb.peft.opened import check_folder, check_weights_file, opened, read_exactly
+from bankdb.records import AS_BEFORE, AS_IT_COMES, Taking
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -36,7 +37,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin", "adapter_model.pth")
+_PIECE = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,13 +51,16 @@ class SourceAdapter:
     dtype
         'float32', 'float16', 'bfloat16', or 'mixed'.
     header
-        The bytes of the file's header, with their padding, without the 8 bytes of their length.
+        The bytes of the file's header, with their padding, without the 8 bytes of their length; of an adapter that
+        was brought to another layout, of the file that it would be now.
     sha256
         Of the whole `adapter_model.safetensors`, in hexadecimal.
     vector
         The weights; float32, shape (p,).
     notes
-        What was left out or assumed, a line each.
+        What was left out, assumed or converted, a line each.
+    is_cut
+        Whether the weights were computed, so that another machine's last bits may be others.
     """
 
     config: AdapterConfig
@@ -66,10 +70,26 @@ class SourceAdapter:
     sha256: str
     vector: NDArray[np.float32]
     notes: tuple[str, ...] = ()
+    is_cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What configuration and header say of an adapter."""
+
+    config: AdapterConfig
+    entries: tuple[TensorEntry, ...]
+    source: SourceLayout
+    conversion: Conversion
+    header: bytes
 
 
 def load_adapter(
-    folder: Path, *, expected: AdapterLayout | None = None, base_models: Sequence[str] | None = None
+    folder: Path,
+    *,
+    expected: AdapterLayout | None = None,
+    base_models: Sequence[str] | None = None,
+    taking: Taking = AS_IT_COMES,
 ) -> SourceAdapter:
     """Read an adapter folder; its data only if everything else about it is as expected.
 
@@ -82,39 +102,79 @@ def load_adapter(
     expected
         The bank's layout; None takes any.
     base_models
-        Names under which the bank's base model is accepted; None takes any.
+        Names under which the bank's base model is accepted, its own first; None takes any.
+    taking
+        What may be assumed of it, or done to it.
 
     Raises
     ------
     AdapterError
         The folder is refused; the message names the file, what was expected and what was found.
     """
-    config, path = _open_folder(folder)
+    config, path = _open_folder(folder, base_models[0] if base_models and taking.assume_base_model else None)
     if base_models is not None and not is_base_model(config.base_model, base_models):
-        raise AdapterError(
-            f"{folder / CONFIG_NAME}: base model {' or '.join(map(repr, base_models))} was expected, "
-            f"{one_line(repr(config.base_model), 160)} found; adapters of another base model cannot be combined with "
-            "the bank's; if it is the same under another name, let it in by "
-            f"`bank alias {shlex.quote(one_line(config.base_model))}`"
-        )
-    with _opened(path) as (file, file_bytes):
-        header = read_header(file, file_bytes, path)
-        entries = parse_header(header, path)
-        source = source_layout(entries, config, path)
-        if expected != source.layout:
-            check_idle(source, path)
-        _check_layout(source.layout, expected, path)
-        check_data_bytes(entries, file_bytes - 8 - len(header), path)
-        digest = hashlib.sha256(struct.pack("<Q", len(header)) + header)
-        vector = _read_tensors(file, entries, source.layout, source.names, path, digest)
+        raise _of_other_model(folder, config.base_model, base_models)
+    with opened(path) as (file, file_bytes):
+        found = _described(file, file_bytes, config, expected, taking, path)
+        check_data_bytes(found.entries, file_bytes - 8 - len(found.header), path)
+        digest = hashlib.sha256(struct.pack("<Q", len(found.header)) + found.header)
+        vector = _read_tensors(file, found, path, digest)
+    vector, converted = found.conversion.vector(vector)
+    notes = (*found.source.notes(), *converted)
+    header = found.conversion.header(found.header, found.entries, found.source, notes)
     return SourceAdapter(
-        config=config,
-        layout=source.layout,
-        dtype=dtype_of(entries),
+        config=found.conversion.config(config),
+        layout=found.conversion.stored,
+        dtype=dtype_of(parse_header(header, path)),
         header=header,
         sha256=digest.hexdigest(),
         vector=vector,
-        notes=source.notes(),
+        notes=(*config.notes, *notes),
+        is_cut=found.conversion.is_cut,
+    )
+
+
+def taken_config(folder: Path, expected: AdapterLayout, base_model: str) -> str:
+    """Return the configuration that a bank would store of an adapter, by its header and configuration alone.
+
+    Raises
+    ------
+    AdapterError
+        It would be refused, whatever may be assumed of it or done to it.
+    """
+    config, path = _open_folder(folder, base_model)
+    with opened(path) as (file, file_bytes):
+        found = _described(file, file_bytes, config, expected, AS_BEFORE, path)
+    return found.conversion.config(config).text
+
+
+def _described(
+    file: BinaryIO,
+    file_bytes: int,
+    config: AdapterConfig,
+    expected: AdapterLayout | None,
+    taking: Taking,
+    path: Path,
+) -> _Described:
+    """Read the header, and find what brings the adapter to the expected layout; leaves the file at its data."""
+    header = read_header(file, file_bytes, path)
+    entries = parse_header(header, path)
+    source = source_layout(entries, config, path)
+    if expected is None:
+        check_idle(source, path)
+    try:
+        conversion = conversion_to(expected, source, taking, path)
+    except AdapterError:
+        check_idle(source, path)  # then that may be the reason
+        raise
+    return _Described(config, entries, source, conversion, header)
+
+
+def _of_other_model(folder: Path, found: str, base_models: Sequence[str]) -> AdapterError:
+    return AdapterError(
+        f"{folder / CONFIG_NAME}: base model {' or '.join(map(repr, base_models))} was expected, "
+        f"{one_line(repr(found), 160)} found; adapters of another base model cannot be combined with the bank's; if it "
+        f"is the same under another name, let it in by `bank alias add {shlex.quote(one_line(found))}`"
     )
 
 
@@ -134,18 +194,23 @@ def dtype_of(entries: Sequence[TensorEntry]) -> str:
     return dtypes.pop() if len(dtypes) == 1 else "mixed"
 
 
-def read_layout(folder: Path) -> AdapterLayout:
+def read_layout(folder: Path, assumed: str | None = None) -> AdapterLayout:
     """Read the layout of an adapter folder from its configuration and header alone.
 
     Target modules without tensors are taken as names that the base model has not.
+
+    Parameters
+    ----------
+    assumed
+        The base model of a configuration that names none; None refuses it.
 
     Raises
     ------
     AdapterError
         The configuration or the header is refused; the data is not looked at.
     """
-    config, path = _open_folder(folder)
-    with _opened(path) as (file, file_bytes):
+    config, path = _open_folder(folder, assumed)
+    with opened(path) as (file, file_bytes):
         return source_layout(parse_header(read_header(file, file_bytes, path), path), config, path).layout
 
 
@@ -266,73 +331,12 @@ def write_safetensors(path: Path, vector: NDArray[np.float32], layout: AdapterLa
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def _open_folder(folder: Path) -> tuple[AdapterConfig, Path]:
+def _open_folder(folder: Path, assumed: str | None = None) -> tuple[AdapterConfig, Path]:
     """Read the configuration of an adapter folder, and find its weights."""
-    try:
-        found = folder.stat()
-    except OSError as error:
-        raise AdapterError(
-            f"{folder}: {error.strerror}; an adapter is a folder that PEFT's save_pretrained wrote"
-        ) from None
-    if not stat.S_ISDIR(found.st_mode):
-        raise AdapterError(f"{folder}: a folder was expected, a file found; give the folder that holds it")
-    config = read_config(folder / CONFIG_NAME)
-    return config, _weights_file(folder)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file for reading, with its size; whatever the disk says becomes an AdapterError."""
-    try:
-        with path.open("rb") as file:
-            yield file, os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise AdapterError(
-            f"{path}: cannot be read: {error.strerror}; check its permissions and the disk"
-        ) from error
-
-
-def _weights_file(folder: Path) -> Path:
-    path = folder / WEIGHTS_NAME
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        if path.is_symlink():
-            raise AdapterError(
-                f"{path}: a link to a file that is not there; download the adapter again"
-            ) from None
-        pickles = [name for name in _PICKLES if (folder / name).exists()]
-        if pickles:
-            raise AdapterError(
-                f"{folder / pickles[0]}: {WEIGHTS_NAME} was expected, a pickle found, which can run any code; "
-                "load the adapter with PEFT where you trust it and save it again"
-            ) from None
-        raise AdapterError(
-            f"{path}: no such file; save the adapter again with PEFT's save_pretrained"
-        ) from None
-    except OSError as error:
-        raise AdapterError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise AdapterError(f"{path}: a file was expected, a folder or device found; give PEFT's own file")
-    return path
-
-
-def _check_layout(found: AdapterLayout, expected: AdapterLayout | None, path: Path) -> None:
-    differences = [] if expected is None else expected.differences(found)
-    if expected is None or not differences:
-        return
-    paths = expected.elsewhere(found)
-    if paths is not None:
-        raise AdapterError(
-            f"{path}: not of the bank's layout: its layers are {paths[0]!r}, the bank's {paths[1]!r}, and all else is "
-            "alike, as where another version of transformers names an architecture's modules otherwise; if that is "
-            "all, rename its tensors so (safetensors.numpy.load_file, save_file), and in target_modules where it "
-            "stands"
-        )
-    raise AdapterError(
-        f"{path}: not of the bank's layout: {'; '.join(differences)}; train it like the others, or put it in "
-        "a bank of its own"
-    )
+    check_folder(folder)
+    config, path = read_config(folder / CONFIG_NAME, assumed), folder / WEIGHTS_NAME
+    check_weights_file(path)
+    return config, path
 
 
 def _new_vector(layout: AdapterLayout, path: Path) -> NDArray[np.float32]:
@@ -348,20 +352,17 @@ def _new_vector(layout: AdapterLayout, path: Path) -> NDArray[np.float32]:
         ) from None
 
 
-def _read_tensors(
-    file: BinaryIO,
-    entries: Sequence[TensorEntry],
-    layout: AdapterLayout,
-    names: TensorNames,
-    path: Path,
-    digest: Any,
-) -> NDArray[np.float32]:
+def _read_tensors(file: BinaryIO, found: _Described, path: Path, digest: Any) -> NDArray[np.float32]:
+    """Return the vector in the file's own layout; what is a copy of the base model's is read for the hash alone."""
+    layout, names = found.source.layout, found.source.names
     vector = _new_vector(layout, path)
     specs: dict[str, TensorSpec] = {spec.name: spec for spec in layout.tensors}
-    for entry in entries:
-        data = file.read(entry.stop - entry.start)
-        if len(data) != entry.stop - entry.start:
-            raise AdapterError(f"{path}: ended while {entry.name} was read; copy the file again")
+    for entry in found.entries:
+        if entry.name in names.copies:
+            for start in range(entry.start, entry.stop, _PIECE):
+                digest.update(read_exactly(file, min(_PIECE, entry.stop - start), entry.name, path))
+            continue
+        data = read_exactly(file, entry.stop - entry.start, entry.name, path)
         digest.update(data)
         columns = specs[names.clean(entry.name)].columns
         vector[columns] = np.frombuffer(data, dtype=DTYPES[_DTYPE_NAMES[entry.dtype]])

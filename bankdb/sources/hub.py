@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from bankdb.datasets.splits import choose_training_files
 from bankdb.errors import SourceError, listed
 from bankdb.records import HUB_PREFIX, Pair, PairReference, is_hub_reference
+from bankdb.sources.adapter_files import CONFIG_FILE, WEIGHTS_FILE, adapter_below, local_adapter, notes_of
 from bankdb.sources.hub_client import (
     CARD_FILE,
     HubReference,
@@ -24,16 +25,7 @@ from bankdb.sources.hub_client import (
     downloaded,
     repository_information,
 )
-from bankdb.sources.pairs import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    both_sides,
-    check_adapter_files,
-    check_name,
-    local_adapter,
-    local_dataset,
-    name_key,
-)
+from bankdb.sources.pairs import both_sides, check_name, local_dataset, name_key
 
 _Files = TypeVar("_Files")
 _ID_PART = r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
@@ -57,6 +49,7 @@ class PinnedPair:
     dataset_revision: str | None
     group: str | None
     licence: str | None
+    notes: tuple[str, ...] = ()
 
 
 def parse_reference(text: str) -> HubReference:
@@ -134,6 +127,7 @@ def pin(reference: PairReference) -> PinnedPair:
         dataset_revision=dataset.revision,
         group=reference.group,
         licence=reference.licence or adapter.licence,
+        notes=adapter.notes,
     )
 
 
@@ -143,16 +137,19 @@ class _Side(Generic[_Files]):
     source: str
     revision: str | None = None
     licence: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def _adapter_side(text: str, information: Information | None) -> _Side[PinnedRepository | Path]:
     if not is_hub_reference(text):
-        path = local_adapter(text)
-        return _Side(path, str(path))
+        found = local_adapter(text)
+        return _Side(found.path, str(found.path), notes=found.notes)
     reference = parse_reference(text)
     information = information or repository_information("model", reference)
-    pinned = _pinned_adapter(reference, information)
-    return _Side(pinned, f"{HUB_PREFIX}{reference.repo_id}", pinned.revision, _licence(information))
+    below = adapter_below(information.files, f"adapter {reference.repo_id}")
+    pinned = _pinned_adapter(reference, information, below)
+    source, notes = f"{HUB_PREFIX}{reference.repo_id}", notes_of(below, information.files)
+    return _Side(pinned, source, pinned.revision, _licence(information), notes)
 
 
 def _dataset_side(text: str) -> _Side[PinnedRepository | tuple[Path, ...]]:
@@ -173,7 +170,7 @@ def fetch(pinned: PinnedPair) -> Pair:
     """
     adapter, dataset = pinned.adapter, pinned.dataset
     if isinstance(adapter, PinnedRepository):
-        # All files of an adapter repository that are read lie in its root.
+        # All files of an adapter repository that are read lie in one folder.
         adapter = downloaded(adapter)[0].parent
     if isinstance(dataset, PinnedRepository):
         dataset = downloaded(dataset)
@@ -187,12 +184,13 @@ def fetch(pinned: PinnedPair) -> Pair:
         dataset_revision=pinned.dataset_revision,
         group=pinned.group,
         licence=pinned.licence,
+        notes=pinned.notes,
     )
 
 
-def _pinned_adapter(reference: HubReference, information: Information) -> PinnedRepository:
-    check_adapter_files(information.files, f"adapter {reference.repo_id}")
-    wanted = [name for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE) if name in information.files]
+def _pinned_adapter(reference: HubReference, information: Information, below: str) -> PinnedRepository:
+    places = [f"{below}/{name}" if below else name for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    wanted = [name for name in (*places, CARD_FILE) if name in information.files]
     files = tuple(information.files[name] for name in wanted)
     return PinnedRepository("model", reference.repo_id, information.revision, files)
 

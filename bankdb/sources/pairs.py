@@ -6,33 +6,27 @@ One pair that is incomplete or badly named never stops the others: it is returne
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from bankdb.datasets.splits import EXTENSIONS, training_files
 from bankdb.errors import (
-    FROM_MLX,
     AdapterError,
     DatasetError,
     ParameterError,
     SourceError,
-    listed,
     one_line,
     printable,
 )
 from bankdb.patterns.bounded import matches
 from bankdb.records import Pair, PairReference, RefusedPair, is_hub_reference
+from bankdb.sources.adapter_files import local_adapter
 from bankdb.sources.manifest import LAYOUT, in_manifest
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-_MLX_FILES = ("adapters.safetensors", "adapters.npz")
-
-_LONGEST_NAME, _LOOKED_INTO = 200, 1000
+_LONGEST_NAME = 200
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")
@@ -185,12 +179,13 @@ def resolve(reference: PairReference) -> Pair:
     )
     return Pair(
         name=reference.name,
-        adapter=adapter,
+        adapter=adapter.path,
         dataset=dataset,
-        adapter_source=os.path.abspath(reference.adapter),
+        adapter_source=str(adapter.path),
         dataset_source=os.path.abspath(reference.dataset),
         group=reference.group,
         licence=reference.licence,
+        notes=adapter.notes,
     )
 
 
@@ -206,90 +201,6 @@ def both_sides(adapter: Callable[[], _A], dataset: Callable[[], _B]) -> tuple[_A
                 raise type(error)(f"{error}; and {other}") from error
         raise
     return found, dataset()
-
-
-def local_adapter(text: str) -> Path:
-    """Absolute path of an adapter's folder, after a look at what is in it.
-
-    Raises
-    ------
-    AdapterError
-        When it is not a folder with a config and weights in safetensors.
-    """
-    path = Path(os.path.abspath(text))
-    if not os.path.isdir(path):
-        found = "a file" if os.path.isfile(path) else "nothing"
-        raise AdapterError(
-            f"{path}: expected an adapter folder with {CONFIG_FILE} and {WEIGHTS_FILE}, found {found}"
-        )
-    try:
-        names = os.listdir(path)
-    except OSError as error:
-        raise AdapterError(f"{path}: cannot be listed: {error.strerror}; check its permissions") from error
-    if not {CONFIG_FILE, WEIGHTS_FILE} <= set(names):
-        names += [
-            f"{name}/{CONFIG_FILE}" for name in sorted(names)[:_LOOKED_INTO] if _is_adapter(path / name)
-        ]
-    check_adapter_files(names, str(path), "")
-    return path
-
-
-def _is_adapter(folder: Path) -> bool:
-    return os.path.isfile(folder / CONFIG_FILE) and os.path.isfile(folder / WEIGHTS_FILE)
-
-
-def check_adapter_files(
-    names: Collection[str], where: str, first: str = "download the repository, and "
-) -> None:
-    """Check that an adapter's folder or repository has the two files that are read.
-
-    Parameters
-    ----------
-    names
-        Paths of its files; of those in folders below, the configurations are looked for.
-    where
-        What it is called.
-    first
-        What has to be done before a folder below can be named.
-
-    Raises
-    ------
-    AdapterError
-        When one is missing, or the weights are there only as pickle, which can run code when loaded.
-    """
-    if CONFIG_FILE in names and WEIGHTS_FILE in names:
-        return
-    below = sorted(
-        (name.removesuffix(f"/{CONFIG_FILE}") for name in names if name.endswith(f"/{CONFIG_FILE}")),
-        key=_numbers_by_size,
-    )
-    if below:
-        raise AdapterError(
-            f"{where}: no {CONFIG_FILE if CONFIG_FILE not in names else WEIGHTS_FILE} in it, but adapters in folders "
-            f"below: {printable(listed(below[-3:]))}; {first}name one of them in a manifest (.csv), as "
-            f"{printable(f'{where}/{below[-1]}') if not first else printable(below[-1])}, or move its files up"
-        )
-    of_mlx = [name for name in _MLX_FILES if name in names]
-    if of_mlx and WEIGHTS_FILE not in names:
-        raise AdapterError(
-            f"{where}: {of_mlx[0]} is in MLX's format, {WEIGHTS_FILE} was expected; {FROM_MLX}"
-        )
-    if CONFIG_FILE not in names:
-        raise AdapterError(f"{where}: no {CONFIG_FILE}; expected an adapter that PEFT has saved")
-    pickles = sorted(
-        name for name in names if name.startswith("adapter_model.") and not name.endswith(".json")
-    )
-    if pickles:
-        raise AdapterError(
-            f"{where}: {pickles[0]} is not read, safetensors only; save the adapter again with "
-            f"save_pretrained(..., safe_serialization=True), which writes {WEIGHTS_FILE}"
-        )
-    raise AdapterError(f"{where}: no {WEIGHTS_FILE}; expected an adapter that PEFT has saved")
-
-
-def _numbers_by_size(name: str) -> list[tuple[int, str]]:
-    """A key by which checkpoint-900 comes before checkpoint-1000."""
-    return [(len(part), part) if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def local_dataset(text: str) -> tuple[Path, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -18,14 +18,7 @@ from cli.options import (
     memory_option,
     opened,
 )
-
-if TYPE_CHECKING:
-    from bankdb.bank import AdapterBank
-    from bankdb.ingest import IngestReport
-    from bankdb.records import AdapterRecord
-
-
-_MOST_NOTES = 9
+from cli.stored import listed_values, shown_values, tell_ingested
 
 
 @click.command(
@@ -113,6 +106,16 @@ def init(
 @click.option(
     "--replace", is_flag=True, help="Store a pair anew where the bank has other content under its name."
 )
+@click.option(
+    "--assume-base-model",
+    is_flag=True,
+    help="Take adapters whose configuration names no base model for ones of the bank's.",
+)
+@click.option(
+    "--adapt-rank",
+    is_flag=True,
+    help="Take adapters of another rank: padded with zeros, which changes nothing, or cut, which says what is lost.",
+)
 @json_option
 def ingest(
     bank_path: Path,
@@ -121,6 +124,8 @@ def ingest(
     group_pattern: str | None,
     memory: str | None,
     replace: bool,
+    assume_base_model: bool,
+    adapt_rank: bool,
     as_json: bool,
     **other: Any,
 ) -> None:
@@ -129,6 +134,7 @@ def ingest(
     A pair that is there already is skipped. One that cannot be stored is named at the end and leaves
     nothing behind; the others are stored, and the exit status is 1.
     """
+    from bankdb.records import Taking
     from compute.cluster.machine import parse_memory
 
     with opened(bank_path) as bank:
@@ -138,6 +144,7 @@ def ingest(
             group_pattern=group_pattern,
             **rows_of(other),
             replace=replace,
+            taking=Taking(assume_base_model, adapt_rank),
             memory=None if memory is None else parse_memory(memory),
             progress=shown_progress(),
         )
@@ -146,30 +153,9 @@ def ingest(
     if task_types.keys() - {written_as} and not as_json:
         stated = ", ".join(f"{task or 'none'} by {count}" for task, count in task_types.most_common())
         tell(f"note: task_type is stated as {stated}; predictions are written as {written_as}")
-    _tell_ingested(report, total, as_json)
+    tell_ingested(report, total, as_json)
     if report.refused:
         sys.exit(1)
-
-
-def _tell_ingested(report: IngestReport, total: int, as_json: bool) -> None:
-    from bankdb.errors import listed
-
-    if as_json:
-        print_json(asdict(report) | {"adapters": total})
-        return
-    notes = [f"note: {f'{listed(names)}: ' if names else ''}{note}" for note, names in report.notes.items()]
-    for line in notes[:_MOST_NOTES]:
-        tell(line, err=True)
-    if len(notes) > _MOST_NOTES:
-        tell(f"note: and {len(notes) - _MOST_NOTES} more such notes; --json has all", err=True)
-    for item in report.refused:
-        tell(f"refused {item.name}: {' '.join(item.reason.split())}", err=True)
-    parts = [f"{len(report.added)} added", f"{len(report.skipped)} there already"]
-    if report.replaced:
-        parts.append(f"{len(report.replaced)} replaced")
-    if report.refused:
-        parts.append(f"{len(report.refused)} refused")
-    tell(f"{', '.join(parts)}; the bank has {total} adapters")
 
 
 @click.command(
@@ -187,7 +173,7 @@ def list_adapters(bank_path: Path, limit: int | None, offset: int, as_json: bool
         every = bank.adapters()
     records = every[offset:] if limit is None else every[offset : offset + limit]
     if as_json:
-        print_json([_values(record) for record in records])
+        print_json([listed_values(record) for record in records])
         return
     if not every:
         tell("the bank has no adapters yet; add some with `bank ingest`")
@@ -207,13 +193,7 @@ def list_adapters(bank_path: Path, limit: int | None, offset: int, as_json: bool
 def show(bank_path: Path, name: str | None, as_json: bool) -> None:
     """Show everything about one adapter, or about the bank itself."""
     with opened(bank_path) as bank:
-        if name is None:
-            values = asdict(bank.record) | {"adapters": len(bank)}
-            values.pop("layout")
-            values["task_type"] = bank.origins.task_type()
-        else:
-            record = bank.catalog.adapter(name)
-            values = _values(record) | {"read_as": _read_as(bank, record)}
+        values = shown_values(bank, name)
     if as_json:
         print_json(values)
         return
@@ -312,27 +292,38 @@ def group(bank_path: Path, names: tuple[str, ...], pattern: str | None, as_json:
     )
 
 
-@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank alias /models/mistral-7b")
+@click.command(
+    cls=CheckedCommand,
+    epilog="\b\nExamples:\n"
+    "  bank alias add /models/mistral-7b\n"
+    "  bank alias list\n"
+    "  bank alias remove /models/mistral-7b",
+)
 @bank_option
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
-def alias(bank_path: Path, names: tuple[str, ...]) -> None:
-    """Let adapters in that state the base model under another name, such as a path."""
+@click.argument("action", type=click.Choice(["add", "list", "remove"]))
+@click.argument("names", nargs=-1, metavar="NAME...")
+@json_option
+def alias(bank_path: Path, action: str, names: tuple[str, ...], as_json: bool) -> None:
+    """Let adapters in that state the base model under another name, such as a path; list or remove such names.
+
+    A name stays as long as an adapter of the bank states it.
+    """
+    from bankdb.errors import ParameterError
+    from bankdb.storage.aliases import add_aliases, remove_aliases
+
+    if bool(names) == (action == "list"):
+        found = f"{len(names)} found" if names else "none found"
+        raise ParameterError(
+            f"alias {action}: {'no names were' if action == 'list' else 'a name was'} expected, {found}"
+        )
     with opened(bank_path) as bank:
-        aliases = bank.origins.add_aliases(names)
-        base_model = bank.record.base_model
+        base_model, aliases = bank.record.base_model, bank.record.base_model_aliases
+        if action != "list":
+            aliases = (add_aliases if action == "add" else remove_aliases)(bank, names)
+    if as_json:
+        print_json({"base_model": base_model, "aliases": list(aliases)})
+        return
     tell(f"adapters may state the base model as {', '.join((base_model, *aliases))}")
 
 
 COMMANDS = (init, alias, ingest, list_adapters, show, verify, group, remove)
-
-
-def _read_as(bank: AdapterBank, record: AdapterRecord) -> str:
-    """Return by which rule the rows of its dataset became input and output."""
-    from bankdb.datasets.forms.rules import TEXT_RULE, Rule
-
-    return str(Rule.of_text(bank.origins.text_rules([record.row]).get(record.row, TEXT_RULE)))
-
-
-def _values(record: AdapterRecord) -> dict[str, Any]:
-    """Return what is shown of an adapter: not the checksums of its chunks, which are bytes and of use to nobody."""
-    return {name: value for name, value in asdict(record).items() if name != "checksums"}

@@ -100,12 +100,17 @@ def _memory(other: dict[str, Any]) -> int | None:
 
 
 def _tell_left_out(bank: AdapterBank, name: str, other: dict[str, Any]) -> None:
+    from bankdb.peft.header import stored_as
     from bankdb.peft.weights import left_out_of_names
 
-    if other["run"] is not None or other["file_format"] == "gguf":
+    if other["run"] is not None:
         return
-    left_out = left_out_of_names(bank.catalog.blob(bank.catalog.adapter(name).header_sha256))
-    if left_out:
+    header = bank.catalog.blob(bank.catalog.adapter(name).header_sha256)
+    if converted := stored_as(header):
+        tell(f"note: written as the bank has it, {converted}")
+    if other["file_format"] == "gguf":
+        return
+    if left_out := left_out_of_names(header):
         tell(f"note: tensor names are not those of the source, but without {', '.join(left_out)}")
 
 

@@ -35,6 +35,7 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
+    from bankdb.bank import AdapterBank
     from compute.approaches.options import PredictionOptions
     from compute.prediction.coefficients import Coefficients
     from compute.prediction.export import DeltaExport
@@ -149,9 +150,19 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
         if not other["as_json"]:
             _tell_prediction(prediction, folder, other["file_format"])
             tell_gguf(gguf)
+            _tell_space(bank, prediction)
         assessed = assess_written(bank, folder, newdata, other, progress)
     if other["as_json"]:
         print_json(_prediction_record(prediction, folder) | assessed)
+
+
+def _tell_space(bank: AdapterBank, prediction: Prediction) -> None:
+    """Say where factors are averaged apart that began apart."""
+    from bankdb.initialisation.shared import advice_of
+
+    used = [one for one, share in zip(prediction.adapters, prediction.coefficients, strict=True) if share]
+    if prediction.delta is None and (advice := advice_of(bank, used)):
+        tell(f"note: {advice}", err=True)
 
 
 def _prediction_record(prediction: Prediction, folder: Path) -> dict[str, Any]:

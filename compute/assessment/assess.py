@@ -225,7 +225,7 @@ def _usable(
     what = f"{other.name} states base model {other.base_model!r}, the bank is of {record.base_model!r}"
     if needed:
         raise ParameterError(
-            f"compare: {what}; pass the bank of the same base model, or name it with `bank alias`"
+            f"compare: {what}; pass the bank of the same base model, or name it with `bank alias add`"
         )
     progress.note(f"{bank.path} is not used: {what}")
     return None

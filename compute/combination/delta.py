@@ -18,14 +18,7 @@ from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, BankFormatError, ParameterError, PlanError
 from bankdb.peft.config import scaling as scaling_of
-from bankdb.peft.layout import AdapterLayout, Module, TensorSpec, layout_of_rank, modules_of
-from bankdb.progress import Progress, SilentProgress
-from bankdb.records import AdapterRecord
-from bankdb.scaled_rows import Sources, sources_of
-from compute.approaches.options import FULL, check_rank
-from compute.cluster.blas import bounded_blas
-from compute.cluster.machine import core_count, memory_budget
-from compute.combination.low_rank import (
+from bankdb.peft.conversion.low_rank import (
     LowRank,
     is_stacked,
     matrix_bytes,
@@ -33,6 +26,13 @@ from compute.combination.low_rank import (
     truncate_matrix,
     truncate_product,
 )
+from bankdb.peft.layout import AdapterLayout, Module, TensorSpec, layout_of_rank, modules_of
+from bankdb.progress import Progress, SilentProgress
+from bankdb.records import AdapterRecord
+from bankdb.scaled_rows import Sources, sources_of
+from compute.approaches.options import FULL, check_rank
+from compute.cluster.blas import bounded_blas
+from compute.cluster.machine import core_count, memory_budget
 
 Float64 = NDArray[np.float64]
 

@@ -103,6 +103,8 @@ class Report:
         The newest learning curves of the bank; None where there are none.
     predicted
         Names of adapters that were predicted, not trained.
+    initialisations
+        Which of the bank's adapters share the initialisation of their A factors, in words.
     """
 
     bank: BankRecord
@@ -121,6 +123,7 @@ class Report:
     in_bank: int
     curves: LearningCurves | None = None
     predicted: tuple[str, ...] = ()
+    initialisations: str = ""
 
     def __repr__(self) -> str:
         """Return what it is of."""

@@ -21,6 +21,7 @@ from bankdb.arrays.zarr_arrays import open_array
 from bankdb.bank import AdapterBank
 from bankdb.derived import KINDS, delete_derived, find_array, make_array
 from bankdb.errors import BankError, BankFormatError
+from bankdb.initialisation.compare import compare
 from bankdb.progress import SilentProgress
 from bankdb.scaled_rows import sources_of
 from bankdb.verify import verify
@@ -96,6 +97,10 @@ def computed(bank: AdapterBank, cluster: Cluster, kinds: Collection[str] = KINDS
         rows = range(len(adapters))
         found["predictions"] = np.stack([read_row(predicted.path / "adapters", row, again) for row in rows])
         found["coefficients"] = np.asarray(open_array(predicted.path / "coefficients")[:, :])
+    if "initialisation" in kinds:
+        told = compare(bank, silent)
+        assert told is not None
+        found["initialisation"] = np.asarray([told.nearest[adapter.row] for adapter in adapters])
     if "losses" in kinds:
         with bank.computing(silent):
             kept = KeptLosses(bank, "5" * 64, silent)

@@ -84,6 +84,7 @@ def render(report: Report, *, title: str | None = None, command: str = "") -> st
         lead=_lead(report),
         contents=[entry for entry in CONTENTS if entry[0] != "steps" or step_plots],
         facts=tables.facts(report),
+        initialisations=report.initialisations,
         groups=tables.groups(report),
         adapters=tables.adapters_table(report),
         headline=finding,

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from bankdb.errors import AdapterError
 from bankdb.peft.weights import load_adapter
-from bankdb.sources.pairs import check_adapter_files, local_adapter
+from bankdb.sources.adapter_files import adapter_below, local_adapter
 from cli.main import cli
 from tests.support.banks.malformed_adapters import (
     BASE_MODEL,
@@ -31,7 +31,7 @@ from tests.test_bankdb.test_peft.test_peft_oracle import load_with_peft, logits,
 
 def refusal(folder: Path) -> str:
     with pytest.raises(AdapterError) as caught:
-        load_adapter(local_adapter(str(folder)))
+        load_adapter(local_adapter(str(folder)).path)
     assert len(str(caught.value)) < 700
     return str(caught.value)
 
@@ -58,24 +58,6 @@ def pair(folder: Path, name: str) -> Path:
 
 
 # Copies of the base model's weights.
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize(
-    "targets", [["q_proj", "lm_head"], ["lm_head"], ["v_proj", "q_proj", "lm_head"]], ids=str
-)
-def test_a_head_among_the_targets(tmp_path: Path, base_model: Any, targets: list[str]) -> None:
-    from peft import PeftModel
-
-    model = lora(base_model, tmp_path / "clean", target_modules=targets)
-    model.save_pretrained(tmp_path / "saved", save_embedding_layers=True)
-    message = refusal(tmp_path / "saved")
-    assert "lm_head is a target" in message
-    assert "save_pretrained(OUT, save_embedding_layers=False)" in message
-    assert "modules_to_save" not in message
-    loaded = PeftModel.from_pretrained(copy.deepcopy(base_model), tmp_path / "saved")
-    loaded.save_pretrained(tmp_path / "again", save_embedding_layers=False)
-    assert (load_adapter(tmp_path / "again").vector == load_adapter(tmp_path / "clean").vector).all()
 
 
 @pytest.mark.torch
@@ -165,7 +147,8 @@ def test_a_configuration_without_a_base_model(tmp_path: Path, bank_path: Path, v
     if value != "absent":
         config["base_model_name_or_path"] = value
     (folder / CONFIG).write_text(json.dumps(config))
-    assert "as `bank show` names it" in run("ingest", "--bank", bank_path, tmp_path).output
+    output = run("ingest", "--bank", bank_path, tmp_path).output
+    assert "as `bank show` names it, or pass --assume-base-model" in output
     shown = json.loads(run("show", "--bank", bank_path, "--json").output)["base_model"]
     (folder / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": shown}))
     assert "1 added" in run("ingest", "--bank", bank_path, tmp_path).output
@@ -177,20 +160,20 @@ def test_a_configuration_without_a_base_model(tmp_path: Path, bank_path: Path, v
 @pytest.mark.parametrize(
     ("folders", "last"),
     [
-        (("default",), "default"),
-        (("checkpoint-900", "checkpoint-1000"), "checkpoint-1000"),
-        (("checkpoint-9", "checkpoint-10", "checkpoint-100", "checkpoint-99"), "checkpoint-100"),
-        (("my adapter, the second",), "my adapter, the second"),
+        (("default", "other"), "other"),
+        (("checkpoint-900", "final"), "final"),
+        (("checkpoint-9", "run 2/checkpoint-10"), "checkpoint-9"),
+        (("my adapter", "my adapter, the second"), "my adapter, the second"),
     ],
     ids=str,
 )
-def test_an_adapter_in_a_folder_below(
+def test_adapters_in_folders_below_of_which_none_is_certainly_meant(
     tmp_path: Path, bank_path: Path, folders: tuple[str, ...], last: str
 ) -> None:
     place = pair(tmp_path, "one")
     for index, name in enumerate(folders):
         write_good_adapter(place / name, seed=index)
-    (place / "README.md").write_text("a run")
+    (place / CONFIG).write_text("{}")  # of an adapter whose weights are lost
     output = " ".join(run("ingest", "--bank", bank_path, tmp_path).output.split())
     (named,) = re.findall(r"in a manifest \(\.csv\), as (.+?), or move its files up", output)
     assert named == str(place / last)
@@ -203,12 +186,12 @@ def test_an_adapter_in_a_folder_below(
     assert "1 there already" in run("ingest", "--bank", bank_path, tmp_path).output
 
 
-def test_an_adapter_in_a_folder_of_a_repository() -> None:
-    files = ["README.md", "run/adapter_config.json", "run/adapter_model.safetensors"]
+def test_adapters_in_folders_of_a_repository() -> None:
+    files = [f"{folder}/{file}" for folder in ("run", "best") for file in (CONFIG, WEIGHTS)]
     with pytest.raises(
         AdapterError, match="download the repository, and name one of them in a manifest"
     ) as caught:
-        check_adapter_files(files, "adapter a/b")
+        adapter_below(files, "adapter a/b")
     assert "as run, or" in str(caught.value)
 
 
@@ -225,34 +208,6 @@ def test_a_base_model_under_another_name(tmp_path: Path, bank_path: Path, name: 
     assert name in run(*shlex.split(command), "--bank", bank_path).output
     assert "1 added" in run("ingest", "--bank", bank_path, tmp_path).output
     assert "clean" in run("verify", "--bank", bank_path).output
-
-
-@pytest.mark.torch
-def test_old_and_new_names_of_one_architecture(tmp_path: Path) -> None:
-    """Vision-language models had their language model's layers elsewhere before transformers 4.52."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = Qwen2VLConfig(
-        text_config={**sizes, "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64,
-                     "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
-        vision_config={"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2},
-    )  # fmt: skip
-    base = Qwen2VLForConditionalGeneration(config)
-    targets = r".*layers\.\d+\.self_attn\.(q|v)_proj"
-    model = get_peft_model(copy.deepcopy(base), LoraConfig(r=4, lora_alpha=8, target_modules=targets))
-    model.peft_config["default"].base_model_name_or_path = BASE_MODEL
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            parameter.data = torch.randn_like(parameter) / 4
-    model.save_pretrained(tmp_path / "new", save_embedding_layers=False)
-    new = load_adapter(tmp_path / "new")
-    assert "model.language_model.layers" in new.layout.tensors[0].name
-    renamed(tmp_path / "new", tmp_path / "old", ".language_model.layers", ".layers")
-    helps_when_renamed(tmp_path / "old", tmp_path / "new", tmp_path / "again")
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,28 @@ def test_a_repository_that_is_no_adapter_is_refused(hub):
         pin(reference())
 
 
+def test_an_adapter_below_is_fetched_where_it_is_certainly_meant(hub):
+    publish_pair(hub)
+    steps = (100, 20, 900)
+    files = {
+        f"checkpoint-{step}/{name}": f"{name} {step}".encode()
+        for step in steps
+        for name in ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt")
+    }
+    adapter = hub.publish("model", ADAPTER, {"README.md": CARD, **files})
+    pair = fetch(pin(reference()))
+    assert (pair.adapter_source, pair.adapter_revision) == (f"hub:{ADAPTER}", adapter)
+    assert pair.notes == ("the adapter is in checkpoint-900, the newest of 3 checkpoints",)
+    assert (pair.adapter / "adapter_model.safetensors").read_bytes() == b"adapter_model.safetensors 900"
+    assert pair.licence == "mit"
+    asked = " ".join(hub.downloads())
+    assert "checkpoint-20" not in asked
+    assert "optimizer" not in asked
+    hub.publish("model", ADAPTER, {"README.md": CARD, **files, "final/adapter_config.json": b"{}"})
+    with pytest.raises(AdapterError, match="adapters in folders below"):
+        pin(reference())
+
+
 def test_the_dataset_is_taken_from_the_model_card(hub):
     _, dataset = publish_pair(hub)
     (argument,) = references_from_arguments([ADAPTER])

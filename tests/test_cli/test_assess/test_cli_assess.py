@@ -129,4 +129,4 @@ def test_a_bank_of_another_base_model_is_not_used(tmp_path: Path) -> None:
     assert "is not used: adapter states base model" in done.stderr
     done = run(*words, "--bank", tmp_path / "bank", "--compare", "uniform")
     assert done.exit_code == 2
-    assert "name it with `bank alias`" in done.stderr
+    assert "name it with `bank alias add`" in done.stderr

@@ -72,7 +72,7 @@ QUICK = {
     "list --json": (["list", "--json"], (*TORCH, *LARGE, *ARRAYS)),
     "show": (["show"], (*TORCH, *LARGE, *ARRAYS)),
     "show NAME": (["show", "task001"], (*TORCH, *LARGE, *ARRAYS)),
-    "alias": (["alias", "another/name"], (*TORCH, *LARGE, *ARRAYS)),
+    "alias": (["alias", "add", "another/name"], (*TORCH, *LARGE, *ARRAYS)),
     "export": (["export", "task001", "--out", "task001"], (*TORCH, *LARGE)),
     "ingest again": (["ingest", "{pairs}"], (*TORCH, *LARGE)),
     "verify": (["verify"], (*TORCH, "distributed", "xarray", "alembic", "transformers", "bokeh")),

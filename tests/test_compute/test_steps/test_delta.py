@@ -21,6 +21,7 @@ from bankdb.arrays.zarr_arrays import open_array
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, ConflictError, ParameterError, PlanError
 from bankdb.peft.config import scaling
+from bankdb.peft.conversion.low_rank import truncate_matrix, truncate_product
 from bankdb.peft.layout import AdapterLayout
 from bankdb.peft.weights import load_adapter
 from bankdb.records import AdapterRecord
@@ -35,7 +36,6 @@ from compute.combination.delta import (
     delta_form,
     exact_rank,
 )
-from compute.combination.low_rank import truncate_matrix, truncate_product
 from compute.prediction.coefficients import coefficients
 from compute.prediction.export import export_delta
 from compute.prediction.predict import predict

@@ -38,6 +38,11 @@ class SourceLayout:
         if self.names.left_out:
             left_out = ", ".join(self.names.left_out)
             notes.append(f"left out of tensor names, since PEFT looks for none of it: {left_out}")
+        if self.names.copies:
+            copied = sorted({module.rsplit(".", 1)[-1] for module in self.names.copies.values()})
+            notes.append(
+                f"left out: the base model's own {listed(copied)}, which PEFT saves along with a target"
+            )
         if self.idle:
             notes.append(
                 f"target modules without tensors, taken as not in the base model: {listed(self.idle)}"
@@ -55,10 +60,12 @@ def source_layout(entries: Sequence[TensorEntry], config: AdapterConfig, path: P
     """
     names = tensor_names([entry.name for entry in entries], path)
     factors: dict[str, dict[str, tuple[int, ...]]] = {}
-    for entry in entries:
+    adapted = [entry for entry in entries if entry.name not in names.copies]
+    for entry in adapted:
         module, factor = names.factors[entry.name]
         factors.setdefault(module, {})[factor] = entry.shape
     _check_pairs(factors, config.rank, path)
+    _check_copies(entries, names, factors, path)
     modules = sorted(factors)
     try:
         selected = config.selection.selected(modules)
@@ -75,7 +82,7 @@ def source_layout(entries: Sequence[TensorEntry], config: AdapterConfig, path: P
     targets = modules
     if not isinstance(config.target_modules, str) and not config.restricted:
         targets = sorted(set(config.target_modules).difference(idle))
-    shapes = {names.clean(entry.name): entry.shape for entry in entries}
+    shapes = {names.clean(entry.name): entry.shape for entry in adapted}
     layout = AdapterLayout.from_shapes(shapes, config.rank, targets, config.fan_in_fan_out)
     return SourceLayout(layout, names, tuple(idle))
 
@@ -96,6 +103,23 @@ def check_idle(source: SourceLayout, path: Path) -> None:
             f"{path}: missing tensors for {listed(source.idle)}, target modules in {CONFIG_NAME}; if the base model "
             "has no such module, remove it there, otherwise save the adapter again"
         )
+
+
+def _check_copies(
+    entries: Sequence[TensorEntry],
+    names: TensorNames,
+    factors: Mapping[str, Mapping[str, tuple[int, ...]]],
+    path: Path,
+) -> None:
+    for entry in entries:
+        if entry.name in names.copies:
+            of_module = factors[names.copies[entry.name]]
+            expected = (of_module["B"][0], of_module["A"][1])
+            if entry.shape != expected:
+                raise AdapterError(
+                    f"{path}: {entry.name}, the base model's own weight, was expected to have the shape {expected} of "
+                    f"the product of its factors, {entry.shape} found; save the adapter again with PEFT"
+                )
 
 
 def _check_pairs(factors: Mapping[str, Mapping[str, tuple[int, ...]]], rank: int, path: Path) -> None:

@@ -1,0 +1,144 @@
+"""The A factors of a bank's adapters, compared: a sample of each is kept, and what they have in common said.
+
+Of A as PEFT begins it each entry is drawn alone, so that a part of it tells what the whole would: of 4,096 entries the
+cosine of two adapters of different seeds is 0 with a deviation of 1/64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bankdb.arrays.adapter_store import AdapterStore
+from bankdb.arrays.chunks import read_chunks, write_chunks
+from bankdb.arrays.metadata import ArrayLayout
+from bankdb.derived import find_array, make_array, set_attributes
+from bankdb.initialisation.shared import (
+    GROUPS,
+    LISTED,
+    NEAREST,
+    SHARED,
+    Initialisations,
+    initialisations_of,
+    key_of,
+    place_of,
+)
+from bankdb.peft.layout import AdapterLayout, modules_of
+from bankdb.progress import Progress
+from bankdb.records import AdapterRecord
+from bankdb.storage.stored_bank import StoredBank
+
+Samples = NDArray[np.float32]
+
+# Of A factors of more than 4,096 entries, so many runs of so many are read, at even distances.
+_RUNS, _RUN = 16, 256
+# Columns with less than a chunk between them are read at once, of rows of at most so many values together.
+_GAP, _AT_ONCE = 131_072, 1 << 24
+_MOST_ADAPTERS = 1_000_000
+_BLOCK = 256
+
+
+def compare(bank: StoredBank, progress: Progress) -> Initialisations | None:
+    """Compare the A factors of the adapters that were not compared yet; None while another process computes.
+
+    Raises
+    ------
+    BankFormatError
+        A row, or what was kept of the others, is damaged.
+    """
+    with bank.nobody_computing() as alone:
+        if not alone:
+            return None
+        adapters = bank.adapters()
+        if adapters:
+            _compare(bank, adapters, progress)
+        return initialisations_of(bank, adapters)
+
+
+def _compare(bank: StoredBank, adapters: Sequence[AdapterRecord], progress: Progress) -> None:
+    layout = bank.layout
+    path, made_from = place_of(bank, str(bank.record.layout))
+    columns = sampled_columns(layout)
+    array = ArrayLayout((_MOST_ADAPTERS * len(columns),), (len(columns),), "float32")
+    nothing: dict[str, list[object]] = {LISTED: [], GROUPS: [], NEAREST: []}
+    about = find_array(bank, path, array, made_from, progress) or nothing
+    listed, keys = list(about[LISTED]), [key_of(record) for record in adapters]
+    if listed == keys:
+        return
+    kept = read_chunks(path, [slice(len(listed) * len(columns))], delete=path) if listed else np.empty(0)
+    known = dict(zip(listed, kept.reshape(-1, len(columns)), strict=True))
+    new = [record for record, key in zip(adapters, keys, strict=True) if key not in known]
+    progress.begin("compare initialisations", 1)
+    read = _read(bank.store, [record.row for record in new], columns)
+    known |= {key_of(record): sample for record, sample in zip(new, read, strict=True)}
+    samples = np.stack([known[key] for key in keys]).astype(np.float32, copy=False)
+    first = len(listed)
+    if about is nothing or keys[:first] != listed:
+        # What is kept is of the adapters that are there, in their order: so it is the same however the bank came to be.
+        make_array(bank, path, array, made_from, nothing)
+        first, about = 0, nothing
+    write_chunks(path, [first * len(columns)], samples[first:].reshape(-1))
+    groups, nearest = grouped(samples, first, list(about[GROUPS]), list(about[NEAREST]))
+    set_attributes(bank, path, **{LISTED: keys, GROUPS: groups, NEAREST: nearest})
+    progress.end()
+
+
+def sampled_columns(layout: AdapterLayout) -> NDArray[np.int64]:
+    """Return the columns of a row that are compared, ascending: of its A factors all, or runs at even distances."""
+    modules = modules_of(layout)
+    sizes = np.asarray([module.a.size for module in modules])
+    offsets, ends = np.asarray([module.a.offset for module in modules]), np.cumsum(sizes)
+    total = int(ends[-1])
+    if total <= _RUNS * _RUN:
+        positions = np.arange(total)
+    else:
+        positions = (np.arange(_RUNS)[:, None] * total // _RUNS + np.arange(_RUN)).reshape(-1)
+    module = np.searchsorted(ends, positions, side="right")
+    return np.sort(offsets[module] + positions - (ends - sizes)[module])
+
+
+def grouped(
+    samples: Samples, first: int, groups: list[int], nearest: list[float | None]
+) -> tuple[list[int], list[float | None]]:
+    """Return which adapters share an initialisation, and the cosine of each to the nearest other.
+
+    Whoever is near one of a group is of that group. O(M N k) for M new ones of N with k entries each.
+
+    Parameters
+    ----------
+    samples
+        float32, shape (N, k).
+    first
+        How many of them were compared before: `groups` and `nearest` are theirs.
+    """
+    norms = np.linalg.norm(samples, axis=1, keepdims=True)
+    unit = samples / np.where(norms > 0, norms, 1)
+    label = np.asarray([*groups, *range(first, len(unit))], dtype=np.int64)
+    best = np.asarray([-2.0 if one is None else one for one in nearest] + [-2.0] * (len(unit) - first))
+    for start in range(first, len(unit), _BLOCK):
+        cosines = unit[start : start + _BLOCK] @ unit.T
+        own = np.arange(len(cosines))
+        cosines[own, start + own] = -2.0
+        best[start : start + len(cosines)] = cosines.max(axis=1)
+        best[:first] = np.maximum(best[:first], cosines[:, :first].max(axis=0))
+        for place, row in enumerate(cosines, start):
+            alike = np.unique(label[np.append(np.flatnonzero(row >= SHARED), place)])
+            label[np.isin(label, alike)] = alike[0]
+    return label.tolist(), [None if one < -1.5 else round(float(one), 4) for one in best.tolist()]
+
+
+def _read(store: AdapterStore, rows: Sequence[int], columns: NDArray[np.int64]) -> Samples:
+    """Read some columns of some rows, shape (rows, columns)."""
+    made = np.empty((len(rows), len(columns)), dtype=np.float32)
+    breaks = np.flatnonzero(np.diff(columns) >= _GAP) + 1
+    for part in np.split(np.arange(len(columns)), breaks):
+        start, stop = int(columns[part[0]]), int(columns[part[-1]]) + 1
+        most = max(1, _AT_ONCE // (stop - start))
+        for begin in range(0, len(rows), most):
+            some = list(rows[begin : begin + most])
+            panel = np.empty((len(some), stop - start), dtype=np.float32)
+            store.read_into(some, start, stop, panel)
+            made[begin : begin + len(some), part] = panel[:, columns[part] - start]
+    return made
