@@ -128,7 +128,7 @@ def grouped(
         for place, row in enumerate(cosines, start):
             alike = np.unique(label[np.append(np.flatnonzero(row >= SHARED), place)])
             label[np.isin(label, alike)] = alike[0]
-    return label.tolist(), [None if one < -1.5 else round(float(one), 4) for one in best.tolist()]
+    return label.tolist(), [None if one < -1.5 else round(float(one), 6) for one in best.tolist()]
 
 
 def _read(store: AdapterStore, rows: Sequence[int], columns: NDArray[np.int64]) -> Samples:
