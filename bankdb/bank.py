@@ -152,10 +152,9 @@ class AdapterBank(StoredBank):
         Parameters
         ----------
         sources
-            One source, or an iterable of them. A source is a folder with `datasets/` and `adapters/`; a manifest
-            (`.csv` or `.jsonl`) with name, adapter, dataset and, if wanted, group and licence; a tuple
-            `(adapter, dataset)`, called as the adapter's folder or repository is; or a `PairReference`. In the last
-            two, `hub:OWNER/NAME[@REVISION]` is on the Hugging Face hub.
+            One or several: a folder with `datasets/` and `adapters/`; a manifest (`.csv` or `.jsonl`) with name,
+            adapter, dataset and, if wanted, group and licence; a tuple `(adapter, dataset)`, called as the adapter's
+            folder or repository is; a `PairReference`. In the last two, `hub:OWNER/NAME[@REVISION]` is on the hub.
         hub
             The sources are repositories on the hub: `"ADAPTER[@REVISION]=DATASET[@REVISION]"`, or `"ADAPTER"` where
             its model card names the dataset; or tuples of the two.

@@ -54,10 +54,8 @@ def shown_values(bank: AdapterBank, name: str | None) -> dict[str, Any]:
         del values["layout"]
         return values | {"task_type": bank.origins.task_type(), "initialisation": told_of(bank)}
     record = bank.catalog.adapter(name)
-    values = listed_values(record) | {
-        "read_as": _read_as(bank, record),
-        "initialisation": told_of(bank, record.row),
-    }
+    values = listed_values(record) | {"read_as": _read_as(bank, record)}
+    values["initialisation"] = told_of(bank, record.row)
     converted = stored_as(bank.catalog.blob(record.header_sha256))
     return values if converted is None else values | {"stored_as": converted}
 

@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 def export(bank_path: Path, name: str, **other: Any) -> None:
     """Write a stored adapter as the PEFT folder it came from, bit for bit; or with --prediction a predicted one.
 
-    Where a wrapper left segments in the tensors' names, which PEFT would not find, they are written without these.
+    Where a wrapper left segments in the tensors' names, which PEFT would not find, they are written without these; one
+    that was brought to the bank's layout is written as it is there.
     """
     with opened(bank_path) as bank:
         gguf = gguf_of(bank, other)
@@ -108,9 +109,7 @@ def _tell_left_out(bank: AdapterBank, name: str, other: dict[str, Any]) -> None:
     header = bank.catalog.blob(bank.catalog.adapter(name).header_sha256)
     if converted := stored_as(header):
         tell(f"note: written as the bank has it, {converted}")
-    if other["file_format"] == "gguf":
-        return
-    if left_out := left_out_of_names(header):
+    if other["file_format"] != "gguf" and (left_out := left_out_of_names(header)):
         tell(f"note: tensor names are not those of the source, but without {', '.join(left_out)}")
 
 

@@ -149,8 +149,8 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
         folder = prediction.save(other["out"], dtype=other["dtype"], overwrite=other["overwrite"], gguf=gguf)
         if not other["as_json"]:
             _tell_prediction(prediction, folder, other["file_format"])
-            tell_gguf(gguf)
             _tell_space(bank, prediction)
+            tell_gguf(gguf)
         assessed = assess_written(bank, folder, newdata, other, progress)
     if other["as_json"]:
         print_json(_prediction_record(prediction, folder) | assessed)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import AdapterError
-from bankdb.peft.config import AdapterConfig, restated
+from bankdb.peft.config import AdapterConfig, plain_alpha, restated
 from bankdb.peft.conversion.renamed_modules import matched
 from bankdb.peft.conversion.source_layout import SourceLayout
 from bankdb.peft.header import TensorEntry, written_header
@@ -84,7 +84,7 @@ class Conversion:
             changes |= {"target_modules": list(self.stored.target_modules)}
             changes |= dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
         if self.of_other_rank:
-            alpha = config.scaling * self.stored.rank
+            alpha = plain_alpha(config.scaling, self.stored.rank)
             changes |= {
                 "r": self.stored.rank,
                 "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
