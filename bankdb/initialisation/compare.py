@@ -1,7 +1,8 @@
 """The A factors of a bank's adapters, compared: a sample of each is kept, and what they have in common said.
 
-Of A as PEFT begins it each entry is drawn alone, so that a part of it tells what the whole would: of 4,096 entries the
-cosine of two adapters of different seeds is 0 with a deviation of 1/64.
+Of A as PEFT begins it each entry is drawn alone, so that a part of it tells what the whole would: of 512 entries the
+cosine of two adapters of different seeds is 0 with a deviation of 1/23. What is kept is small, since each ingest reads
+that of all: 41 MB of 20,000 adapters.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from bankdb.storage.stored_bank import StoredBank
 
 Samples = NDArray[np.float32]
 
-# Of A factors of more than 4,096 entries, so many runs of so many are read, at even distances.
-_RUNS, _RUN = 16, 256
+# Of A factors of more than 512 entries, so many runs of so many are read, at even distances.
+_RUNS, _RUN = 8, 64
 # Columns with less than a chunk between them are read at once, of rows of at most so many values together.
 _GAP, _AT_ONCE = 131_072, 1 << 24
 _MOST_ADAPTERS = 1_000_000
@@ -63,7 +64,7 @@ def _compare(bank: StoredBank, adapters: Sequence[AdapterRecord], progress: Prog
     path, made_from = place_of(bank, str(bank.record.layout))
     columns = sampled_columns(layout)
     array = ArrayLayout((_MOST_ADAPTERS * len(columns),), (len(columns),), "float32")
-    nothing: dict[str, Any] = {LISTED: [], GROUPS: [], NEAREST: []}
+    nothing: dict[str, list[Any]] = {LISTED: [], GROUPS: [], NEAREST: []}
     about = find_array(bank, path, array, made_from, progress) or nothing
     listed, keys = list(about[LISTED]), [key_of(record) for record in adapters]
     if listed == keys:

@@ -115,6 +115,7 @@ def test_a_bank_that_is_there_is_not_made_again(bank: AdapterBank, tokenizer_fol
     with pytest.raises(ConflictError, match="a bank with adapters"):
         create_bank(bank.path, tokenizer_folder)
     shutil.rmtree(bank.store.path)
+    shutil.rmtree(bank.path / "initialisation.zarr")
     with pytest.raises(ConflictError, match="a bank is already here"):
         create_bank(bank.path, tokenizer_folder)
     assert bank.record == before

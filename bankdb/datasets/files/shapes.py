@@ -115,7 +115,10 @@ def _not_rows(found: Any, columns: Columns, file: Path) -> DatasetError:
         about += f" with {listed(keys)}"
         if 0 < len(found) <= _MOST_KEYS:
             about += f" ({listed([_shape(value) for value in found.values()])})"
-    return DatasetError(f"{file}: {about}; expected a list of objects with {first!r} and {second!r}")
+    return DatasetError(
+        f"{file}: {about}; expected a list of objects with {first!r} and {second!r}, or with others that "
+        "--input-column and --output-column name"
+    )
 
 
 def _shape(value: Any) -> str:

@@ -92,7 +92,8 @@ def test_the_commands_give_what_a_bank_in_a_folder_gives(
     assert not list(there.glob("*.zarr"))
     kept = {name.split("/")[0] for name in objects_below(located(f"{s3}/a"))}
     assert kept == {
-        f"{kind}.zarr" for kind in ("adapters", "distances", "distributions", "gram", "predictions")
+        f"{kind}.zarr"
+        for kind in ("adapters", "distances", "distributions", "gram", "initialisation", "predictions")
     } | {"zarr.json"}
 
 

@@ -148,10 +148,24 @@ def test_csv_has_one_reference(tmp_path: Path) -> None:
     assert read_held_out([tmp_path / "test.csv"]).references == (("b",),)
 
 
-@pytest.mark.parametrize("row", [{"input": "a"}, {"input": 1, "output": "b"}, {"input": "a", "output": [1]}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input": "a"},
+        {"input": None, "output": "b"},
+        {"input": ["a"], "output": "b"},
+        {"input": "a", "output": [{}]},
+    ],
+)
 def test_what_is_no_example_is_refused(tmp_path: Path, row: object) -> None:
     with pytest.raises(DatasetError, match=r"test\.jsonl, line 2"):
         read_held_out([write_lines(tmp_path / "test.jsonl", ROWS[0], row)])
+
+
+def test_numbers_and_booleans_are_read_as_their_text(tmp_path: Path) -> None:
+    rows = [{"input": 1, "output": True}, {"input": "a", "output": [1.5, "b"]}]
+    found = read_held_out([write_lines(tmp_path / "test.jsonl", *rows)])
+    assert (found.inputs, found.references) == (("1", "a"), (("true",), ("1.5", "b")))
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:

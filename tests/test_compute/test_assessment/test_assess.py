@@ -225,7 +225,7 @@ def test_an_adapter_that_does_not_fit_is_named_before_anything_is_generated(tmp_
         ),
         ([{"input": "a", "output": "x\0"}], "NUL"),
         ([{"input": "a", "label": "x"}], "no column 'output'"),
-        ([{"instruction": "do", "input": "a", "output": "x"}], "would be left out"),
+        ([{"input": "a", "output": {"a": "x"}}] * 2, "'output' is an object"),
     ],
 )
 def test_test_examples_that_are_refused(tmp_path: Path, rows: list[dict[str, object]], message: str) -> None:

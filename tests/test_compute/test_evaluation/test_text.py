@@ -140,7 +140,7 @@ def test_prompts_alone_need_no_answers(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "x.parquet") == ("a", "b")
     for row, message in (
         ({"input": ""}, "is empty"),
-        ({"input": 3}, "a number"),
+        ({"input": None}, "null"),
         ({"input": "\ud800"}, "surrogate"),
     ):
         lines.write_text(json.dumps(row) + "\n")
