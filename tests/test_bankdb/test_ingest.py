@@ -399,12 +399,12 @@ def test_a_missing_tokenizer_is_refused(empty_bank: AdapterBank, pairs_folder: P
 
 def test_columns_of_other_names(empty_bank: AdapterBank, pairs: Path) -> None:
     for file in (pairs / "datasets").glob("*/train.jsonl"):
-        text = file.read_text().replace('"input"', '"question"').replace('"output"', '"answer"')
+        text = file.read_text().replace('"input"', '"ask"').replace('"output"', '"tell"')
         file.write_text(text)
     report = ingest_folder(empty_bank, pairs)
     assert report.added == []
     assert all("--input-column" in reason for reason in reasons(report).values())
-    columns = {"input_column": "question", "output_column": "answer"}
+    columns = {"input_column": "ask", "output_column": "tell"}
     assert len(ingest_folder(empty_bank, pairs, **columns).added) == 6
     assert_nothing_else(empty_bank)
 
@@ -418,7 +418,7 @@ BAD_DATASETS: dict[str, bytes] = {
     "cut off": b'{"input": "a", "output": "b"}\n{"input": "a", "outp',
     "no output": b'{"input": "a"}\n',
     "null input": b'{"input": null, "output": "b"}\n',
-    "number": b'{"input": 3, "output": "b"}\n',
+    "object": b'{"input": {}, "output": "b"}\n',
     "no outputs": b'{"input": "a", "output": []}\n',
     "array": b'["a", "b"]\n',
     "UTF-16": '{"input": "a", "output": "b"}\n'.encode("utf-16"),
