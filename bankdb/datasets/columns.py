@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bankdb.datasets.forms.chat import Chat
 from bankdb.datasets.forms.rules import ALPACA, CHAT, COLUMNS, TEXT, Reading
-from bankdb.datasets.forms.values import Plain, is_turns, joined, kind_of, shown
+from bankdb.datasets.forms.values import BadRows, Plain, is_turns, joined, kind_of, shown
 from bankdb.errors import DatasetError, listed
 
 # The task itself stands there, in the format of Alpaca: without it, other tasks over the same inputs look the same.
@@ -37,6 +37,20 @@ class Place:
 
 
 Values = Iterator[tuple[Place, tuple[Any, Any]]]
+_Row = TypeVar("_Row")
+
+
+def examples_of(
+    rows: Iterable[tuple[Place, _Row]], read: Callable[[_Row, Place], tuple[Any, Any]], bad: BadRows
+) -> Values:
+    """Yield what `read` makes of each row; a row that it refuses goes to `bad`."""
+    for place, row in rows:
+        try:
+            example = read(row, place)
+        except DatasetError as error:
+            bad.take(error)
+        else:
+            yield place, example
 
 
 class Columns:
@@ -196,6 +210,13 @@ class Columns:
             self._lists += 1
             self._first_list = self._first_list or str(place).rpartition(", ")[2]
         return self.example(values, place)
+
+    def of_record(self, row: Mapping[str, Any], place: object) -> tuple[Any, Any]:
+        """Return input and output of a row of typed columns: those that are read, and those that may hold no text."""
+        for name, value in row.items():
+            if name not in self.names and isinstance(value, str) and value.strip():
+                self.refuse(name, place)
+        return self.example(row, place)
 
     def example(self, row: Mapping[str, Any], place: object) -> tuple[Any, Any]:
         """Return input and output of a row that has the columns, not yet checked but for chats."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bankdb.datasets.columns import Columns, Place, Values, looks_like_text
+from bankdb.datasets.columns import Columns, Place, Values, examples_of, looks_like_text
 from bankdb.datasets.files.arrow_columns import check_schema, is_text, values_in
 from bankdb.datasets.forms.values import BadRows
 from bankdb.datasets.parquet_pages import DELTA_BYTE_ARRAY, IN_DICTIONARIES, Chunk, chunks_of, pages_of
@@ -36,7 +36,6 @@ def parquet_values(file: Path, columns: Columns, memory: int, bad: BadRows) -> V
     """
     import pyarrow.parquet as pq
 
-    number = 0
     with _whole(file):
         chunks = chunks_of(file)
         with pq.ParquetFile(file) as table:
@@ -52,20 +51,23 @@ def parquet_values(file: Path, columns: Columns, memory: int, bad: BadRows) -> V
         shared &= strings
         paths = sorted({chunk.path for chunk in wanted}) or names
         with pq.ParquetFile(file, read_dictionary=sorted(shared), buffer_size=_BUFFER) as table:
-            for batch in _batches(file, table, rows, paths):
-                found = [values_in(batch.column(name), memory // _BATCH_SHARE, file) for name in names]
-                for values in zip(*found, strict=True):
-                    number += 1
-                    place = Place(file, "row", number)
-                    try:
-                        example = _example(dict(zip(names, values, strict=True)), columns, place)
-                    except DatasetError as error:
-                        bad.take(error)
-                    else:
-                        yield place, example
-        expected = sum(chunk.rows for chunk in wanted if chunk.path == paths[0])
-        if number != expected:
-            raise OSError(f"{expected} rows are said to be there, and {number} are")
+            batches = _batches(file, table, rows, paths)
+            expected = sum(chunk.rows for chunk in wanted if chunk.path == paths[0])
+            found = _records(batches, names, expected, file, memory // _BATCH_SHARE)
+            yield from examples_of(found, columns.of_record, bad)
+
+
+def _records(
+    batches: Iterator[Any], names: Sequence[str], expected: int, file: Path, most: int
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    number = 0
+    for batch in batches:
+        found = [values_in(batch.column(name), most, file) for name in names]
+        for values in zip(*found, strict=True):
+            number += 1
+            yield Place(file, "row", number), dict(zip(names, values, strict=True))
+    if number != expected:
+        raise OSError(f"{expected} rows are said to be there, and {number} are")
 
 
 def _batches(file: Path, table: Any, rows: int, leaves: Sequence[str]) -> Iterator[Any]:
@@ -98,13 +100,6 @@ def _whole(file: Path) -> Iterator[None]:
         raise DatasetError(
             f"{file}: not a whole Parquet file: {one_line(error)}; copy or download it again"
         ) from error
-
-
-def _example(row: dict[str, Any], columns: Columns, place: Place) -> tuple[Any, Any]:
-    for name, value in row.items():
-        if name not in columns.names and isinstance(value, str) and value.strip():
-            columns.refuse(name, place)
-    return columns.example(row, place)
 
 
 def _note_unread(schema: Any, chunks: Sequence[Chunk], columns: Columns) -> None:

@@ -9,8 +9,9 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from bankdb.datasets.columns import Columns, Place, Values
+from bankdb.datasets.columns import Columns, Place, Values, examples_of
 from bankdb.datasets.files.arrow import arrow_values
 from bankdb.datasets.files.compressed import check_start, opened
 from bankdb.datasets.files.json_rows import json_rows
@@ -59,7 +60,8 @@ def values_of(file: Path, columns: Columns, memory: int, bad: BadRows) -> Values
         return arrow_values(file, columns, memory, bad)
     if extension == ".csv":
         return _csv_values(file, columns, memory, bad)
-    return _json_values(file, extension == ".jsonl", columns, memory, bad)
+    rows = json_rows(file, extension == ".jsonl", columns, memory, bad)
+    return examples_of(rows, columns.of_object, bad)
 
 
 def check_file(file: Path, memory: int) -> None:
@@ -87,16 +89,6 @@ def _check_head(file: Path, head: bytes) -> None:
     for start, problem in _HEADS:
         if head.startswith(start):
             raise DatasetError(f"{file}: {problem}")
-
-
-def _json_values(file: Path, lines: bool, columns: Columns, memory: int, bad: BadRows) -> Values:
-    for place, found in json_rows(file, lines, columns, memory, bad):
-        try:
-            example = columns.of_object(found, place)
-        except DatasetError as error:
-            bad.take(error)
-        else:
-            yield place, example
 
 
 # -- CSV --------------------------------------------------------------------------------------------
@@ -143,18 +135,15 @@ def _csv_values(file: Path, columns: Columns, memory: int, bad: BadRows) -> Valu
         raise DatasetError(
             f"{file}: column {one_line(repr(min(twice)), 60)} appears twice in the header; rename one"
         )
-    for line, row in rows:
-        place = Place(file, "line", line)
-        try:
-            if len(row) != len(header):
-                raise DatasetError(
-                    f"{place}: {len(row)} cells where the header has {len(header)}; quote cells that hold commas"
-                )
-            example = columns.of_cells(header, row, place)
-        except DatasetError as error:
-            bad.take(error)
-        else:
-            yield place, example
+
+    def read(row: Sequence[str], place: Place) -> tuple[Any, Any]:
+        if len(row) != len(header):
+            raise DatasetError(
+                f"{place}: {len(row)} cells where the header has {len(header)}; quote cells that hold commas"
+            )
+        return columns.of_cells(header, row, place)
+
+    yield from examples_of(((Place(file, "line", line), row) for line, row in rows), read, bad)
 
 
 def _csv_rows(file: Path, memory: int) -> Iterator[tuple[int, Sequence[str]]]:

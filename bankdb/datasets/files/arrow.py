@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bankdb.datasets.columns import Columns, Place, Values, looks_like_text
+from bankdb.datasets.columns import Columns, Place, Values, examples_of, looks_like_text
 from bankdb.datasets.files.arrow_columns import check_schema, is_list, is_text, values_in
 from bankdb.datasets.forms.values import BadRows
 from bankdb.errors import DatasetError, one_line
@@ -30,33 +30,26 @@ def arrow_values(file: Path, columns: Columns, memory: int, bad: BadRows) -> Val
     """
     import pyarrow as pa
 
-    number = 0
     with _whole(file):
         _check_messages(file)
         with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
             names = check_schema(reader.schema, columns, file)
             for name in names:
                 _check_kind(reader.schema.field(name).type, name, file)
-            for batch in reader:
-                batch.validate(full=True)
-                if number == 0:
-                    _note_unread(batch, columns)
-                for row in _rows(batch, names, file, memory):
-                    number += 1
-                    place = Place(file, "row", number)
-                    try:
-                        example = _example(row, columns, place)
-                    except DatasetError as error:
-                        bad.take(error)
-                    else:
-                        yield place, example
+            yield from examples_of(_records(reader, names, columns, file, memory), columns.of_record, bad)
 
 
-def _example(row: dict[str, Any], columns: Columns, place: Place) -> tuple[Any, Any]:
-    for name, value in row.items():
-        if name not in columns.names and isinstance(value, str) and value.strip():
-            columns.refuse(name, place)
-    return columns.example(row, place)
+def _records(
+    reader: Any, names: list[str], columns: Columns, file: Path, memory: int
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    number = 0
+    for batch in reader:
+        batch.validate(full=True)
+        if number == 0:
+            _note_unread(batch, columns)
+        for row in _rows(batch, names, file, memory):
+            number += 1
+            yield Place(file, "row", number), row
 
 
 def _rows(batch: Any, names: list[str], file: Path, memory: int) -> Iterator[dict[str, Any]]:
