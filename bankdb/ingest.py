@@ -157,8 +157,8 @@ def _compared(bank: StoredBank, progress: Progress) -> str:
     from bankdb.initialisation.shared import advice_of
 
     try:
-        compare(bank, progress)
-        return advice_of(bank, bank.adapters())
+        found = compare(bank, progress)
+        return advice_of(bank, bank.adapters()) if found is None else found.advice()
     except (BankError, OSError) as error:  # what was stored is stored
         return f"not compared: {one_line(error)}"
 

@@ -79,6 +79,10 @@ class Initialisations:
             return f"the A factors of all {self.adapters:,} adapters share one"
         return f"of the A factors of {self.adapters:,} adapters {', '.join(parts)}"
 
+    def advice(self) -> str:
+        """Say what averaging their factors apart means, where they began apart; else nothing."""
+        return "" if self.is_one else f"{self.told()}; {_APART}"
+
     def told_of(self, row: int) -> str:
         """Say in one line with how many others the adapter of a row shares one."""
         if row not in self.groups:
@@ -140,7 +144,6 @@ def told_of(bank: StoredBank, row: int | None = None) -> str:
 def advice_of(bank: StoredBank, adapters: Sequence[AdapterRecord]) -> str:
     """Say what averaging the factors of some adapters apart means, where they began apart; else nothing."""
     try:
-        found = initialisations_of(bank, adapters)
+        return initialisations_of(bank, adapters).advice()
     except BankFormatError:  # who shows it, and verification, say so
         return ""
-    return "" if found.is_one else f"{found.told()}; {_APART}"

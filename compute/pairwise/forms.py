@@ -28,7 +28,9 @@ def unlike_forms(
         A rule that is stored is not known to this version.
     """
     stored = bank.origins.text_rules([record.row for record in adapters])
-    kinds = Counter(Rule.of_text(text).kind for text in stored.values())
+    kinds: Counter[str] = Counter()
+    for text, number in Counter(stored.values()).items():  # a few texts, of however many datasets
+        kinds[Rule.of_text(text).kind] += number
     if new is not None:
         others = Counter({kind: number for kind, number in kinds.items() if kind != new.kind})
         if not others:
