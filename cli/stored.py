@@ -28,7 +28,7 @@ def tell_ingested(report: IngestReport, total: int, as_json: bool) -> None:
     if len(notes) > _MOST_NOTES:
         tell(f"note: and {len(notes) - _MOST_NOTES} more such notes; --json has all", err=True)
     if report.initialisations:
-        tell(f"note: initialisation: {report.initialisations}", err=True)
+        tell(f"initialisation: {report.initialisations}", err=True)
     for item in report.refused:
         tell(f"refused {item.name}: {' '.join(item.reason.split())}", err=True)
     parts = [f"{len(report.added)} added", f"{len(report.skipped)} there already"]

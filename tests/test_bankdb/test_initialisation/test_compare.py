@@ -98,13 +98,13 @@ def test_a_bank_says_who_shares_one(tmp_path: Path, empty_bank: AdapterBank) -> 
     first = add(tmp_path / "1", "a", 1)
     same_a(add(tmp_path / "1", "b", 2), first)
     output = run(empty_bank, "ingest", tmp_path / "1").output
-    assert "note: initialisation" not in output
+    assert "initialisation: " not in output
     assert "the A factors of all 2 adapters share one" in run(empty_bank, "show").output
     assert "share one with 1 of 1 others; cosine to the nearest 1.00" in run(empty_bank, "show", "a").output
     add(tmp_path / "2", "c", 3)
     same_a(add(tmp_path / "2", "d", 4), first)
     result = run(empty_bank, "ingest", tmp_path / "2")
-    (line,) = [line for line in result.output.splitlines() if "note: initialisation: " in line]
+    (line,) = [line for line in result.output.splitlines() if line.startswith("initialisation: ")]
     assert "of the A factors of 4 adapters 3 share one, 1 has its own" in line
     assert "`--space delta` loses less" in line
     assert "its A factors have their own" in run(empty_bank, "show", "c").output
