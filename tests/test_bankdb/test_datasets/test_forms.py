@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +15,7 @@ from bankdb.datasets.forms.rules import TEXT_RULE, Reading, Rule
 from bankdb.datasets.held_out import read_held_out
 from bankdb.datasets.read import Dataset, read_dataset
 from bankdb.errors import BankFormatError, DatasetError
-
-Row = dict[str, Any]
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
-
-
-def write(path: Path, rows: list[Row]) -> Path:
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    elif path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        with path.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    return path
+from tests.support.data_files import FORMATS, Row, write
 
 
 def pairs(found: Dataset) -> list[tuple[str, str]]:

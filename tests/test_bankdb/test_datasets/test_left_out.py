@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from bankdb.datasets.held_out import read_held_out
 from bankdb.datasets.read import Reading, read_dataset, training_files
 from bankdb.errors import DatasetError
-
-Row = dict[str, Any]
-
-
-def write(path: Path, rows: list[Row]) -> Path:
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    elif path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        with path.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    return path
-
-
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+from tests.support.data_files import FORMATS, write
 
 
 @pytest.mark.parametrize("extension", FORMATS)
