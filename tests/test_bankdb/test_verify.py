@@ -183,7 +183,7 @@ def of_another_rank(folder: Path) -> None:
         (gone, "is not on this machine"),
         (changed, "has changed since"),
         (malformed, "its source cannot be read"),
-        (of_another_rank, "its source cannot be read"),
+        (of_another_rank, "has changed since"),
     ],
 )
 def test_without_its_source_damage_stays_damage(

@@ -226,8 +226,8 @@ def test_every_format_gives_the_same_prediction(bank: AdapterBank, newdata: Path
 def test_other_column_names(bank: AdapterBank, newdata: Path, tmp_path: Path) -> None:
     renamed = tmp_path / "renamed.jsonl"
     text = (newdata / "train.jsonl").read_text()
-    renamed.write_text(text.replace('"input"', '"question"').replace('"output"', '"answer"'))
-    found = predict(bank, renamed, input_column="question", output_column="answer")
+    renamed.write_text(text.replace('"input"', '"body"').replace('"output"', '"label"'))
+    found = predict(bank, renamed, input_column="body", output_column="label")
     assert found.coefficients.tolist() == predict(bank, newdata).coefficients.tolist()
     with pytest.raises(DatasetError, match=r"renamed\.jsonl"):
         predict(bank, renamed)
