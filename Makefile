@@ -25,6 +25,9 @@ evaluation: $(VENV)/torch.stamp demo  ## Let the demo's predictions answer its t
 		--out docs/evaluation-demo
 	rm docs/evaluation-demo/evaluation.json
 
+# Tests run side by side already: threads of OpenMP that spin beside them cost more than they do.
+test test-core test-browser test-postgres test-hosts: export OMP_NUM_THREADS ?= 1
+
 test: $(VENV)/torch.stamp  ## Set up, and pass every test that needs no browser, no database server and no root.
 	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres and not netns and not llamacpp"
 

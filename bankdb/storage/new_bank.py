@@ -47,10 +47,19 @@ def check_free(folder: Path) -> None:
     if not folder.is_dir():
         return
     strange = sorted(item.name for item in folder.iterdir() if item.name not in _OWN_FILES)
-    if strange:
-        what = "a bank with adapters" if "adapters.zarr" in strange else f"{strange[0]!r}"
-        raise ConflictError(f"{folder}: not empty, holds {what}; choose another folder with --bank")
-    # Left, maybe, by an `init` that was killed before the bank's own record was written.
+    if any(name == "adapters.zarr" or not name.endswith(".zarr") for name in strange):
+        raise _not_empty(folder, "a bank with adapters" if "adapters.zarr" in strange else repr(strange[0]))
+    _check_no_bank(folder)
+    if strange:  # arrays that are made of adapters, without a catalogue
+        raise _not_empty(folder, repr(strange[0]))
+
+
+def _not_empty(folder: Path, what: str) -> ConflictError:
+    return ConflictError(f"{folder}: not empty, holds {what}; choose another folder with --bank")
+
+
+def _check_no_bank(folder: Path) -> None:
+    """Raise ConflictError if a catalogue is there that has its bank's own record: a killed `init` may leave none."""
     location = BankLocation.of(folder)
     if location.database is None and not (folder / "bank.db").is_file():
         return
