@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
 HEAVY = (
     "numpy",
     "scipy",
@@ -41,3 +46,23 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["list", "--bank", "none"], ["lst"], ["show", "-h"]]
+)
+def test_python_m_bankdb_is_the_command(arguments: list[str], tmp_path: Path) -> None:
+    """To the letter of what it says, under the name of the command."""
+    answers = [
+        subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        for module in ("bankdb", "cli.main")
+    ]
+    assert len({(one.returncode, one.stdout, one.stderr) for one in answers}) == 1
+    assert answers[0].returncode == {"list": 1, "lst": 2}.get(arguments[0], 0)
+    assert "bank" in answers[0].stdout + answers[0].stderr
