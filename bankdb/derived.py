@@ -20,19 +20,20 @@ from numpy.typing import NDArray
 
 from bankdb.arrays import metadata
 from bankdb.arrays.chunks import block_problems, read_chunks, write_chunks
-from bankdb.arrays.durable import delete_files, files_below, folders_in, is_linked, partial_files
+from bankdb.arrays.durable import delete_files, files_below, folders_in, is_linked
 from bankdb.arrays.metadata import METADATA, ArrayLayout, Metadata, damaged, read_layout, read_metadata
 from bankdb.arrays.remote import Location
 from bankdb.arrays.zarr_arrays import ensure_group
 from bankdb.errors import BankFormatError
 from bankdb.progress import Progress
+from bankdb.records import DERIVED_KINDS
 
 if TYPE_CHECKING:
     # Workers need no database, whose import takes as long as a tile.
     from bankdb.records import AdapterRecord
     from bankdb.storage.stored_bank import StoredBank
 
-KINDS = ("distributions", "distances", "gram", "predictions", "neural", "losses", "initialisation")
+KINDS = DERIVED_KINDS
 
 # Entries of a block of an array in a group: 8 MiB of float64.
 _BLOCK_ENTRIES = 2**20
@@ -232,15 +233,21 @@ def read_group(path: Location) -> dict[str, NDArray[Any]]:
 
 
 def delete_derived(bank: StoredBank, path: Location) -> None:
-    """Delete an array or a group that this bank made; files that no version of it could have written stay.
+    """Delete an array or a group that this bank made: `derived_files`. Raises BankFormatError as that does."""
+    if path.exists():
+        delete_files(path, derived_files(bank, path))
+
+
+def derived_files(bank: StoredBank, path: Location) -> list[str]:
+    """Return the files of an array or a group of this bank's, in the order in which they are deleted.
+
+    Files that no version of it could have written are left out.
 
     Raises
     ------
     BankFormatError
-        It is not this bank's, or behind a symbolic link: nothing is deleted.
+        It is not this bank's, or behind a symbolic link: nothing of it is to be deleted.
     """
-    if not path.exists():
-        return
     if is_linked(path, bank.derived):
         raise BankFormatError(
             f"{path}: behind a symbolic link, where nothing is deleted; put a folder in the link's place, or keep "
@@ -250,7 +257,7 @@ def delete_derived(bank: StoredBank, path: Location) -> None:
         _own(bank, item)
     names = [name for name in files_below(path) if _FILE.fullmatch(name)]
     # What makes it count goes first.
-    delete_files(path, sorted(names, key=lambda name: (not name.endswith(METADATA), name.count("/"))))
+    return sorted(names, key=lambda name: (not name.endswith(METADATA), name.count("/")))
 
 
 def delete_others(bank: StoredBank, root: Location, keep: Collection[str] = ()) -> None:
@@ -264,20 +271,6 @@ def delete_others(bank: StoredBank, root: Location, keep: Collection[str] = ()) 
             delete_derived(bank, path)
         except BankFormatError:
             continue
-
-
-def clear_unfinished(bank: StoredBank) -> list[str]:
-    """Delete what killed writers left half written, and return its names; nobody computes meanwhile."""
-    files = unfinished(bank)
-    for file in files:
-        file.unlink(missing_ok=True)
-    return [file.name for file in files]
-
-
-def unfinished(bank: StoredBank) -> list[Any]:
-    """Return the files that running or killed writers have not finished."""
-    roots = [bank.array_path(kind) for kind in KINDS]
-    return [file for root in roots if not is_linked(root, bank.derived) for file in partial_files(root)]
 
 
 def _make_room(bank: StoredBank, path: Location) -> None:

@@ -12,6 +12,9 @@ _LIBRARIES = ("lora-bank", "dask", "distributed", "numpy", "scipy", "zarr", "tra
 HUB_PREFIX = "hub:"
 """What a hub reference begins with where a local path could stand too."""
 
+DERIVED_KINDS = ("distributions", "distances", "gram", "predictions", "neural", "losses", "initialisation")
+"""What is derived from a bank, as the folders of its arrays are called."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:

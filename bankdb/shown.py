@@ -7,6 +7,8 @@ from html import escape
 
 from bankdb.errors import printable
 
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
 
 def text_summary(title: str, facts: Mapping[str, object]) -> str:
     """Return a title, and a line for each fact."""
@@ -39,6 +41,14 @@ def shown(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
+
+
+def size_text(size: int) -> str:
+    """Return bytes in the unit that suits them."""
+    value, unit = float(size), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.3g} {_UNITS[unit]}" if value < 1000 else f"{value:.0f} {_UNITS[unit]}"
 
 
 def _row(cell: str, values: Iterable[object]) -> str:

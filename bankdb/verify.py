@@ -9,13 +9,14 @@ import numpy as np
 
 from bankdb.arrays.adapter_store import StoredRow, row_sha256
 from bankdb.arrays.durable import move, partial_files, relative_name
-from bankdb.derived import clear_unfinished, delete_damaged, derived_problems, unfinished
+from bankdb.derived import delete_damaged, derived_problems
 from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError, DatabaseUnavailableError
 from bankdb.ingest import clear_leftovers_locked
 from bankdb.peft.checks import stored_differences
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AS_BEFORE, AdapterRecord
 from bankdb.shown import html_summary
+from bankdb.space.unfinished import clear_unfinished, unfinished
 from bankdb.storage.stored_bank import StoredBank
 
 # Lines that a report shows of itself.

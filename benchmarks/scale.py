@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bankdb.shown import size_text
 from compute.approaches.options import PredictionOptions
-from compute.forecasting.forecast import size_text, time_text
+from compute.forecasting.forecast import time_text
 from compute.forecasting.rates import Rates, expected_seconds, read_rates
 from compute.forecasting.shape import BankShape
 from compute.forecasting.steps import StepForecast, forecast_steps

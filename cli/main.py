@@ -34,7 +34,10 @@ class _WrongUse(_Failure):
 _PLACES = {
     **dict.fromkeys(("init", "alias", "ingest", "list", "show", "verify", "group", "remove"), "bank"),
     **dict.fromkeys(("distances", "coefficients"), "matrices"),
-    **{name: name for name in ("predict", "export", "finetune", "evaluate", "generate", "report", "plan")},
+    **{
+        name: name
+        for name in ("predict", "export", "finetune", "evaluate", "generate", "report", "plan", "clean")
+    },
 }
 
 

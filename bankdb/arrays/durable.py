@@ -116,6 +116,20 @@ def files_below(path: Location) -> list[str]:
     return sorted(file.relative_to(path).as_posix() for file in found)
 
 
+def sizes_below(path: Location) -> dict[str, int]:
+    """Return the bytes of all files below `path`, by their names from there on; no symbolic link is followed.
+
+    What a running writer takes away meanwhile is left out.
+    """
+    if isinstance(path, RemotePath):
+        return remote.sizes_below(path)
+    sizes = {}
+    for name in files_below(path):
+        with contextlib.suppress(FileNotFoundError):
+            sizes[name] = (path / name).lstat().st_size
+    return sizes
+
+
 def delete_files(path: Location, names: Iterable[str]) -> None:
     """Delete files below `path`, in this order, and the folders that are left empty, `path` among them."""
     if isinstance(path, RemotePath):

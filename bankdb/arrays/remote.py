@@ -299,14 +299,23 @@ def delete_below(location: RemotePath) -> None:
 
 def objects_below(location: RemotePath) -> list[str]:
     """Return the names of all objects below a place, from there on, sorted."""
+    return sorted(sizes_below(location))
+
+
+def sizes_below(location: RemotePath) -> dict[str, int]:
+    """Return the bytes of all objects below a place, by their names from there on: the listing has both."""
     made = filesystem(location.url)
     with reaching(location):
         try:
-            names = made.find(location.url)
+            found = made.find(location.url, detail=True)
         except FileNotFoundError:
-            return []
+            return {}
     root = str(made._strip_protocol(location.url)).rstrip("/") + "/"
-    return sorted(name.removeprefix(root) for name in names if name.startswith(root))
+    return {
+        name.removeprefix(root): int(about["size"] or 0)
+        for name, about in found.items()
+        if name.startswith(root)
+    }
 
 
 def move(item: RemotePath, target: RemotePath) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from bankdb.catalog.database import Database, every, found
@@ -62,6 +62,25 @@ class GenerationStore:
         """Return how many are kept."""
         with self._database.read() as session:
             return int(session.scalar(select(func.count()).select_from(GenerationRow)) or 0)
+
+    def space(self) -> tuple[int, int]:
+        """Return how many are kept, and the bytes of their texts, which are stored as ASCII."""
+        with self._database.read() as session:
+            return _space(session)
+
+    def forget(self) -> tuple[int, int]:
+        """Delete all in one transaction; return what `space` returned before."""
+        with self._database.write() as session:
+            before = _space(session)
+            session.execute(delete(GenerationRow))
+        return before
+
+
+def _space(session: Session) -> tuple[int, int]:
+    number, size = session.execute(
+        select(func.count(), func.sum(func.length(GenerationRow.texts))).select_from(GenerationRow)
+    ).one()
+    return int(number), int(size or 0)
 
 
 def _keep(session: Session, record: GenerationRecord) -> None:

@@ -137,7 +137,8 @@ def plan(
 
 
 def _show(planned: Forecast, as_json: bool) -> None:
-    from compute.forecasting.forecast import HEADINGS, size_text, time_text
+    from bankdb.shown import size_text
+    from compute.forecasting.forecast import HEADINGS, time_text
 
     if as_json:
         print_json(planned.to_dict())

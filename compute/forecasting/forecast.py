@@ -13,7 +13,7 @@ from bankdb.arrays.remote import Location
 from bankdb.bank import AdapterBank
 from bankdb.errors import ConflictError, ParameterError
 from bankdb.progress import Progress, SilentProgress
-from bankdb.shown import html_summary, text_summary
+from bankdb.shown import html_summary, size_text, text_summary
 from compute.approaches.options import PredictionOptions, each_way
 from compute.cluster.client import open_cluster
 from compute.cluster.machine import core_count, memory_budget
@@ -26,7 +26,6 @@ from compute.forecasting.steps import StepForecast, forecast_steps
 HEADINGS = ("step", "tasks", "read", "written", "GFlop", "memory of a task", "expected time")
 # Steps that a forecast shows of itself in text.
 _LISTED = 10
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -228,14 +227,6 @@ def _record(step: StepForecast, seconds: float | None) -> dict[str, Any]:
     shown = ("name", "tasks", "read", "written", "files", "flops", "memory", "problem")
     values = asdict(step)
     return {key: values[key] for key in shown} | {"seconds": seconds}
-
-
-def size_text(size: int) -> str:
-    """Return bytes in the unit that suits them."""
-    value, unit = float(size), 0
-    while value >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{value:.3g} {_UNITS[unit]}" if value < 1000 else f"{value:.0f} {_UNITS[unit]}"
 
 
 def time_text(seconds: float) -> str:

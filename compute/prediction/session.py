@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 
 from bankdb.bank import AdapterBank, ready_adapters
-from bankdb.derived import clear_unfinished
 from bankdb.progress import Progress
 from bankdb.snapshot import one_snapshot
+from bankdb.space.unfinished import clear_unfinished
 from compute.cluster.client import open_cluster
 from compute.cluster.options import Cluster, ClusterLike
 

@@ -23,6 +23,7 @@ ALWAYS = {
     "list": "bank_path limit offset as_json",
     "show": "bank_path name as_json",
     "verify": "bank_path repair as_json",
+    "clean": "bank_path kinds dry_run yes as_json",
     "group": "bank_path names pattern as_json",
     "remove": "bank_path names",
     "export": "bank_path name out run merge",

@@ -232,6 +232,7 @@ ARROWS = {
     "bankdb.snapshot": set(),
     "bankdb.scaled_rows": {"bankdb.arrays", "bankdb.bank", "bankdb.peft"},
     "bankdb.derived": {"bankdb.arrays", "bankdb.catalog", "bankdb.storage"},
+    "bankdb.space": {"bankdb.arrays", "bankdb.derived", "bankdb.storage"},
     "bankdb.initialisation": {"bankdb.arrays", "bankdb.derived", "bankdb.peft", "bankdb.storage"},
     "bankdb.ingest": {
         "bankdb.arrays",
@@ -247,6 +248,7 @@ ARROWS = {
         "bankdb.derived",
         "bankdb.ingest",
         "bankdb.peft",
+        "bankdb.space",
         "bankdb.storage",
     },
     "compute.metrics": set(),
@@ -333,6 +335,7 @@ OF_A_BANK = {
     "bankdb.peft",
     "bankdb.scaled_rows",
     "bankdb.snapshot",
+    "bankdb.space",
     "bankdb.templates",
 }
 MOST_MODULES = 12
