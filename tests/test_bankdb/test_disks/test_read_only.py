@@ -93,8 +93,9 @@ def test_another_user_reads_and_predicts(stored: Path, new: Path, tmp_path: Path
         stored, new, theirs
     )
     asked += [["remove", "--bank", str(stored), "task001"], ["verify", "--bank", str(stored), "--repair"]]
+    asked += [["clean", "--bank", str(stored), "--yes"]]
     found = run_as_reader(warm, asked, theirs)
-    assert [status for status, _, _ in found] == [0] * 6 + [1, 1], found
+    assert [status for status, _, _ in found] == [0] * 6 + [1, 1, 1], found
     assert len(json.loads(found[0][1])) == 6
     for number in range(len(WAYS)):
         assert weights(theirs / str(number)) == weights(tmp_path / "own" / str(number))
