@@ -44,15 +44,11 @@ def listed_values(record: AdapterRecord) -> dict[str, Any]:
     return {name: value for name, value in asdict(record).items() if name != "checksums"}
 
 
-def shown_values(bank: AdapterBank, name: str | None) -> dict[str, Any]:
-    """Return everything about one adapter, or about the bank itself."""
+def shown_values(bank: AdapterBank, name: str) -> dict[str, Any]:
+    """Return everything about one adapter."""
     from bankdb.initialisation.shared import told_of
     from bankdb.peft.header import stored_as
 
-    if name is None:
-        values = asdict(bank.record) | {"adapters": len(bank)}
-        del values["layout"]
-        return values | {"task_type": bank.origins.task_type(), "initialisation": told_of(bank)}
     record = bank.catalog.adapter(name)
     values = listed_values(record) | {"read_as": _read_as(bank, record)}
     values["initialisation"] = told_of(bank, record.row)

@@ -18,6 +18,7 @@ from cli.options import (
     memory_option,
     opened,
 )
+from cli.shown_bank import bank_values, print_bank
 from cli.stored import listed_values, shown_values, tell_ingested
 
 
@@ -191,11 +192,17 @@ def list_adapters(bank_path: Path, limit: int | None, offset: int, as_json: bool
 @click.argument("name", required=False)
 @json_option
 def show(bank_path: Path, name: str | None, as_json: bool) -> None:
-    """Show everything about one adapter, or about the bank itself."""
+    """Show everything about one adapter, or about the bank itself.
+
+    Of the bank: where its parts are, what its adapters are, what takes how much space, and what is stored of runs.
+    """
     with opened(bank_path) as bank:
-        values = shown_values(bank, name)
+        values = bank_values(bank) if name is None else shown_values(bank, name)
     if as_json:
         print_json(values)
+        return
+    if name is None:
+        print_bank(values)
         return
     print_table(
         ("", ""), [(key.replace("_", " "), str(value)) for key, value in values.items() if value is not None]
