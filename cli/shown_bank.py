@@ -77,14 +77,14 @@ def print_bank(values: Mapping[str, Any]) -> None:
         for key, value in facts.items()
         if value is not None and value != ()
     ]
-    print_table(("", ""), folded(rows, 1))
+    _print_folded(("", ""), rows, 1)
     print_table(("on disk", "size"), [(name, size_text(size)) for name, size in values["disk"].items()])
     runs = values["runs"]
     if not runs:
         tell("no runs are stored yet")
         return
-    print_table(
-        ("run", "kind", "made by", "state", "since"), folded([_run_row(run) for run in runs[-_MOST_RUNS:]], 2)
+    _print_folded(
+        ("run", "kind", "made by", "state", "since"), [_run_row(run) for run in runs[-_MOST_RUNS:]], 2
     )
     kinds = Counter(run["kind"] for run in runs)
     counted = ", ".join(f"{number:,} of {kind}" for kind, number in kinds.items())
@@ -108,13 +108,15 @@ def _short(value: object) -> str:
     return text[:_CUT] if len(text) == 64 else text
 
 
-def folded(rows: Iterable[Sequence[str]], wide: int) -> list[list[str]]:
+def _print_folded(headings: Sequence[str], rows: Iterable[Sequence[str]], wide: int) -> None:
+    print_table(headings, folded(headings, rows, wide))
+
+
+def folded(headings: Sequence[str], rows: Iterable[Sequence[str]], wide: int) -> list[list[str]]:
     """Break the text of one column into lines, so that a table of all fits 80 columns."""
     rows = list(rows)
-    others = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    left = (
-        COLUMNS - 2 - 3 * (len(others) - 1) - sum(size for index, size in enumerate(others) if index != wide)
-    )
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    left = COLUMNS + 1 - sum(3 + width for index, width in enumerate(widths) if index != wide) - 3
     lines = []
     for row in rows:
         parts = textwrap.wrap(row[wide], max(left, 20), break_on_hyphens=False) or [""]

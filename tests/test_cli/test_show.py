@@ -106,8 +106,12 @@ def test_stored_runs(path: Path) -> None:
     with AdapterBank.open(path) as bank:
         assert [one["run"] for one in runs] == [one.id for one in bank.runs.all()]
     output = run(path, "show").stdout
-    assert "attentional jensen-shannon," in output  # folded there
-    assert "temperature 2.5" in output
+    lines = output.splitlines()
+    (head,) = (line for line in lines if "made by" in line)
+    column = slice(head.index("made by"), head.index("state"))
+    # Folded there.
+    made_by = " ".join(line[column].strip() for line in lines[lines.index(head) :])
+    assert "attentional jensen-shannon, temperature 2.5" in made_by
     assert f"{len(runs)} stored runs: " in output
     assert "3 of predictions" in output
     with AdapterBank.open(path) as bank:
@@ -132,8 +136,9 @@ def test_a_long_path_is_folded_into_eighty_columns(bank_template: Path, tmp_path
     st.lists(st.tuples(st.text("ab", max_size=9), st.text("ab ", max_size=300), st.text("ab", max_size=9)))
 )
 def test_a_folded_table_has_every_word_and_fits(rows: list[tuple[str, str, str]]) -> None:
-    lines = folded(rows, 1)
-    assert max((len(line) for line in table_lines(("", "", ""), lines)), default=0) <= COLUMNS
+    headings = ("run", "made by", "since")
+    lines = folded(headings, rows, 1)
+    assert max((len(line) for line in table_lines(headings, lines)), default=0) <= COLUMNS
     assert "".join("".join(line[1].split()) for line in lines) == "".join(
         "".join(row[1].split()) for row in rows
     )
