@@ -14,6 +14,7 @@ from typing import IO, Any
 import click
 
 from bankdb.errors import BankError, ParameterError, one_line, printable
+from cli.help_sections import HelpContext
 
 
 class _Failure(click.ClickException):
@@ -76,6 +77,8 @@ class _Commands(MutableMapping[str, click.Command]):
 class BankGroup(click.Group):
     """Turns every error into one line and an exit status, unless a traceback was asked for."""
 
+    context_class = HelpContext
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
@@ -117,7 +120,8 @@ def _failure(error: Exception) -> Exception:
     epilog="""
 \b
 A first run:
-  bank init --base-model HuggingFaceTB/SmolLM2-135M-Instruct --tokenizer ./smollm2
+  bank init --base-model HuggingFaceTB/SmolLM2-135M-Instruct \\
+      --tokenizer ./smollm2
   bank ingest ./lots-of-loras
   bank predict my-data.jsonl --out my-adapter
 """,

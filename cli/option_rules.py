@@ -10,6 +10,7 @@ import click
 
 from bankdb.errors import ParameterError
 from cli.commands.evaluating.curves import CURVE_PARAMETERS
+from cli.help_sections import SectionedCommand
 from cli.options import on_command_line
 from compute.approaches.registry import approaches, get_approach
 
@@ -38,7 +39,7 @@ class Rule:
     goes_with: str
 
 
-class CheckedCommand(click.Command):
+class CheckedCommand(SectionedCommand):
     """A command that refuses options which would do nothing."""
 
     def invoke(self, ctx: click.Context) -> Any:

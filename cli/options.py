@@ -245,11 +245,12 @@ def metric_option(*, many: bool, default: str = "jensen-shannon") -> Decorator:
         "--metric",
         "metrics" if many else "metric",
         type=click.Choice([*METRICS, "all"] if many else METRICS, case_sensitive=False),
+        metavar="NAME",
         multiple=many,
         default=[default] if many else default,
         show_default=True,
-        help="Distance between token distributions"
-        + ("; may be given several times; all is the paper's four." if many else "."),
+        help="Distance between token distributions: wasserstein (wd), kullback-leibler (kl), jensen-shannon (js), mmd "
+        "or tf-idf" + ("; may be given several times; all is the paper's four." if many else "."),
     )
 
 
@@ -307,6 +308,7 @@ def approach_option(
         "approaches",
         cls=ApproachOption,
         type=ApproachChoice(),
+        metavar="NAME",
         multiple=True,
         default=default if callable(default) else list(default),
         show_default=shown,

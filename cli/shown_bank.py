@@ -88,8 +88,9 @@ def print_bank(values: Mapping[str, Any]) -> None:
     )
     kinds = Counter(run["kind"] for run in runs)
     counted = ", ".join(f"{number:,} of {kind}" for kind, number in kinds.items())
-    left_out = f"; the newest {_MOST_RUNS} are shown, --json has all" if len(runs) > _MOST_RUNS else ""
-    tell(f"{len(runs):,} stored runs: {counted}{left_out}")
+    tell(f"{len(runs):,} stored runs: {counted}")
+    if len(runs) > _MOST_RUNS:
+        tell(f"the newest {_MOST_RUNS} are shown; --json has all")
 
 
 def _run_row(run: Mapping[str, Any]) -> tuple[str, ...]:

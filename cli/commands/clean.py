@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 @click.option("--yes", is_flag=True, help="Free it without asking.")
 @json_option
 def clean(bank_path: Path, kinds: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Free the space of what can be made again: the next command that needs it computes it.
+    """Free the space of what can be made again.
 
-    Adapters, datasets, the tokenizer, the catalogue and evaluations stay. Stored runs stay too, with the losses, the
-    answers and the comparison of initialisations, unless they are named.
+    The next command that needs it computes it. Adapters, datasets, the tokenizer, the catalogue and evaluations stay.
+    Stored runs stay too, with the losses, the answers and the comparison of initialisations, unless they are named.
     """
     from bankdb.errors import ParameterError
     from bankdb.space.freed import free, freeable

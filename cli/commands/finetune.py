@@ -61,7 +61,7 @@ def _seed_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     epilog="\b\nExamples:\n"
     "  bank finetune my-data.jsonl --out my-adapter\n"
     "  bank finetune my-data.jsonl --out my-adapter --budget 10m --examples all\n"
-    "  bank finetune my-data.jsonl --out my-adapter --metric tf-idf --model ./mistral-7b-instruct\n"
+    "  bank finetune my-data.jsonl --out my-adapter --metric tf-idf --steps 16\n"
     "  bank finetune my-data.jsonl --out better --start my-adapter --steps 16",
 )
 @bank_option

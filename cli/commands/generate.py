@@ -25,7 +25,7 @@ _MOST_BYTES = 16 << 20
 @click.command(
     cls=CheckedCommand,
     epilog="\b\nExamples:\n"
-    '  bank generate --adapter my-adapter --prompt "Is this review good or bad? It broke. Answer:"\n'
+    '  bank generate --adapter my-adapter --prompt "Good or bad? It broke. Answer:"\n'
     "  bank generate --adapter my-adapter --input my-test.jsonl > answers.jsonl\n"
     "  bank generate --adapter my-adapter --model ./smollm2 < question.txt",
 )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank plan --measure\n"
-    "  bank plan --metric all --approach neural --workers 8 --memory 64GiB --rates rates.json\n"
+    "  bank plan --metric all --workers 8 --memory 64GiB --rates rates.json\n"
     "  bank plan --adapters 10000 --parameters 9437184 --workers 64 --memory 512GiB",
 )
 @bank_option

@@ -49,8 +49,8 @@ _LISTED = 10
     cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank predict my-data.jsonl --out my-adapter\n"
-    "  bank predict my-data.jsonl --out my-adapter --test my-test.jsonl --compare uniform\n"
-    "  bank predict my-data.jsonl --out my-adapter --format gguf --base-gguf smollm2.gguf\n"
+    "  bank predict my-data.jsonl --out my-adapter \\\n      --test my-test.jsonl --compare uniform\n"
+    "  bank predict my-data.jsonl --out my-adapter \\\n      --format gguf --base-gguf smollm2.gguf\n"
     "  bank predict --all --metric js --approach normalized --export predicted\n"
     "  bank predict --all --metric all --approach all --weight-error\n"
     "  bank predict --all --space delta --rank full --export predicted",

@@ -21,7 +21,7 @@ def _untrained() -> list[str]:
     cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank report --out report.html\n"
-    "  bank report --out report.html --metric js --approach normalized --approach neural",
+    "  bank report --out report.html --metric js --approach neural",
 )
 @bank_option
 @click.option(

@@ -120,7 +120,7 @@ def test_stored_runs(path: Path) -> None:
     output = run(path, "show").stdout
     assert "made-29" in output
     assert "made-9" not in output.split()
-    assert "the newest 20 are shown, --json has all" in output
+    assert "the newest 20 are shown; --json has all" in output
     assert len(json.loads(run(path, "show", "--json").stdout)["runs"]) == len(runs) + 30
     assert max(map(len, output.splitlines())) <= 80
 
