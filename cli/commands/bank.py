@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cli.columns import column_options, rows_of
+from cli.completion import complete_adapters, complete_groups
 from cli.display import print_json, print_table, shown_progress, tell
 from cli.option_rules import CheckedCommand
 from cli.options import (
@@ -24,7 +25,8 @@ from cli.stored import listed_values, shown_values, tell_ingested
 
 @click.command(
     cls=CheckedCommand,
-    epilog="\b\nExample:\n  bank init --base-model mistralai/Mistral-7B-Instruct-v0.2 --tokenizer ./mistral-7b\n"
+    epilog="\b\nExample:\n  bank init --base-model mistralai/Mistral-7B-Instruct-v0.2 \\\n"
+    "      --tokenizer ./mistral-7b\n"
     "  bank init --base-model ... --tokenizer ... --arrays s3://bucket/my-bank",
 )
 @bank_option
@@ -87,8 +89,8 @@ def init(
 @click.command(
     cls=CheckedCommand,
     epilog="\b\nExamples:\n"
-    "  bank ingest ./pairs                 datasets/NAME/ and adapters/NAME/\n"
-    "  bank ingest manifest.csv            columns name, adapter, dataset, group, licence\n"
+    "  bank ingest ./pairs          datasets/NAME/ and adapters/NAME/\n"
+    "  bank ingest manifest.csv     columns name, adapter, dataset, group, licence\n"
     "  bank ingest --hub OWNER/ADAPTER@REV=OWNER/DATASET@REV",
 )
 @bank_option
@@ -189,7 +191,7 @@ def list_adapters(bank_path: Path, limit: int | None, offset: int, as_json: bool
 
 @click.command(cls=CheckedCommand, epilog="\b\nExamples:\n  bank show\n  bank show task1391")
 @bank_option
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_adapters)
 @json_option
 def show(bank_path: Path, name: str | None, as_json: bool) -> None:
     """Show everything about one adapter, or about the bank itself.
@@ -240,7 +242,7 @@ def verify(bank_path: Path, repair: bool, as_json: bool) -> None:
 
 @click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank remove task1391")
 @bank_option
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_adapters)
 def remove(bank_path: Path, names: tuple[str, ...]) -> None:
     """Remove adapters and their datasets from the bank."""
     with opened(bank_path) as bank:
@@ -259,7 +261,7 @@ def remove(bank_path: Path, names: tuple[str, ...]) -> None:
     "  bank group task1391 ''              of no group",
 )
 @bank_option
-@click.argument("names", nargs=-1, metavar="NAME GROUP...")
+@click.argument("names", nargs=-1, metavar="NAME GROUP...", shell_complete=complete_groups)
 @click.option("--pattern", metavar="REGEX", help="Its first group, found in a name, is the dataset's group.")
 @json_option
 def group(bank_path: Path, names: tuple[str, ...], pattern: str | None, as_json: bool) -> None:

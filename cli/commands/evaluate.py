@@ -26,6 +26,7 @@ from cli.commands.evaluating.weights import (
     sizes_record,
     write_sizes,
 )
+from cli.completion import complete_adapters
 from cli.display import print_json, print_table, shown_progress, tell, write_csv
 from cli.option_rules import CheckedCommand
 from cli.options import (
@@ -74,9 +75,9 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     cls=CheckedCommand,
     epilog="\b\nExamples:\n"
     "  bank evaluate --model ./smollm2-135m-instruct\n"
-    "  bank evaluate --metric js --approach normalized --leave-out both --max-examples 100\n"
+    "  bank evaluate --metric js --approach normalized --leave-out both\n"
     "  bank evaluate --targets task1391 --targets task190 --out results\n"
-    "  bank evaluate --weights-only --approach ridge --leave-out both --bank-sizes 4,8,16,32\n"
+    "  bank evaluate --weights-only --approach ridge --bank-sizes 4,8,16,32\n"
     "  bank evaluate --adapter my-adapter --test my-test.jsonl --compare uniform",
 )
 @bank_option
@@ -100,6 +101,7 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
     "--targets",
     multiple=True,
     metavar="NAME",
+    shell_complete=complete_adapters,
     help="Evaluate this one; may be given several times; all if not.",
 )
 @metric_option(many=True, default="all")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.completion import complete_adapters
 from cli.display import shown_progress, tell
 from cli.formats import format_options, gguf_of, tell_gguf, what_loads
 from cli.option_rules import CheckedCommand
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 @click.command(
     cls=CheckedCommand,
     epilog="\b\nExamples:\n"
-    "  bank export task1391 --out ./task1391                     as it was ingested\n"
-    "  bank export task1391 --prediction 3 --out ./predicted     as run 3 of bank predict --all predicts it\n"
-    "  bank export task1391 --out ./task1391 --format gguf       for llama.cpp and Ollama\n"
+    "  bank export task1391 --out ./task1391                 as it was ingested\n"
+    "  bank export task1391 --prediction 3 --out ./predicted as run 3 predicts it\n"
+    "  bank export task1391 --out ./task1391 --format gguf   for llama.cpp, Ollama\n"
     "  bank export task1391 --out ./merged --merge --model ./smollm2",
 )
 @bank_option
-@click.argument("name")
+@click.argument("name", shell_complete=complete_adapters)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--prediction",
