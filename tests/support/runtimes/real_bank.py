@@ -47,22 +47,22 @@ def by_peft(folder: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]
     """Answer in float32: `logits_I`, shape (tokens, vocabulary), and `tokens_I`, the greedy ones, for each prompt."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    # The likeliest token and no other rule; none ends an answer.
+    model.generation_config = GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
     model.eval()
     answers: Answers = {}
     with torch.no_grad():
         for number, ids in enumerate(prompts):
-            step = model(torch.tensor([list(ids)]), use_cache=True)
-            answers[f"logits_{number}"] = step.logits[0].numpy()
-            added: list[int] = []
-            while len(added) < NEW:
-                added.append(int(step.logits[0, -1].argmax()))
-                step = model(torch.tensor([added[-1:]]), past_key_values=step.past_key_values, use_cache=True)
-            answers[f"tokens_{number}"] = np.array(added)
+            tokens = torch.tensor([list(ids)])
+            answers[f"logits_{number}"] = model(tokens).logits[0].numpy()
+            whole = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+            answers[f"tokens_{number}"] = whole[0, len(ids) :].numpy()
+            assert len(answers[f"tokens_{number}"]) == NEW
     return answers
 
 
