@@ -50,7 +50,8 @@ test-hosts: $(VENV)/dev.stamp  ## A cluster of hosts as network namespaces; need
 test-llamacpp: $(VENV)/torch.stamp $(LLAMA)/stamp  ## Real llama.cpp on MODEL=FOLDER with PAIRS=FOLDER (builds it: half an hour).
 	LLAMA_CPP=$(abspath $(LLAMA)/source) LLAMA_CPP_PYTHON=$(abspath $(LLAMA)/bin/python) MODEL="$(MODEL)" PAIRS="$(PAIRS)" \
 		$(BIN)/python -m pytest --timeout 3600 -rP -m llamacpp tests/test_bankdb/test_gguf
-	LLAMA_CPP=$(abspath $(LLAMA)/source) $(BIN)/python -m pytest tests/test_bankdb/test_gguf/test_converter.py
+	LLAMA_CPP=$(abspath $(LLAMA)/source) PYTHONPATH=$(abspath $(LLAMA)/source/gguf-py) \
+		$(BIN)/python -m pytest tests/test_bankdb/test_gguf/test_converter.py
 
 test-vllm: $(VENV)/torch.stamp $(VLLM)/stamp  ## Real vLLM on MODEL=FOLDER with PAIRS=FOLDER (installs it: 3 GB).
 	VLLM_PYTHON=$(abspath $(VLLM)/bin/python) MODEL="$(MODEL)" PAIRS="$(PAIRS)" \

@@ -44,7 +44,11 @@ def bank(*arguments: str | Path) -> None:
 
 
 def by_peft(folder: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> Answers:
-    """Answer in float32: `logits_I`, shape (tokens, vocabulary), and `tokens_I`, the greedy ones, for each prompt."""
+    """Answer in float32.
+
+    For prompt I `logits_I`, shape (tokens, vocabulary), `tokens_I`, those added greedily, and `chosen_I`, their
+    log-probabilities.
+    """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -60,9 +64,16 @@ def by_peft(folder: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]
         for number, ids in enumerate(prompts):
             tokens = torch.tensor([list(ids)])
             answers[f"logits_{number}"] = model(tokens).logits[0].numpy()
-            whole = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-            answers[f"tokens_{number}"] = whole[0, len(ids) :].numpy()
-            assert len(answers[f"tokens_{number}"]) == NEW
+            whole = model.generate(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            added, logits = whole.sequences[0, len(ids) :], torch.cat(whole.logits)
+            assert len(added) == NEW
+            answers[f"tokens_{number}"] = added.numpy()
+            answers[f"chosen_{number}"] = logits.log_softmax(1)[torch.arange(NEW), added].numpy()
     return answers
 
 

@@ -1,8 +1,8 @@
 """Log-probabilities and greedy tokens by real vLLM. Run by the Python that has vLLM, without this project.
 
 Arguments: the base model's folder, a JSON file of adapters' folders ('-' is none), one of prompts as token ids, how
-many tokens to add, and the .npz to write: `logprobs_A_I`, of the tokens of prompt I after its first, and `tokens_A_I`,
-those that adapter A adds.
+many tokens to add, and the .npz to write: `tokens_A_I`, those that adapter A adds to prompt I, and `chosen_A_I`, their
+log-probabilities. (Of a prompt's own tokens vLLM 0.32 gives none with an adapter: issue 16668 of its project.)
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ def main() -> None:
         enforce_eager=True,
         enable_prefix_caching=False,
     )
-    sampling = SamplingParams(temperature=0.0, max_tokens=int(new), ignore_eos=True, prompt_logprobs=0)
+    sampling = SamplingParams(temperature=0.0, max_tokens=int(new), ignore_eos=True, logprobs=1)
     found = {}
     for number, folder in enumerate(folders):
         request = None if folder == "-" else LoRARequest(f"adapter{number}", number + 1, folder)
         done = model.generate([{"prompt_token_ids": ids} for ids in asked], sampling, lora_request=request)
-        for index, (ids, answer) in enumerate(zip(asked, done, strict=True)):
-            pairs = zip(ids[1:], answer.prompt_logprobs[1:], strict=True)
-            found[f"logprobs_{number}_{index}"] = np.array([places[token].logprob for token, places in pairs])
-            found[f"tokens_{number}_{index}"] = np.array(answer.outputs[0].token_ids)
+        for index, answer in enumerate(done):
+            (text,) = answer.outputs
+            pairs = zip(text.token_ids, text.logprobs, strict=True)
+            found[f"tokens_{number}_{index}"] = np.array(text.token_ids)
+            found[f"chosen_{number}_{index}"] = np.array([places[token].logprob for token, places in pairs])
     np.savez(out, **found)
 
 
