@@ -142,7 +142,19 @@ def source_record(adapter: AdapterRecord, coefficient: float) -> dict[str, Any]:
 
 
 def _json(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    """Return it as JSON, a source a line: hundreds of them, in hundreds of folders, are slow to spread over more."""
+    entries = (f"  {_encoded(key)}: {_value(value)}" for key, value in record.items())
+    return "{\n" + ",\n".join(entries) + "\n}\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
+        return "[\n" + ",\n".join(f"    {_encoded(entry)}" for entry in value) + "\n  ]"
+    return json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n  ")
+
+
+def _encoded(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _with_gguf(record: Mapping[str, Any], gguf: GgufExport | None) -> Mapping[str, Any]:
