@@ -95,9 +95,9 @@ def fsync_folders(path: Location, files: Iterable[Location]) -> None:
     if isinstance(path, RemotePath):
         return
     folders: set[Path] = {path}
-    for file in files:
-        assert isinstance(file, Path)
-        folders.update(parent for parent in file.parents if parent.is_relative_to(path))
+    for folder in {file.parent for file in files}:
+        assert isinstance(folder, Path)
+        folders.update(one for one in (folder, *folder.parents) if one.is_relative_to(path))
     for folder in sorted(folders, key=lambda item: len(item.parts), reverse=True):
         fsync_path(folder)
 
