@@ -91,7 +91,6 @@ def commands(bank: Path, n: int, matrix: bool) -> Iterator[tuple[str, Cost]]:
     yield "`verify`", run("verify")
     if ALL_BYTES * n * n < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
         yield "`predict --all`", run("predict", "--all")
-    yield "`report`", run("report", "--out", str(out / "report.html"))
     if matrix:
         yield from files(run, out)
 
