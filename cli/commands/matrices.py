@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import json_text, print_part, print_table, shown_progress, tell, write_csv
+from cli.display import json_text, print_part, print_table, shown_progress, tell, write_text
 from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
@@ -194,7 +194,7 @@ def _show_matrices(
     if csv is not None:
         from compute.pairwise.text import matrices_csv
 
-        write_csv(csv, matrices_csv(matrices, labels))
+        write_text(csv, matrices_csv(matrices, labels))
         if str(csv) != "-":
             tell(f"wrote {csv}", err=as_json)
     if as_json:
