@@ -149,6 +149,8 @@ def distance_matrices(
     lost: dict[_Stored, set[tuple[int, int]]] = {}
     for attempt in range(2):
         waiting = [stored for key, stored in opened.items() if key not in found]
+        if not waiting:
+            break
         _compute_missing(bank, waiting, adapters, lost, cluster, progress)
         for stored in waiting:
             if len(rows) > HELD_ROWS:
@@ -306,7 +308,9 @@ def _lacking(
     rows, mark = {record.row for record in kept}, str(writing.get("mark", ""))
     pieces = bank.runs.done_pieces(stored.run.id) if mark and len(kept) < len(adapters) else {}
     done = [
-        chunk for chunk, text in contents.items() if pieces.get(_chunk_name(*chunk)) == _content(mark, text)
+        chunk
+        for chunk, text in contents.items()
+        if pieces and pieces.get(_chunk_name(*chunk)) == _content(mark, text)
     ]
     new = {record.row // CHUNK_ROWS for record in adapters if record.row not in rows}
     missing = {chunk for chunk in contents if new & set(chunk)} - set(done) | set(lost)
