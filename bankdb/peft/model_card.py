@@ -30,7 +30,8 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         sequence of mappings with `name`, `coefficient`, and if known `source`, `revision` and `licence`.
         Used where given: `rank`, `dtype`, `base_model_revision`, `leave_one_out` (whether the dataset has
         an adapter in the bank, which was not used), `left_out` (names of adapters of the very same data),
-        `parameters` and `versions` (mappings), `gguf`: what is said of its file for llama.cpp, see
+        `parameters` and `versions` (mappings), `novelty`: how far the dataset is from all sources, see
+        `compute.metrics.novelty.Novelty.record`, `gguf`: what is said of its file for llama.cpp, see
         `bankdb.gguf.export.GgufExport.facts`, `measured`: what it scored on test examples, see
         `compute.assessment.records.Assessment.measured`, and `finetuned`, what it was trained on and from. Other keys
         are ignored; of one that was trained from anything but a prediction there may be no sources.
@@ -80,6 +81,7 @@ def _how_made(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) 
             [f"`{_code(name)}`" for name in same]
         )
         left_out += "."
+    far = _far(provenance.get("novelty") or {})
     unmeasured = "" if provenance.get("measured") else " It has not been evaluated: do so before use."
     facts = {
         "Base model": provenance["base_model"],
@@ -97,7 +99,24 @@ def _how_made(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) 
     return (
         f"A LoRA adapter for the dataset `{_code(provenance['name'])}` that was not trained: it is a convex "
         "combination of trained adapters, whose coefficients come from distances between the datasets' token "
-        f"distributions (arXiv 2507.01806).{left_out}{unmeasured}\n\n" + "\n".join(lines) + "\n"
+        f"distributions (arXiv 2507.01806).{left_out}{far}{unmeasured}\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _far(novelty: Mapping[str, Any]) -> str:
+    """Tell that distances say little, where the dataset is far from all sources."""
+    if not novelty.get("novel"):
+        return ""
+    if novelty["maximal"]:
+        return (
+            " The dataset shares no token with any source, so that its distances tell them apart by nothing."
+        )
+    share = novelty["farther_than"] / novelty["compared_with"]
+    without = ", groups left out" if novelty["groups_left_out"] else ""
+    return (
+        f" The dataset is far from all sources: it is farther from the nearest, `{_code(novelty['nearest_source'])}`, "
+        f"than {100 * share:.0f}% of {novelty['compared_with']} datasets of the bank are from theirs{without}. Its "
+        "distances tell little of which adapters help."
     )
 
 
@@ -136,8 +155,9 @@ def _how_trained(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]
         **(provenance.get("versions") or {}),
         **trained["versions"],
     }
+    far = _far(provenance.get("novelty") or {}) if predicted else ""
     return (
-        f"A LoRA adapter for the dataset `{_code(provenance['name'])}`, trained from {begun}. {result}\n\n"
+        f"A LoRA adapter for the dataset `{_code(provenance['name'])}`, trained from {begun}.{far} {result}\n\n"
         + _listed_facts(facts)
     )
 

@@ -263,6 +263,10 @@ class JensenShannon(_Divergence):
             distances[target] += q.counts.row_sums(gained) - terms.sum()
         return distances
 
+    def largest(self, vocabulary: int) -> float:
+        """See `Metric.largest`."""
+        return self._largest(vocabulary - 1 if self.published else vocabulary)
+
     def _largest(self, bins: int) -> float:
         return float(np.log(2.0) * (1.0 + bins * self._epsilon))
 
