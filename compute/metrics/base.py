@@ -64,6 +64,10 @@ class Metric(ABC):
     def key(self) -> str:
         """Identity for storage, with every parameter that changes a value; safe as a file name."""
 
+    def largest(self, vocabulary: int) -> float:
+        """Largest distance there is, that of datasets without a common id of V; infinite where it is not one number."""
+        return float("inf")
+
     @abstractmethod
     def block(self, targets: TokenCounts, sources: TokenCounts) -> FloatArray:
         """Distances of T targets to S sources; shape (T, S), `D[i, j] = rho(target i, source j)`.

@@ -282,6 +282,10 @@ class JensenShannon(_Divergence):
                 distances[target, rows] += q.counts.row_sums(gained) - terms[target].sum()
         return distances, magnitudes
 
+    def largest(self, vocabulary: int) -> float:
+        """See `Metric.largest`."""
+        return self._largest(vocabulary - 1 if self.published else vocabulary)
+
     def _largest(self, bins: int) -> float:
         return float(np.log(2.0) * (1.0 + bins * self._epsilon))
 

@@ -26,6 +26,8 @@ from compute.combination.delta import DeltaForm
 
 DTYPES = ("source", "float32", "float16", "bfloat16")
 RETAINED = "retained_energy"
+NOVELTY = "novelty"
+"""How far the dataset is from all sources: see `compute.metrics.novelty`; of large banks told where it is known."""
 MEASURED = "measured"
 """What `compute.assessment` adds: how the adapter answered test examples."""
 GGUF = "gguf"
@@ -68,9 +70,9 @@ def _same_prediction(text: bytes, record: Mapping[str, Any]) -> dict[str, Any] |
         found = parse_object(text.decode())
     except ValueError:
         return None
-    more = {RETAINED, MEASURED} | ({GGUF} - record.keys())
-    given = {key: value for key, value in found.items() if key not in more}
-    return found if _json(given) == _json(record) else None
+    more = {RETAINED, MEASURED, NOVELTY} | ({GGUF} - record.keys())
+    given, asked = ({key: value for key, value in one.items() if key not in more} for one in (found, record))
+    return found if _json(given) == _json(asked) else None
 
 
 def chosen_dtype(asked: str, adapters: Sequence[AdapterRecord], weights: NDArray[np.float32]) -> str:
