@@ -96,5 +96,6 @@ def _write_at(descriptor: int, values: NDArray[np.generic], offset: int) -> None
     while done < len(data):
         done += os.pwrite(descriptor, data[done:], offset + done)
     if hasattr(os, "posix_fadvise"):
-        # The disk begins with it now, rather than when all is flushed.
-        os.posix_fadvise(descriptor, offset, len(data), os.POSIX_FADV_DONTNEED)
+        # From the beginning on: the disk begins with these now, not when all is flushed; and of what was written
+        # before, and is on the disk by now, the memory is used again, instead of memory that holds the bank.
+        os.posix_fadvise(descriptor, 0, offset + len(data), os.POSIX_FADV_DONTNEED)

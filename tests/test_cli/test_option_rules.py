@@ -26,8 +26,8 @@ ALWAYS = {
     "group": "bank_path names pattern as_json",
     "remove": "bank_path names",
     "export": "name out merge",
-    "distances": f"bank_path metrics compatible csv parquet as_json {CLUSTER}",
-    "coefficients": f"bank_path approaches compatible leave_out csv parquet as_json {CLUSTER}",
+    "distances": f"bank_path metrics compatible csv parquet zarr as_json {CLUSTER}",
+    "coefficients": f"bank_path approaches compatible leave_out csv parquet zarr as_json {CLUSTER}",
     # The command itself refuses out, name and include_same with --all, export and weight_error without.
     "predict": "bank_path newdata whole_bank approaches compatible space rank out export name include_same "
     "weight_error store as_json memory",

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from bankdb.errors import PlanError
 from compute.metrics.registry import METRIC_NAMES, get_metric
-from compute.pairwise.plan import PlannedTile, busiest, chunk_count, plan_distances, tile_bytes
+from compute.pairwise.plan import (
+    PlannedTile,
+    busiest,
+    chunk_count,
+    expected_seconds,
+    plan_distances,
+    tile_bytes,
+)
 
 METRICS = tuple(get_metric(name) for name in METRIC_NAMES)
 VOCABULARY, NNZ = 2_000, 500
@@ -121,3 +128,20 @@ def test_the_busiest_worker_by_hand(costs: dict[int, int], slots: int) -> None:
     for cost in sorted(Counter(costs).elements(), reverse=True):
         workers[workers.index(min(workers))] += cost
     assert busiest(costs, slots) == max(workers)
+
+
+def test_a_dataset_more_by_jensen_shannon_is_of_its_ids_alone() -> None:
+    """A few targets are compared id by id; of more, and by other metrics, the vocabulary counts too."""
+    js, wd = get_metric("js"), get_metric("wd")
+    for metric, new, same in ((js, 1, True), (js, 4, True), (js, 5, False), (wd, 1, False)):
+        tiles = plan_distances(
+            [(metric, {(i, 9) for i in range(10)})],
+            640,
+            vocabulary=VOCABULARY,
+            nnz=9,
+            slots=2,
+            budget=1 << 60,
+        )
+        small, large = (expected_seconds(tiles, [new], vocabulary, 9) for vocabulary in (2_000, 200_000))
+        assert (small == large) is same
+        assert 0 < small <= large
