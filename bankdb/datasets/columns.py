@@ -17,6 +17,8 @@ from bankdb.errors import DatasetError, listed
 _INSTRUCTIONS = frozenset({"instruction", "instructions"})
 _OTHER_CHATS = frozenset({"messages", "conversations", "conversation", "dialog", "dialogue"})
 _PREFERENCES = frozenset({"chosen", "rejected"})
+# Whether the completion of a prompt is a good one, in the format of TRL's unpaired preferences.
+_RATED, _RATING = ("prompt", "completion"), "label"
 _MOST_NAMES, _LONGEST_NAME = 6, 40
 # How pandas and `datasets` write a list into a cell: ['a', 'b'], or NumPy's ['a' 'b'].
 _LIST_CELL = re.compile(r"""\s*\[\s*(['"]).*\1\s*\]\s*""", re.DOTALL)
@@ -222,6 +224,11 @@ class Columns:
         """Return input and output of a row that has the columns, not yet checked but for chats."""
         assert self.rule is not None, "the columns are settled"
         names, plain = self.rule.columns, self._plain
+        if _RATING in row and self.rates(_RATING) and str(row[_RATING]).lower() == "false":
+            raise DatasetError(
+                f"{place}: {_RATING!r} is false: the completion is not one to learn; leave such rows out, or pass "
+                "--skip-bad-rows"
+            )
         if self.rule.form == COLUMNS:
             return plain.text(row[names[0]]), plain.texts(row[names[1]])
         if self.rule.form == ALPACA:
@@ -238,6 +245,10 @@ class Columns:
     def refuses(self, name: str) -> bool:
         """Whether text in this column, which is not read, changes what the examples are."""
         return not self._given and name.lower() in _INSTRUCTIONS
+
+    def rates(self, name: str) -> bool:
+        """Whether a column, which is not read, says which of the examples are no good ones."""
+        return name == _RATING and not self._given and self.rule is not None and self.rule.columns == _RATED
 
     def _look(self, name: str, value: str, place: object) -> None:
         if len(name) <= 20 and self.refuses(name) and value.strip():

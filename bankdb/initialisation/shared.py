@@ -96,7 +96,11 @@ class Initialisations:
 
 def key_of(record: AdapterRecord) -> str:
     """Return what tells an adapter's A factors from all others: its row and its values."""
-    return f"{record.row}:{record.row_sha256}"
+    return _key(record.row, record.row_sha256)
+
+
+def _key(row: int, row_sha256: str) -> str:
+    return f"{row}:{row_sha256}"
 
 
 def place_of(bank: StoredBank, layout: str) -> tuple[Location, str]:
@@ -113,8 +117,22 @@ def initialisations_of(bank: StoredBank, adapters: Sequence[AdapterRecord]) -> I
     BankFormatError
         What is known was changed since it was written.
     """
+    return known_of(bank, {record.row: key_of(record) for record in adapters})
+
+
+def keys_of(bank: StoredBank) -> dict[int, str]:
+    """Return what tells each adapter of a bank, by row, ascending: `key_of`, of two columns and no more.
+
+    A record that is damaged gives a key that nothing is known of, and is read and compared as another adapter would be.
+    """
+    found = sorted(bank.catalog.glance("row", "row_sha256"))
+    return {row: _key(row, row_sha256) for row, row_sha256 in found}
+
+
+def known_of(bank: StoredBank, keys: Mapping[int, str]) -> Initialisations:
+    """Return what is known of the adapters of some rows, each with what tells it from all others."""
     layout = bank.record.layout
-    unknown = Initialisations(len(adapters), {}, {})
+    unknown = Initialisations(len(keys), {}, {})
     if layout is None:
         return unknown
     path, made_from = place_of(bank, layout)
@@ -123,22 +141,31 @@ def initialisations_of(bank: StoredBank, adapters: Sequence[AdapterRecord]) -> I
         return unknown
     about = found.attributes
     entries = dict(zip(about[LISTED], zip(about[GROUPS], about[NEAREST], strict=True), strict=True))
-    known = {record.row: entries[key_of(record)] for record in adapters if key_of(record) in entries}
+    known = {row: entries[key] for row, key in keys.items() if key in entries}
     nearest = {row: cosine for row, (_, cosine) in known.items() if cosine is not None}
     # The nearest of a list that has gone or grown may be another one.
     complete = len(known) == len(entries) == len(bank)
     return Initialisations(
-        len(adapters), {row: group for row, (group, _) in known.items()}, nearest if complete else {}
+        len(keys), {row: group for row, (group, _) in known.items()}, nearest if complete else {}
     )
 
 
 def told_of(bank: StoredBank, row: int | None = None) -> str:
     """Say in one line what is known of a bank's adapters, or of the one of a row; also that it cannot be read."""
     try:
-        found = initialisations_of(bank, bank.adapters())
+        found = known_of(bank, keys_of(bank))
     except BankFormatError as error:
         return f"not known: {error}"
     return found.told() if row is None else found.told_of(row)
+
+
+def summary_of(bank: StoredBank, adapters: Sequence[AdapterRecord]) -> str:
+    """Say what averaging adapters apart means, where they began apart; else who shares one, or why it is not known."""
+    try:
+        found = initialisations_of(bank, adapters)
+    except BankFormatError as error:
+        return f"not known: {error}"
+    return found.advice() or found.told()
 
 
 def advice_of(bank: StoredBank, adapters: Sequence[AdapterRecord]) -> str:

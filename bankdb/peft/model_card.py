@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bankdb.errors import listed
+from bankdb.strict_json import parse_object
 
 PROVENANCE_NAME = "provenance.json"
 """The record of what a prediction was made from, beside its weights."""
@@ -30,7 +31,8 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         sequence of mappings with `name`, `coefficient`, and if known `source`, `revision` and `licence`.
         Used where given: `rank`, `dtype`, `base_model_revision`, `leave_one_out` (whether the dataset has
         an adapter in the bank, which was not used), `left_out` (names of adapters of the very same data),
-        `parameters` and `versions` (mappings), `gguf`: what is said of its file for llama.cpp, see
+        `parameters`, `versions` and `dataset` (mappings), `novelty`: how far the dataset is from all sources, see
+        `compute.metrics.novelty.Novelty.record`, `gguf`: what is said of its file for llama.cpp, see
         `bankdb.gguf.export.GgufExport.facts`, `measured`: what it scored on test examples, see
         `compute.assessment.records.Assessment.measured`, and `finetuned`, what it was trained on and from. Other keys
         are ignored; of one that was trained from anything but a prediction there may be no sources.
@@ -80,6 +82,7 @@ def _how_made(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) 
             [f"`{_code(name)}`" for name in same]
         )
         left_out += "."
+    far = _far(provenance.get("novelty") or {})
     unmeasured = "" if provenance.get("measured") else " It has not been evaluated: do so before use."
     facts = {
         "Base model": provenance["base_model"],
@@ -97,7 +100,24 @@ def _how_made(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) 
     return (
         f"A LoRA adapter for the dataset `{_code(provenance['name'])}` that was not trained: it is a convex "
         "combination of trained adapters, whose coefficients come from distances between the datasets' token "
-        f"distributions (arXiv 2507.01806).{left_out}{unmeasured}\n\n" + "\n".join(lines) + "\n"
+        f"distributions (arXiv 2507.01806).{left_out}{far}{unmeasured}\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _far(novelty: Mapping[str, Any]) -> str:
+    """Tell that distances say little, where the dataset is far from all sources."""
+    if not novelty.get("novel"):
+        return ""
+    if novelty["maximal"]:
+        return (
+            " The dataset shares no token with any source, so that its distances tell them apart by nothing."
+        )
+    share = novelty["farther_than"] / novelty["compared_with"]
+    without = ", groups left out" if novelty["groups_left_out"] else ""
+    return (
+        f" The dataset is far from all sources: it is farther from the nearest, `{_code(novelty['nearest_source'])}`, "
+        f"than {100 * share:.0f}% of {novelty['compared_with']} datasets of the bank are from theirs{without}. Its "
+        "distances tell little of which adapters help."
     )
 
 
@@ -136,8 +156,9 @@ def _how_trained(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]
         **(provenance.get("versions") or {}),
         **trained["versions"],
     }
+    far = _far(provenance.get("novelty") or {}) if predicted else ""
     return (
-        f"A LoRA adapter for the dataset `{_code(provenance['name'])}`, trained from {begun}. {result}\n\n"
+        f"A LoRA adapter for the dataset `{_code(provenance['name'])}`, trained from {begun}.{far} {result}\n\n"
         + _listed_facts(facts)
     )
 
@@ -189,15 +210,10 @@ def _how_to_load(provenance: Mapping[str, Any]) -> str:
     on_hub = _HUB_ID.fullmatch(base_model) is not None
     base = "base" if on_hub else quoted
     download = f"hf download {quoted} --local-dir base\n" if on_hub else ""
-    parts = [
-        """## Use
-
-FOLDER is the folder of this file. A prompt is the input of an example as it stands, line
-breaks at its end too, without a chat template.
-"""
-    ]
+    prompts, option = _prompts(provenance)
+    parts = [f"## Use\n\nFOLDER is the folder of this file. {prompts}\n"]
     if not (gguf and gguf["alone"]):
-        parts.append(_with_python(base_model, quoted, provenance.get("rank") or _VLLM_RANKS[0]))
+        parts.append(_with_python(base_model, quoted, provenance.get("rank") or _VLLM_RANKS[0], option))
     convert = "" if gguf else f"python convert_lora_to_gguf.py FOLDER --base {base} --outfile adapter.gguf\n"
     place = "FOLDER/adapter.gguf" if gguf else "adapter.gguf"
     parts.append(
@@ -223,12 +239,34 @@ ollama run predicted "PROMPT"
     return "\n".join(parts)
 
 
-def _with_python(base_model: str, quoted: str, rank: int) -> str:
+def _prompts(provenance: Mapping[str, Any]) -> tuple[str, str]:
+    """Tell what a prompt is, as the dataset was read, and what makes `bank generate` write it so."""
+    rule = str((provenance.get("dataset") or {}).get("text_rule", "")).partition("; ")[2]
+    read = parse_object(rule) if rule else {}
+    if not str(read.get("form", "")).startswith("chat"):
+        return (
+            "A prompt is the input of an example as it stands, line\nbreaks at its end too, without a chat template.",
+            "",
+        )
+    if read.get("template"):
+        return (
+            "The dataset holds chats: a prompt is the turns\nbefore an answer as the base model's chat template writes "
+            "them, `add_generation_prompt` set.",
+            " --chat",
+        )
+    return (
+        "The dataset holds chats: a prompt is a line\n`role: text` for each turn before an answer, and then "
+        "`assistant:`, without a chat template.",
+        "",
+    )
+
+
+def _with_python(base_model: str, quoted: str, rank: int, option: str) -> str:
     """Tell how to load PEFT's two files."""
     named = _code(json.dumps(base_model))
     fitting = [limit for limit in _VLLM_RANKS if limit >= rank]
     limit = f" --max-lora-rank {fitting[0]}" if fitting and fitting[0] > _VLLM_RANKS[0] else ""
-    return f"""With this project: `bank generate --adapter FOLDER --prompt PROMPT`.
+    return f"""With this project: `bank generate --adapter FOLDER --prompt PROMPT{option}`.
 
 With transformers, where PEFT is installed:
 

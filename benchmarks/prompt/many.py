@@ -32,7 +32,7 @@ from bankdb.catalog.database import Database
 from bankdb.catalog.schema import AdapterRow, BankRow, DatasetRow, TokenDistributionRow
 from bankdb.derived import set_attributes
 from bankdb.progress import SilentProgress
-from compute.metrics.divergences import JensenShannon
+from compute.metrics.registry import get_metric
 from compute.pairwise.matrix import _complete, _open_run
 from compute.pairwise.plan import CHUNK_ROWS
 
@@ -120,13 +120,13 @@ def copies(
     }
 
 
-def pretend_distances(bank: AdapterBank) -> None:
-    """Leave a matrix by Jensen-Shannon as if it was computed: each chunk is a link to the same random numbers.
+def pretend_distances(bank: AdapterBank, metric: str) -> None:
+    """Leave a matrix as if it was computed: each chunk is a link to the same random numbers.
 
     To compute 200 million pairs takes half an hour, and what is timed is not that.
     """
     adapters = bank.adapters()
-    stored = _open_run(bank, JensenShannon(), len(adapters), SilentProgress())
+    stored = _open_run(bank, get_metric(metric), len(adapters), SilentProgress())
     values = np.random.default_rng(3).random((CHUNK_ROWS, CHUNK_ROWS))
     write_chunks(stored.path, (0, 0), values)
     blocks = -(-len(adapters) // CHUNK_ROWS)
@@ -157,13 +157,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bank", type=Path, required=True)
     parser.add_argument("--adapters", type=int, default=20_000)
-    parser.add_argument("--distances", action="store_true", help="Leave a matrix as if it was computed.")
+    parser.add_argument(
+        "--distances",
+        nargs="*",
+        metavar="METRIC",
+        help="Leave matrices as if they were computed, by Jensen-Shannon if no other is named.",
+    )
     given = parser.parse_args()
     path: Path = given.bank
     with make_bank(path, SHAPE) as bank:
         fill(bank, given.adapters, SHAPE)
-        if given.distances:
-            pretend_distances(bank)
+        if given.distances is not None:
+            for metric in given.distances or ["jensen-shannon"]:
+                pretend_distances(bank, metric)
         pair = path.with_name(f"{path.name}-pair")
         bank.export(bank.adapters()[0].name, pair / "adapters" / "one-more")
         print(f"{path}: {len(bank)} adapters of {SHAPE.layout().size:,} parameters")

@@ -26,10 +26,17 @@ if TYPE_CHECKING:
     "  bank export task1391 --out ./task1391                 as it was ingested\n"
     "  bank export task1391 --prediction 3 --out ./predicted as run 3 predicts it\n"
     "  bank export task1391 --out ./task1391 --format gguf   for llama.cpp, Ollama\n"
-    "  bank export task1391 --out ./merged --merge --model ./smollm2",
+    "  bank export task1391 --out ./merged --merge --model ./smollm2\n"
+    "  bank export --adapter ./my-adapter --out ./merged --merge --model ./smollm2",
 )
 @bank_option
-@click.argument("name", shell_complete=complete_adapters)
+@click.argument("name", required=False, shell_complete=complete_adapters)
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="With --merge, in place of NAME: an adapter's folder, whoever made it; no bank is read.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--prediction",
@@ -44,16 +51,24 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Write the base model with the adapter merged into its weights, for transformers; needs the extra torch.",
 )
-@click.option("--model", help="With --merge: folder or hub name of the base model; the bank's if not given.")
+@click.option(
+    "--model",
+    help="With --merge: folder or hub name of the base model; the bank's, or what --adapter states, if not given.",
+)
 @dtype_option
 @memory_option
 @overwrite_option
-def export(bank_path: Path, name: str, **other: Any) -> None:
+def export(bank_path: Path, name: str | None, adapter: Path | None, **other: Any) -> None:
     """Write a stored adapter as the PEFT folder it came from, bit for bit; or with --prediction a predicted one.
 
     Where a wrapper left segments in the tensors' names, which PEFT would not find, they are written without these; one
     that was brought to the bank's layout is written as it is there.
     """
+    if adapter is not None and name is None:
+        _merge_folder(adapter, other)
+        return
+    if name is None or adapter is not None:
+        raise click.UsageError("give NAME, of an adapter of the bank, or --adapter FOLDER with --merge")
     with opened(bank_path) as bank:
         gguf = gguf_of(bank, other)
         write = _written(bank, name, other, gguf)
@@ -119,7 +134,20 @@ def _merge(bank: AdapterBank, name: str, write: Callable[[Path], Path], other: d
 
     model = other["model"] or bank.record.base_model
     dtype = merge(write, model, other["out"], name=name, memory=_memory(other), progress=shown_progress())
-    tell(f"wrote {other['out']}{os.sep}, a whole model in {dtype} which transformers loads")
+    _tell_merged(other["out"], dtype)
+
+
+def _merge_folder(adapter: Path, other: dict[str, Any]) -> None:
+    from compute.merging.merge import merge_folder
+
+    dtype = merge_folder(
+        adapter, other["model"], other["out"], memory=_memory(other), progress=shown_progress()
+    )
+    _tell_merged(other["out"], dtype)
+
+
+def _tell_merged(out: Path, dtype: str) -> None:
+    tell(f"wrote {out}{os.sep}, a whole model in {dtype} which transformers loads")
     tell("its README.md has the one command of llama.cpp that makes a GGUF of it")
 
 

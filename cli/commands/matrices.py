@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.display import json_text, print_part, print_table, shown_progress, tell, write_csv
+from cli.display import json_text, print_part, print_table, shown_progress, tell, write_text
 from cli.option_rules import CheckedCommand
 from cli.options import (
     Parameters,
@@ -43,6 +43,12 @@ file_options = together(
         help="Write it as Parquet, for large banks: a row a target, its values as one list; the file's metadata name "
         "the sources.",
     ),
+    click.option(
+        "--zarr",
+        type=click.Path(path_type=Path),
+        help="Write it as a zarr group, for large banks: an array a matrix, the names in its attributes. Nothing that "
+        "is there is replaced.",
+    ),
 )
 _LISTED = 10
 
@@ -62,6 +68,7 @@ def distances(
     compatible: str,
     csv: Path | None,
     parquet: Path | None,
+    zarr: Path | None,
     as_json: bool,
     **cluster: Any,
 ) -> None:
@@ -72,6 +79,7 @@ def distances(
     import compute
     from compute.prediction.ways import chosen_metrics
 
+    _check_free(zarr)
     with opened(bank_path) as bank:
         matrices = compute.distances(
             bank,
@@ -83,7 +91,7 @@ def distances(
             progress=shown_progress(),
         )
     labels = [{"metric": matrix.metric} for matrix in matrices]
-    _show_matrices(matrices, labels, (csv, parquet), as_json)
+    _show_matrices(matrices, labels, (csv, parquet, zarr), as_json)
     if csv is None and not as_json:
         held = [matrix for matrix in matrices if matrix.held]
         if held:
@@ -97,8 +105,8 @@ def _tell_stored(matrix: DistanceMatrix) -> None:
     """Tell of a matrix that is not read for a summary alone."""
     n = len(matrix.adapters)
     tell(
-        f"{matrix.metric}: {n:,} x {n:,} distances are stored; --parquet FILE or --csv FILE writes them, the latter "
-        f"in about {20 * n * n / 1e9:.1f} GB"
+        f"{matrix.metric}: {n:,} x {n:,} distances are stored; --parquet FILE, --zarr FOLDER or --csv FILE writes "
+        f"them, the last in about {20 * n * n / 1e9:.1f} GB"
     )
 
 
@@ -130,12 +138,14 @@ def coefficients(
     approaches: tuple[str, ...],
     csv: Path | None,
     parquet: Path | None,
+    zarr: Path | None,
     as_json: bool,
     **other: Any,
 ) -> None:
     """Compute the leave-one-out coefficients: how much of each source goes into each target."""
     import compute
 
+    _check_free(zarr)
     with opened(bank_path) as bank:
         chosen = Parameters(other).combinations(metrics, approaches)
         matrices = compute.coefficients(
@@ -146,7 +156,7 @@ def coefficients(
             progress=shown_progress(),
         )
     labels = [{"metric": options.metric, "approach": options.approach} for options in chosen]
-    _show_matrices(matrices, labels, (csv, parquet), as_json, other["leave_out"])
+    _show_matrices(matrices, labels, (csv, parquet, zarr), as_json, other["leave_out"])
     if csv is None and not as_json:
         rows = [
             (label["metric"], label["approach"], float(matrix.effective.mean()))
@@ -155,23 +165,36 @@ def coefficients(
         print_table(("metric", "approach", "effective sources"), rows)
 
 
+def _check_free(zarr: Path | None) -> None:
+    """Refuse a folder that is there before anything is computed."""
+    if zarr is not None:
+        from compute.pairwise.zarr_folder import check_free
+
+        check_free(zarr)
+
+
 def _show_matrices(
     matrices: Sequence[LabelledMatrix],
     labels: list[dict[str, str]],
-    files: tuple[Path | None, Path | None],
+    files: tuple[Path | None, Path | None, Path | None],
     as_json: bool,
     leave_out: str | None = None,
 ) -> None:
-    csv, parquet = files
+    csv, parquet, zarr = files
     if parquet is not None:
         from compute.pairwise.parquet import write_parquet
 
         write_parquet(parquet, matrices, labels)
         tell(f"wrote {parquet}", err=as_json)
+    if zarr is not None:
+        from compute.pairwise.zarr_folder import write_zarr
+
+        write_zarr(zarr, matrices, labels)
+        tell(f"wrote {zarr}", err=as_json)
     if csv is not None:
         from compute.pairwise.text import matrices_csv
 
-        write_csv(csv, matrices_csv(matrices, labels))
+        write_text(csv, matrices_csv(matrices, labels))
         if str(csv) != "-":
             tell(f"wrote {csv}", err=as_json)
     if as_json:

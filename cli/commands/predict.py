@@ -175,6 +175,7 @@ def _prediction_record(prediction: Prediction, folder: Path) -> dict[str, Any]:
         **({} if prediction.fitted is None else {"fitted": prediction.fitted}),
         "effective_sources": prediction.effective_sources,
         "left_out": list(prediction.left_out),
+        "novelty": None if prediction.novelty is None else prediction.novelty.record(),
         "sources": {name: weight for name, weight, _ in prediction.sources()},
         **({} if delta is None else {"rank": delta.form.layout.rank, **_retained(delta.retained)}),
     }

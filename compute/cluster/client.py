@@ -60,7 +60,8 @@ def open_cluster(given: ClusterLike, progress: Progress, folder: Location | None
             return
         slots = core_count() if given.workers is None else given.workers
         start = functools.cache(functools.partial(_started, given, progress, stack))
-        yield Cluster(start, slots, memory_budget(given.memory) // slots, alone=True)
+        budget = memory_budget(given.memory) // slots
+        yield Cluster(start, slots, budget, alone=True, started=lambda: start.cache_info().currsize > 0)
 
 
 def _started(options: ClusterOptions, progress: Progress, stack: contextlib.ExitStack) -> Client:

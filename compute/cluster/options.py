@@ -60,11 +60,13 @@ class Cluster:
     ----------
     start
         Returns the client, always the same. Of a local cluster it is started when it is asked for first: what is
-        all stored already, or takes one process less than a second, needs none.
+        all stored already, or one process does before workers would have, needs none.
     blas
         Threads of BLAS in a task on each host; None is one thread: a local cluster has a process for each core.
     alone
         Whether tasks may run in this process instead, where they are short.
+    started
+        Returns whether there may be workers: not of a local cluster that was never asked for.
     """
 
     start: Callable[[], Client]
@@ -72,6 +74,7 @@ class Cluster:
     task_budget: int
     blas: Mapping[str, int] | None = None
     alone: bool = False
+    started: Callable[[], bool] = lambda: True
 
     @property
     def client(self) -> Client:

@@ -23,8 +23,8 @@ _LOOK_SECONDS, _ALONE_SECONDS = 2.0, 120.0
 # next one is there when it is wanted, and a long one waits here until some worker has nothing else to do.
 _AHEAD_SECONDS, _MOST_AHEAD = 0.5, 3
 
-# Local workers take about a second to start.
-_WORTH_WORKERS = 1.0
+# Local workers take so long to start, each of them in processor time.
+_START_SECONDS = 2.0
 
 Key = tuple[str, str, str]
 
@@ -66,7 +66,7 @@ def run_tasks(
     if not tasks:
         return
     progress.begin(stage, len(tasks))
-    if cluster.alone and seconds is not None and seconds < _WORTH_WORKERS:
+    if cluster.alone and seconds is not None and seconds < worth_workers(cluster.slots):
         for name, arguments in tasks.items():
             yield name, _here(stage, name, function, arguments)
             progress.advance()
@@ -84,6 +84,14 @@ def run_tasks(
                 yield ended
                 progress.advance()
     progress.end()
+
+
+def worth_workers(slots: int) -> float:
+    """Return how many seconds of work one process does before so many local workers would, which have to start first.
+
+    One alone is started as two are: for its memory.
+    """
+    return _START_SECONDS * max(slots, 2) / (max(slots, 2) - 1)
 
 
 @dataclass(slots=True)

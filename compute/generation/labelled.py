@@ -40,7 +40,8 @@ def encode_labelled(
 ) -> tuple[LabelledExample, ...]:
     """Tokenize examples so that a model reads a prompt as it will when it answers: see `encode_prompts`.
 
-    Input and output are tokenized as one text where that begins with the tokens of the input; else apart.
+    Input and output are tokenized as one text where that begins with the tokens of the input; else apart. An answer
+    that ends with the token already, as by a chat template, is not ended twice: nothing is generated after its end.
 
     Parameters
     ----------
@@ -67,8 +68,18 @@ def encode_labelled(
                 f"{name}: example {number} has an input without tokens; expected text to answer"
             )
         rest = both[len(prompt) :] if both[: len(prompt)] == prompt else answer
-        found.append(LabelledExample((*prompt, *rest, end), len(rest) + 1))
+        rest = _ended(tokenizer, rest, end)
+        found.append(LabelledExample((*prompt, *rest), len(rest)))
     return tuple(found)
+
+
+def _ended(tokenizer: BankTokenizer, answer: Sequence[int], end: int) -> list[int]:
+    """Return an answer that ends once: chat templates end answers themselves, some with a line break after the end."""
+    if end in answer:
+        last = len(answer) - 1 - list(answer[::-1]).index(end)
+        if not tokenizer.decode(answer[last + 1 :]).strip():
+            return list(answer[: last + 1])
+    return [*answer, end]
 
 
 def answer_end(tokenizer: BankTokenizer, ends: Collection[int], folder: Path) -> int:

@@ -11,10 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bankdb.errors import AdapterError, ConflictError, PlanError, one_line
+from bankdb.errors import AdapterError, ConflictError, PlanError, listed, one_line
+from bankdb.peft.config import CONFIG_NAME, plain_alpha, render_config
 from bankdb.peft.folder import write_adapter_folder
+from bankdb.peft.layout import modules_of
+from bankdb.peft.weights import WEIGHTS_NAME, read_layout, write_safetensors
 from bankdb.progress import Progress, SilentProgress, quiet_loggers
 from compute.finetuning.resources import check_training_extra, model_size, usable_memory
+from compute.generation.adapters import GivenAdapter, read_given, stated_base_model
 from compute.generation.base_model import model_folder
 from compute.generation.generate import load_model
 
@@ -101,6 +105,47 @@ def merge(
     return dtype
 
 
+def merge_folder(
+    adapter: str | Path,
+    model: str | Path | None,
+    out: Path,
+    *,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Write a base model with the adapter of a folder merged into its weights, as `merge` does, whoever made it.
+
+    Parameters
+    ----------
+    adapter
+        A PEFT folder, such as `bank predict --out` writes.
+    model
+        Folder or hub name of the base model; None is the one that the adapter states.
+
+    Raises
+    ------
+    AdapterError
+        It is no plain LoRA adapter, or what `merge` refuses.
+    """
+    given, shown = read_given(adapter), progress or SilentProgress()
+    for note in given.notes:
+        shown.note(f"{adapter}: {note}")
+    base = stated_base_model([given]) if model is None else model
+    return merge(partial(_write_given, given), base, out, name=given.name, memory=memory, progress=progress)
+
+
+def _write_given(given: GivenAdapter, folder: Path) -> None:
+    """Write what was read and checked of an adapter, so that PEFT loads nothing else of its folder."""
+    layout = given.layout
+    alpha = (plain_alpha(given.scaling, layout.rank), False)
+    config = render_config(given.base_model, layout, alpha, None)
+
+    def weights(path: Path) -> None:
+        write_safetensors(path, given.vector, layout, "float32")
+
+    write_adapter_folder(folder, files={CONFIG_NAME: config.encode(), WEIGHTS_NAME: weights})
+
+
 def _save_merged(folder: Path, adapter: Path, whole: Path) -> str:
     import torch
 
@@ -116,6 +161,7 @@ def _save_merged(folder: Path, adapter: Path, whole: Path) -> str:
                 f"{folder}: the adapter's own base model was expected, PEFT says: {one_line(error, 200)}; pass it with "
                 "--model"
             ) from error
+        _check_every_module(adapted, adapter, folder)
         _check_head(adapted, folder)
         merged = adapted.merge_and_unload()
         merged.to(dtype).save_pretrained(whole)
@@ -129,6 +175,20 @@ def _own_dtype(model: Any, folder: Path) -> torch.dtype:
 
     stated = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "dtype", None)
     return stated if isinstance(stated, torch.dtype) else next(model.parameters()).dtype
+
+
+def _check_every_module(adapted: Any, adapter: Path, folder: Path) -> None:
+    """Raise AdapterError unless PEFT adapts the very modules of the adapter: it leaves out what only one has."""
+    from peft.tuners.lora import LoraLayer
+
+    base = adapted.get_base_model()
+    found = {name for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    expected = {module.name for module in modules_of(read_layout(adapter))}
+    if found != expected:
+        raise AdapterError(
+            f"{folder}: the adapter's own base model was expected; only one of the two has "
+            f"{listed(sorted(found ^ expected), 3)}; pass it with --model"
+        )
 
 
 def _check_head(adapted: Any, folder: Path) -> None:

@@ -47,6 +47,8 @@ class Metric(ABC):
         Time of a pair in a large block against the other metrics', for the plan of tiles.
     dataset_pairs
         Time of a dataset on a side of a block, which is read and transformed, in pairs; likewise.
+    few_targets
+        So many targets are compared with sources id by id, in a time that the vocabulary does not change.
     """
 
     __slots__ = ()
@@ -55,11 +57,16 @@ class Metric(ABC):
     symmetric: ClassVar[bool]
     relative_cost: ClassVar[float] = 1.0
     dataset_pairs: ClassVar[int] = 80
+    few_targets: ClassVar[int] = 0
 
     @property
     @abstractmethod
     def key(self) -> str:
         """Identity for storage, with every parameter that changes a value; safe as a file name."""
+
+    def largest(self, vocabulary: int) -> float:
+        """Largest distance there is, that of datasets without a common id of V; infinite where it is not one number."""
+        return float("inf")
 
     @abstractmethod
     def block(self, targets: TokenCounts, sources: TokenCounts) -> FloatArray:

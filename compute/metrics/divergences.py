@@ -24,8 +24,15 @@ from compute.metrics.base import (
     support_bytes,
     wide_panel,
 )
-from compute.metrics.distributions import CountsRow, TokenCounts, in_blocks, merge_last_two, probabilities
-from compute.metrics.mixtures import MixtureTerms, distances_by_loops
+from compute.metrics.distributions import (
+    CountsRow,
+    TokenCounts,
+    in_blocks,
+    merge_last_two,
+    probabilities,
+    row_blocks,
+)
+from compute.metrics.mixtures import SUMMED_ROWS, MixtureTerms, distances_by_loops
 from compute.types import Compatible, FloatArray
 
 if TYPE_CHECKING:
@@ -194,6 +201,7 @@ class JensenShannon(_Divergence):
     symmetric = True
     relative_cost = 1.0
     dataset_pairs = 35
+    few_targets = FEW_TARGETS
 
     @property
     def _epsilon(self) -> float:
@@ -208,14 +216,16 @@ class JensenShannon(_Divergence):
         few = len(targets) <= FEW_TARGETS and not alone
         kernels = None if few else compiled_kernels(len(targets.ids) * len(sources), SAVED)
         p = MixtureTerms(support, targets, self._epsilon, kept=kernels is None)
-        q = p if alone else MixtureTerms(support, sources, self._epsilon, kept=kernels is None)
-        bound = CANCELLED * (p.magnitudes[:, None] + q.magnitudes)
         if few:
-            distances = self._from_entries(support, p, q)
-        elif kernels is None:
-            distances = self._from_panels(support, p, q)
+            distances, magnitudes = self._from_entries(support, p, sources)
         else:
-            distances = distances_by_loops(kernels, support, p, q)
+            q = p if alone else MixtureTerms(support, sources, self._epsilon, kept=kernels is None)
+            magnitudes = q.magnitudes
+            if kernels is None:
+                distances = self._from_panels(support, p, q)
+            else:
+                distances = distances_by_loops(kernels, support, p, q)
+        bound = CANCELLED * (p.magnitudes[:, None] + magnitudes)
         bins = targets.vocabulary
         recompute_cancelled(
             distances, bound, targets, sources, lambda pair: self._distance(pair, bins), upper_only=alone
@@ -242,26 +252,39 @@ class JensenShannon(_Divergence):
                 )
         return distances
 
-    def _from_entries(self, support: Support, p: MixtureTerms, q: MixtureTerms) -> FloatArray:
+    def _from_entries(
+        self, support: Support, p: MixtureTerms, sources: TokenCounts
+    ) -> tuple[FloatArray, FloatArray]:
         """Distances of a few targets by NumPy: a logarithm for each entry of the sources that a target has too.
 
-        The mixture's term starts at what it is where no source has the target's ids.
+        The mixture's term starts at what it is where no source has the target's ids. Sources pass a few at a time, in
+        one reading of their counts: what is made of them stays in a core's own cache. Returns what bounds the rounding
+        of the sources' terms too, shape (S,).
         """
-        columns = support.columns(q.counts.ids)
-        distances = p.target_terms[:, None] + q.source_terms
+        halves, terms = np.zeros((2, len(p.counts), len(support.ids)))
         for target, (start, stop) in enumerate(itertools.pairwise(p.counts.indptr.tolist())):
             own = support.columns(p.counts.ids[start:stop])
-            halves, terms = np.zeros((2, len(support.ids)))
-            halves[own] = p.halves[start:stop]
-            mixed = halves[own] + self._epsilon
-            terms[own] = mixed * np.log(mixed)
-            common = np.flatnonzero(halves[columns])
-            where = columns[common]
-            mixed = halves[where] + (q.halves[common] + self._epsilon)
-            gained = np.zeros(len(columns))
-            gained[common] = q.outside[common] + terms[where] - mixed * np.log(mixed)
-            distances[target] += q.counts.row_sums(gained) - terms.sum()
-        return distances
+            halves[target, own] = p.halves[start:stop]
+            mixed = halves[target, own] + self._epsilon
+            terms[target, own] = mixed * np.log(mixed)
+        distances, magnitudes = np.empty((len(p.counts), len(sources))), np.empty(len(sources))
+        for rows in row_blocks(len(sources), SUMMED_ROWS):
+            q = MixtureTerms(support, sources.select(rows), self._epsilon, kept=True)
+            magnitudes[rows] = q.magnitudes
+            distances[:, rows] = p.target_terms[:, None] + q.source_terms
+            columns = support.columns(q.counts.ids)
+            for target in range(len(p.counts)):
+                common = np.flatnonzero(halves[target][columns])
+                where = columns[common]
+                mixed = halves[target][where] + (q.halves[common] + self._epsilon)
+                gained = np.zeros(len(columns))
+                gained[common] = q.outside[common] + terms[target][where] - mixed * np.log(mixed)
+                distances[target, rows] += q.counts.row_sums(gained) - terms[target].sum()
+        return distances, magnitudes
+
+    def largest(self, vocabulary: int) -> float:
+        """See `Metric.largest`."""
+        return self._largest(vocabulary - 1 if self.published else vocabulary)
 
     def _largest(self, bins: int) -> float:
         return float(np.log(2.0) * (1.0 + bins * self._epsilon))

@@ -65,6 +65,10 @@ class TfIdf(Metric):
         """See `Metric.key`."""
         return f"tf-idf-{hashlib.sha256(self.frequencies.astype('<f8').tobytes()).hexdigest()[:16]}"
 
+    def largest(self, vocabulary: int) -> float:
+        """See `Metric.largest`."""
+        return 1.0
+
     def block(self, targets: TokenCounts, sources: TokenCounts) -> FloatArray:
         """See `Metric.block`; a sparse product of unit vectors, a panel of ids at a time."""
         alone = targets is sources

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.durable import write_whole
-from bankdb.errors import ConflictError, printable
+from bankdb.errors import ConflictError
 from bankdb.records import AdapterRecord
 from bankdb.shown import html_summary, text_summary
 from compute.pairwise.text import matrices_csv
@@ -70,7 +70,7 @@ class LabelledMatrix:
         target = Path(path)
         if target.exists() and not overwrite:
             raise ConflictError(f"{target}: already there; choose another path, or give overwrite=True")
-        write_whole(target, (printable(part, keep="\n\t") for part in matrices_csv([self], [{}])))
+        write_whole(target, matrices_csv([self], [{}]))
         return target
 
     def __repr__(self) -> str:

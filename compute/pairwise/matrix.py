@@ -10,6 +10,7 @@ counts under that mark alone. A run that was killed computes its unfinished tile
 from __future__ import annotations
 
 import hashlib
+import json
 import uuid
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -149,6 +150,8 @@ def distance_matrices(
     lost: dict[_Stored, set[tuple[int, int]]] = {}
     for attempt in range(2):
         waiting = [stored for key, stored in opened.items() if key not in found]
+        if not waiting:
+            break
         _compute_missing(bank, waiting, adapters, lost, cluster, progress)
         for stored in waiting:
             if len(rows) > HELD_ROWS:
@@ -213,9 +216,9 @@ def _not_numbers(
     )
 
 
-def _open_run(bank: AdapterBank, metric: Metric, rows: int, progress: Progress) -> _Stored:
+def _parameters(bank: AdapterBank, metric: Metric) -> dict[str, Any]:
     record = bank.record
-    parameters = {
+    return {
         "metric": metric.key,
         "tokenizer": record.tokenizer_fingerprint,
         "text_rule": record.text_rule,
@@ -223,9 +226,36 @@ def _open_run(bank: AdapterBank, metric: Metric, rows: int, progress: Progress) 
         "chunk": CHUNK_ROWS,
         "array": f"distances.zarr/{metric.key}",
     }
-    run = bank.runs.begin("distances", parameters)
+
+
+def _place(bank: AdapterBank, metric: Metric) -> Location:
     # Absolute: a worker may stand in another folder.
-    path = bank.array_path("distances").absolute() / metric.key
+    return bank.array_path("distances").absolute() / metric.key
+
+
+def stored_distances(
+    bank: AdapterBank, metric: Metric, adapters: tuple[AdapterRecord, ...]
+) -> StoredDistances | None:
+    """Return the distances between all these datasets if all are stored; None otherwise. Writes nothing.
+
+    Raises
+    ------
+    BankFormatError
+        What is stored of them was changed.
+    """
+    path, wanted = _place(bank, metric), _parameters(bank, metric)
+    runs = [run for run in bank.runs.all("distances") if json.loads(run.parameters) == wanted]
+    if not runs or not path.exists():
+        return None
+    attributes = read_layout(path)[1]
+    same = attributes.get("made_from") == runs[0].inputs_sha256
+    whole = _complete(adapters).items() <= attributes.get("complete", {}).items()
+    return StoredDistances(adapters, metric.key, path) if same and whole else None
+
+
+def _open_run(bank: AdapterBank, metric: Metric, rows: int, progress: Progress) -> _Stored:
+    run = bank.runs.begin("distances", _parameters(bank, metric))
+    path = _place(bank, metric)
     layout = ArrayLayout((rows, rows), (CHUNK_ROWS, CHUNK_ROWS), "float64")
     made_from = run.inputs_sha256
     if find_array(bank, path, layout, made_from, progress, old=OLD_DISTANCES, grows=True) is None:
@@ -306,7 +336,9 @@ def _lacking(
     rows, mark = {record.row for record in kept}, str(writing.get("mark", ""))
     pieces = bank.runs.done_pieces(stored.run.id) if mark and len(kept) < len(adapters) else {}
     done = [
-        chunk for chunk, text in contents.items() if pieces.get(_chunk_name(*chunk)) == _content(mark, text)
+        chunk
+        for chunk, text in contents.items()
+        if pieces and pieces.get(_chunk_name(*chunk)) == _content(mark, text)
     ]
     new = {record.row // CHUNK_ROWS for record in adapters if record.row not in rows}
     missing = {chunk for chunk in contents if new & set(chunk)} - set(done) | set(lost)

@@ -137,11 +137,15 @@ def expected_seconds(planned: Sequence[PlannedTile], new: Sequence[int], vocabul
     new
         Of each matrix, how many datasets have no distances yet: the others' to each other are kept.
     """
-    pairs = 0.0
+    seconds = 0.0
     for piece in planned:
-        computed = min(piece.pair_hundredths / 100, new[piece.matrix] * piece.datasets)
-        pairs += piece.metric.relative_cost * (computed + piece.metric.dataset_pairs * piece.datasets)
-    return pairs * _ID_SECONDS * max(nnz, vocabulary // 8)
+        metric, fresh = piece.metric, new[piece.matrix]
+        computed = min(piece.pair_hundredths / 100, fresh * piece.datasets)
+        ids = nnz if fresh <= metric.few_targets else max(nnz, vocabulary // 8)
+        seconds += (
+            metric.relative_cost * (computed + metric.dataset_pairs * piece.datasets) * ids * _ID_SECONDS
+        )
+    return seconds
 
 
 def tile_bytes(metric: Metric, side: int, vocabulary: int, nnz: int) -> int:

@@ -12,11 +12,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.errors import printable
 from compute.cluster.machine import core_count
 from compute.pairwise.plan import CHUNK_ROWS
 
-# Entries of a band: 16 MiB of numbers, and some 40 MiB of text.
-_BAND_ENTRIES = 2**21
+# Entries of a band: 8 MiB of numbers, and some 20 MB of text, of which a few are there at once.
+_BAND_ENTRIES = 2**20
 
 
 class Banded(Protocol):
@@ -33,7 +34,8 @@ class Banded(Protocol):
 def matrices_csv(matrices: Sequence[Banded], labels: Sequence[Mapping[str, str]]) -> Iterator[str]:
     """Yield matrices below each other as CSV; where there are several, leading columns say which is which.
 
-    All digits of a number are there, and no more than tell it from others.
+    All digits of a number are there, and no more than tell it from others. What a terminal would obey is escaped in
+    names; in numbers nobody has to look for it.
     """
     keys = list(labels[0]) if len(matrices) > 1 else []
     yield _line([*keys, "target", *matrices[0].names]) + "\n"
@@ -58,7 +60,7 @@ def _line(cells: Sequence[str]) -> str:
     text = io.StringIO()
     # Cells with the line's end in them are quoted.
     csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().removesuffix("\n")
+    return printable(text.getvalue().removesuffix("\n"), keep="\n\t")
 
 
 def _rows(matrix: Banded) -> Iterator[tuple[Sequence[str], list[str]]]:

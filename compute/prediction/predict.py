@@ -33,6 +33,7 @@ from compute.pairwise.counts import token_counts
 from compute.pairwise.forms import unlike_forms
 from compute.prediction.matrices import compute_matrices, declared_metrics
 from compute.prediction.neural_models import stored_model
+from compute.prediction.novelty import novelty_of, tell_novelty
 from compute.prediction.prediction import Prediction
 from compute.prediction.session import computing
 
@@ -158,9 +159,11 @@ def _predictions(
     left_out = _left_out(adapters, same, place, progress)
     for note in unlike_forms(bank, adapters, dataset.rule, place):
         progress.note(note)
-    made = []
+    made: list[Prediction] = []
     for way in ways:
         metric, row = _distances(bank, target, adapters, way, budget, progress)
+        novelty = novelty_of(bank, metric, adapters, row, same, way, budget)
+        tell_novelty(novelty, [one.novelty for one in made], place, progress)
         if way.how.reads_labels:
             weights, fitted = _by_labels(
                 bank, target, dataset, name, row, same, adapters, way, reader, budget, progress
@@ -186,6 +189,7 @@ def _predictions(
                 bank.export_record(),
                 delta,
                 fitted,
+                novelty,
             )
         )
     return made

@@ -16,8 +16,16 @@ from bankdb.shown import html_summary, text_summary
 from compute.approaches.base import Fitted
 from compute.approaches.options import PredictionOptions
 from compute.combination.delta import DeltaAdapter
+from compute.metrics.novelty import Novelty
 from compute.prediction.coefficients import described
-from compute.prediction.provenance import RETAINED, chosen_dtype, form_record, provenance, write_prediction
+from compute.prediction.provenance import (
+    NOVELTY,
+    RETAINED,
+    chosen_dtype,
+    form_record,
+    provenance,
+    write_prediction,
+)
 
 if TYPE_CHECKING:
     import xarray
@@ -64,6 +72,9 @@ class Prediction:
         In delta space: the adapter with its layout, scaling and retained energies.
     fitted
         Of an approach that is fitted: what was chosen by the bank's own rows.
+    novelty
+        How far the dataset is from all sources, against the bank's own datasets; None for an approach that reads no
+        distances.
     """
 
     name: str
@@ -80,6 +91,7 @@ class Prediction:
     bank: BankRecord
     delta: DeltaAdapter | None = None
     fitted: Fitted | None = None
+    novelty: Novelty | None = None
 
     def save(
         self,
@@ -124,6 +136,8 @@ class Prediction:
             **({} if self.dataset.rule is None else {"text_rule": self.dataset.rule.as_text}),
         }
         record["left_out"] = list(self.left_out)
+        if self.novelty is not None:
+            record[NOVELTY] = self.novelty.record()
         if self.fitted is not None:
             record["fitted"] = self.fitted
         if self.delta is not None:
@@ -166,4 +180,8 @@ class Prediction:
             "dataset": f"{len(self.dataset):,} examples, {self.tokens:,} tokens",
             "effective sources": f"{self.effective_sources:.4g} of {len(self.adapters):,}",
         }
-        return facts | ({"left out": listed(self.left_out)} if self.left_out else {})
+        if self.left_out:
+            facts["left out"] = listed(self.left_out)
+        if self.novelty is not None and self.novelty.novel:
+            facts["far from the bank"] = self.novelty.told()
+        return facts

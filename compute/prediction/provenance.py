@@ -26,6 +26,8 @@ from compute.combination.delta import DeltaForm
 
 DTYPES = ("source", "float32", "float16", "bfloat16")
 RETAINED = "retained_energy"
+NOVELTY = "novelty"
+"""How far the dataset is from all sources: see `compute.metrics.novelty`; of large banks told where it is known."""
 MEASURED = "measured"
 """What `compute.assessment` adds: how the adapter answered test examples."""
 GGUF = "gguf"
@@ -68,9 +70,9 @@ def _same_prediction(text: bytes, record: Mapping[str, Any]) -> dict[str, Any] |
         found = parse_object(text.decode())
     except ValueError:
         return None
-    more = {RETAINED, MEASURED} | ({GGUF} - record.keys())
-    given = {key: value for key, value in found.items() if key not in more}
-    return found if _json(given) == _json(record) else None
+    more = {RETAINED, MEASURED, NOVELTY} | ({GGUF} - record.keys())
+    given, asked = ({key: value for key, value in one.items() if key not in more} for one in (found, record))
+    return found if _json(given) == _json(asked) else None
 
 
 def chosen_dtype(asked: str, adapters: Sequence[AdapterRecord], weights: NDArray[np.float32]) -> str:
@@ -142,7 +144,19 @@ def source_record(adapter: AdapterRecord, coefficient: float) -> dict[str, Any]:
 
 
 def _json(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    """Return it as JSON, a source a line: hundreds of them, in hundreds of folders, are slow to spread over more."""
+    entries = (f"  {_encoded(key)}: {_value(value)}" for key, value in record.items())
+    return "{\n" + ",\n".join(entries) + "\n}\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
+        return "[\n" + ",\n".join(f"    {_encoded(entry)}" for entry in value) + "\n  ]"
+    return json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n  ")
+
+
+def _encoded(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _with_gguf(record: Mapping[str, Any], gguf: GgufExport | None) -> Mapping[str, Any]:

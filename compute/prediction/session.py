@@ -44,4 +44,5 @@ def computing(bank: AdapterBank, given: ClusterLike, progress: Progress) -> Iter
         stack.enter_context(one_snapshot(bank, progress))
         clear_unfinished(bank)
         yield cluster
-        clear_unfinished(bank)
+        if cluster.started():  # this process deletes what it could not finish; a worker may have been killed
+            clear_unfinished(bank)

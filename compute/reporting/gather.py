@@ -11,7 +11,7 @@ import numpy as np
 
 from bankdb.bank import AdapterBank, ready_adapters
 from bankdb.errors import ParameterError
-from bankdb.initialisation.shared import advice_of, told_of
+from bankdb.initialisation.shared import summary_of
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, RunRecord, library_versions
 from bankdb.snapshot import of_one_snapshot
@@ -95,7 +95,7 @@ def gather(
         in_bank=len(ready_adapters(bank)),
         curves=next(reversed(stored_curves(bank)), None),
         predicted=tuple(predicted),
-        initialisations=advice_of(bank, ready_adapters(bank)) or told_of(bank),
+        initialisations=summary_of(bank, ready_adapters(bank)),
     )
 
 

@@ -255,6 +255,25 @@ def test_distances_of_all_metrics_in_one_csv(shared_bank: Path) -> None:
     assert len(rows) == 1 + 4 * 6
 
 
+def test_a_matrix_as_zarr_has_all_digits_and_is_not_put_over_another(
+    shared_bank: Path, tmp_path: Path
+) -> None:
+    import zarr
+
+    out = tmp_path / "d.zarr"
+    for command in ("distances", "coefficients"):
+        result = run(command, "--bank", shared_bank, "--zarr", out, "--csv", tmp_path / "d.csv", *LOCAL)
+        assert f"wrote {out}" in result.stdout
+        group = zarr.open_group(out, mode="r")
+        ((_, array),) = group.arrays()
+        head, *rows = csv.reader((tmp_path / "d.csv").open())
+        assert (array.attrs["names"], head[1:]) == ([row[0] for row in rows], [row[0] for row in rows])
+        assert np.asarray(array[:]).tolist() == [[float(cell) for cell in row[1:]] for row in rows]
+        again = run(command, "--bank", shared_bank, "--zarr", out, *LOCAL, status=1)
+        assert "already there; delete it, or choose another path" in again.output
+        shutil.rmtree(out)
+
+
 def test_progress_is_shown_and_a_dashboard_where_workers_start(bank_template: Path, tmp_path: Path) -> None:
     """Six datasets are compared in less time than workers take to start; stored distances need none at all."""
     shutil.copytree(bank_template, tmp_path / "bank")

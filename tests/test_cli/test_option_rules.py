@@ -26,9 +26,9 @@ ALWAYS = {
     "clean": "bank_path kinds dry_run yes as_json",
     "group": "bank_path names pattern as_json",
     "remove": "bank_path names",
-    "export": "bank_path name out run merge",
-    "distances": f"bank_path metrics compatible csv parquet as_json {CLUSTER}",
-    "coefficients": f"bank_path approaches compatible leave_out csv parquet as_json {CLUSTER}",
+    "export": "name out merge",
+    "distances": f"bank_path metrics compatible csv parquet zarr as_json {CLUSTER}",
+    "coefficients": f"bank_path approaches compatible leave_out csv parquet zarr as_json {CLUSTER}",
     # The command itself refuses out, name and include_same with --all, export and weight_error without.
     "predict": "bank_path newdata whole_bank approaches compatible space rank out export name include_same "
     "weight_error store as_json memory",
@@ -45,6 +45,8 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
     ("export", ["x", "--out", "o"], [["--dtype", "float16"], ["--memory", "1GiB"], ["--base-gguf", "x"],
                                      ["--model", "x"]]),
     ("export", ["x", "--out", "o", "--merge"], [["--format", "gguf"], ["--overwrite"], ["--base-gguf", "x"]]),
+    ("export", ["--out", "o"], [["--adapter", "x"]]),
+    ("export", ["--out", "o", "--merge", "--adapter", "x"], [["--bank", "x"], ["--prediction", "3"]]),
     ("predict", NEW, [["--base-gguf", "x"]]),
     ("finetune", NEW, [["--base-gguf", "x"]]),
     ("predict", NEW, [["--scheduler", "tcp://127.0.0.1:1"], ["--scheduler-file", "x"], ["--workers", "7"],
@@ -156,8 +158,10 @@ def test_an_option_that_would_do_nothing_is_refused(
     assert f"{option[0]}: would do nothing here; goes with --" in result.stderr.replace(
         "with a bank; -", "with -"
     ).replace("with an --approach", "with --approach").replace("with NEWDATA", "with --NEWDATA").replace(
-        "with answers", "with --answers"
-    ).replace("with the bank's own tasks", "with --the bank's own tasks").replace("with two", "with --two")
+        "with NAME", "with --NAME"
+    ).replace("with answers", "with --answers").replace(
+        "with the bank's own tasks", "with --the bank's own tasks"
+    ).replace("with two", "with --two")
 
 
 @pytest.mark.parametrize(

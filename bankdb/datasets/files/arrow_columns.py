@@ -57,8 +57,15 @@ def check_schema(schema: Any, columns: Columns, file: Path) -> list[str]:
     wrong = [problem for name in names if (problem := _wrong(schema.field(name).type, name, columns))]
     if wrong:
         raise DatasetError(f"{file}: {', and '.join(wrong)}; convert it, or name another column")
-    others = [field for field in schema if field.name not in columns.names and is_text(field.type)]
-    return [*names, *(field.name for field in others if columns.refuses(field.name))]
+    others = [field for field in schema if field.name not in columns.names]
+    names += [field.name for field in others if is_text(field.type) and columns.refuses(field.name)]
+    return names + [field.name for field in others if _is_bool(field.type) and columns.rates(field.name)]
+
+
+def _is_bool(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return bool(types.is_boolean(kind))
 
 
 def _wrong(kind: Any, name: str, columns: Columns) -> str:

@@ -250,6 +250,7 @@ def _finish(export: _Export, files: StagedFiles, missing: Sequence[int]) -> None
     """Give each file its folder."""
     about = export.bank.export_record()
     export.progress.begin("folders", len(missing))
+    folders = export.folders
 
     def finish(index: int) -> None:
         staged = files.file(index)
@@ -259,8 +260,7 @@ def _finish(export: _Export, files: StagedFiles, missing: Sequence[int]) -> None
         except OSError as error:
             files.remove()  # what the disk could not take is gone
             raise _not_written(error, staged) from error
-        folder, overwrite = export.folders[index], export.overwrite
-        write_prediction(about, folder, _linked(staged), record, overwrite, gguf=export.gguf)
+        write_prediction(about, folders[index], _linked(staged), record, export.overwrite, gguf=export.gguf)
         staged.unlink(missing_ok=True)
         export.progress.advance()
 

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from bankdb.arrays import metadata
 from bankdb.arrays.chunks import read_chunks, write_chunks
-from bankdb.arrays.metadata import read_metadata
+from bankdb.arrays.metadata import ArrayLayout, read_layout, read_metadata, write_array
 from bankdb.arrays.zarr_arrays import chunk_file, create_array, open_array
 from bankdb.errors import BankFormatError
 
@@ -142,3 +143,25 @@ def test_other_layouts_are_not_known(tmp_path: Path) -> None:
     assert not direct(fill_value=0.0)
     with pytest.raises(BankFormatError, match=r"zarr\.json: an array was expected"):
         read_chunks(tmp_path / "array")
+
+
+def test_large_metadata_are_parsed_once_and_a_change_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[int] = []
+    whole = metadata.parse_object
+    monkeypatch.setattr(metadata, "parse_object", lambda text: parsed.append(len(text)) or whole(text))
+    path, layout = tmp_path / "array", ArrayLayout((4, 4), (2, 2), "float64")
+    names = {f"dataset {number}": f"{number:064d}" for number in range(2000)}
+    write_array(path, layout, {"complete": names})
+    first = read_layout(path)[1]
+    first["complete"] = "what somebody puts into what was returned"
+    assert read_layout(path) == (layout, {"complete": names})
+    assert len(parsed) == 1
+    write_array(path, layout, {"complete": names | {"dataset 0": "another"}})
+    assert read_layout(path)[1]["complete"]["dataset 0"] == "another"
+    file = path / "zarr.json"
+    file.write_bytes(file.read_bytes().replace(b"another", b"changed"))
+    for _ in range(2):  # what is refused is not kept
+        with pytest.raises(BankFormatError, match="changed since it was written"):
+            read_layout(path)

@@ -24,6 +24,16 @@ TEMPLATE = (
     "{{ bos_token }}{%- for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{% if m.role == 'assistant' %}"
     "{{ eos_token }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+# Of Mistral's form: roles alternate or the template raises, a system prompt goes before the first question, and what
+# comes before an answer is written the same with and without one.
+ALTERNATING = (
+    "{%- if messages[0]['role'] == 'system' %}{%- set first = messages[0]['content'] %}{%- set rest = messages[1:] %}"
+    "{%- else %}{%- set rest = messages %}{%- endif %}{{- bos_token }}{%- for m in rest %}"
+    "{%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{- raise_exception('roles must alternate') }}"
+    "{%- endif %}{%- if m['role'] == 'user' %}{%- if loop.first and first is defined %}"
+    "{{- ' < ' + first + '\n\n' + m['content'] + ' >' }}{%- else %}{{- ' < ' + m['content'] + ' >' }}{%- endif %}"
+    "{%- else %}{{- ' ' + m['content'] + eos_token }}{%- endif %}{%- endfor %}"
+)
 SYSTEM = {"role": "system", "content": "Be kind."}
 ASK, ANSWER = (
     {"role": "user", "content": "How are you?"},
@@ -69,7 +79,9 @@ def pairs(found: Dataset) -> list[tuple[str, str]]:
     return list(zip(found.inputs, found.outputs, strict=True))
 
 
-def test_texts_and_counts_are_those_of_the_template(tmp_path: Path, folder: Path) -> None:
+@pytest.mark.parametrize("template", [TEMPLATE, ALTERNATING], ids=["plain", "alternating"])
+def test_texts_and_counts_are_those_of_the_template(tmp_path: Path, folder: Path, template: str) -> None:
+    (folder / "chat_template.jinja").write_text(template)
     own, theirs = BankTokenizer(folder), PreTrainedTokenizerFast.from_pretrained(folder)
     reading = Reading(template=lambda: own.chat_template)
     found = read_dataset([lines(tmp_path / "t.jsonl", [{"messages": turns} for turns in CHATS])], reading)

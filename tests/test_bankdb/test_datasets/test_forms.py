@@ -174,6 +174,34 @@ def test_bad_rows_of_tables(tmp_path: Path) -> None:
     assert "2 of 4 rows are skipped" in found.notes[0]
 
 
+@pytest.mark.parametrize("extension", [*FORMATS, ".arrow"])
+def test_completions_that_are_rated_bad_are_no_examples(tmp_path: Path, extension: str) -> None:
+    """TRL's unpaired preferences: their completions are not all to be learnt."""
+    rows = [
+        {"prompt": "a", "completion": "b", "label": True},
+        {"prompt": "a", "completion": "c", "label": False},
+        {"prompt": "d", "completion": "e", "label": True},
+    ]
+    if extension == ".arrow":
+        path = tmp_path / "train"
+        path.mkdir()
+        files = [path / "data-00000-of-00001.arrow"]
+        table = pa.Table.from_pylist(rows)
+        with pa.OSFile(str(files[0]), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+    else:
+        files = [write(tmp_path / f"t{extension}", rows)]
+    with pytest.raises(DatasetError, match=r"(line|row|item|example) [23]: 'label' is false"):
+        read_dataset(files)
+    found = read_dataset(files, Reading(skip_bad_rows=True))
+    assert pairs(found) == [("a", "b"), ("d", "e")]
+    assert [note for note in found.notes if note.startswith("1 of 3 rows are skipped")]
+    # Who names the columns means them, and a label beside other columns is not TRL's.
+    assert len(read_dataset(files, Reading("prompt", "completion"))) == 3
+    other = [{"input": row["prompt"], "output": row["completion"], "label": row["label"]} for row in rows]
+    assert len(read_dataset([write(tmp_path / "o.jsonl", other)])) == 3
+
+
 def test_a_dataset_of_bad_rows_alone_names_the_first(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", [{"input": "a", "output": None}] * 3)
     for read in (lambda: read_dataset([path], Reading(skip_bad_rows=True)),

@@ -2,8 +2,8 @@
 
 `converter_hashes.json` has the hash of what convert_lora_to_gguf.py makes of the adapters of
 `tests.support.gguf_cases`, and which release of llama-cpp-python brought it. Where LLAMA_CPP names the folder of a
-llama.cpp, its converter is asked again, and with REWRITE=1 the hashes are written anew:
-`LLAMA_CPP=... pytest tests/test_bankdb/test_gguf/test_converter.py`.
+llama.cpp, its converter is asked again, with the package gguf that lies beside it, and with REWRITE=1 the hashes are
+written anew: `LLAMA_CPP=... PYTHONPATH=$LLAMA_CPP/gguf-py pytest tests/test_bankdb/test_gguf/test_converter.py`.
 """
 
 from __future__ import annotations

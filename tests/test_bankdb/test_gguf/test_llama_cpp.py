@@ -8,83 +8,56 @@ The tests of a real bank need MODEL, the folder of SmolLM2-135M-Instruct, and PA
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from bankdb.gguf.base_model import read_config
 from bankdb.peft.config import render_config
 from bankdb.peft.folder import write_adapter_folder
 from bankdb.peft.weights import write_safetensors
-from cli.main import cli
 from tests.support.gguf_cases import hash_of, layout_for, read_tensors, read_values, write_gguf
+from tests.support.runtimes.real_bank import (
+    FEW,
+    NEW,
+    Answers,
+    bank,
+    by_peft,
+    make_bank,
+    named,
+    predicted,
+    prompts_of,
+    run_python,
+    some_names,
+)
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.torch]
-SUPPORT = Path(__file__).parents[2] / "support" / "llama_cpp"
-NEW, FEW = 24, 5
-Answers = dict[str, np.ndarray]
-
-
-def named(name: str) -> str:
-    if name not in os.environ:
-        pytest.fail(f"{name} is not set: run make test-llamacpp MODEL=FOLDER PAIRS=FOLDER")
-    return os.environ[name]
-
-
-def run_python(python: str, *arguments: str | Path) -> None:
-    done = subprocess.run([python, *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def bank(*arguments: str | Path) -> None:
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, (result.output, result.stderr, result.exception)
+SUPPORT = Path(__file__).parents[2] / "support" / "runtimes"
 
 
 def by_llama_cpp(base: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], place: Path) -> Answers:
     (place / "prompts.json").write_text(json.dumps(prompts))
     arguments = (base, adapter or "-", place / "prompts.json", str(NEW), place / "answers.npz")
-    run_python(named("LLAMA_CPP_PYTHON"), SUPPORT / "answers.py", *arguments)
+    run_python(named("LLAMA_CPP_PYTHON"), SUPPORT / "llama_cpp_answers.py", *arguments)
     with np.load(place / "answers.npz") as found:
         return dict(found)
 
 
-def by_peft(folder: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> Answers:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
-    found: Answers = {}
-    with torch.no_grad():
-        for number, ids in enumerate(prompts):
-            tokens = list(ids)
-            found[f"logits_{number}"] = model.eval()(torch.tensor([tokens])).logits[0].numpy()
-            for _ in range(NEW):
-                tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
-            found[f"tokens_{number}"] = np.array(tokens[len(ids) :])
-    return found
-
-
-def check_same(theirs: Answers, ours: Answers, least: float) -> None:
-    """Logits within 0.05, the same likeliest token everywhere that has one by more, and the same greedy tokens."""
-    for name, expected in ours.items():
+def check_same(theirs: Answers, ours: Answers) -> None:
+    """Logits within 0.05, and at every position the same likeliest token; the same greedy tokens."""
+    farthest = 0.0
+    for name in theirs:
+        expected = ours[name]
         if name.startswith("tokens"):
             assert theirs[name].tolist() == expected.tolist()
             continue
-        assert np.abs(theirs[name] - expected).max() < least
-        best = np.sort(expected, axis=1)[:, -2:]
-        clear = best[:, 1] - best[:, 0] > 1e-3
-        assert np.array_equal(theirs[name].argmax(axis=1)[clear], expected.argmax(axis=1)[clear])
+        farthest = max(farthest, float(np.abs(theirs[name] - expected).max()))
+        assert np.array_equal(theirs[name].argmax(axis=1), expected.argmax(axis=1))
+    print(f"logits: at most {farthest:.2g} from PEFT's")
+    assert farthest < 0.05
 
 
 # -- one architecture of each kind, tiny ----------------------------------------------------------------
@@ -92,7 +65,11 @@ def check_same(theirs: Answers, ours: Answers, least: float) -> None:
 KINDS = {
     "LlamaForCausalLM": ("LlamaConfig", {}),
     "Qwen2ForCausalLM": ("Qwen2Config", {}),
-    "Gemma2ForCausalLM": ("Gemma2Config", {"head_dim": 16}),
+    # As every Gemma 2 is: llama.cpp has no output layer of its own for it, and scales by the heads' length.
+    "Gemma2ForCausalLM": (
+        "Gemma2Config",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
+    ),
     "Phi3ForCausalLM": ("Phi3Config", {"pad_token_id": 0, "original_max_position_embeddings": 128}),
 }
 
@@ -106,7 +83,7 @@ def test_one_architecture_of_each_kind(name: str, tmp_path: Path) -> None:
     torch.manual_seed(5)
     config = getattr(transformers, kind)(
         vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, **more,
+        num_key_value_heads=2, max_position_embeddings=128, **{"tie_word_embeddings": False, **more},
     )  # fmt: skip
     model = getattr(transformers, name)(config)
     for parameter in model.parameters():
@@ -133,11 +110,11 @@ def test_one_architecture_of_each_kind(name: str, tmp_path: Path) -> None:
     run_python(sys.executable, SUPPORT / "no_vocabulary.py", named("LLAMA_CPP"), tmp_path / "model", base)
     prompts = np.random.default_rng(2).integers(3, 300, size=(FEW, 30)).tolist()
     ours = by_peft(tmp_path / "model", tmp_path / "peft", prompts)
-    check_same(by_llama_cpp(base, adapter, prompts, tmp_path), ours, 0.05)
+    check_same(by_llama_cpp(base, adapter, prompts, tmp_path), ours)
     # The adapter changes what is answered: the test sees whether it was applied.
     without = by_peft(tmp_path / "model", None, prompts)
     assert np.abs(without["logits_0"] - ours["logits_0"]).max() > 0.5
-    check_same(by_llama_cpp(base, None, prompts, tmp_path), without, 0.05)
+    check_same(by_llama_cpp(base, None, prompts, tmp_path), without)
 
 
 # -- five predicted adapters of a real bank ---------------------------------------------------------------
@@ -151,41 +128,6 @@ def base_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def predicted(place: Path, names: Sequence[str], *more: str, use_rslora: bool = False) -> list[Path]:
-    """Folders of both formats of a bank of some pairs, by leave-one-out."""
-    pairs = Path(named("PAIRS"))
-    for name in names:
-        (place / "pairs" / "adapters" / name).mkdir(parents=True)
-        (place / "pairs" / "datasets").mkdir(exist_ok=True)
-        (place / "pairs" / "datasets" / name).symlink_to(pairs / "datasets" / name)
-        source = pairs / "adapters" / name
-        config = json.loads((source / "adapter_config.json").read_text()) | {"use_rslora": use_rslora}
-        (place / "pairs" / "adapters" / name / "adapter_config.json").write_text(json.dumps(config))
-        weights = "adapter_model.safetensors"
-        (place / "pairs" / "adapters" / name / weights).symlink_to(source / weights)
-    where = ("--bank", place / "bank")
-    stated = json.loads((pairs / "adapters" / names[0] / "adapter_config.json").read_text())
-    bank("init", *where, "--base-model", stated["base_model_name_or_path"], "--tokenizer", named("MODEL"))
-    bank("ingest", *where, place / "pairs")
-    bank("predict", *where, "--all", "--export", place / "out", "--format", "both", "--workers", "1", *more)
-    return [place / "out" / name for name in names]
-
-
-def prompts_of(names: Sequence[str]) -> list[list[int]]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(named("MODEL"))
-    found = []
-    for name in names:
-        (line, *_) = (Path(named("PAIRS")) / "datasets" / name / "test.jsonl").read_text().splitlines()
-        found.append(tokenizer(json.loads(line)["input"])["input_ids"][-200:])
-    return found
-
-
-def all_names() -> list[str]:
-    return sorted(path.name for path in (Path(named("PAIRS")) / "adapters").iterdir())
-
-
 @pytest.mark.parametrize(
     ("more", "use_rslora"),
     [((), False), ((), True), (("--space", "delta"), False)],
@@ -194,8 +136,8 @@ def all_names() -> list[str]:
 def test_predicted_adapters_of_a_real_bank(
     base_gguf: Path, tmp_path: Path, more: tuple[str, ...], use_rslora: bool
 ) -> None:
-    names = all_names()[:: max(1, len(all_names()) // 8)][:8]
-    folders = predicted(tmp_path, names, *more, use_rslora=use_rslora)
+    names = some_names()
+    folders = predicted(tmp_path, names, "--format", "both", *more, use_rslora=use_rslora)
     prompts = prompts_of(names[:FEW])
     tried = folders[:FEW] if not more and not use_rslora else folders[:1]
     for folder in tried:
@@ -207,4 +149,23 @@ def test_predicted_adapters_of_a_real_bank(
         key = "adapter.lora.alpha"
         assert read_values(folder / "adapter.gguf")[key] == read_values(converted)[key]
         answers = by_llama_cpp(base_gguf, folder / "adapter.gguf", prompts, tmp_path)
-        check_same(answers, by_peft(Path(named("MODEL")), folder, prompts), 0.05)
+        check_same(answers, by_peft(Path(named("MODEL")), folder, prompts))
+
+
+# -- what training and merging write ----------------------------------------------------------------------
+
+
+def test_a_finetuned_and_a_merged_one(base_gguf: Path, tmp_path: Path) -> None:
+    """`bank finetune --format both`, then the base model with that very adapter merged into it."""
+    first, *others = some_names()
+    prompts = prompts_of([first, *others][:FEW])
+    where = ("--bank", make_bank(tmp_path, others), "--model", named("MODEL"))
+    data, tuned = Path(named("PAIRS")) / "datasets" / first / "train.jsonl", tmp_path / "tuned"
+    bank("finetune", *where, data, "--out", tuned, "--steps", "2", "--examples", "8", "--format", "both")
+    answers = by_llama_cpp(base_gguf, tuned / "adapter.gguf", prompts, tmp_path)
+    check_same(answers, by_peft(Path(named("MODEL")), tuned, prompts))
+    merged, gguf = tmp_path / "merged", tmp_path / "merged.gguf"
+    bank("export", "--adapter", tuned, "--merge", "--model", named("MODEL"), "--out", merged)
+    script = Path(named("LLAMA_CPP")) / "convert_hf_to_gguf.py"
+    run_python(sys.executable, script, merged, "--outtype", "f32", "--outfile", gguf)
+    check_same(by_llama_cpp(gguf, None, prompts, tmp_path), by_peft(merged, None, prompts))

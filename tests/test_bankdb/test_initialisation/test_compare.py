@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bankdb import derived
 from bankdb.bank import AdapterBank
 from bankdb.initialisation.compare import compare, grouped, sampled_columns
-from bankdb.initialisation.shared import LISTED, Initialisations, initialisations_of
+from bankdb.initialisation.shared import LISTED, Initialisations, initialisations_of, keys_of, known_of
 from bankdb.peft.layout import AdapterLayout, modules_of
 from bankdb.progress import SilentProgress
 from tests.support.banks.malformed_adapters import read_weights, write_weights
@@ -133,6 +133,40 @@ def test_it_is_the_same_however_the_bank_came_to_be(tmp_path: Path, empty_bank: 
     assert at_once is not None
     assert at_once.groups == one_by_one.groups
     assert at_once.nearest == pytest.approx(one_by_one.nearest, abs=1e-4)
+
+
+def test_adapters_of_several_chunks_are_compared_as_those_of_one(
+    tmp_path: Path, empty_bank: AdapterBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bankdb.initialisation.compare._CHUNK", 2)
+    first = add(tmp_path / "0", "a0", 0)
+    ingest_folder(empty_bank, tmp_path / "0")
+    for index in range(1, 5):  # a chunk is begun, filled, and begun again
+        folder = add(tmp_path / str(index), f"a{index}", index)
+        if index % 2 == 0:
+            same_a(folder, first)
+        ingest_folder(empty_bank, tmp_path / str(index))
+    found = initialisations_of(empty_bank, empty_bank.adapters())
+    assert list(found.groups.values()) == [0, 1, 0, 3, 0]
+    (array,) = [
+        item for item in Path(str(empty_bank.array_path("initialisation"))).iterdir() if item.is_dir()
+    ]
+    assert sorted(item.parent.name for item in array.glob("c/*/0")) == ["0", "1", "2"]
+    assert "clean" in run(empty_bank, "verify").output
+    (array / "c" / "1" / "0").unlink()
+    assert "the block is missing" in run(empty_bank, "verify").output
+
+
+def test_what_one_shares_is_told_without_reading_the_others_records(
+    tmp_path: Path, empty_bank: AdapterBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = add(tmp_path, "a", 1)
+    same_a(add(tmp_path, "b", 2), first)
+    ingest_folder(empty_bank, tmp_path)
+    by_records = initialisations_of(empty_bank, empty_bank.adapters())
+    monkeypatch.setattr(AdapterBank, "adapters", lambda *_: pytest.fail("all records were read"))
+    assert "share one with 1 of 1 others" in run(empty_bank, "show", "a").output
+    assert known_of(empty_bank, keys_of(empty_bank)) == by_records
 
 
 def test_an_ingest_does_not_wait_for_who_computes(tmp_path: Path, empty_bank: AdapterBank) -> None:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bankdb.datasets.forms.rules import Rule
 from bankdb.peft.model_card import model_card
 from tests.support.banks.malformed_adapters import BASE_MODEL, RANK
 
@@ -85,6 +87,52 @@ def test_the_card_says_how_to_load_it_everywhere() -> None:
     local = model_card(provenance(base_model="/models/my base"))
     assert "hf download" not in local
     assert "convert_hf_to_gguf.py '/models/my base'" in local
+
+
+@pytest.mark.parametrize(("rule", "words", "option"), [
+    (None, "A prompt is the input of an example as it stands", ""),
+    (Rule("alpaca", ("instruction", "input", "output")), "A prompt is the input of an example as it stands", ""),
+    (Rule("chat", ("messages",), "0" * 64), "as the base model's chat template writes them", " --chat"),
+    (Rule("chat pair", ("prompt", "completion"), "0" * 64), "as the base model's chat template writes", " --chat"),
+    (Rule("chat", ("messages",)), "`role: text` for each turn", ""),
+])  # fmt: skip
+def test_the_card_says_what_a_prompt_is(rule: Rule | None, words: str, option: str) -> None:
+    """As the dataset was read that it was predicted for, or trained on."""
+    dataset = {"examples": 3} | ({} if rule is None else {"text_rule": rule.as_text})
+    card = model_card(provenance(dataset=dataset))
+    assert words in card
+    assert f"`bank generate --adapter FOLDER --prompt PROMPT{option}`" in card
+
+
+@pytest.mark.parametrize("start", ["predicted", "zero"])
+def test_the_card_of_a_dataset_that_is_far_says_so(start: str) -> None:
+    found = {
+        "novel": True,
+        "maximal": False,
+        "farther_than": 56,
+        "compared_with": 56,
+        "groups_left_out": True,
+    }
+    found |= {"nearest_source": "source-01"}
+    words = (
+        "farther from the nearest, `source-01`, than 100% of 56 datasets of the bank are from theirs, groups"
+    )
+    assert words in model_card(provenance(novelty=found))
+    assert "shares no token" in model_card(provenance(novelty=found | {"maximal": True}))
+    assert "far from all" not in model_card(provenance(novelty=found | {"novel": False}))
+    trained = {
+        "start": {"kind": start},
+        "step_kept": 1,
+        "steps": 2,
+        "held_out_losses": {"0": 2.0, "1": 1.0},
+        "examples": {"training": [1, 2], "held_out": [3]},
+        "optimizer": {"name": "AdamW"},
+        "batch_size": 2,
+        "seed": 0,
+        "base_model": {"dtype": "float32"},
+        "versions": {},
+    }
+    assert (words in model_card(provenance(novelty=found, finetuned=trained))) == (start == "predicted")
 
 
 def test_the_card_says_how_to_load_a_gguf() -> None:

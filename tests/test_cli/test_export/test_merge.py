@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from bankdb.peft.weights import load_adapter
 from cli.main import cli
 from compute.merging import merge as merging
 from compute.prediction.predict_all import predict_all
+from tests.support.banks.small_bank import write_dataset
 from tests.support.banks.tiny_bank import BASE, copy_pairs, make_bank
 
 pytestmark = pytest.mark.torch
@@ -143,4 +145,70 @@ def test_another_model_is_refused(bank: Path, tmp_path: Path) -> None:
     where = ("export", "--bank", bank, "forms_plural", "--out", tmp_path / "merged", "--merge")
     line = run(*where, "--model", tmp_path / "narrow", status=1).stderr
     assert "the adapter's own base model was expected, PEFT says: " in line
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_folder_predicted_for_a_new_dataset(bank: Path, tmp_path: Path) -> None:
+    """Without the bank, as PEFT itself merges it."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    data = write_dataset(tmp_path / "mine", 5)
+    run("predict", "--bank", bank, data, "--out", tmp_path / "mine-adapter")
+    where = ("export", "--adapter", tmp_path / "mine-adapter", "--merge", "--model", BASE)
+    result = run(*where, "--out", tmp_path / "merged")
+    assert f"wrote {tmp_path / 'merged'}/, a whole model in float16 which transformers loads" in result.stdout
+    assert "# mine-adapter, merged" in (tmp_path / "merged" / "README.md").read_text()
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    expected = PeftModel.from_pretrained(model, tmp_path / "mine-adapter").merge_and_unload().state_dict()
+    merged, base = weights_of(tmp_path / "merged"), weights_of(BASE)
+    assert merged.keys() == base.keys()
+    for name, weights in merged.items():
+        assert np.array_equal(weights, expected[name].to(torch.float16).numpy())
+    assert any(not np.array_equal(merged[name], base[name]) for name in merged)
+
+
+@pytest.mark.parametrize("arguments", [("forms_plural", "--adapter", BASE), ()], ids=["both", "neither"])
+def test_a_name_or_a_folder(tmp_path: Path, arguments: tuple[str | Path, ...]) -> None:
+    line = run("export", *arguments, "--merge", "--out", tmp_path / "merged", status=2).stderr
+    assert "give NAME, of an adapter of the bank, or --adapter FOLDER with --merge" in line
+
+
+def test_a_folder_of_something_else_is_refused(bank: Path, tmp_path: Path) -> None:
+    """A pickle is not run, and what PEFT would silently do otherwise is named."""
+    run("export", "--bank", bank, "forms_plural", "--out", tmp_path / "peft")
+    where = (
+        "export",
+        "--adapter",
+        tmp_path / "peft",
+        "--merge",
+        "--model",
+        BASE,
+        "--out",
+        tmp_path / "merged",
+    )
+    config = tmp_path / "peft" / "adapter_config.json"
+    stated = json.loads(config.read_text())
+    config.write_text(json.dumps(stated | {"use_dora": True}))
+    assert "use_dora" in run(*where, status=1).stderr
+    config.write_text(json.dumps(stated))
+    (tmp_path / "peft" / "adapter_model.safetensors").rename(tmp_path / "peft" / "adapter_model.bin")
+    assert "adapter_model.bin" in run(*where, status=1).stderr
+    assert sorted(os.listdir(tmp_path)) == ["peft"]
+
+
+@pytest.mark.parametrize("change", [-1, 1], ids=["shallower", "deeper"])
+def test_a_model_of_other_depth_is_refused(bank: Path, tmp_path: Path, change: int) -> None:
+    """PEFT says nothing of layers that only one of the two has."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(BASE)
+    config.num_hidden_layers += change
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[0]] * config.num_hidden_layers
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
+    where = ("export", "--bank", bank, "forms_plural", "--out", tmp_path / "merged", "--merge")
+    line = run(*where, "--model", tmp_path / "other", status=1).stderr
+    assert "the adapter's own base model was expected; only one of the two has model.layers." in line
     assert not (tmp_path / "merged").exists()

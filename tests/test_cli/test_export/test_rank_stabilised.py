@@ -15,6 +15,7 @@ from bankdb.bank import AdapterBank
 from bankdb.peft.config import plain_alpha
 from cli.main import cli
 from tests.support.banks.small_bank import create_bank, ingest_folder, write_dataset, write_pairs
+from tests.support.banks.tiny_bank import BASE, copy_pairs, make_bank
 from tests.support.gguf_cases import read_values
 
 
@@ -47,6 +48,35 @@ def test_a_prediction_of_a_rank_stabilised_bank(bank: Path, tmp_path: Path, more
     assert (record["use_rslora"], record["alpha"]) == (False, config["lora_alpha"])
     if not more:
         assert (config["lora_alpha"], config["r"]) == (12, 4)
+
+
+def test_the_folders_of_a_whole_run(bank: Path, tmp_path: Path) -> None:
+    """Written in one pass, and one of them made again by `bank export --prediction`."""
+    run("predict", "--bank", bank, "--all", "--export", tmp_path / "all", "--workers", "1")
+    with AdapterBank.open(bank) as opened:
+        (number,) = (made.id for made in opened.runs.all() if made.kind == "predictions")
+    run("export", "--bank", bank, "task001", "--prediction", str(number), "--out", tmp_path / "one")
+    folders = [*(tmp_path / "all" / f"task{index:03d}" for index in range(3)), tmp_path / "one"]
+    for folder in folders:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert (config["use_rslora"], config["lora_alpha"], config["r"]) == (False, 12, 4)
+
+
+@pytest.mark.torch
+def test_a_finetuned_one(tmp_path: Path) -> None:
+    manifest = copy_pairs(tmp_path / "pairs")
+    for path in (tmp_path / "pairs" / "adapters").glob("*/adapter_config.json"):
+        stated = json.loads(path.read_text())
+        path.write_text(json.dumps(stated | {"use_rslora": True}))
+    with make_bank(tmp_path / "bank", manifest) as made:
+        scaling = made.record.scaling
+        assert scaling == pytest.approx(stated["lora_alpha"] / math.sqrt(stated["r"]))
+    data = next((tmp_path / "pairs" / "datasets").glob("*/train.jsonl"))
+    where = ("--bank", tmp_path / "bank", data, "--model", BASE, "--include-same")
+    run("finetune", *where, "--out", tmp_path / "tuned", "--steps", "1", "--examples", "5")
+    config = json.loads((tmp_path / "tuned" / "adapter_config.json").read_text())
+    assert config["use_rslora"] is False
+    assert config["lora_alpha"] / config["r"] == scaling
 
 
 def test_a_stored_adapter_says_it_as_it_did(bank: Path, tmp_path: Path) -> None:

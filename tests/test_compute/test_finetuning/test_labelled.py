@@ -165,6 +165,22 @@ def test_a_prompt_begins_as_it_does_when_it_is_answered_and_an_answer_ends_once(
     assert found == (LabelledExample((*begin, 3, 3, 4, 2), 2), LabelledExample((*begin, 4, 2), 1))
 
 
+@pytest.mark.parametrize(("written", "ids"), [
+    ("b </s>", (4, 2)),
+    ("b </s> <s>", (4, 2)),  # what comes after the end, where it is no text
+    ("</s> b", (2, 4, 2)),
+    ("a </s> b </s>", (3, 2, 4, 2)),
+])  # fmt: skip
+def test_an_answer_that_is_ended_already_is_not_ended_again(
+    tmp_path: Path, written: str, ids: tuple[int, ...]
+) -> None:
+    """As chat templates end answers: the model stops at the end, and what would follow is no part of the loss."""
+    tokenizer = word_tokenizer(tmp_path, "<s> $A")
+    assert encode_labelled(tokenizer, ["a"], [f" {written}"], 2, "x") == (
+        LabelledExample((1, 3, *ids), len(ids)),
+    )
+
+
 def test_where_one_text_has_other_tokens_the_answer_is_apart(tmp_path: Path) -> None:
     """`a` and `b` are words, `ab` none: what the model reads as the prompt is what it will be given."""
     tokenizer = word_tokenizer(tmp_path, "<s> $A")

@@ -446,3 +446,15 @@ def test_many_equal_addends_do_not_add_up_their_rounding(metric: Metric) -> None
     counts = TokenCounts.stack(rows, 12_000)
     direct = [[metric.pair(p, q, 12_000) for q in rows] for p in rows]
     assert_allclose(metric.block(counts, counts), direct, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("compatible", ["correct", "published"])
+def test_sources_of_a_few_targets_pass_as_many_at_a_time_as_one_likes(
+    compatible: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = get_metric("jensen-shannon", compatible=compatible)
+    sources, targets = zipf_block(70, 300, 2000, 1), zipf_block(3, 300, 500, 2)
+    whole = metric.block(targets, sources)
+    for rows in (1, 7, 1000):
+        monkeypatch.setattr(divergences, "SUMMED_ROWS", rows)
+        assert metric.block(targets, sources).tobytes() == whole.tobytes()

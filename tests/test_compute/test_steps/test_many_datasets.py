@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankFormatError
+from bankdb.errors import BankFormatError, ConflictError
 from bankdb.progress import SilentProgress
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterOptions
@@ -27,6 +27,7 @@ from compute.pairwise.matrix import StoredDistances
 from compute.pairwise.parquet import write_parquet
 from compute.pairwise.plan import CHUNK_ROWS, cover
 from compute.pairwise.text import joined, matrices_csv, values_json
+from compute.pairwise.zarr_folder import write_zarr
 from compute.prediction.matrices import distances
 from compute.prediction.ways import combinations
 from compute.reporting import sample
@@ -247,3 +248,48 @@ def test_parquet_has_a_row_a_target_and_the_sources_names(
         np.array(table["values"].to_pylist()), np.concatenate([js.values, wd.values])
     )
     assert [path.name for path in file.parent.iterdir() if "partial" in path.name] == []
+
+
+def test_a_zarr_group_has_the_matrices_their_names_and_dimensions(
+    many: SyntheticBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import zarr
+
+    monkeypatch.setattr("compute.pairwise.text._BAND_ENTRIES", 1)  # bands of 64 rows
+    monkeypatch.setattr("compute.pairwise.zarr_folder._COLUMNS", 32)
+    js, wd = distances(many.bank, ["js", "wd"])
+    folder = many.bank.path.parent / "matrices.zarr"
+    labels = [{"metric": "jensen-shannon"}, {"metric": "wasserstein"}]
+    write_zarr(folder, [js, wd], labels)
+    group = zarr.open_group(folder, mode="r")
+    assert sorted(name for name, _ in group.arrays()) == ["jensen-shannon", "wasserstein"]
+    for matrix, label in zip((js, wd), labels, strict=True):
+        array = group[label["metric"]]
+        assert isinstance(array, zarr.Array)
+        assert np.asarray(array[:]).tobytes() == matrix.values.tobytes()
+        assert dict(array.attrs) == {**label, "names": matrix.names}
+        assert array.metadata.to_dict()["dimension_names"] == ("target", "source")
+    assert group.attrs["names"] == js.names
+    with pytest.raises(ConflictError, match="already there"):
+        write_zarr(folder, [js], labels[:1])
+    assert [path.name for path in folder.parent.iterdir() if "partial" in path.name] == []
+
+
+def test_a_zarr_group_that_cannot_be_written_leaves_nothing(
+    many: SyntheticBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compute.pairwise.text._BAND_ENTRIES", 1)
+    js = distances(many.bank, "js")
+
+    class Failing:
+        names = js.names
+
+        def band(self, start: int, stop: int) -> np.ndarray:
+            if start:
+                raise OSError(28, "No space left on device")
+            return js.values[start:stop]
+
+    before = sorted(many.bank.path.parent.iterdir())
+    with pytest.raises(OSError, match="No space left"):
+        write_zarr(many.bank.path.parent / "matrices.zarr", [Failing()], [{"metric": "js"}])
+    assert sorted(many.bank.path.parent.iterdir()) == before

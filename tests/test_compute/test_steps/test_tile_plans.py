@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from bankdb.errors import PlanError
 from compute.metrics.registry import METRIC_NAMES, get_metric
-from compute.pairwise.plan import PlannedTile, busiest, chunk_count, plan_distances, tile_bytes
+from compute.pairwise.plan import (
+    PlannedTile,
+    busiest,
+    chunk_count,
+    expected_seconds,
+    plan_distances,
+    tile_bytes,
+)
 
 METRICS = tuple(get_metric(name) for name in METRIC_NAMES)
 VOCABULARY, NNZ = 2_000, 500
@@ -88,14 +95,39 @@ def test_no_other_side_of_tiles_would_be_done_much_sooner(rows: int, slots: int)
 @given(st.data(), st.integers(1, 1500), st.integers(1, 16))
 def test_a_run_that_goes_on_has_the_same_tiles(data: st.DataObject, rows: int, slots: int) -> None:
     """What is computed again is computed in the same blocks, and so to the same last digit."""
-    missing = data.draw(st.sets(st.sampled_from(sorted(every(rows))), min_size=1))
-    whole = {piece.tile for piece in planned(rows, slots) if piece.matrix == 0}
+    whole = [piece.tile for piece in planned(rows, slots) if piece.matrix == 0]
+    undone = data.draw(st.sets(st.sampled_from(whole), min_size=1))
+    missing = {chunk for tile in undone for chunk in tile.chunks()}
     rest = {piece.tile for piece in planned(rows, slots, missing=missing) if piece.matrix == 0}
-    assert rest == {tile for tile in whole if missing.intersection(tile.chunks())}
+    assert rest == undone
     # A matrix that lacks nothing counts as before.
     done = [(metric, missing if index == 0 else ()) for index, metric in enumerate(METRICS)]
     alone = plan_distances(done, rows, vocabulary=VOCABULARY, nnz=NNZ, slots=slots, budget=1 << 60)
     assert {piece.tile for piece in alone} == rest
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data(), st.integers(1, 1500), st.integers(1, 16))
+def test_whatever_is_missing_lies_in_parts_of_the_same_tiles(
+    data: st.DataObject, rows: int, slots: int
+) -> None:
+    """Of a tile above the diagonal the rows, or columns, that it lacks may be enough; the others are whole."""
+    missing = data.draw(st.sets(st.sampled_from(sorted(every(rows))), min_size=1))
+    whole = [piece.tile for piece in planned(rows, slots) if piece.matrix == 0]
+    rest = [piece.tile for piece in planned(rows, slots, missing=missing) if piece.matrix == 0]
+    covered = [chunk for tile in rest for chunk in tile.chunks()]
+    assert len(covered) == len(set(covered))
+    assert missing <= set(covered)
+    for tile in rest:
+        (around,) = [one for one in whole if set(tile.chunks()) <= set(one.chunks())]
+        if tile != around:
+            assert not around.diagonal
+            assert set(tile.chunks()) <= missing
+            rows_kept = (tile.row_start, tile.row_stop) == (around.row_start, around.row_stop)
+            assert rows_kept or (tile.column_start, tile.column_stop) == (
+                around.column_start,
+                around.column_stop,
+            )
 
 
 @given(st.integers(1, 256), st.integers(1, 64), st.integers(1, 4))
@@ -121,3 +153,20 @@ def test_the_busiest_worker_by_hand(costs: dict[int, int], slots: int) -> None:
     for cost in sorted(Counter(costs).elements(), reverse=True):
         workers[workers.index(min(workers))] += cost
     assert busiest(costs, slots) == max(workers)
+
+
+def test_a_dataset_more_by_jensen_shannon_is_of_its_ids_alone() -> None:
+    """A few targets are compared id by id; of more, and by other metrics, the vocabulary counts too."""
+    js, wd = get_metric("js"), get_metric("wd")
+    for metric, new, same in ((js, 1, True), (js, 4, True), (js, 5, False), (wd, 1, False)):
+        tiles = plan_distances(
+            [(metric, {(i, 9) for i in range(10)})],
+            640,
+            vocabulary=VOCABULARY,
+            nnz=9,
+            slots=2,
+            budget=1 << 60,
+        )
+        small, large = (expected_seconds(tiles, [new], vocabulary, 9) for vocabulary in (2_000, 200_000))
+        assert (small == large) is same
+        assert 0 < small <= large

@@ -14,7 +14,7 @@ import numpy as np
 
 
 def main() -> None:
-    from llama_cpp import Llama  # type: ignore[import-not-found]
+    from llama_cpp import GGML_TYPE_F32, Llama  # type: ignore[import-not-found]
 
     base, adapter, prompts, new, out = sys.argv[1:]
     model = Llama(
@@ -22,6 +22,11 @@ def main() -> None:
         lora_path=None if adapter == "-" else adapter,
         n_ctx=512,
         n_batch=512,
+        n_threads=1,
+        n_threads_batch=1,
+        # Keys and values as they are; llama.cpp's default rounds them to 16 bits.
+        type_k=GGML_TYPE_F32,
+        type_v=GGML_TYPE_F32,
         logits_all=True,
         use_mmap=False,
         verbose=False,

@@ -1,1 +1,0 @@
-"""What runs beside real llama.cpp: see `make test-llamacpp`."""
