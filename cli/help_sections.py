@@ -55,12 +55,12 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
         EVERYDAY: ("bank_path", "metrics", "approaches"),
         _COMBINATION: tuple(name for name in _COMBINING if name not in {"space", "rank", "include_same"}),
         _MODEL: ("model", "examples", "device", "threads"),
-        _OUTPUT: ("csv", "parquet", "as_json"),
+        _OUTPUT: ("csv", "parquet", "zarr", "as_json"),
         _WHERE: _CLUSTER,
     },
     "distances": {
         EVERYDAY: ("bank_path", "metrics", "kernel", "sigma", "compatible"),
-        _OUTPUT: ("csv", "parquet", "as_json"),
+        _OUTPUT: ("csv", "parquet", "zarr", "as_json"),
         _WHERE: _CLUSTER,
     },
 }
