@@ -56,6 +56,18 @@ def test_the_first_is_kept(database: Database) -> None:
     assert store.count() == 1
 
 
+def test_all_are_forgotten_and_their_bytes_are_told(database: Database) -> None:
+    store = GenerationStore(database)
+    assert store.space() == store.forget() == (0, 0)
+    texts = (("yes", "汉字\n🙂"), ("",), ("x" * 9000,))
+    for number, some in enumerate(texts):
+        store.keep(GenerationRecord(dataclasses.replace(KEY, test_sha256=f"{number}" * 64), some, 1, 1.0))
+    size = sum(len(json.dumps(some).encode()) for some in texts)
+    assert store.space() == (3, size)
+    assert store.forget() == (3, size)
+    assert (store.count(), store.space(), store.find(KEY)) == (0, (0, 0), None)
+
+
 @pytest.mark.parametrize("damage", ["", "{}", "[1]", '["a"'])
 def test_damaged_answers_are_named(database: Database, damage: str) -> None:
     store = GenerationStore(database)
