@@ -91,7 +91,7 @@ bench-neural: $(VENV)/core.stamp  ## Training the neural approach's networks nex
 bench-startup: $(VENV)/core.stamp demo  ## What a person at a prompt waits for, on the example bank.
 	$(BIN)/python benchmarks/prompt/startup.py --bank $(DEMO_BANK)/bank --new examples/tiny_bank/new/lists_ends
 
-bench-many: $(VENV)/core.stamp  ## Each command on banks of 200, 2,000 and 20,000 tiny adapters (half an hour, 30 GB of disk).
+bench-many: $(VENV)/core.stamp  ## Each command on banks of 200, 2,000 and 20,000 tiny adapters (minutes, 30 GB of disk).
 	$(BIN)/python benchmarks/prompt/many_commands.py --folder build/bench-many
 
 docs: $(VENV)/docs.stamp  ## The site: pages, commands and the Python interface; a warning is an error.
