@@ -48,7 +48,7 @@ def shown_progress() -> Progress:
         return LineProgress()
     bars = BarProgress()
     # However the command ends, the terminal has its cursor back.
-    click.get_current_context().call_on_close(bars.end)
+    click.get_current_context().call_on_close(bars.stop)
     return bars
 
 
@@ -107,7 +107,7 @@ class BarProgress:
             TimeRemainingColumn,
         )
 
-        self.end()
+        self.stop()
         self._bars = Progress(
             TextColumn("{task.description:<28}", markup=False),
             BarColumn(),
@@ -126,7 +126,13 @@ class BarProgress:
             self._bars.advance(self._task, steps)
 
     def end(self) -> None:
-        """Leave the bar as it is."""
+        """Leave the bar full, also of a stage whose steps nobody counts."""
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=self._bars.tasks[self._task].total)
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the bar as it is: the stage was broken off."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
@@ -173,21 +179,36 @@ def _unicode_output() -> bool:
 
 
 def print_table(
-    headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None
+    headings: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str | None = None,
+    same: bool = False,
 ) -> None:
-    """Print a table; numbers to the right, text to the left."""
-    from cli.tables import table_lines
+    """Print a table; numbers to the right, text to the left.
+
+    Parameters
+    ----------
+    same
+        On a terminal that is too narrow, say below it what a column says in each row alike.
+    """
+    from cli.tables import table_lines, without_same
 
     terminal = sys.stdout.isatty()
+    width, said = shutil.get_terminal_size().columns if terminal else None, ""
+    if same:
+        headings, rows, said = without_same(headings, list(rows), width)
     lines = table_lines(
         headings,
         rows,
         title=title,
-        width=shutil.get_terminal_size().columns if terminal else None,
+        width=width,
         bold=terminal and "NO_COLOR" not in os.environ,
         ascii_only=not _unicode_output(),
     )
     click.echo("\n".join(lines))
+    if said:
+        tell(f"each of them: {said}")
 
 
 def write_csv(path: Path, parts: str | Iterable[str]) -> None:

@@ -56,6 +56,32 @@ def table_lines(
     yield " " * needed
 
 
+def without_same(
+    headings: Sequence[str], rows: Sequence[Sequence[object]], width: int | None
+) -> tuple[list[str], list[list[object]], str]:
+    """Leave out of a table that is too wide the columns, but the first, that say the same in each of several rows.
+
+    Returns
+    -------
+    Headings, rows, and what those columns say, such as `rank 8, no licence`; empty where none is left out.
+    """
+    columns = [[shown(row[number]) for row in rows] for number in range(len(headings))]
+    sizes = [
+        max(map(columns_of, [printable(heading), *column]))
+        for heading, column in zip(headings, columns, strict=True)
+    ]
+    alike = [number > 0 and len(set(column)) == 1 < len(column) for number, column in enumerate(columns)]
+    if width is None or sum(sizes) + 3 * len(sizes) - 1 <= width or not any(alike):
+        return list(headings), [list(row) for row in rows], ""
+    said = [
+        f"{heading} {column[0]}" if column[0] else f"no {heading}"
+        for heading, column, same in zip(headings, columns, alike, strict=True)
+        if same
+    ]
+    kept = [number for number, same in enumerate(alike) if not same]
+    return [headings[n] for n in kept], [[row[n] for n in kept] for row in rows], ", ".join(said)
+
+
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool], bold: bool = False) -> str:
     parts = [
         " " * (width - columns_of(cell.rstrip())) + cell.rstrip() if right else _padded(cell, width)

@@ -183,7 +183,9 @@ def list_adapters(bank_path: Path, limit: int | None, offset: int, as_json: bool
         return
     headings = ("name", "group", "examples", "tokens", "rank", "dtype", "licence")
     print_table(
-        headings, [(r.name, r.group, r.examples, r.tokens, r.rank, r.dtype, r.licence) for r in records]
+        headings,
+        [(r.name, r.group, r.examples, r.tokens, r.rank, r.dtype, r.licence) for r in records],
+        same=True,
     )
     if len(records) < len(every):
         tell(f"{len(records):,} of {len(every):,} adapters, from number {offset + 1:,} on")

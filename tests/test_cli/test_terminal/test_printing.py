@@ -153,6 +153,19 @@ def test_progress(kind: type[Progress], capsys: pytest.CaptureFixture[str]) -> N
     assert "[bold]" in shown
 
 
+def test_a_bar_of_a_stage_that_ended_is_full(capsys: pytest.CaptureFixture[str]) -> None:
+    bars = BarProgress()
+    bars.begin("steps that nobody counts", 1)
+    bars.end()
+    bars.begin("broken off", 3)
+    bars.advance()
+    bars.stop()
+    shown = capsys.readouterr().err
+    assert "1/1" in shown
+    assert "1/3" in shown
+    assert "3/3" not in shown
+
+
 def test_the_report(bank_path: Path, tmp_path: Path) -> None:
     run(bank_path, "report", "--out", tmp_path / "page.html", "--metric", "js", "--approach", "uniform",
         "--title", EVIL)  # fmt: skip

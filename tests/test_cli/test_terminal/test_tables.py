@@ -15,7 +15,7 @@ from rich.text import Text
 
 from bankdb.errors import printable
 from bankdb.shown import shown
-from cli.tables import table_lines
+from cli.tables import columns_of, table_lines, without_same
 
 VALUES = (
     st.none()
@@ -81,3 +81,37 @@ def test_twenty_thousand_rows_take_no_time(width: int | None) -> None:
     lines = list(table_lines(list("abcdefg"), rows, width=width))
     assert len(lines) == 20_004
     assert time.process_time() - begin < 4
+
+
+@settings(max_examples=80)
+@given(st.data(), st.integers(1, 5), st.integers(0, 4), st.none() | st.integers(4, 60))
+def test_what_each_row_says_alike_is_said_once(
+    data: st.DataObject, columns: int, number: int, width: int | None
+) -> None:
+    headings = [f"h{n}" for n in range(columns)]
+    values = data.draw(st.lists(VALUES, min_size=1, max_size=2))
+    row = st.lists(st.sampled_from(values), min_size=columns, max_size=columns)
+    rows: list[list[object]] = data.draw(st.lists(row, min_size=number, max_size=number))
+    kept, cells, said = without_same(headings, rows, width)
+    whole = list(table_lines(headings, rows))
+    assert (kept, cells, said) == (headings, rows, "") or (
+        width is not None and columns_of(whole[-1]) > width
+    )
+    assert kept[:1] == headings[:1]
+    places = [headings.index(one) for one in kept]
+    assert cells == [[one[place] for place in places] for one in rows]
+    for place in set(range(columns)) - set(places):
+        assert len(rows) > 1
+        (only,) = {shown(one[place]) for one in rows}
+        assert (f"h{place} {only}" if only else f"no h{place}") in said
+
+
+def test_names_of_a_usual_bank_are_whole_in_80_columns() -> None:
+    headings = ("name", "group", "examples", "tokens", "rank", "dtype", "licence")
+    names = [f"blimp_regular_plural_subject_verb_agreement_{n}" for n in range(3)]
+    rows = [[name, "blimp", 200, 8_000 + n, 8, "float16", None] for n, name in enumerate(names)]
+    kept, cells, said = without_same(headings, rows, 80)
+    lines = list(table_lines(kept, cells, width=80))
+    assert all(any(name in line for line in lines) for name in names)
+    assert max(map(len, lines)) <= 80
+    assert said.endswith("rank 8, dtype float16, no licence")
