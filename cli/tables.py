@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 from bankdb.errors import printable
 from bankdb.shown import shown
@@ -116,7 +117,10 @@ def _folded(
     title: str | None,
     width: int,
 ) -> Iterator[str]:
-    """Leave to rich, which takes longer to import than this takes, what has to be broken into lines."""
+    """Leave to rich, which takes longer to import than this takes, what has to be broken into lines.
+
+    Words stay whole where there is room for the longest of each column, and columns stand nearer to each other.
+    """
     import io
 
     from rich.box import SIMPLE_HEAD
@@ -129,9 +133,16 @@ def _folded(
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    for heading, right in zip(head, numeric, strict=True):
-        table.add_column(Text(heading), justify="right" if right else "left", overflow="fold")
+    longest = [
+        max(columns_of(word) for cell in column for word in cell.split(" "))
+        for column in zip(head, *cells, strict=True)
+    ]
+    room = sum(longest) + 2 * len(longest) <= width
+    for heading, right, least in zip(head, numeric, longest, strict=True):
+        justify: Literal["left", "right"] = "right" if right else "left"
+        table.add_column(Text(heading), justify=justify, overflow="fold", min_width=least if room else None)
     for row in cells:
         table.add_row(*map(Text, row))
     text = io.StringIO()

@@ -86,8 +86,9 @@ def clear_unfinished(root: Path, names: Collection[str]) -> None:
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Raise the ConflictError of `write_adapter_folder`, before the work whose result is to be written."""
+    """Raise what `write_adapter_folder` would, as far as can be told before the work whose result is to be written."""
     if not os.path.lexists(folder):
+        _check_writable(folder)
         return
     if not folder.is_dir():
         raise ConflictError(f"{folder}: a new folder was expected, a file found; choose another name")
@@ -102,6 +103,17 @@ def check_free(folder: Path, overwrite: bool) -> None:
         what = f"the folder {folders[0]!r}" if folders else f"no {CONFIG_NAME}"
         raise ConflictError(
             f"{folder}: an adapter's files alone were expected to be overwritten, {what} found; choose another name"
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise AdapterError where the folder that is to hold a new one is none, or not this user's to write in."""
+    above = next(parent for parent in folder.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise AdapterError(f"{folder}: cannot be written: {above} is no folder; choose another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise AdapterError(
+            f"{folder}: cannot be written: no permission to write in {above}; choose another place"
         )
 
 

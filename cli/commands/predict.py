@@ -120,6 +120,7 @@ def predict(
 
 def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, other: dict[str, Any]) -> None:
     import compute
+    from bankdb.peft.folder import check_free
     from bankdb.sources.pairs import check_name
     from compute.prediction.predict import dataset_name
 
@@ -130,6 +131,7 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
     progress = shown_progress()
     name = other["name"] or dataset_name(newdata)
     check_name(name)
+    check_free(other["out"].absolute(), other["overwrite"])
     with opened(bank_path) as bank:
         cluster, gguf = cluster_of(other), gguf_of(bank, other)
         check_written(bank, other)

@@ -135,7 +135,7 @@ def _print_table(table: WeightSpaceTable) -> None:
     title = (
         f"Distance in weights of {len(table.names)} predictions to the trained adapters, nothing generated"
     )
-    print_table(headings, rows, title=title)
+    print_table(headings, rows, title=title, same=True)
 
 
 def print_sizes(curves: Sequence[SizeCurve]) -> None:
@@ -151,7 +151,7 @@ def print_sizes(curves: Sequence[SizeCurve]) -> None:
     ]
     headings = ["approach", "left out", *map(str, curves[0].sizes)]
     title = f"Relative error by adapters in the bank, mean and deviation over {len(curves[0].relative)} draws"
-    print_table(headings, rows, title=title)
+    print_table(headings, rows, title=title, same=True)
 
 
 def sizes_record(curves: Sequence[SizeCurve]) -> list[dict[str, Any]]:
