@@ -38,11 +38,19 @@ def drawn(layout: AdapterLayout, seed: int) -> dict[str, NDArray[np.float32]]:
 
 
 def products(tensors: dict[str, NDArray[np.float32]]) -> list[Float64]:
+    """B A of each module, summed over the rank in its order: of a matrix product that is the library's choice."""
     names = sorted(name for name in tensors if ".lora_A." in name)
     return [
-        tensors[name.replace(".lora_A.", ".lora_B.")].astype(np.float64) @ tensors[name].astype(np.float64)
+        sum_in_order(tensors[name.replace(".lora_A.", ".lora_B.")].astype(float), tensors[name].astype(float))
         for name in names
     ]
+
+
+def sum_in_order(b: Float64, a: Float64) -> Float64:
+    total = np.zeros((len(b), a.shape[1]))
+    for column, row in zip(b.T, a, strict=True):
+        total += np.multiply.outer(column, row)
+    return total
 
 
 SHAPES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=3)
@@ -54,7 +62,7 @@ def test_padding_changes_no_product(shapes: list[tuple[int, int]], rank: int, mo
     tensors = drawn(layout_of(shapes, rank), seed)
     made = padded(tensors, layout_of(shapes, rank + more))
     for before, after in zip(products(tensors), products(made), strict=True):
-        assert before.tobytes() == after.tobytes() or np.array_equal(before, after)
+        assert np.array_equal(before, after)
 
 
 @settings(max_examples=60, deadline=None)
