@@ -13,7 +13,7 @@ from cli.main import cli
 from tests.support.banks.small_bank import create_bank, write_dataset, write_pairs
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
@@ -31,8 +31,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_documentation_exist(page: Path) -> None:
     """Each `bank ...` line in a code block names a command and options that the program has."""
-    for block in re.findall(r"```(?:sh|bash|console)\n(.*?)```", page.read_text(), re.DOTALL):
-        for line in re.findall(r"^\$? ?bank (.+)$", block, re.MULTILINE):
+    for kind, block in re.findall(r"```(sh|bash|console)\n(.*?)```", page.read_text(), re.DOTALL):
+        # What a console prints is no command.
+        prompt = r"\$ " if kind == "console" else r"(?:\$ )?"
+        for line in re.findall(rf"^{prompt}bank (.+)$", block, re.MULTILINE):
             words = line.split()
             command = cli.commands[words[0]]
             known = {
