@@ -66,14 +66,17 @@ def without_same(
     -------
     Headings, rows, and what those columns say, such as `rank 8, no licence`; empty where none is left out.
     """
+    whole = list(headings), [list(row) for row in rows], ""
+    if width is None:  # nothing is too wide: no cell is looked at
+        return whole
     columns = [[shown(row[number]) for row in rows] for number in range(len(headings))]
     sizes = [
         max(map(columns_of, [printable(heading), *column]))
         for heading, column in zip(headings, columns, strict=True)
     ]
     alike = [number > 0 and len(set(column)) == 1 < len(column) for number, column in enumerate(columns)]
-    if width is None or sum(sizes) + 3 * len(sizes) - 1 <= width or not any(alike):
-        return list(headings), [list(row) for row in rows], ""
+    if sum(sizes) + 3 * len(sizes) - 1 <= width or not any(alike):
+        return whole
     said = [
         f"{heading} {column[0]}" if column[0] else f"no {heading}"
         for heading, column, same in zip(headings, columns, alike, strict=True)
