@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from bankdb.errors import printable
 
+_HASH = re.compile(r"-[0-9a-f]{16}$")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def metric_text(key: str) -> str:
+    """Return a metric's key as people read it, without the hash that keeps its other parameters apart."""
+    return _HASH.sub("", key)
 
 
 def text_summary(title: str, facts: Mapping[str, object]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,8 +19,6 @@ COLUMNS = 80
 _MOST_RUNS, _MOST_NAMES = 20, 16
 _CUT = 12
 """Digits of a fingerprint that a person is shown."""
-# What keeps metrics of other frequencies, or options, apart in a key.
-_HASH = re.compile(r"-[0-9a-f]{16}$")
 # What a run is found by and where it lies, which says nothing of how it was made.
 _INNER = {
     "array",
@@ -98,11 +95,11 @@ def print_bank(values: Mapping[str, Any]) -> None:
 
 def _run_row(run: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the cells of a run: its number, what it is, how it was made, whether it is done, and its day."""
+    from bankdb.shown import metric_text
+
     how = {key: value for key, value in run["made_by"].items() if key not in _INNER}
     named = [
-        _HASH.sub("", str(how.pop(key)))
-        for key in ("approach", "metric")
-        if how.get(key) not in {None, "none"}
+        metric_text(str(how.pop(key))) for key in ("approach", "metric") if how.get(key) not in {None, "none"}
     ]
     how.pop("metric", None)
     how |= how.pop("options", {})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bankdb.shown import metric_text
 from cli.display import json_text, print_part, print_table, shown_progress, tell, write_text
 from cli.option_rules import CheckedCommand
 from cli.options import (
@@ -105,8 +106,8 @@ def _tell_stored(matrix: DistanceMatrix) -> None:
     """Tell of a matrix that is not read for a summary alone."""
     n = len(matrix.adapters)
     tell(
-        f"{matrix.metric}: {n:,} x {n:,} distances are stored; --parquet FILE, --zarr FOLDER or --csv FILE writes "
-        f"them, the last in about {20 * n * n / 1e9:.1f} GB"
+        f"{metric_text(matrix.metric)}: {n:,} x {n:,} distances are stored; --parquet FILE, --zarr FOLDER or --csv FILE "
+        f"writes them, the last in about {20 * n * n / 1e9:.1f} GB"
     )
 
 
@@ -115,8 +116,8 @@ def _summary(matrix: DistanceMatrix) -> tuple[str, float, float, float]:
 
     others = matrix.values[~np.eye(len(matrix.adapters), dtype=bool)]
     if not others.size:
-        return matrix.metric, 0.0, 0.0, 0.0
-    return matrix.metric, float(others.min()), float(np.median(others)), float(others.max())
+        return metric_text(matrix.metric), 0.0, 0.0, 0.0
+    return metric_text(matrix.metric), float(others.min()), float(np.median(others)), float(others.max())
 
 
 @click.command(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bankdb.shown import metric_text
 from cli.columns import column_options, rows_of
 from cli.commands.assess import assess_written, check_written, test_options
 from cli.display import print_json, print_table, shown_progress, tell
@@ -188,7 +189,7 @@ def _tell_prediction(prediction: Prediction, folder: Path, file_format: str) -> 
     delta = prediction.delta
     rows = [(name, weight, _number(distance)) for name, weight, distance in used[:_LISTED]]
     rest = len(used) - len(rows)
-    print_table(("source", "coefficient", f"distance ({prediction.metric})"), rows)
+    print_table(("source", "coefficient", f"distance ({metric_text(prediction.metric)})"), rows)
     if rest:
         tell(f"and {rest} more sources")
     tell(
@@ -316,7 +317,8 @@ def _tell_delta(found: Coefficients, made: list[DeltaExport], other: dict[str, A
         )
         return
     print_table(
-        ("metric", "approach", "effective sources"), [(found.metric, found.options.approach, effective)]
+        ("metric", "approach", "effective sources"),
+        [(metric_text(found.metric), found.options.approach, effective)],
     )
     _tell_retained(max(one.rank for one in made), [one.retained for one in made])
     tell(f"wrote {len(made)} folders under {other['export']}/, {what_loads(other['file_format'])}")
@@ -331,9 +333,13 @@ def _tell_all(made: list[PredictedBank], other: dict[str, Any]) -> None:
     headings = ["run", "metric", "approach", "effective sources", "relative weight error"]
     keep = headings if any(row["relative_error"] is not None for row in rows) else headings[:-1]
     body = [
-        (row["run"], row["metric"], row["approach"], row["effective_sources"], row["relative_error"])[
-            : len(keep)
-        ]
+        (
+            row["run"],
+            metric_text(row["metric"]),
+            row["approach"],
+            row["effective_sources"],
+            row["relative_error"],
+        )[: len(keep)]
         for row in rows
     ]
     print_table(keep, body)

@@ -30,7 +30,7 @@ class Novelty:
     Attributes
     ----------
     metric
-        The metric's key.
+        The metric's name, as people read it.
     nearest, source
         Distance of the new dataset to its nearest source, and that one's name.
     maximal

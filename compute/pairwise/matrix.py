@@ -28,6 +28,7 @@ from bankdb.derived import OLD_DISTANCES, find_array, make_array, set_attributes
 from bankdb.errors import ComputeError
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, RunRecord
+from bankdb.shown import metric_text
 from compute.cluster.options import Cluster
 from compute.cluster.tasks import run_tasks
 from compute.metrics.base import Metric
@@ -360,7 +361,7 @@ def _lacking(
 
 def _stage(matrices: Sequence[_Stored]) -> str:
     if len(matrices) == 1:
-        return f"distances {matrices[0].key}"
+        return f"distances {metric_text(matrices[0].key)}"
     return f"distances by {len(matrices)} metrics"
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from bankdb.bank import AdapterBank
 from bankdb.progress import Progress
 from bankdb.records import AdapterRecord
+from bankdb.shown import metric_text
 from compute.approaches.options import PredictionOptions
 from compute.metrics.base import Metric, allow_compiled
 from compute.metrics.novelty import Novelty, nearest_of_others, novelty, units_apart
@@ -57,7 +58,7 @@ def novelty_of(
     else:  # Mirrored entries would have to be read by columns.
         own = np.empty(0) if averaged else _stored(bank, metric, adapters, kept, units)
     return novelty(
-        metric.key,
+        metric_text(metric.key),
         {one.name: float(row[index]) for one, index in zip(sources, kept, strict=True)},
         own,
         largest=metric.largest(bank.record.vocabulary),

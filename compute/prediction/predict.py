@@ -14,6 +14,7 @@ from bankdb.datasets.read import Dataset, Reading, read_dataset, training_files
 from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
+from bankdb.shown import metric_text
 from bankdb.snapshot import of_one_snapshot
 from compute.approaches.base import Fitted
 from compute.approaches.by_distance import effective_sources
@@ -371,7 +372,7 @@ def _distances(
     counts = token_counts(bank, adapters) if options.needs_counts else None
     metric = options.resolve_metric(counts)
     block = _block_size(metric, bank.record.vocabulary, budget)
-    progress.begin(f"distances {metric.key}", len(adapters))
+    progress.begin(f"distances {metric_text(metric.key)}", len(adapters))
     for start in range(0, len(adapters), block):
         part = adapters[start : start + block]
         counts = token_counts(bank, part)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bankdb.datasets.read import Dataset
 from bankdb.errors import listed
 from bankdb.records import AdapterRecord, BankRecord
-from bankdb.shown import html_summary, text_summary
+from bankdb.shown import html_summary, metric_text, text_summary
 from compute.approaches.base import Fitted
 from compute.approaches.options import PredictionOptions
 from compute.combination.delta import DeltaAdapter
@@ -168,7 +168,7 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         sources = self.sources()
-        headings = ("source", "coefficient", f"distance ({self.metric})")
+        headings = ("source", "coefficient", f"distance ({metric_text(self.metric)})")
         more = len(sources) - _LISTED
         return html_summary(self._title(), self._facts(), headings, sources[:_LISTED], more)
 
