@@ -106,8 +106,8 @@ def _tell_stored(matrix: DistanceMatrix) -> None:
     """Tell of a matrix that is not read for a summary alone."""
     n = len(matrix.adapters)
     tell(
-        f"{metric_text(matrix.metric)}: {n:,} x {n:,} distances are stored; --parquet FILE, --zarr FOLDER or --csv FILE "
-        f"writes them, the last in about {20 * n * n / 1e9:.1f} GB"
+        f"{metric_text(matrix.metric)}: {n:,} x {n:,} distances are stored; --parquet FILE, --zarr FOLDER or --csv "
+        f"FILE writes them, the last in about {20 * n * n / 1e9:.1f} GB"
     )
 
 
