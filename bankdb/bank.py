@@ -18,6 +18,7 @@ from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
     from bankdb.datasets.forms.rules import Reading
+    from bankdb.datasets.tokenizer import BankTokenizer
     from bankdb.gguf.export import GgufExport
     from bankdb.ingest import IngestReport
     from bankdb.sources.find import Source
@@ -45,7 +46,7 @@ class AdapterBank(StoredBank):
         path: str | Path,
         *,
         base_model: str,
-        tokenizer: str | Path,
+        tokenizer: str | Path | BankTokenizer,
         aliases: Sequence[str] = (),
         database: str | None = None,
         arrays: str | None = None,
@@ -59,7 +60,8 @@ class AdapterBank(StoredBank):
         base_model
             Name of the base model, as the adapters' configurations state it.
         tokenizer
-            Folder or hub name of the base model's tokenizer; its files are copied into the bank.
+            Folder or hub name of the base model's tokenizer, or that tokenizer, loaded; its files are copied into the
+            bank.
         aliases
             Other names under which adapters may state the same base model.
         database
@@ -84,7 +86,7 @@ class AdapterBank(StoredBank):
         location = new_bank.new_location(Path(path), database, arrays)
         new_bank.check_free(folder := location.folder)
         new_bank.check_places_free(location)
-        loaded = BankTokenizer(tokenizer)
+        loaded = tokenizer if isinstance(tokenizer, BankTokenizer) else BankTokenizer(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
         with new_bank.making(location):
             new_bank.check_free(folder)  # of two that came so far together, one goes on

@@ -243,6 +243,17 @@ ARROWS = {
         "bankdb.sources",
         "bankdb.storage",
     },
+    "bankdb.sharing": {
+        "bankdb.arrays",
+        "bankdb.bank",
+        "bankdb.catalog",
+        "bankdb.datasets",
+        "bankdb.gguf",
+        "bankdb.ingest",
+        "bankdb.initialisation",
+        "bankdb.peft",
+        "bankdb.sources",
+    },
     "bankdb.verify": {
         "bankdb.arrays",
         "bankdb.derived",
