@@ -101,7 +101,9 @@ def about_of(bank: AdapterBank, adapters: int) -> About:
     """Return what a bank's adapters have in common, for others."""
     record = bank.record
     layout = bank.layout  # checked
-    assert record.alpha is not None and record.use_rslora is not None and record.scaling is not None
+    assert record.alpha is not None
+    assert record.use_rslora is not None
+    assert record.scaling is not None
     base_model = published(record.base_model)
     about = About(
         base_model=base_model,

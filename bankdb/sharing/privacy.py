@@ -40,9 +40,9 @@ def shared_config(text: str, base_model: str) -> str:
     """
     options = parse_object(text)
     changes = {
-        key: _without_paths(value)
+        key: without_paths(value)
         for key, value in options.items()
-        if key not in _NO_PATHS and _without_paths(value) != value
+        if key not in _NO_PATHS and without_paths(value) != value
     }
     if options.get(_BASE_MODEL) != base_model:
         changes[_BASE_MODEL] = base_model
@@ -74,14 +74,14 @@ def shared_settings(data: bytes) -> bytes:
     return (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _without_paths(value: Any) -> Any:
+def without_paths(value: Any) -> Any:
     """Return a value of JSON in which a text that is a path is its last name."""
     if isinstance(value, str):
         return PurePath(value.replace("\\", "/")).name if _PATH.fullmatch(value) else value
     if isinstance(value, list):
-        return [_without_paths(one) for one in value]
+        return [without_paths(one) for one in value]
     if isinstance(value, Mapping):
-        return {key: _without_paths(one) for key, one in value.items()}
+        return {key: without_paths(one) for key, one in value.items()}
     return value
 
 

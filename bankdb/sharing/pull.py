@@ -30,10 +30,10 @@ from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, RefusedPair
 from bankdb.sharing.contents import named
 from bankdb.sharing.form import About, SharedAdapter
-from bankdb.sharing.hub import SharedHub
-from bankdb.sharing.opened import Shared, SharedFolder, SharedTar, closing
-from bankdb.sharing.place import Place, parse_place
-from bankdb.sharing.published import naming_disk
+from bankdb.sharing.places.hub import SharedHub
+from bankdb.sharing.places.opened import Shared, SharedFolder, SharedTar, closing
+from bankdb.sharing.places.place import Place, parse_place
+from bankdb.sharing.places.published import naming_disk
 from bankdb.sharing.received import (
     ReceivedAdapter,
     SharedBank,
@@ -138,7 +138,7 @@ def opened(place: Place, folder: Path) -> Shared:
 
 @contextlib.contextmanager
 def staging(bank: Path, progress: Progress) -> Iterator[Path]:
-    """Make the hidden folder beside a bank in which files are while they are fetched, for one process at a time.
+    """Make the hidden folder beside a bank in which files are while they are fetched, for one process alone.
 
     After an interruption it stays, so that what is in it is not fetched again.
     """
@@ -188,8 +188,8 @@ def _made(shared: SharedBank, path: Path, folder: Path) -> AdapterBank:
     tokenizer = BankTokenizer(take_tokenizer(shared, folder), about.tokenizer_fingerprint)
     if (tokenizer.fingerprint, tokenizer.vocabulary) != (about.tokenizer_fingerprint, about.vocabulary):
         raise TokenizerError(
-            f"{shared.place.where}: tokenizer/: expected the one with fingerprint {about.tokenizer_fingerprint[:12]} and "
-            f"{about.vocabulary:,} ids, found {tokenizer.fingerprint[:12]} with {tokenizer.vocabulary:,}"
+            f"{shared.place.where}: tokenizer/: expected the one with fingerprint "
+            f"{about.tokenizer_fingerprint[:12]} and {about.vocabulary:,} ids, found {tokenizer.fingerprint[:12]} with {tokenizer.vocabulary:,}"
         )
     tokenizer.name = about.tokenizer_name
     return AdapterBank.create(

@@ -25,10 +25,10 @@ from bankdb.sharing.form import (
     catalogue_text,
     sums_text,
 )
-from bankdb.sharing.opened import Shared, closing
-from bankdb.sharing.place import Place, parse_place
+from bankdb.sharing.places.opened import Shared, closing
+from bankdb.sharing.places.place import Place, parse_place
+from bankdb.sharing.places.published import Target, target_of
 from bankdb.sharing.privacy import check_tells_nothing
-from bankdb.sharing.published import Target, target_of
 from bankdb.sharing.received import read_shared
 
 if TYPE_CHECKING:

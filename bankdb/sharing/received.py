@@ -30,7 +30,7 @@ from bankdb.sharing.form import (
     read_catalogue,
     read_sums,
 )
-from bankdb.sharing.opened import Shared, file_sha256
+from bankdb.sharing.places.opened import Shared, file_sha256
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""The hub as a place of shared banks and adapters: what it says when something fails, in one line that tells what to do.
+"""The hub as a place of shared banks and adapters, and what it says when something fails, in one line.
 
 The client is `huggingface_hub`, with its own variables: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from bankdb.errors import BankFormatError, ParameterError, PublishError, SourceError, one_line
 from bankdb.progress import quiet_loggers
 from bankdb.sharing.form import AGAIN
-from bankdb.sharing.opened import file_sha256
+from bankdb.sharing.places.opened import file_sha256
 from bankdb.sources.hub_client import HubReference, repository_information
 
 if TYPE_CHECKING:
@@ -44,6 +44,12 @@ class SharedHub:
     side_by_side = 4
 
     def __init__(self, reference: HubReference, folder: Path) -> None:
+        from huggingface_hub import is_offline_mode
+
+        if is_offline_mode():
+            raise SourceError(
+                f"{reference.repo_id}: HF_HUB_OFFLINE is set; unset it, or pull from a folder or FILE.tar"
+            )
         self.where, self._folder = reference.repo_id, folder
         with quiet_loggers("huggingface_hub"):
             found = repository_information("dataset", reference)
@@ -58,7 +64,7 @@ class SharedHub:
         return set(self._files)
 
     def fetch(self, path: str, target: Path, most: int) -> str:
-        """Download a file: see `bankdb.sharing.opened.Shared`."""
+        """Download a file: see `bankdb.sharing.places.opened.Shared`."""
         from huggingface_hub import hf_hub_download
 
         if path not in self._files:

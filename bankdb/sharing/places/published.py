@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 from bankdb.arrays.durable import fsync_path, write_file
 from bankdb.errors import ConflictError, FileSystemError
 from bankdb.sharing.form import ABOUT, CARD, SUMS
-from bankdb.sharing.hub import SharedHub, hub_errors, writing_client
-from bankdb.sharing.opened import Shared, SharedFolder, SharedTar, file_sha256
-from bankdb.sharing.place import Place
+from bankdb.sharing.places.hub import SharedHub, hub_errors, writing_client
+from bankdb.sharing.places.opened import Shared, SharedFolder, SharedTar, file_sha256
+from bankdb.sharing.places.place import Place
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -168,6 +168,7 @@ class TargetHub:
         self._reference, self._repo_id = place.reference, place.reference.repo_id
         self._folder, self._public, self.made = folder, public, ""
         self._api = writing_client(self._repo_id)
+        self._begun = False
         self._waiting: list[CommitOperationAdd] = []
         self._sent: list[CommitOperationAdd] = []
 
@@ -192,7 +193,8 @@ class TargetHub:
 
         self._waiting += [CommitOperationAdd(path, data) for path, data in files.items()]
         size = sum(one.upload_info.size for one in self._waiting)
-        if size >= _SENT_TOGETHER or len(self._waiting) >= _FILES_TOGETHER:
+        # The first at once: a token that is refused is known before all is made.
+        if not self._begun or size >= _SENT_TOGETHER or len(self._waiting) >= _FILES_TOGETHER:
             self._send()
         if len(self._sent) >= _FILES_OF_A_COMMIT:
             self._commit([])
@@ -201,6 +203,7 @@ class TargetHub:
     def _send(self) -> None:
         with hub_errors("dataset", self._repo_id):
             self._api.preupload_lfs_files(self._repo_id, self._waiting, repo_type="dataset")
+        self._begun = True
         self._sent += self._waiting
         self._waiting = []
 
