@@ -266,7 +266,11 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             lambda given: given["merge"] or given["push_to"] is not None,
             "--merge, or --push-to",
         ),
-        Rule(("push_to",), lambda given: not given["merge"], "an adapter; --merge writes a whole model"),
+        Rule(
+            ("push_to",),
+            lambda given: not given["merge"],
+            "NAME, or --adapter without --merge, which writes a whole model",
+        ),
         Rule(
             ("out", "file_format"),
             lambda given: given["adapter"] is None or given["merge"],

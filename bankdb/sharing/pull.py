@@ -189,7 +189,8 @@ def _made(shared: SharedBank, path: Path, folder: Path) -> AdapterBank:
     if (tokenizer.fingerprint, tokenizer.vocabulary) != (about.tokenizer_fingerprint, about.vocabulary):
         raise TokenizerError(
             f"{shared.place.where}: tokenizer/: expected the one with fingerprint "
-            f"{about.tokenizer_fingerprint[:12]} and {about.vocabulary:,} ids, found {tokenizer.fingerprint[:12]} with {tokenizer.vocabulary:,}"
+            f"{about.tokenizer_fingerprint[:12]} and {about.vocabulary:,} ids, found {tokenizer.fingerprint[:12]} with "
+            f"{tokenizer.vocabulary:,}"
         )
     tokenizer.name = about.tokenizer_name
     return AdapterBank.create(
