@@ -17,7 +17,7 @@ from bankdb.peft.model_card import PROVENANCE_NAME, OnHub, front_matter, how_to_
 from bankdb.peft.weights import WEIGHTS_NAME
 from bankdb.records import HUB_PREFIX, AdapterRecord, published
 from bankdb.sharing.licences import forbids, strictest
-from bankdb.sharing.places.hub import hub_errors, writing_client
+from bankdb.sharing.places.hub import hub_errors, quiet_client, writing_client
 from bankdb.sharing.privacy import (
     check_tells_nothing,
     own_places,
@@ -65,7 +65,7 @@ def repository(text: str, *, public: bool, overwrite: bool) -> Repository:
         raise ParameterError(f"--push-to: goes to the main branch; leave out @{reference.revision}")
     repo_id = reference.repo_id
     api = writing_client(repo_id)
-    with hub_errors("model", repo_id):
+    with quiet_client(), hub_errors("model", repo_id):
         there = api.repo_exists(repo_id)
         files = set(api.list_repo_files(repo_id)) - {".gitattributes", CARD_NAME} if there else set()
     if files and not files & {CONFIG_NAME, GGUF_NAME}:
@@ -114,7 +114,7 @@ def push_folder(to: Repository, folder: Path, stored: Mapping[str, Any] | None =
     files |= {name: folder / name for name in (GGUF_NAME, MODELFILE_NAME) if (folder / name).is_file()}
     checked = {name: data for name, data in files.items() if isinstance(data, bytes)}
     check_tells_nothing(checked, own_places(folder, ()))
-    with hub_errors("model", to.repo_id):
+    with quiet_client(), hub_errors("model", to.repo_id):
         if not to.there:
             to.api.create_repo(to.repo_id, exist_ok=True, private=not to.public)
         to.api.create_commit(

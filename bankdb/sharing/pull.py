@@ -30,7 +30,7 @@ from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord, NewAdapter, RefusedPair
 from bankdb.sharing.contents import named
 from bankdb.sharing.form import About, SharedAdapter
-from bankdb.sharing.places.hub import SharedHub
+from bankdb.sharing.places.hub import SharedHub, quiet_client
 from bankdb.sharing.places.opened import Shared, SharedFolder, SharedTar, closing
 from bankdb.sharing.places.place import Place, parse_place
 from bankdb.sharing.places.published import naming_disk
@@ -117,7 +117,8 @@ def pull(
         The bank is of another base model, tokenizer or layout.
     """
     place, progress, path = parse_place(source), progress or SilentProgress(), Path(bank)
-    with staging(path, progress) as folder, closing(opened(place, folder)) as there:
+    quiet = quiet_client() if place.kind == "hub" else contextlib.nullcontext()
+    with quiet, staging(path, progress) as folder, closing(opened(place, folder)) as there:
         shared = read_shared(there, folder)
         wanted = list(named({one.name: one for one in shared.adapters}, names, there.where).values())
         revision = f"@{there.revision}" if isinstance(there, SharedHub) else ""

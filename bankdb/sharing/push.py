@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from bankdb.sharing.form import (
     catalogue_text,
     sums_text,
 )
+from bankdb.sharing.places.hub import quiet_client
 from bankdb.sharing.places.opened import Shared, closing
 from bankdb.sharing.places.place import Place, parse_place
 from bankdb.sharing.places.published import Target, target_of
@@ -103,7 +105,8 @@ def push(
     report = PushReport(str(place), [one.name for one in found.adapters], left_out=found.left_out)
     contents = Contents(bank, found.adapters)
     entries = [contents.entry(one) for one in found.adapters]
-    with tempfile.TemporaryDirectory(prefix="bank-push-") as folder:
+    quiet = quiet_client() if place.kind == "hub" else contextlib.nullcontext()
+    with quiet, tempfile.TemporaryDirectory(prefix="bank-push-") as folder:
         destination = target_of(place, Path(folder), public)
         there, paths = destination.there()
         report.made = destination.made

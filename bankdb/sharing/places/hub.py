@@ -51,8 +51,7 @@ class SharedHub:
                 f"{reference.repo_id}: HF_HUB_OFFLINE is set; unset it, or pull from a folder or FILE.tar"
             )
         self.where, self._folder = reference.repo_id, folder
-        with quiet_loggers("huggingface_hub"):
-            found = repository_information("dataset", reference)
+        found = repository_information("dataset", reference)
         self.revision, self._files = found.revision, found.files
 
     def has(self, path: str) -> bool:
@@ -132,20 +131,11 @@ def hub_errors(kind: Kind, repo_id: str, *, downloading: bool = False) -> Iterat
     A full disk stays what it is.
     """
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
 
     # The client's HTTP library has changed between versions; this is the root of that library's errors.
     transport: type[Exception] = HfHubHTTPError.__bases__[0]
-    kept = are_progress_bars_disabled()
-    if not kept:
-        disable_progress_bars()
     try:
-        with quiet_loggers("huggingface_hub"):
-            yield
+        yield
     except (OSError, ValueError, RuntimeError, transport) as error:
         if isinstance(error, OSError) and error.errno in (
             errno.ENOSPC,
@@ -156,6 +146,23 @@ def hub_errors(kind: Kind, repo_id: str, *, downloading: bool = False) -> Iterat
             raise
         reason = f"{kind} {repo_id}: {_explained(error, kind, repo_id, downloading)}"
         raise (SourceError if downloading else PublishError)(reason) from error
+
+
+@contextlib.contextmanager
+def quiet_client() -> Iterator[None]:
+    """Keep the client from drawing bars of its own and from warning of what is told otherwise."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    kept = are_progress_bars_disabled()
+    if not kept:
+        disable_progress_bars()
+    try:
+        with quiet_loggers("huggingface_hub"):
+            yield
     finally:
         if not kept:
             enable_progress_bars()

@@ -172,9 +172,10 @@ def test_a_push_that_did_not_end_is_not_called_a_bank(
         pull(str(half), tmp_path / "new")
     kept = (half / "adapters" / "task001" / WEIGHTS).stat().st_mtime_ns
     report = push(bank, str(half), include_unlicensed=True)
-    assert report.new == 4  # the three of task003, and the sums
+    assert report.new == 3  # those of task003
     assert (half / "adapters" / "task001" / WEIGHTS).stat().st_mtime_ns == kept
-    assert digests(half) == digests(shared) or (half / CARD).read_text() != (shared / CARD).read_text()
+    same = {path: one for path, one in digests(half).items() if not str(path).endswith(CARD)}
+    assert same.items() <= digests(shared).items()
     assert len(pull(str(half), tmp_path / "new").added) == 6
 
 
@@ -189,7 +190,7 @@ def test_a_push_costs_nothing_that_is_there(bank: AdapterBank, shared: Path, tmp
         push(bank, str(tmp_path / "mine"), include_unlicensed=True, replace=True)
     assert digests(there) == before
     push(bank, str(there), ["task000"], include_unlicensed=True, replace=True)
-    assert len(pull(str(there), tmp_path / "bank").added) == 1
+    assert len(pull(str(there), tmp_path / "other").added) == 1
     assert [path.name for path in (there / "adapters").iterdir()] == ["task000"]
 
 
@@ -292,7 +293,7 @@ def test_a_tar_that_people_made_of_the_folder_is_read(shared: Path, tmp_path: Pa
     assert len(pull(tar_of(shared, tmp_path / "x.tar", []), tmp_path / "bank").added) == 6
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(st.data())
 def test_no_bytes_of_a_tar_are_another_bank(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

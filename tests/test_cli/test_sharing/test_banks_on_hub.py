@@ -181,6 +181,15 @@ def test_adapters_that_would_be_lost(hub: UploadHub, source: Path, tmp_path: Pat
     assert "1 added" in run("pull", REPOSITORY, "--bank", tmp_path / "back").stdout
 
 
+def test_of_some_adapters_only_their_files_are_fetched(hub: UploadHub, source: Path, tmp_path: Path) -> None:
+    assert push(source).exit_code == 0
+    hub.requests.clear()
+    assert "2 added" in run("pull", REPOSITORY, "task00[24]", "--bank", tmp_path / "back").stdout
+    fetched = {path.split("/adapters/")[1].split("/")[0] for path in hub.requests if "/adapters/" in path}
+    assert fetched == {"task002", "task004"}
+    assert len([path for path in hub.requests.elements() if path.startswith("GET ")]) <= 3 * 3 + 10
+
+
 def test_a_revision_is_taken_as_it_was(hub: UploadHub, source: Path, tmp_path: Path) -> None:
     assert push(source).exit_code == 0
     sha = hub.repositories["dataset", REPOSITORY].branches["main"]
