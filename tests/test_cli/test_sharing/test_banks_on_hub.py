@@ -116,7 +116,6 @@ def test_a_connection_that_drops_while_it_sends(hub: UploadHub, source: Path, tm
 
 def test_a_connection_that_drops_once_is_tried_again(hub: UploadHub, source: Path, tmp_path: Path) -> None:
     hub.fail("/lfs/", method="PUT", cut=100, times=2)
-    hub.fail("/commit/", method="POST", status=503, times=1)
     assert push(source).exit_code == 0
     hub.fail("/resolve/", method="GET", cut=50, times=2)
     hub.fail("/blobs/", method="GET", cut=100, times=2)
