@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from bankdb.datasets.forms.rules import TEXT_RULE, Rule
-from bankdb.errors import AdapterError, BankError, BankFormatError, SourceError, one_line
+from bankdb.errors import BankError, BankFormatError, SourceError, one_line
 from bankdb.peft.config import scaling
 from bankdb.peft.layout import AdapterLayout
 from bankdb.records import published
@@ -136,8 +136,8 @@ def read_about(data: bytes, where: str) -> About:
         if content.pop("format", None) != _FORMAT:
             raise ValueError(f"format {_FORMAT!r} was expected")
         if (version := content.pop("version", None)) != _VERSION:
-            raise BankFormatError(
-                f"{place}: version {_VERSION} was expected, {one_line(repr(version), 40)} found: upgrade lora-bank"
+            raise ValueError(
+                f"version {_VERSION} was expected, {one_line(repr(version), 40)} found: upgrade lora-bank"
             )
         layout = content.get("layout")
         if not isinstance(layout, dict):
@@ -145,13 +145,18 @@ def read_about(data: bytes, where: str) -> About:
         content["layout"] = json.dumps(layout, separators=(",", ":"))
         found: About = _record(About, content, _OF_ABOUT)
         _check_about(found)
-    except (ValueError, AdapterError) as error:
+    except (ValueError, BankError) as error:
         raise BankFormatError(f"{place}: {one_line(error, 300)}; {AGAIN}") from None
     return found
 
 
 def _check_about(about: About) -> None:
-    layout = AdapterLayout.from_json(about.layout)
+    try:
+        layout = AdapterLayout.from_json(about.layout)
+    except BankFormatError:
+        raise ValueError(
+            "layout: rank, target_modules, fan_in_fan_out and tensors were expected, others found"
+        ) from None
     if layout.size != about.parameters or about.scaling != scaling(
         about.alpha, layout.rank, about.use_rslora
     ):

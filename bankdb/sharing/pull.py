@@ -16,6 +16,7 @@ from bankdb.arrays.adapter_store import StoredRow
 from bankdb.bank import AdapterBank
 from bankdb.catalog.locks import exclusive_lock
 from bankdb.errors import (
+    AdapterError,
     ArrayStoreUnavailableError,
     BankError,
     BankNotFoundError,
@@ -246,19 +247,40 @@ def _store_all(
         fresh = _fresh(wanted, present, replace, report)
         progress.begin("pull", len(fresh))
         for one, fetched in _ahead(shared, fresh, folder):
-            try:
-                fetched.result()
-                received = _read(bank, shared, one, folder)
-                (report.replaced if one.name in present else report.added).append(
-                    _stored(bank, shared.about, received, replace)
-                )
-            except (ArrayStoreUnavailableError, DatabaseUnavailableError, SourceError):
-                raise  # no fault of the adapter's, and the others would fare no better
-            except BankError as error:
-                report.refused.append(RefusedPair(one.name, one_line(error, 500)))
+            reason = _taken(bank, shared, one, fetched, folder, replace)
+            if reason is None:
+                (report.replaced if one.name in present else report.added).append(one.name)
+            else:
+                report.refused.append(RefusedPair(one.name, reason))
             shutil.rmtree(_place(folder, one), ignore_errors=True)
             progress.advance()
         progress.end()
+
+
+def _taken(
+    bank: AdapterBank,
+    shared: SharedBank,
+    one: SharedAdapter,
+    fetched: Future[None],
+    folder: Path,
+    replace: bool,
+) -> str | None:
+    """Store an adapter whose files were fetched; return why it is refused, or None.
+
+    What is no fault of the adapter's is raised: the others would fare no better.
+    """
+    try:
+        fetched.result()
+        received = _read(bank, shared, one, folder)
+    except (ArrayStoreUnavailableError, DatabaseUnavailableError, SourceError):
+        raise
+    except BankError as error:
+        return one_line(error, 500)
+    try:
+        _store(bank, shared.about, received, replace)
+    except (AdapterError, ConflictError) as error:
+        return one_line(error, 500)
+    return None
 
 
 def _fresh(
@@ -326,8 +348,8 @@ def _read(bank: AdapterBank, shared: SharedBank, one: SharedAdapter, folder: Pat
     return received
 
 
-def _stored(bank: AdapterBank, about: About, received: ReceivedAdapter, replace: bool) -> str:
-    """Write a row and make it ready; return the adapter's name."""
+def _store(bank: AdapterBank, about: About, received: ReceivedAdapter, replace: bool) -> None:
+    """Write a row and make it ready."""
     one = received.record
     row = bank.reserve(one.name, received.adapter, {key: getattr(about, key) for key in _OF_LAYOUT})
     try:
@@ -341,7 +363,6 @@ def _stored(bank: AdapterBank, about: About, received: ReceivedAdapter, replace:
         raise
     for unused in freed:
         bank.store.delete(unused)
-    return one.name
 
 
 def _new(received: ReceivedAdapter, row: int, stored: StoredRow) -> NewAdapter:
