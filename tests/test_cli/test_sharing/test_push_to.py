@@ -19,6 +19,7 @@ from cli.main import cli
 from tests.support.banks.malformed_adapters import BASE_MODEL
 from tests.support.banks.small_bank import create_bank, ingest_folder, write_dataset, write_pairs
 from tests.support.banks.stored_files import digests
+from tests.support.banks.tiny_bank import BASE, NAMES, TINY, copy_pairs, make_bank
 from tests.support.servers.hub_uploads import UploadHub
 
 SECRET = "ada-lovelace"
@@ -210,3 +211,27 @@ def test_a_folder_of_somebody_else_is_not_pushed(hub: UploadHub, place: Path) ->
     assert result.exit_code == 2
     assert "expected the record of an adapter that was made here" in result.stderr
     assert ("model", "ada/other") not in hub.repositories
+
+
+@pytest.mark.torch
+def test_a_trained_one_with_its_figures(hub: UploadHub, tmp_path: Path) -> None:
+    """Its base model is a folder of this machine, and the figures of its test go along."""
+    data, home = TINY / "new" / "lists_ends", tmp_path / SECRET
+    make_bank(home / "bank", copy_pairs(home / "pairs", NAMES[:2])).close()
+    result = run(
+        home, "finetune", data, "--out", home / "made", "--model", BASE, "--steps", "1", "--examples", "8",
+        "--train-dtype", "float32", "--threads", "1", "--test", data / "test.jsonl", "--max-examples", "2",
+        "--push-to", "ada/tuned",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    front, text = card_of(hub, "ada/tuned")
+    measured = json.loads((home / "made" / "provenance.json").read_text())["measured"]
+    metrics = {
+        one["type"]: one["value"] for found in front["model-index"][0]["results"] for one in found["metrics"]
+    }
+    assert metrics == {"rouge": measured["rouge_l"], "exact_match": measured["exact_match"]}
+    assert front["license"] == "other"
+    assert "of 2 sources 2 state no licence that is known" in text
+    assert_tells_nothing(hub, "ada/tuned", home)
+    for name, content in hub.files("model", "ada/tuned").items():
+        assert str(TINY).encode() not in content, name
