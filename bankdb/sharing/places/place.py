@@ -13,6 +13,7 @@ from bankdb.records import HUB_PREFIX
 from bankdb.sources.hub import parse_reference
 from bankdb.sources.hub_client import HubReference
 
+_PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz|txz|zip|7z)$", re.IGNORECASE)
 _BARE = re.compile(r"[^/\\@.~][^/\\@]*/[^/\\@]+(@[^/\\@]+)?")
 
 
@@ -35,7 +36,7 @@ def parse_place(text: str) -> Place:
     Raises
     ------
     ParameterError
-        It may be a repository as well as a folder that is here.
+        It may be a repository as well as a folder that is here; or it is packed as no shared bank is.
     SourceError
         It begins with `hub:` and is no repository's name.
     """
@@ -43,6 +44,10 @@ def parse_place(text: str) -> Place:
         return Place("hub", Path(), parse_reference(text))
     if text.endswith(".tar"):
         return Place("tar", Path(text))
+    if _PACKED.search(text):
+        raise ParameterError(
+            f"{printable(text)}: OWNER/NAME, a folder or FILE.tar was expected, a packed file found"
+        )
     if not _BARE.fullmatch(text):
         if not text or "\0" in text:
             raise ParameterError(f"{printable(text)!r}: OWNER/NAME, a folder or FILE.tar was expected")

@@ -422,5 +422,8 @@ def test_a_folder_that_is_here_is_never_published_by_mistake(
 ) -> None:
     (tmp_path / "exports").mkdir()
     monkeypatch.chdir(tmp_path)
+    for packed in ("bank.tar.gz", "bank.zip"):
+        with pytest.raises(ParameterError, match=r"FILE\.tar was expected, a packed file found"):
+            parse_place(packed)
     with pytest.raises(ParameterError, match=r"hub:exports/bank or \./exports/bank"):
         parse_place("exports/bank")
