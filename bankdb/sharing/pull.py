@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bankdb.arrays.adapter_store import StoredRow
 from bankdb.bank import AdapterBank
 from bankdb.catalog.locks import exclusive_lock
 from bankdb.errors import (
@@ -28,9 +27,9 @@ from bankdb.errors import (
 )
 from bankdb.ingest import clear_leftovers
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import AdapterRecord, NewAdapter, RefusedPair
+from bankdb.records import AdapterRecord, RefusedPair
 from bankdb.sharing.contents import named
-from bankdb.sharing.form import About, SharedAdapter
+from bankdb.sharing.form import SharedAdapter
 from bankdb.sharing.places.hub import SharedHub, quiet_client
 from bankdb.sharing.places.opened import Shared, SharedFolder, SharedTar, closing
 from bankdb.sharing.places.place import Place, parse_place
@@ -43,15 +42,11 @@ from bankdb.sharing.received import (
     take_adapter,
     take_tokenizer,
 )
+from bankdb.sharing.stored import store_received
 from bankdb.sources.pairs import name_key
 
 if TYPE_CHECKING:
     from bankdb.peft.layout import AdapterLayout
-
-# What a bank's record has of its layout.
-_OF_LAYOUT = (
-    *("layout", "parameters", "alpha", "use_rslora", "scaling", "dtype", "task_type", "base_model_revision"),
-)
 
 
 @dataclass(slots=True)
@@ -277,7 +272,7 @@ def _taken(
     except BankError as error:
         return one_line(error, 500)
     try:
-        _store(bank, shared.about, received, replace)
+        store_received(bank, shared.about, received, replace)
     except (AdapterError, ConflictError) as error:
         return one_line(error, 500)
     return None
@@ -346,53 +341,6 @@ def _read(bank: AdapterBank, shared: SharedBank, one: SharedAdapter, folder: Pat
     if not record.layout:
         checked_layout(shared.about.layout, received.adapter.header)
     return received
-
-
-def _store(bank: AdapterBank, about: About, received: ReceivedAdapter, replace: bool) -> None:
-    """Write a row and make it ready."""
-    one = received.record
-    row = bank.reserve(one.name, received.adapter, {key: getattr(about, key) for key in _OF_LAYOUT})
-    try:
-        stored = bank.store.write_row(row, received.adapter.vector)
-        _, freed = bank.catalog.make_ready(_new(received, row, stored), replace=replace)
-    except ArrayStoreUnavailableError:
-        raise  # the row stays reserved; the next pull or ingest clears it
-    except BaseException:
-        if bank.catalog.abandon(row):
-            bank.store.delete(row)
-        raise
-    for unused in freed:
-        bank.store.delete(unused)
-
-
-def _new(received: ReceivedAdapter, row: int, stored: StoredRow) -> NewAdapter:
-    one, adapter = received.record, received.adapter
-    return NewAdapter(
-        name=one.name,
-        row=row,
-        rank=adapter.config.rank,
-        alpha=adapter.config.alpha,
-        use_rslora=adapter.config.use_rslora,
-        scaling=adapter.config.scaling,
-        dtype=adapter.dtype,
-        source=one.source,
-        revision=one.revision,
-        source_sha256=one.source_sha256,
-        header=adapter.header,
-        config=adapter.config.text,
-        row_sha256=stored.sha256,
-        checksums=stored.checksums.tobytes(),
-        licence=one.licence,
-        group=one.group,
-        dataset_source=one.dataset_source,
-        dataset_revision=one.dataset_revision,
-        content_sha256=one.content_sha256,
-        examples=one.examples,
-        ids=received.ids.astype("<u4").tobytes(),
-        counts=received.counts.astype("<u4").tobytes(),
-        tokens=one.tokens,
-        text_rule=one.text_rule,
-    )
 
 
 def _compared(bank: AdapterBank, progress: Progress) -> str:

@@ -253,6 +253,7 @@ ARROWS = {
         "bankdb.initialisation",
         "bankdb.peft",
         "bankdb.sources",
+        "bankdb.storage",
     },
     "bankdb.verify": {
         "bankdb.arrays",
