@@ -60,8 +60,7 @@ class AdapterBank(StoredBank):
         base_model
             Name of the base model, as the adapters' configurations state it.
         tokenizer
-            Folder or hub name of the base model's tokenizer, or that tokenizer, loaded; its files are copied into the
-            bank.
+            Folder or hub name of the base model's tokenizer, or itself, loaded; its files are copied into the bank.
         aliases
             Other names under which adapters may state the same base model.
         database
