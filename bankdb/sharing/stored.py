@@ -16,7 +16,7 @@ _OF_LAYOUT = (
 
 
 def store_received(bank: StoredBank, about: About, received: ReceivedAdapter, replace: bool) -> None:
-    """Write a row and make it ready, as an ingest does; the first of a bank sets its layout to the shared one's.
+    """Write a row and make it ready, as an ingest does; the first in a bank brings the layout of the shared one.
 
     Raises
     ------
