@@ -21,7 +21,7 @@ def store_received(bank: StoredBank, about: About, received: ReceivedAdapter, re
     Raises
     ------
     AdapterError, ConflictError
-        It does not fit the bank, or other content is there under its name and `replace` is false. Nothing is left of it.
+        It does not fit, or other content is there under its name and `replace` is false; nothing is left of it.
     """
     one = received.record
     row = bank.reserve(one.name, received.adapter, {key: getattr(about, key) for key in _OF_LAYOUT})
