@@ -6,10 +6,13 @@ import os
 from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from bankdb.errors import ParameterError
 from bankdb.records import HUB_PREFIX, AdapterRecord, Pair, PairReference, RefusedPair, is_hub_reference
+
+if TYPE_CHECKING:
+    from bankdb.sources.hub_client import Ask
 
 Source: TypeAlias = "str | PathLike[str] | tuple[str | PathLike[str], str | PathLike[str]] | PairReference"
 """A folder, a manifest, `(adapter, dataset)`, or a reference."""
@@ -76,21 +79,30 @@ def _pair(pair: tuple[str | PathLike[str], str | PathLike[str]], hub: bool) -> P
     if is_hub_reference(adapter):
         from bankdb.sources.hub import parse_reference
 
-        return PairReference(parse_reference(adapter).repo_id.partition("/")[2], adapter, dataset)
+        return PairReference(parse_reference(adapter).place.rpartition("/")[2], adapter, dataset)
     return PairReference(os.path.basename(os.path.abspath(adapter)), adapter, dataset)
 
 
 def resolver(
-    find: Callable[[str], AdapterRecord | None],
+    find: Callable[[str], AdapterRecord | None], ask: Ask | None = None
 ) -> Callable[[PairReference], Pair | None]:
-    """Return what finds the files of a reference, here or on the hub; None for what `find` has of that revision."""
+    """Return what finds the files of a reference, here or on the hub; None for what `find` has of that revision.
+
+    Parameters
+    ----------
+    ask
+        What tells of a repository on the hub, such as a listing; the hub itself if not given.
+    """
     from bankdb.sources.hub import fetch, pin
+    from bankdb.sources.hub_client import asked_once, repository_information
     from bankdb.sources.pairs import resolve, uses_hub
+
+    ask = asked_once(ask or repository_information)
 
     def locate(reference: PairReference) -> Pair | None:
         if not uses_hub(reference):
             return resolve(reference)
-        pinned = pin(reference)
+        pinned = pin(reference, ask)
         present = find(pinned.name)
         revisions = (pinned.adapter_revision, pinned.dataset_revision)
         same = present is not None and (

@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 from urllib.parse import quote, urlsplit
 
 from bankdb.errors import SourceError, one_line
@@ -28,14 +28,30 @@ _BUSY = (429, 502, 503, 504)
 
 @dataclass(frozen=True, slots=True)
 class HubReference:
-    """A repository on the hub; `revision` is a branch, tag or commit, or None for its main branch."""
+    """A repository on the hub, or what lies in a folder of it.
+
+    Attributes
+    ----------
+    repo_id
+        OWNER/NAME.
+    revision
+        A branch, tag or commit, or None for its main branch.
+    folder
+        A path within it, without slashes at its ends; empty for the repository itself.
+    """
 
     repo_id: str
     revision: str | None = None
+    folder: str = ""
+
+    @property
+    def place(self) -> str:
+        """The repository and the folder, as they are recorded and shown."""
+        return f"{self.repo_id}/{self.folder}" if self.folder else self.repo_id
 
     def __str__(self) -> str:
         """The reference as it stands in a manifest."""
-        return f"{HUB_PREFIX}{self.repo_id}" + (f"@{self.revision}" if self.revision else "")
+        return f"{HUB_PREFIX}{self.place}" + (f"@{self.revision}" if self.revision else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +81,19 @@ class Information:
     files: dict[str, PinnedFile]
     card: dict[str, Any]
     tags: tuple[str, ...]
+
+    def below(self, folder: str) -> dict[str, PinnedFile]:
+        """Return the files of a folder by their paths within it; those of the repository for no folder."""
+        if not folder:
+            return self.files
+        inside = f"{folder}/"
+        return {
+            name.removeprefix(inside): file for name, file in self.files.items() if name.startswith(inside)
+        }
+
+
+Ask: TypeAlias = Callable[[Kind, HubReference], Information]
+"""What tells of a repository at a revision: the hub, or a listing of it. Raises SourceError."""
 
 
 def _endpoint() -> str:
@@ -96,6 +125,25 @@ def repository_information(kind: Kind, reference: HubReference) -> Information:
         if is_offline_mode():
             return _cached_information(kind, reference)
         return _asked_information(kind, reference)
+
+
+def asked_once(ask: Ask) -> Ask:
+    """Return what asks for each repository at a revision once, also where that was an error."""
+    answers: dict[tuple[Kind, str, str | None], Information | SourceError] = {}
+
+    def remembered(kind: Kind, reference: HubReference) -> Information:
+        key = (kind, reference.repo_id, reference.revision)
+        if key not in answers:
+            try:
+                answers[key] = ask(kind, reference)
+            except SourceError as error:
+                answers[key] = error
+        answer = answers[key]
+        if isinstance(answer, SourceError):
+            raise SourceError(str(answer)) from answer
+        return answer
+
+    return remembered
 
 
 def _asked_information(kind: Kind, reference: HubReference) -> Information:
