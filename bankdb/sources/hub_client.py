@@ -51,7 +51,12 @@ class HubReference:
 
     def __str__(self) -> str:
         """The reference as it stands in a manifest."""
-        return f"{HUB_PREFIX}{self.place}" + (f"@{self.revision}" if self.revision else "")
+        return f"{HUB_PREFIX}{self.text}"
+
+    @property
+    def text(self) -> str:
+        """The same without the prefix."""
+        return self.place + (f"@{self.revision}" if self.revision else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ Ask: TypeAlias = Callable[[Kind, HubReference], Information]
 """What tells of a repository at a revision: the hub, or a listing of it. Raises SourceError."""
 
 
-def _endpoint() -> str:
+def hub_endpoint() -> str:
     """Address of the hub; read here because the client reads the variable only when it is imported."""
     from huggingface_hub import constants
 
@@ -150,7 +155,7 @@ def _asked_information(kind: Kind, reference: HubReference) -> Information:
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff  # type: ignore[attr-defined]
 
-    endpoint = _endpoint()
+    endpoint = hub_endpoint()
     # HfApi.repo_info asks the same, but gives up at once when the hub says that it is busy.
     response = http_backoff(
         "GET",
@@ -227,7 +232,7 @@ def _download(repository: PinnedRepository, file: PinnedFile) -> Path:
                 file.path,
                 repo_type=repository.kind,
                 revision=repository.revision,
-                endpoint=_endpoint(),
+                endpoint=hub_endpoint(),
                 force_download=again,
             )
         )
@@ -266,7 +271,7 @@ def _hub_errors(kind: Kind, repo_id: str, revision: str | None) -> Iterator[None
 def _explained(error: Exception, page: str, revision: str | None) -> str:
     from huggingface_hub import errors, is_offline_mode
 
-    endpoint = _endpoint()
+    endpoint = hub_endpoint()
     match error:
         case errors.GatedRepoError():
             return f"is gated; accept its terms at {endpoint}/{page} and set HF_TOKEN"
