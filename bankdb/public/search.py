@@ -135,8 +135,10 @@ class Search:
     ) -> FoundPairs:
         done = gather(found, choose, self.wanting, self.listing, known)
         notes = [] if known is None else [usual(known)]
-        if unread := self.listing.unread:
-            notes.append(f"{len(unread):,} entries of the listing are no repositories: {listed(unread, 3)}")
+        if count := self.listing.unread_count:
+            notes.append(
+                f"{count:,} entries of the listing are no repositories: {', '.join(self.listing.unread)}, ..."
+            )
         return FoundPairs(
             where,
             len(found),

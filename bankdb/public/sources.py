@@ -22,8 +22,6 @@ from bankdb.sources.pairs import groups_in_names
 if TYPE_CHECKING:
     from bankdb.storage.stored_bank import StoredBank
 
-WideSource: TypeAlias = Source | FoundPairs
-"""A source of pairs, or what was found on the hub."""
 _OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 
 
@@ -47,6 +45,10 @@ class Searched:
     single: list[str] = field(default_factory=list)
     refused: list[RefusedPair] = field(default_factory=list)
     listing: Listing = field(default_factory=Listing)
+
+
+WideSource: TypeAlias = "Source | FoundPairs | Searched"
+"""A source of pairs, or what was found on the hub."""
 
 
 def names_owner(argument: str) -> bool:
@@ -160,20 +162,32 @@ def widened(
     SourceError, ParameterError
         As `search_hub` and `bankdb.sources.find.references_of`.
     """
-    given = [sources] if isinstance(sources, FoundPairs) else sources
-    found = [one for one in given if isinstance(one, FoundPairs)] if isinstance(given, list | tuple) else []
-    each = each_source([one for one in given if not isinstance(one, FoundPairs)] if found else given)  # type: ignore[arg-type]
-    refused: list[RefusedPair] = []
-    listings = [one.listing for one in found]
+    each, found, searched = _sorted_out(sources)
     if hub and (texts := [one for one in each if isinstance(one, str)]):
-        searched = search_hub(bank, texts)
-        each = [*(one for one in each if not isinstance(one, str)), *searched.single]
-        found, refused = [*found, *searched.found], searched.refused
-        listings.append(searched.listing)
+        each = [one for one in each if not isinstance(one, str)]
+        searched.append(search_hub(bank, texts))
+    refused: list[RefusedPair] = []
+    for result in searched:
+        each += references_from_arguments(result.single)
+        refused += result.refused
+        found += result.found
     for one in found:
         each += _grouped(one, group_pattern)
         refused += one.refused
+    listings = [*(one.listing for one in found), *(one.listing for one in searched)]
     return Widened(each, refused, (*listings, Listing()))
+
+
+def _sorted_out(
+    sources: WideSource | Iterable[WideSource],
+) -> tuple[list[Source], list[FoundPairs], list[Searched]]:
+    """Tell what was found on the hub from other sources."""
+    given = each_source(sources, (FoundPairs, Searched))
+    return (
+        [one for one in given if not isinstance(one, FoundPairs | Searched)],
+        [one for one in given if isinstance(one, FoundPairs)],
+        [one for one in given if isinstance(one, Searched)],
+    )
 
 
 def _grouped(found: FoundPairs, group_pattern: str | None) -> Sequence[PairReference]:

@@ -26,6 +26,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 MOST_FILES = 10_000
 """Files of one repository that are looked at."""
 _MOST_FILES_OF_ALL = 1_000_000
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,12 @@ class ListedRepository:
 class Listing:
     """What is known of repositories; `ask` tells it, and asks the hub for others.
 
-    `unread` are entries that are none of the owner's repositories, as they can be shown.
+    `unread` are entries that are none of the owner's repositories, as they can be shown: how many, and the first.
     """
 
     known: dict[tuple[Kind, str], ListedRepository] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
+    unread_count: int = 0
     _asked: dict[tuple[Kind, str, str | None], Information | str] = field(default_factory=dict)
 
     def knows(self, kind: Kind, reference: HubReference) -> bool:
@@ -101,13 +103,14 @@ class Listing:
         key = (kind, reference.repo_id, reference.revision)
         if key not in self._asked:
             try:
-                self._asked[key] = repository_information(kind, reference)
+                answer = repository_information(kind, reference)
+                self._asked |= {key: answer, (kind, reference.repo_id, answer.revision): answer}
             except SourceError as error:
                 self._asked[key] = str(error)
-        answer = self._asked[key]
-        if isinstance(answer, str):
-            raise SourceError(answer)
-        return answer
+        remembered = self._asked[key]
+        if isinstance(remembered, str):
+            raise SourceError(remembered)
+        return remembered
 
     def add(self, kind: Kind, owner: str) -> tuple[ListedRepository, ...]:
         """List an owner's repositories of a kind, in the order of the hub.
@@ -122,7 +125,9 @@ class Listing:
         for entry in entries(f"{kind}s", {"author": owner, "expand": list(_EXPAND)}, what):
             repository = parsed(kind, entry)
             if repository is None or repository.repo_id.partition("/")[0].casefold() != owner.casefold():
-                self.unread.append(_shown(entry))
+                self.unread_count += 1
+                if len(self.unread) < _SHOWN:
+                    self.unread.append(_shown(entry))
                 continue
             files += len(repository.information.files)
             if files > _MOST_FILES_OF_ALL:
