@@ -6,10 +6,13 @@ import os
 from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from bankdb.errors import ParameterError
-from bankdb.records import HUB_PREFIX, AdapterRecord, Pair, PairReference, RefusedPair, is_hub_reference
+from bankdb.records import HUB_PREFIX, AdapterRecord, PairReference, RefusedPair, is_hub_reference
+
+if TYPE_CHECKING:
+    from bankdb.sources.located import Located
 
 Source: TypeAlias = "str | PathLike[str] | tuple[str | PathLike[str], str | PathLike[str]] | PairReference"
 """A folder, a manifest, `(adapter, dataset)`, or a reference."""
@@ -80,24 +83,15 @@ def _pair(pair: tuple[str | PathLike[str], str | PathLike[str]], hub: bool) -> P
     return PairReference(os.path.basename(os.path.abspath(adapter)), adapter, dataset)
 
 
-def resolver(
-    find: Callable[[str], AdapterRecord | None],
-) -> Callable[[PairReference], Pair | None]:
-    """Return what finds the files of a reference, here or on the hub; None for what `find` has of that revision."""
-    from bankdb.sources.hub import fetch, pin
-    from bankdb.sources.pairs import resolve, uses_hub
+def resolver(find: Callable[[str], AdapterRecord | None], *, free_downloads: bool = False) -> Located:
+    """Return what finds the files of a reference, here or on the hub; nothing for what `find` has of that revision.
 
-    def locate(reference: PairReference) -> Pair | None:
-        if not uses_hub(reference):
-            return resolve(reference)
-        pinned = pin(reference)
-        present = find(pinned.name)
-        revisions = (pinned.adapter_revision, pinned.dataset_revision)
-        same = present is not None and (
-            (present.source, present.dataset_source) == (pinned.adapter_source, pinned.dataset_source)
-            and (present.revision, present.dataset_revision) == revisions
-        )
-        # A local side has no revision: it must be read to know.
-        return None if same and None not in revisions else fetch(pinned)
+    Parameters
+    ----------
+    free_downloads
+        Delete what was downloaded of a pair when it is done with.
+    """
+    from bankdb.sources.downloads.held import HeldFiles
+    from bankdb.sources.located import Located
 
-    return locate
+    return Located(find, held=HeldFiles(free=free_downloads))
