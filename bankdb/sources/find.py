@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable
 from os import PathLike
@@ -12,6 +13,7 @@ from bankdb.errors import ParameterError
 from bankdb.records import HUB_PREFIX, AdapterRecord, PairReference, RefusedPair, is_hub_reference
 
 if TYPE_CHECKING:
+    from bankdb.sources.hub_client import Ask
     from bankdb.sources.located import Located
 
 Source: TypeAlias = "str | PathLike[str] | tuple[str | PathLike[str], str | PathLike[str]] | PairReference"
@@ -79,19 +81,27 @@ def _pair(pair: tuple[str | PathLike[str], str | PathLike[str]], hub: bool) -> P
     if is_hub_reference(adapter):
         from bankdb.sources.hub import parse_reference
 
-        return PairReference(parse_reference(adapter).repo_id.partition("/")[2], adapter, dataset)
+        return PairReference(parse_reference(adapter).place.rpartition("/")[2], adapter, dataset)
     return PairReference(os.path.basename(os.path.abspath(adapter)), adapter, dataset)
 
 
-def resolver(find: Callable[[str], AdapterRecord | None], *, free_downloads: bool = False) -> Located:
+def resolver(
+    find: Callable[[str], AdapterRecord | None], ask: Ask | None = None, *, free_downloads: bool = False
+) -> Located:
     """Return what finds the files of a reference, here or on the hub; nothing for what `find` has of that revision.
 
     Parameters
     ----------
+    ask
+        What tells of a repository on the hub, such as a listing; the hub itself if not given.
     free_downloads
         Delete what was downloaded of a pair when it is done with.
     """
     from bankdb.sources.downloads.held import HeldFiles
+    from bankdb.sources.downloads.session import HubSession
+    from bankdb.sources.hub_client import asked_once, repository_information
     from bankdb.sources.located import Located
 
-    return Located(find, held=HeldFiles(free=free_downloads))
+    session = HubSession()
+    asked = ask or functools.partial(repository_information, session=session)
+    return Located(find, asked_once(asked), session, HeldFiles(free=free_downloads))

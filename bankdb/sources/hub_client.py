@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 from urllib.parse import quote, urlsplit
 
 from bankdb.errors import SourceError, one_line
@@ -34,14 +34,30 @@ class _NotAHubsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HubReference:
-    """A repository on the hub; `revision` is a branch, tag or commit, or None for its main branch."""
+    """A repository on the hub, or what lies in a folder of it.
+
+    Attributes
+    ----------
+    repo_id
+        OWNER/NAME.
+    revision
+        A branch, tag or commit, or None for its main branch.
+    folder
+        A path within it, without slashes at its ends; empty for the repository itself.
+    """
 
     repo_id: str
     revision: str | None = None
+    folder: str = ""
+
+    @property
+    def place(self) -> str:
+        """The repository and the folder, as they are recorded and shown."""
+        return f"{self.repo_id}/{self.folder}" if self.folder else self.repo_id
 
     def __str__(self) -> str:
         """The reference as it stands in a manifest."""
-        return f"{HUB_PREFIX}{self.repo_id}" + (f"@{self.revision}" if self.revision else "")
+        return f"{HUB_PREFIX}{self.place}" + (f"@{self.revision}" if self.revision else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,19 @@ class Information:
     card: dict[str, Any]
     tags: tuple[str, ...]
 
+    def below(self, folder: str) -> dict[str, PinnedFile]:
+        """Return the files of a folder by their paths within it; those of the repository for no folder."""
+        if not folder:
+            return self.files
+        inside = f"{folder}/"
+        return {
+            name.removeprefix(inside): file for name, file in self.files.items() if name.startswith(inside)
+        }
+
+
+Ask: TypeAlias = Callable[[Kind, HubReference], Information]
+"""What tells of a repository at a revision: the hub, or a listing of it. Raises SourceError."""
+
 
 def _endpoint() -> str:
     """Address of the hub; read here because the client reads the variable only when it is imported."""
@@ -112,6 +141,25 @@ def repository_information(
         if is_offline_mode():
             return _cached_information(kind, reference)
         return _asked_information(kind, reference, session or HubSession())
+
+
+def asked_once(ask: Ask) -> Ask:
+    """Return what asks for each repository at a revision once, also where that was an error."""
+    answers: dict[tuple[Kind, str, str | None], Information | SourceError] = {}
+
+    def remembered(kind: Kind, reference: HubReference) -> Information:
+        key = (kind, reference.repo_id, reference.revision)
+        if key not in answers:
+            try:
+                answers[key] = ask(kind, reference)
+            except SourceError as error:
+                answers[key] = error
+        answer = answers[key]
+        if isinstance(answer, SourceError):
+            raise SourceError(str(answer)) from answer
+        return answer
+
+    return remembered
 
 
 def _asked_information(kind: Kind, reference: HubReference, session: HubSession) -> Information:

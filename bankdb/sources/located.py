@@ -10,6 +10,7 @@ from bankdb.records import AdapterRecord, Pair, PairReference
 from bankdb.sources.downloads.held import HeldFiles
 from bankdb.sources.downloads.session import HubSession
 from bankdb.sources.hub import PinnedPair, fetch, fetch_configuration, pin
+from bankdb.sources.hub_client import Ask, repository_information
 from bankdb.sources.pairs import resolve, uses_hub
 
 
@@ -21,6 +22,8 @@ class Located:
     ----------
     find
         What the bank has under a name: a pair of those very revisions is not downloaded.
+    ask
+        What tells of a repository on the hub.
     session
         What the requests share.
     held
@@ -32,6 +35,7 @@ class Located:
     """
 
     find: Callable[[str], AdapterRecord | None]
+    ask: Ask = repository_information
     session: HubSession = field(default_factory=HubSession)
     held: HeldFiles = field(default_factory=lambda: HeldFiles(free=False))
     local: Callable[[PairReference], Pair | None] | None = None
@@ -80,7 +84,7 @@ class Located:
     def _pin(self, reference: PairReference) -> PinnedPair:
         pinned = self._pinned.get(reference)
         if pinned is None:
-            pinned = self._pinned[reference] = pin(reference, self.session)
+            pinned = self._pinned[reference] = pin(reference, self.ask)
         return pinned
 
     def _is_there(self, pinned: PinnedPair) -> bool:

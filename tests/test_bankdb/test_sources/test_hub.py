@@ -370,11 +370,13 @@ def test_references_are_parsed():
     assert parse_reference("hub:a/b") == HubReference("a/b", None)
     assert parse_reference("a/b@refs/pr/1") == HubReference("a/b", "refs/pr/1")
     assert str(parse_reference("a/b.c-d_e@v1.0")) == "hub:a/b.c-d_e@v1.0"
+    assert parse_reference("hub:a/b/experts/one two@v1") == HubReference("a/b", "v1", "experts/one two")
+    assert str(parse_reference("a/b/experts/one@v1")) == "hub:a/b/experts/one@v1"
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "hub:", "b", "a/", "/b", "a/b/c", "a/b@", "a/b@x y", "a/b@x\ny", "a/b\n", "../b", "a/..", "a/b--c", "-a/b",
+    ["", "hub:", "b", "a/", "/b", "a/b/", "a/b//c", "a/b/../c", "a/b/c\\d", "a/b/c\n", "a/b@", "a/b@x y", "a/b@x\ny", "a/b\n", "../b", "a/..", "a/b--c", "-a/b",
      "https://huggingface.co/a/b", "a/" + "b" * 97, "ä/b"],
 )  # fmt: skip
 def test_what_is_no_reference_is_refused(text):
