@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from bankdb.datasets.forms.rules import Reading
     from bankdb.gguf.export import GgufExport
     from bankdb.ingest import IngestReport
-    from bankdb.sources.find import Source
+    from bankdb.public.found import FoundPairs
+    from bankdb.public.sources import WideSource
     from bankdb.verify import VerifyReport
 
 _LISTED = 10
@@ -44,9 +45,10 @@ class AdapterBank(StoredBank):
         cls,
         path: str | Path,
         *,
-        base_model: str,
-        tokenizer: str | Path,
+        base_model: str | None = None,
+        tokenizer: str | Path | None = None,
         aliases: Sequence[str] = (),
+        like: str | None = None,
         database: str | None = None,
         arrays: str | None = None,
     ) -> AdapterBank:
@@ -62,6 +64,8 @@ class AdapterBank(StoredBank):
             Folder or hub name of the base model's tokenizer; its files are copied into the bank.
         aliases
             Other names under which adapters may state the same base model.
+        like
+            A known public bank, such as `lots-of-loras`: what of the three above is not given is as there.
         database
             URL of an empty PostgreSQL database, `postgresql+psycopg://USER@HOST/DATABASE`; None: SQLite in the folder.
         arrays
@@ -74,13 +78,15 @@ class AdapterBank(StoredBank):
         DatabaseUnavailableError, ArrayStoreUnavailableError
             The database's server, or the store of that URL, cannot be reached.
         ParameterError
-            `database` or `arrays` is no such URL.
+            `database` or `arrays` is no such URL; no such bank is known, or base model or tokenizer are not given.
         TokenizerError
             The tokenizer cannot be loaded, or not saved so that it stays what it is.
         """
         from bankdb.datasets.tokenizer import BankTokenizer
+        from bankdb.public.known import made_like
         from bankdb.storage import new_bank
 
+        base_model, tokenizer, aliases = made_like(like, base_model, tokenizer, aliases)
         location = new_bank.new_location(Path(path), database, arrays)
         new_bank.check_free(folder := location.folder)
         new_bank.check_places_free(location)
@@ -132,7 +138,7 @@ class AdapterBank(StoredBank):
 
     def ingest(
         self,
-        sources: Source | Iterable[Source],
+        sources: WideSource | Iterable[WideSource],
         *,
         hub: bool = False,
         group_pattern: str | None = None,
@@ -156,10 +162,11 @@ class AdapterBank(StoredBank):
         sources
             One or several: a folder with `datasets/` and `adapters/`; a manifest (`.csv` or `.jsonl`) with name,
             adapter, dataset and, if wanted, group and licence; a tuple `(adapter, dataset)`, called as the adapter's
-            folder or repository is; a `PairReference`. In the last two, `hub:OWNER/NAME[@REVISION]` is on the hub.
+            folder or repository is; a `PairReference`; what `search_hub` found. In the two before,
+            `hub:OWNER/NAME[/FOLDER][@REVISION]` is on the hub.
         hub
             The sources are repositories on the hub: `"ADAPTER[@REVISION]=DATASET[@REVISION]"`, or `"ADAPTER"` where
-            its model card names the dataset; or tuples of the two.
+            its model card names the dataset; tuples of the two; or `"OWNER"` for all of its adapters that suit.
         group_pattern
             Regular expression whose first group, found in a pair's name, is its group, unless the source states one.
         input_column, output_column
@@ -187,17 +194,54 @@ class AdapterBank(StoredBank):
         IngestReport: 0 added, 6 there already, 0 replaced, 0 refused
         """
         from bankdb.ingest import IngestOptions, ingest
+        from bankdb.public.sources import widened
         from bankdb.sources.find import references_of, resolver
 
-        found, refused = references_of(sources, hub, group_pattern)
+        wide = widened(self, sources, hub, group_pattern)
+        found, refused = references_of(wide.sources, hub, group_pattern)
         reading = self.reading(input_column, output_column, text_column, skip_bad_rows)
         if downloads < 1:
             raise ParameterError(
                 f"downloads: expected 1 or more at a time, found {downloads}; 4 is the default"
             )
         how = IngestOptions(reading, replace, memory, taking, downloads)
-        located = resolver(self.catalog.find, free_downloads=not keep_downloads)
-        return ingest(self, found, resolve=located, options=how, refused=refused, progress=progress)
+        return ingest(
+            self,
+            found,
+            resolve=resolver(self.catalog.find, wide.ask, free_downloads=not keep_downloads),
+            options=how,
+            refused=[*wide.refused, *refused],
+            progress=progress,
+        )
+
+    def search_hub(
+        self,
+        place: str,
+        *,
+        collection: bool = False,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        limit: int | None = None,
+    ) -> FoundPairs:
+        """Find what an owner, a collection or a library on the hub has for this bank; `ingest` takes it as a source.
+
+        Parameters
+        ----------
+        place
+            `OWNER`; `OWNER/NAME[=DATASETS]`, which has an adapter a folder; or a collection, `OWNER/TITLE-HASH`.
+        include, exclude, limit
+            Shell patterns of names, and the largest number of pairs: see `bankdb.public.selection.Selection`.
+
+        Raises
+        ------
+        SourceError
+            It cannot be listed, or has no adapters.
+        ParameterError
+            It is one adapter, or a pattern or the limit is out of its range.
+        """
+        from bankdb.public.sources import found_at
+
+        return found_at(self, place, collection, include, exclude, limit)
 
     def reading(
         self,

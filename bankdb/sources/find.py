@@ -38,7 +38,7 @@ def references_of(
     references: list[PairReference] = []
     refused: list[RefusedPair] = []
     on_hub: list[str] = []
-    for source in _each(sources):
+    for source in each_source(sources):
         if isinstance(source, PairReference):
             references.append(source)
         elif isinstance(source, tuple):
@@ -54,7 +54,8 @@ def references_of(
     return screened, refused + twice
 
 
-def _each(sources: Source | Iterable[Source]) -> list[Source]:
+def each_source(sources: Source | Iterable[Source]) -> list[Source]:
+    """Return one source, or several, as a list. Raises ParameterError for what is none."""
     alone = isinstance(sources, str | os.PathLike | PairReference | tuple) or not isinstance(
         sources, Iterable
     )

@@ -57,7 +57,12 @@ class HubReference:
 
     def __str__(self) -> str:
         """The reference as it stands in a manifest."""
-        return f"{HUB_PREFIX}{self.place}" + (f"@{self.revision}" if self.revision else "")
+        return f"{HUB_PREFIX}{self.text}"
+
+    @property
+    def text(self) -> str:
+        """The same without the prefix."""
+        return self.place + (f"@{self.revision}" if self.revision else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ Ask: TypeAlias = Callable[[Kind, HubReference], Information]
 """What tells of a repository at a revision: the hub, or a listing of it. Raises SourceError."""
 
 
-def _endpoint() -> str:
+def hub_endpoint() -> str:
     """Address of the hub; read here because the client reads the variable only when it is imported."""
     from huggingface_hub import constants
 
@@ -165,7 +170,7 @@ def asked_once(ask: Ask) -> Ask:
 def _asked_information(kind: Kind, reference: HubReference, session: HubSession) -> Information:
     from huggingface_hub.utils import build_hf_headers
 
-    endpoint = _endpoint()
+    endpoint = hub_endpoint()
     try:
         # HfApi.repo_info asks the same, but gives up at once when the hub says that it is busy.
         answer = session.json(
@@ -268,7 +273,7 @@ def _download(
     if is_offline_mode():
         raise LocalEntryNotFoundError(f"{pointer} is not there, or damaged")
     there = os.path.lexists(pointer)
-    download(wanted, session, _endpoint())
+    download(wanted, session, hub_endpoint())
     if not there:
         held.downloaded(pointer)
     return pointer
@@ -293,7 +298,7 @@ def _hub_errors(kind: Kind, repo_id: str, revision: str | None) -> Iterator[None
 def _explained(error: Exception, page: str, revision: str | None) -> str:
     from huggingface_hub import errors, is_offline_mode
 
-    endpoint = _endpoint()
+    endpoint = hub_endpoint()
     match error:
         case errors.GatedRepoError():
             return f"is gated; accept its terms at {endpoint}/{page} and set HF_TOKEN"

@@ -1,0 +1,184 @@
+"""Sources of an ingest that stand for many pairs: an owner, a collection, a library, or what was found of one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from bankdb.errors import ParameterError, SourceError
+from bankdb.public.found import FoundPairs
+from bankdb.public.gathering import Wanting
+from bankdb.public.listing.repositories import Listing
+from bankdb.public.search import Search
+from bankdb.public.selection import EVERYTHING, Selection
+from bankdb.records import PairReference, RefusedPair
+from bankdb.sources.find import Source, each_source
+from bankdb.sources.hub import references_from_arguments
+from bankdb.sources.hub_client import HubReference, Information, Kind
+from bankdb.sources.pairs import groups_in_names
+
+if TYPE_CHECKING:
+    from bankdb.storage.stored_bank import StoredBank
+
+WideSource: TypeAlias = Source | FoundPairs
+"""A source of pairs, or what was found on the hub."""
+_OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+
+
+@dataclass(slots=True)
+class Searched:
+    """What arguments of the hub stand for.
+
+    Attributes
+    ----------
+    found
+        Of owners, collections and libraries.
+    single
+        Arguments that name one adapter each.
+    refused
+        Those that cannot be had.
+    listing
+        What tells of the repositories without asking again.
+    """
+
+    found: list[FoundPairs] = field(default_factory=list)
+    single: list[str] = field(default_factory=list)
+    refused: list[RefusedPair] = field(default_factory=list)
+    listing: Listing = field(default_factory=Listing)
+
+
+def names_owner(argument: str) -> bool:
+    """Whether an argument of the hub names an owner: it has no slash."""
+    return _OWNER.fullmatch(argument) is not None
+
+
+def search_hub(
+    bank: StoredBank,
+    arguments: Iterable[str],
+    collections: Iterable[str] = (),
+    selection: Selection = EVERYTHING,
+) -> Searched:
+    """Ask the hub what arguments stand for: `OWNER`, `ADAPTER[=DATASET]`, or a library of adapters likewise.
+
+    Parameters
+    ----------
+    bank
+        For which bank.
+    collections
+        Collections, OWNER/TITLE-HASH each.
+    selection
+        Which adapters of an owner, a collection or a library are wanted.
+
+    Raises
+    ------
+    SourceError
+        An argument is of none of these forms, or an owner or a collection cannot be listed.
+    ParameterError
+        There is a selection, and nothing to select from.
+    """
+    arguments = list(arguments)
+    named = references_from_arguments([one for one in arguments if not names_owner(one)])
+    searched = Searched()
+    wanting = Wanting((bank.record.base_model, *bank.record.base_model_aliases), bank.catalog.find, selection)
+    search = Search(wanting, searched.listing)
+    searched.found += [search.collection(slug) for slug in dict.fromkeys(collections)]
+    searched.found += [search.owner(owner) for owner in dict.fromkeys(arguments) if names_owner(owner)]
+    adapters = [one for one in arguments if not names_owner(one)]
+    for argument, reference in zip(adapters, named, strict=True):
+        try:
+            found = search.repository(reference.adapter, reference.dataset)
+        except SourceError as error:  # of this one alone; the others go on
+            searched.refused.append(RefusedPair(reference.name, str(error)))
+            continue
+        if found is None:
+            searched.single.append(argument)
+        else:
+            searched.found.append(found)
+    if selection != EVERYTHING and searched.single:
+        raise ParameterError(
+            f"include, exclude, limit: {searched.single[0]} is one adapter; expected an owner, a collection or a "
+            "library of adapters to choose from; leave them out, or ingest that one on its own"
+        )
+    return searched
+
+
+def found_at(
+    bank: StoredBank,
+    place: str,
+    collection: bool,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    limit: int | None,
+) -> FoundPairs:
+    """Return what one owner, collection or library has; see `AdapterBank.search_hub`."""
+    selection = Selection(tuple(include), tuple(exclude), limit)
+    searched = search_hub(bank, () if collection else (place,), (place,) if collection else (), selection)
+    if searched.refused:
+        raise SourceError(searched.refused[0].reason)
+    if searched.single:
+        raise ParameterError(
+            f"{place}: is one adapter; expected an owner, a collection or a library of several; pass it to ingest"
+        )
+    return searched.found[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Widened:
+    """Sources without those that stand for many pairs; `refused` is what of these cannot be taken.
+
+    `ask` tells of repositories of the hub what was listed of them.
+    """
+
+    sources: list[Source]
+    refused: list[RefusedPair]
+    listings: tuple[Listing, ...]
+
+    def ask(self, kind: Kind, reference: HubReference) -> Information:
+        """Tell of a repository; asks the hub where no listing has it. Raises SourceError."""
+        for listing in self.listings:
+            if listing.knows(kind, reference):
+                return listing.ask(kind, reference)
+        return self.listings[-1].ask(kind, reference)
+
+
+def widened(
+    bank: StoredBank, sources: WideSource | Iterable[WideSource], hub: bool, group_pattern: str | None
+) -> Widened:
+    """Put pairs in place of what stands for many of them.
+
+    Parameters
+    ----------
+    hub
+        Whether texts among the sources are arguments of the hub; see `search_hub`.
+    group_pattern
+        The user's; without one, that of a known public bank gives its pairs their groups.
+
+    Raises
+    ------
+    SourceError, ParameterError
+        As `search_hub` and `bankdb.sources.find.references_of`.
+    """
+    given = [sources] if isinstance(sources, FoundPairs) else sources
+    found = [one for one in given if isinstance(one, FoundPairs)] if isinstance(given, list | tuple) else []
+    each = each_source([one for one in given if not isinstance(one, FoundPairs)] if found else given)  # type: ignore[arg-type]
+    refused: list[RefusedPair] = []
+    listings = [one.listing for one in found]
+    if hub and (texts := [one for one in each if isinstance(one, str)]):
+        searched = search_hub(bank, texts)
+        each = [*(one for one in each if not isinstance(one, str)), *searched.single]
+        found, refused = [*found, *searched.found], searched.refused
+        listings.append(searched.listing)
+    for one in found:
+        each += _grouped(one, group_pattern)
+        refused += one.refused
+    return Widened(each, refused, (*listings, Listing()))
+
+
+def _grouped(found: FoundPairs, group_pattern: str | None) -> Sequence[PairReference]:
+    references = found.references
+    if group_pattern is not None or found.group_pattern is None:
+        return references
+    groups = groups_in_names([one.name for one in references], found.group_pattern)
+    return [replace(one, group=groups.get(one.name)) for one in references]
