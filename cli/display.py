@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bankdb.errors import printable
+from bankdb.shown import size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -52,19 +53,10 @@ def shown_progress() -> Progress:
     return bars
 
 
-def shown_bytes(count: int, expected: int) -> str:
-    """Return how many bytes came, of how many where more are announced; in steps of 1,000, as networks are measured."""
-    text = _decimal_bytes(count)
-    return f"{text} of {_decimal_bytes(expected)}" if expected > count else text
-
-
-def _decimal_bytes(count: int) -> str:
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
+def _bytes(count: int, expected: int) -> str:
+    """Return how many bytes came, of how many where more are announced."""
+    text = size_text(count)
+    return f"{text} of {size_text(expected)}" if expected > count else text
 
 
 class LineProgress:
@@ -92,7 +84,7 @@ class LineProgress:
 
     def received(self, count: int, expected: int) -> None:
         """Tell of bytes with the steps, and now and then while none is done."""
-        self._received = f", {shown_bytes(count, expected)}"
+        self._received = f", {_bytes(count, expected)}"
         self._tell()
 
     def _tell(self) -> None:
@@ -158,7 +150,7 @@ class BarProgress:
     def received(self, count: int, expected: int) -> None:
         """Show bytes beside the steps."""
         if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, received=shown_bytes(count, expected))
+            self._bars.update(self._task, received=_bytes(count, expected))
 
     def end(self) -> None:
         """Leave the bar full, also of a stage whose steps nobody counts."""

@@ -22,7 +22,7 @@ from bankdb.sources.pairs import groups_in_names
 if TYPE_CHECKING:
     from bankdb.storage.stored_bank import StoredBank
 
-WideSource: TypeAlias = Source | FoundPairs
+WideSource: TypeAlias = "Source | FoundPairs"
 """A source of pairs, or what was found on the hub."""
 _OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 

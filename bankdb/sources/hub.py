@@ -242,7 +242,9 @@ def fetch_configuration(
 def _pinned_adapter(reference: HubReference, information: Information, below: str) -> PinnedRepository:
     folder = "/".join(part for part in (reference.folder, below) if part)
     places = [f"{folder}/{name}" if folder else name for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    wanted = [name for name in (*places, CARD_FILE) if name in information.files]
+    # The card's file is for whoever asks again offline; what it says is known already.
+    card = () if information.listed else (CARD_FILE,)
+    wanted = [name for name in (*places, *card) if name in information.files]
     files = tuple(information.files[name] for name in wanted)
     return PinnedRepository(
         "model", reference.repo_id, information.revision, files, _branch(reference, information)

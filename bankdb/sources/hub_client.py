@@ -94,12 +94,16 @@ class PinnedRepository:
 
 @dataclass(frozen=True, slots=True)
 class Information:
-    """What the hub, or its cache when offline, says of a repository at one commit."""
+    """What the hub, or its cache when offline, says of a repository at one commit.
+
+    `listed` says that it comes with a listing of many, of which nobody needs the card's file.
+    """
 
     revision: str
     files: dict[str, PinnedFile]
     card: dict[str, Any]
     tags: tuple[str, ...]
+    listed: bool = False
 
     def below(self, folder: str) -> dict[str, PinnedFile]:
         """Return the files of a folder by their paths within it; those of the repository for no folder."""

@@ -107,6 +107,21 @@ def init(
 )
 @memory_option
 @click.option(
+    "--downloads",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Pairs that come from the hub at a time, while others are tokenized and stored.",
+)
+@click.option(
+    "--no-cache",
+    "keep_downloads",
+    flag_value=False,
+    default=True,
+    help="Delete what was downloaded of a pair once it is stored; what was in the hub's cache before stays.",
+)
+@click.option(
     "--replace", is_flag=True, help="Store a pair anew where the bank has other content under its name."
 )
 @click.option(
@@ -126,6 +141,8 @@ def ingest(
     hub: bool,
     group_pattern: str | None,
     memory: str | None,
+    downloads: int,
+    keep_downloads: bool,
     replace: bool,
     assume_base_model: bool,
     adapt_rank: bool,
@@ -149,6 +166,8 @@ def ingest(
             replace=replace,
             taking=Taking(assume_base_model, adapt_rank),
             memory=None if memory is None else parse_memory(memory),
+            downloads=downloads,
+            keep_downloads=keep_downloads,
             progress=shown_progress(),
         )
         total, task_types = len(bank), bank.origins.task_types()

@@ -171,6 +171,7 @@ def parsed(kind: Kind, entry: Any) -> ListedRepository | None:
         files,
         card if isinstance(card, dict) else {},
         tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else (),
+        listed=True,
     )
     size = _size(files.values())
     return ListedRepository(
