@@ -68,6 +68,8 @@ class HubServer:
         self.failures: list[Failure] = []
         self.latency = 0.0
         """Seconds before each answer."""
+        self.at_once = self.most_at_once = 0
+        """Requests that are being answered, now and at most."""
         self.blobs: dict[str, bytes] = {}
         self.ranges: list[int] = []
         """Where answers began that were not asked for from the first byte."""
@@ -192,7 +194,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         path = urlsplit(self.path).path
-        time.sleep(self.hub.latency)
+        with self.hub._lock:
+            self.hub.at_once += 1
+            self.hub.most_at_once = max(self.hub.most_at_once, self.hub.at_once)
+        try:
+            time.sleep(self.hub.latency)
+            self._serve_path(path)
+        finally:
+            with self.hub._lock:
+                self.hub.at_once -= 1
+
+    def _serve_path(self, path: str) -> None:
         with self.hub._lock:
             self.hub.requests[f"{self.command} {unquote(path)}"] += 1
             if self.headers.get("authorization"):
