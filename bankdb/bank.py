@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bankdb.arrays.durable import fsync_path
 from bankdb.catalog.database import Database
-from bankdb.errors import BankError, BankNotFoundError, one_line
+from bankdb.errors import BankError, BankNotFoundError, ParameterError, one_line
 from bankdb.progress import Progress
 from bankdb.records import AS_IT_COMES, AdapterRecord, Taking, published
 from bankdb.shown import html_summary, text_summary
@@ -149,6 +149,8 @@ class AdapterBank(StoredBank):
         replace: bool = False,
         taking: Taking = AS_IT_COMES,
         memory: int | None = None,
+        downloads: int = 4,
+        keep_downloads: bool = True,
         progress: Progress | None = None,
     ) -> IngestReport:
         """Store every pair of adapter and dataset that can be stored; each whole or not at all.
@@ -175,13 +177,16 @@ class AdapterBank(StoredBank):
             Store a pair anew where the bank has other content under its name; what may be assumed of adapters, or done.
         memory
             Bytes for reading and tokenizing; half of the machine's if not given.
+        downloads, keep_downloads
+            How many pairs come from the hub at a time; whether what came of a pair stays in the hub's cache when its
+            turn is over. What was there before stays in any case.
 
         Raises
         ------
         SourceError, ParameterError
             A source names no pairs at all; `group_pattern` is no regular expression with a group.
-        ArrayStoreUnavailableError, DatabaseUnavailableError
-            The store of a bank on a URL, or its database, failed; what was stored before is kept.
+        ArrayStoreUnavailableError, DatabaseUnavailableError, FileSystemError
+            The store of a bank on a URL, or its database, failed, or the disk is full; what was stored before is kept.
 
         Examples
         --------
@@ -195,11 +200,15 @@ class AdapterBank(StoredBank):
         wide = widened(self, sources, hub, group_pattern)
         found, refused = references_of(wide.sources, hub, group_pattern)
         reading = self.reading(input_column, output_column, text_column, skip_bad_rows)
-        how = IngestOptions(reading, replace, memory, taking)
+        if downloads < 1:
+            raise ParameterError(
+                f"downloads: expected 1 or more at a time, found {downloads}; 4 is the default"
+            )
+        how = IngestOptions(reading, replace, memory, taking, downloads)
         return ingest(
             self,
             found,
-            resolve=resolver(self.catalog.find, wide.ask),
+            resolve=resolver(self.catalog.find, wide.ask, free_downloads=not keep_downloads),
             options=how,
             refused=[*wide.refused, *refused],
             progress=progress,

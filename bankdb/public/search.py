@@ -72,7 +72,7 @@ class Search:
         SourceError
             The hub cannot be asked, or the collection has no adapter.
         """
-        items = collection_items(slug)
+        items = collection_items(slug, self.listing.session)
         models, refused = self._repositories("model", items.models)
         found = candidates(models)
         if not found and not refused:

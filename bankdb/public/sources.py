@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,6 +14,7 @@ from bankdb.public.listing.repositories import Listing
 from bankdb.public.search import Search
 from bankdb.public.selection import EVERYTHING, Selection
 from bankdb.records import PairReference, RefusedPair
+from bankdb.sources.downloads.session import HubSession
 from bankdb.sources.find import Source, each_source
 from bankdb.sources.hub import references_from_arguments
 from bankdb.sources.hub_client import HubReference, Information, Kind
@@ -61,6 +62,7 @@ def search_hub(
     arguments: Iterable[str],
     collections: Iterable[str] = (),
     selection: Selection = EVERYTHING,
+    note: Callable[[str], None] | None = None,
 ) -> Searched:
     """Ask the hub what arguments stand for: `OWNER`, `ADAPTER[=DATASET]`, or a library of adapters likewise.
 
@@ -72,6 +74,8 @@ def search_hub(
         Collections, OWNER/TITLE-HASH each.
     selection
         Which adapters of an owner, a collection or a library are wanted.
+    note
+        Called with a line for the user where the hub asks to wait.
 
     Raises
     ------
@@ -82,7 +86,7 @@ def search_hub(
     """
     arguments = list(arguments)
     named = references_from_arguments([one for one in arguments if not names_owner(one)])
-    searched = Searched()
+    searched = Searched(listing=Listing(HubSession(note)))
     wanting = Wanting((bank.record.base_model, *bank.record.base_model_aliases), bank.catalog.find, selection)
     search = Search(wanting, searched.listing)
     searched.found += [search.collection(slug) for slug in dict.fromkeys(collections)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable
 from os import PathLike
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from bankdb.errors import ParameterError
-from bankdb.records import HUB_PREFIX, AdapterRecord, Pair, PairReference, RefusedPair, is_hub_reference
+from bankdb.records import HUB_PREFIX, AdapterRecord, PairReference, RefusedPair, is_hub_reference
 
 if TYPE_CHECKING:
     from bankdb.sources.hub_client import Ask
+    from bankdb.sources.located import Located
 
 Source: TypeAlias = "str | PathLike[str] | tuple[str | PathLike[str], str | PathLike[str]] | PairReference"
 """A folder, a manifest, `(adapter, dataset)`, or a reference."""
@@ -84,32 +86,22 @@ def _pair(pair: tuple[str | PathLike[str], str | PathLike[str]], hub: bool) -> P
 
 
 def resolver(
-    find: Callable[[str], AdapterRecord | None], ask: Ask | None = None
-) -> Callable[[PairReference], Pair | None]:
-    """Return what finds the files of a reference, here or on the hub; None for what `find` has of that revision.
+    find: Callable[[str], AdapterRecord | None], ask: Ask | None = None, *, free_downloads: bool = False
+) -> Located:
+    """Return what finds the files of a reference, here or on the hub; nothing for what `find` has of that revision.
 
     Parameters
     ----------
     ask
         What tells of a repository on the hub, such as a listing; the hub itself if not given.
+    free_downloads
+        Delete what was downloaded of a pair when it is done with.
     """
-    from bankdb.sources.hub import fetch, pin
+    from bankdb.sources.downloads.held import HeldFiles
+    from bankdb.sources.downloads.session import HubSession
     from bankdb.sources.hub_client import asked_once, repository_information
-    from bankdb.sources.pairs import resolve, uses_hub
+    from bankdb.sources.located import Located
 
-    ask = asked_once(ask or repository_information)
-
-    def locate(reference: PairReference) -> Pair | None:
-        if not uses_hub(reference):
-            return resolve(reference)
-        pinned = pin(reference, ask)
-        present = find(pinned.name)
-        revisions = (pinned.adapter_revision, pinned.dataset_revision)
-        same = present is not None and (
-            (present.source, present.dataset_source) == (pinned.adapter_source, pinned.dataset_source)
-            and (present.revision, present.dataset_revision) == revisions
-        )
-        # A local side has no revision: it must be read to know.
-        return None if same and None not in revisions else fetch(pinned)
-
-    return locate
+    session = HubSession()
+    asked = ask or functools.partial(repository_information, session=session)
+    return Located(find, asked_once(asked), session, HeldFiles(free=free_downloads))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -17,6 +17,8 @@ from bankdb.datasets.splits import choose_training_files, is_data_file
 from bankdb.errors import SourceError, listed
 from bankdb.records import HUB_PREFIX, Pair, PairReference, is_hub_reference
 from bankdb.sources.adapter_files import CONFIG_FILE, WEIGHTS_FILE, adapter_below, local_adapter, notes_of
+from bankdb.sources.downloads.held import HeldFiles
+from bankdb.sources.downloads.session import HubSession
 from bankdb.sources.hub_client import (
     CARD_FILE,
     Ask,
@@ -190,20 +192,29 @@ def _dataset_side(text: str, ask: Ask) -> _Side[PinnedRepository | tuple[Path, .
     return _Side(pinned, f"{HUB_PREFIX}{reference.place}", pinned.revision)
 
 
-def fetch(pinned: PinnedPair) -> Pair:
+def fetch(pinned: PinnedPair, session: HubSession | None = None, held: HeldFiles | None = None) -> Pair:
     """Download what of a pinned pair is not in the hub's cache yet, at the pinned commits.
+
+    Parameters
+    ----------
+    pinned
+        The pair.
+    session, held
+        What the requests of one command share, and the files that its pairs use.
 
     Raises
     ------
     SourceError
         When a file cannot be downloaded, or is not what the hub says it is.
+    FileSystemError
+        When the disk is full.
     """
     adapter, dataset = pinned.adapter, pinned.dataset
     if isinstance(adapter, PinnedRepository):
         # All files of an adapter repository that are read lie in one folder.
-        adapter = downloaded(adapter)[0].parent
+        adapter = downloaded(adapter, session, held, pinned.name)[0].parent
     if isinstance(dataset, PinnedRepository):
-        dataset = downloaded(dataset)
+        dataset = downloaded(dataset, session, held, pinned.name)
     return Pair(
         name=pinned.name,
         adapter=adapter,
@@ -218,18 +229,38 @@ def fetch(pinned: PinnedPair) -> Pair:
     )
 
 
+def fetch_configuration(
+    pinned: PinnedPair, session: HubSession | None = None, held: HeldFiles | None = None
+) -> Path:
+    """Download the adapter's configuration alone, which is small; return its folder. Raises as `fetch` does."""
+    adapter = pinned.adapter
+    if isinstance(adapter, PinnedRepository):
+        adapter = downloaded(replace(adapter, files=adapter.files[:1]), session, held, pinned.name)[0].parent
+    return adapter
+
+
 def _pinned_adapter(reference: HubReference, information: Information, below: str) -> PinnedRepository:
     folder = "/".join(part for part in (reference.folder, below) if part)
     places = [f"{folder}/{name}" if folder else name for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    wanted = [name for name in (*places, CARD_FILE) if name in information.files]
+    # The card's file is for whoever asks again offline; what it says is known already.
+    card = () if information.listed else (CARD_FILE,)
+    wanted = [name for name in (*places, *card) if name in information.files]
     files = tuple(information.files[name] for name in wanted)
-    return PinnedRepository("model", reference.repo_id, information.revision, files)
+    return PinnedRepository(
+        "model", reference.repo_id, information.revision, files, _branch(reference, information)
+    )
 
 
 def _pinned_dataset(reference: HubReference, information: Information) -> PinnedRepository:
     names = dataset_files(reference, information)
     files = tuple(information.files[name] for name in names)
-    return PinnedRepository("dataset", reference.repo_id, information.revision, files)
+    return PinnedRepository(
+        "dataset", reference.repo_id, information.revision, files, _branch(reference, information)
+    )
+
+
+def _branch(reference: HubReference, information: Information) -> str | None:
+    return None if reference.revision == information.revision else reference.revision or "main"
 
 
 def dataset_files(reference: HubReference, information: Information) -> tuple[str, ...]:

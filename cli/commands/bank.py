@@ -114,6 +114,21 @@ def init(
 )
 @memory_option
 @click.option(
+    "--downloads",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Pairs that come from the hub at a time, while others are tokenized and stored.",
+)
+@click.option(
+    "--no-cache",
+    "keep_downloads",
+    flag_value=False,
+    default=True,
+    help="Delete what was downloaded of a pair once it is stored; what was in the hub's cache before stays.",
+)
+@click.option(
     "--replace", is_flag=True, help="Store a pair anew where the bank has other content under its name."
 )
 @click.option(
@@ -132,6 +147,8 @@ def ingest(
     sources: tuple[str, ...],
     group_pattern: str | None,
     memory: str | None,
+    downloads: int,
+    keep_downloads: bool,
     replace: bool,
     assume_base_model: bool,
     adapt_rank: bool,
@@ -157,6 +174,8 @@ def ingest(
             replace=replace,
             taking=Taking(assume_base_model, adapt_rank),
             memory=None if memory is None else parse_memory(memory),
+            downloads=downloads,
+            keep_downloads=keep_downloads,
             progress=shown_progress(),
         )
         total, task_types = len(bank), bank.origins.task_types()

@@ -19,7 +19,7 @@ ALWAYS = {
     "init": "bank_path base_model tokenizer aliases database arrays as_json",
     "alias": "bank_path action names as_json",
     "ingest": "bank_path sources hub text_column skip_bad_rows group_pattern replace memory "
-    "assume_base_model adapt_rank as_json",
+    "downloads keep_downloads assume_base_model adapt_rank as_json",
     "list": "bank_path limit offset as_json",
     "show": "bank_path name as_json",
     "verify": "bank_path repair as_json",

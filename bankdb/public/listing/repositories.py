@@ -10,6 +10,7 @@ from typing import Any
 from bankdb.errors import SourceError, printable
 from bankdb.public.listing.answers import entries
 from bankdb.sources.adapter_files import CONFIG_FILE
+from bankdb.sources.downloads.session import HubSession
 from bankdb.sources.hub import is_repository
 from bankdb.sources.hub_client import (
     HubReference,
@@ -79,11 +80,12 @@ class ListedRepository:
 
 @dataclass(slots=True)
 class Listing:
-    """What is known of repositories; `ask` tells it, and asks the hub for others.
+    """What is known of repositories; `ask` tells it, and asks the hub for others, by `session`.
 
     `unread` are entries that are none of the owner's repositories, as they can be shown: how many, and the first.
     """
 
+    session: HubSession = field(default_factory=HubSession)
     known: dict[tuple[Kind, str], ListedRepository] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
     unread_count: int = 0
@@ -103,7 +105,7 @@ class Listing:
         key = (kind, reference.repo_id, reference.revision)
         if key not in self._asked:
             try:
-                answer = repository_information(kind, reference)
+                answer = repository_information(kind, reference, self.session)
                 self._asked |= {key: answer, (kind, reference.repo_id, answer.revision): answer}
             except SourceError as error:
                 self._asked[key] = str(error)
@@ -122,7 +124,7 @@ class Listing:
         """
         what, files = f"{kind}s of {owner}", 0
         found: dict[str, ListedRepository] = {}
-        for entry in entries(f"{kind}s", {"author": owner, "expand": list(_EXPAND)}, what):
+        for entry in entries(f"{kind}s", {"author": owner, "expand": list(_EXPAND)}, what, self.session):
             repository = parsed(kind, entry)
             if repository is None or repository.repo_id.partition("/")[0].casefold() != owner.casefold():
                 self.unread_count += 1
@@ -176,6 +178,7 @@ def parsed(kind: Kind, entry: Any) -> ListedRepository | None:
         files,
         card if isinstance(card, dict) else {},
         tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else (),
+        listed=True,
     )
     size = _size(files.values())
     return ListedRepository(

@@ -73,7 +73,7 @@ def sources_of(
     on_hub, local = (sources, ()) if hub else ((), sources)
     _check_can_ask(on_hub, settings, as_json)
     selection = Selection(settings["include"], settings["exclude"], settings["limit"])
-    searched = search_hub(bank, on_hub, collections, selection)
+    searched = search_hub(bank, on_hub, collections, selection, lambda line: tell(line, err=True))
     if settings["dry_run"]:
         _show(bank, searched, as_json)
         return None

@@ -131,10 +131,10 @@ class _Answers:
     def __init__(self, page, links):
         self.page, self.links, self.asked = page, links, 0
 
-    def body(self, url, query):
+    def body(self, url, query, session):
         self.asked += 1
         link = next(self.links)
-        return json.dumps(self.page).encode(), {"next": {"url": link}} if link else {}
+        return json.dumps(self.page).encode(), {"url": link} if link else {}
 
 
 @pytest.mark.parametrize("page", [[], [{"id": "o/m", "sha": SHA}]])
