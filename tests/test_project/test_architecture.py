@@ -216,6 +216,7 @@ ARROWS = {
     "bankdb.gguf": {"bankdb.peft"},
     "bankdb.datasets": {"bankdb.templates"},
     "bankdb.sources": {"bankdb.datasets", "bankdb.patterns"},
+    "bankdb.public": {"bankdb.datasets", "bankdb.peft", "bankdb.sources", "bankdb.storage"},
     "bankdb.storage": {"bankdb.arrays", "bankdb.catalog", "bankdb.datasets", "bankdb.gguf", "bankdb.peft"},
     "bankdb.bank": {
         "bankdb.arrays",
@@ -224,6 +225,7 @@ ARROWS = {
         "bankdb.gguf",
         "bankdb.ingest",
         "bankdb.peft",
+        "bankdb.public",
         "bankdb.snapshot",
         "bankdb.sources",
         "bankdb.storage",
