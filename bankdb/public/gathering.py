@@ -161,8 +161,8 @@ def _pinned(one: _Wanted, listing: Listing, names: dict[str, str]) -> FoundPair:
         )
     adapter = HubReference(repository.repo_id, repository.information.revision, candidate.folder)
     dataset = parse_reference(one.match.dataset)
-    for kind, repo_id in (("model", repository.repo_id), ("dataset", dataset.repo_id)):
-        listing.check_access(kind, repo_id)
+    listing.check_access("model", repository.repo_id)
+    listing.check_access("dataset", dataset.repo_id)
     pinned = pin(PairReference(one.name, str(adapter), str(dataset)), listing.ask)
     dataset = HubReference(dataset.repo_id, pinned.dataset_revision, dataset.folder)
     reference = PairReference(one.name, str(adapter), str(dataset))

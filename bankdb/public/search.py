@@ -72,7 +72,7 @@ class Search:
         SourceError
             The hub cannot be asked, or the collection has no adapter.
         """
-        items = collection_items(slug)
+        items = collection_items(slug, self.listing.session)
         models, refused = self._repositories("model", items.models)
         found = candidates(models)
         if not found and not refused:
@@ -135,8 +135,10 @@ class Search:
     ) -> FoundPairs:
         done = gather(found, choose, self.wanting, self.listing, known)
         notes = [] if known is None else [usual(known)]
-        if unread := self.listing.unread:
-            notes.append(f"{len(unread):,} entries of the listing are no repositories: {listed(unread, 3)}")
+        if count := self.listing.unread_count:
+            notes.append(
+                f"{count:,} entries of the listing are no repositories: {', '.join(self.listing.unread)}, ..."
+            )
         return FoundPairs(
             where,
             len(found),

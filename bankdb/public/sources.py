@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,6 +14,7 @@ from bankdb.public.listing.repositories import Listing
 from bankdb.public.search import Search
 from bankdb.public.selection import EVERYTHING, Selection
 from bankdb.records import PairReference, RefusedPair
+from bankdb.sources.downloads.session import HubSession
 from bankdb.sources.find import Source, each_source
 from bankdb.sources.hub import references_from_arguments
 from bankdb.sources.hub_client import HubReference, Information, Kind
@@ -22,8 +23,6 @@ from bankdb.sources.pairs import groups_in_names
 if TYPE_CHECKING:
     from bankdb.storage.stored_bank import StoredBank
 
-WideSource: TypeAlias = "Source | FoundPairs"
-"""A source of pairs, or what was found on the hub."""
 _OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 
 
@@ -49,6 +48,10 @@ class Searched:
     listing: Listing = field(default_factory=Listing)
 
 
+WideSource: TypeAlias = "Source | FoundPairs | Searched"
+"""A source of pairs, or what was found on the hub."""
+
+
 def names_owner(argument: str) -> bool:
     """Whether an argument of the hub names an owner: it has no slash."""
     return _OWNER.fullmatch(argument) is not None
@@ -59,6 +62,7 @@ def search_hub(
     arguments: Iterable[str],
     collections: Iterable[str] = (),
     selection: Selection = EVERYTHING,
+    note: Callable[[str], None] | None = None,
 ) -> Searched:
     """Ask the hub what arguments stand for: `OWNER`, `ADAPTER[=DATASET]`, or a library of adapters likewise.
 
@@ -70,6 +74,8 @@ def search_hub(
         Collections, OWNER/TITLE-HASH each.
     selection
         Which adapters of an owner, a collection or a library are wanted.
+    note
+        Called with a line for the user where the hub asks to wait.
 
     Raises
     ------
@@ -80,7 +86,7 @@ def search_hub(
     """
     arguments = list(arguments)
     named = references_from_arguments([one for one in arguments if not names_owner(one)])
-    searched = Searched()
+    searched = Searched(listing=Listing(HubSession(note)))
     wanting = Wanting((bank.record.base_model, *bank.record.base_model_aliases), bank.catalog.find, selection)
     search = Search(wanting, searched.listing)
     searched.found += [search.collection(slug) for slug in dict.fromkeys(collections)]
@@ -160,20 +166,32 @@ def widened(
     SourceError, ParameterError
         As `search_hub` and `bankdb.sources.find.references_of`.
     """
-    given = [sources] if isinstance(sources, FoundPairs) else sources
-    found = [one for one in given if isinstance(one, FoundPairs)] if isinstance(given, list | tuple) else []
-    each = each_source([one for one in given if not isinstance(one, FoundPairs)] if found else given)  # type: ignore[arg-type]
-    refused: list[RefusedPair] = []
-    listings = [one.listing for one in found]
+    each, found, searched = _sorted_out(sources)
     if hub and (texts := [one for one in each if isinstance(one, str)]):
-        searched = search_hub(bank, texts)
-        each = [*(one for one in each if not isinstance(one, str)), *searched.single]
-        found, refused = [*found, *searched.found], searched.refused
-        listings.append(searched.listing)
+        each = [one for one in each if not isinstance(one, str)]
+        searched.append(search_hub(bank, texts))
+    refused: list[RefusedPair] = []
+    for result in searched:
+        each += references_from_arguments(result.single)
+        refused += result.refused
+        found += result.found
     for one in found:
         each += _grouped(one, group_pattern)
         refused += one.refused
+    listings = [*(one.listing for one in found), *(one.listing for one in searched)]
     return Widened(each, refused, (*listings, Listing()))
+
+
+def _sorted_out(
+    sources: WideSource | Iterable[WideSource],
+) -> tuple[list[Source], list[FoundPairs], list[Searched]]:
+    """Tell what was found on the hub from other sources."""
+    given = each_source(sources, (FoundPairs, Searched))
+    return (
+        [one for one in given if not isinstance(one, FoundPairs | Searched)],
+        [one for one in given if isinstance(one, FoundPairs)],
+        [one for one in given if isinstance(one, Searched)],
+    )
 
 
 def _grouped(found: FoundPairs, group_pattern: str | None) -> Sequence[PairReference]:

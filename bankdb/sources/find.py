@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from bankdb.errors import ParameterError
 from bankdb.records import HUB_PREFIX, AdapterRecord, PairReference, RefusedPair, is_hub_reference
@@ -54,17 +54,16 @@ def references_of(
     return screened, refused + twice
 
 
-def each_source(sources: Source | Iterable[Source]) -> list[Source]:
-    """Return one source, or several, as a list. Raises ParameterError for what is none."""
-    alone = isinstance(sources, str | os.PathLike | PairReference | tuple) or not isinstance(
-        sources, Iterable
-    )
-    each = [cast("Source", sources)] if alone else list(cast("Iterable[Source]", sources))
+def each_source(sources: object, also: tuple[type, ...] = ()) -> list[Any]:
+    """Return one source, or several, as a list. Raises ParameterError for what is none, and of no type of `also`."""
+    one = (str, os.PathLike, PairReference, *also)
+    alone = isinstance(sources, (*one, tuple)) or not isinstance(sources, Iterable)
+    each = [sources] if alone else list(cast("Iterable[object]", sources))
     for source in each:
         pair = isinstance(source, tuple) and len(source) == 2
         if not (
             pair and all(isinstance(part, str | os.PathLike) for part in cast("tuple[object]", source))
-        ) and (not isinstance(source, str | os.PathLike | PairReference)):
+        ) and not isinstance(source, one):
             raise ParameterError(
                 "sources: expected a folder, a manifest, a tuple (adapter, dataset) or a PairReference, or a list of "
                 f"them, found {source!r:.80}"

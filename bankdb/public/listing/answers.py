@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from bankdb.errors import SourceError, one_line
+from bankdb.sources.downloads.session import HubSession, transport_errors
 from bankdb.sources.hub_client import hub_endpoint
 
 MOST_ENTRIES = 100_000
@@ -23,15 +24,14 @@ _MOST_PAGES = 1000
 _LARGEST, _LARGEST_OF_ALL = 64 << 20, 512 << 20
 # A value takes some 200 bytes of memory, however short it is written.
 _MOST_VALUES = 4_000_000
-_SECONDS, _TRIES = 300.0, 3
-_BUSY = (429, 502, 503, 504)
+_SECONDS = 300.0
 
 
 class _Endless(Exception):
     """An answer, or a listing, that is larger or takes longer than any of a hub."""
 
 
-def entries(path: str, parameters: Mapping[str, Any], what: str) -> Iterator[Any]:
+def entries(path: str, parameters: Mapping[str, Any], what: str, session: HubSession) -> Iterator[Any]:
     """Yield the entries of a listing, a request a page.
 
     Parameters
@@ -42,6 +42,8 @@ def entries(path: str, parameters: Mapping[str, Any], what: str) -> Iterator[Any
         Of the query.
     what
         What is listed, for messages.
+    session
+        By which the hub is asked; it waits where the hub says so.
 
     Raises
     ------
@@ -52,7 +54,7 @@ def entries(path: str, parameters: Mapping[str, Any], what: str) -> Iterator[Any
     seen: set[str] = set()
     size = number = 0
     while True:
-        page, following, length = _answer(path, query, what)
+        page, following, length = _answer(path, query, what, session)
         if not isinstance(page, list):
             raise _no_hub(what)
         yield from page
@@ -71,76 +73,52 @@ def entries(path: str, parameters: Mapping[str, Any], what: str) -> Iterator[Any
         query = dict(parse_qsl(following)) | dict(parameters) | {"limit": _PAGE}
 
 
-def entry(path: str, what: str) -> Any:
+def entry(path: str, what: str, session: HubSession) -> Any:
     """Return one answer of the API, in one request. Raises SourceError as `entries` does."""
-    return _answer(path, {}, what)[0]
+    return _answer(path, {}, what, session)[0]
 
 
-def _answer(path: str, query: Mapping[str, Any], what: str) -> tuple[Any, str | None, int]:
+def _answer(
+    path: str, query: Mapping[str, Any], what: str, session: HubSession
+) -> tuple[Any, str | None, int]:
     """Return what was answered, the query of the next page if there is one, and the bytes."""
     endpoint = hub_endpoint()
     with _listing_errors(what, endpoint):
-        text, links = _body(f"{endpoint}/api/{path}", query)
+        text, link = _body(f"{endpoint}/api/{path}", query, session)
     try:
         if sum(map(text.count, (b",", b"[", b"{"))) > _MOST_VALUES:
             raise ValueError("too many values")
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _no_hub(what) from error
-    following = links.get("next", {}).get("url")
+    following = link.get("url")
     # Of the address only the query is taken: a mirror names the hub that it mirrors, and others get no token.
     return value, urlsplit(str(following)).query if following else None, len(text)
 
 
-def _body(url: str, query: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
-    """Return the bytes of an answer and its links; a connection that breaks on the way is made again."""
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        hf_raise_for_status,
-        http_stream_backoff,
-    )
+def _body(url: str, query: Mapping[str, Any], session: HubSession) -> tuple[bytes, Mapping[str, Any]]:
+    """Return the bytes of an answer and its `next` link; a connection that breaks on the way is made again."""
+    from huggingface_hub.utils import build_hf_headers
 
-    for again in range(_TRIES):
-        started, body = time.monotonic(), bytearray()
+    started, tries = time.monotonic(), 0
+    while True:
+        body = bytearray()
         try:
-            with http_stream_backoff(
-                "GET",
-                url,
-                params=query,
-                headers=build_hf_headers(),
-                timeout=_timeout(),
-                retry_on_exceptions=(),
-                retry_on_status_codes=_BUSY,
-            ) as response:
-                hf_raise_for_status(response)
+            with session.get(url, build_hf_headers(), query) as response:
                 for piece in response.iter_bytes():
                     body += piece
                     if len(body) > _LARGEST or time.monotonic() - started > _SECONDS:
                         raise _Endless
-                return bytes(body), response.links
-        except _transport() as error:
-            if again + 1 == _TRIES or not body or _status(error):
-                raise
-    raise AssertionError("unreachable")
-
-
-def _timeout() -> float:
-    from huggingface_hub import constants
-
-    return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
-
-
-def _transport() -> type[Exception]:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # The client's HTTP library has changed between versions; this is the root of that library's errors.
-    return HfHubHTTPError.__bases__[0]
+                return bytes(body), response.links.get("next", {})
+        except transport_errors() as error:
+            tries += 1
+            session.wait_after(error, tries)
 
 
 def _status(error: Exception) -> int | None:
     from huggingface_hub.errors import HfHubHTTPError
 
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    return int(error.response.status_code) if isinstance(error, HfHubHTTPError) else None
 
 
 @contextmanager
@@ -159,7 +137,7 @@ def _listing_errors(what: str, endpoint: str) -> Iterator[None]:
         raise
     except _Endless as error:
         raise _no_hub(what) from error
-    except (OSError, ValueError, RuntimeError, _transport()) as error:
+    except (OSError, ValueError, RuntimeError, transport_errors()) as error:
         raise SourceError(f"{what}: {_explained(error, endpoint)}") from error
 
 

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from bankdb.errors import SourceError
 from bankdb.public.listing.answers import entry
+from bankdb.sources.downloads.session import HubSession
 from bankdb.sources.hub import is_repository
 
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,250}")
@@ -22,13 +23,15 @@ class CollectionItems:
     datasets: tuple[str, ...]
 
 
-def collection_items(slug: str) -> CollectionItems:
+def collection_items(slug: str, session: HubSession) -> CollectionItems:
     """Return what a collection holds, in one request.
 
     Parameters
     ----------
     slug
         As in the collection's address: OWNER/TITLE-HASH.
+    session
+        By which the hub is asked.
 
     Raises
     ------
@@ -39,7 +42,7 @@ def collection_items(slug: str) -> CollectionItems:
         raise SourceError(
             f"{ascii(slug[:100])[1:-1]!r} is no collection; expected OWNER/TITLE-HASH, as in the address of its page"
         )
-    answer = entry(f"collections/{quote(slug)}", f"collection {slug}")
+    answer = entry(f"collections/{quote(slug)}", f"collection {slug}", session)
     items = answer.get("items") if isinstance(answer, dict) else None
     if not isinstance(items, list) or len(items) > _MOST_ITEMS:
         raise SourceError(

@@ -10,6 +10,7 @@ from typing import Any
 from bankdb.errors import SourceError, printable
 from bankdb.public.listing.answers import entries
 from bankdb.sources.adapter_files import CONFIG_FILE
+from bankdb.sources.downloads.session import HubSession
 from bankdb.sources.hub import is_repository
 from bankdb.sources.hub_client import (
     HubReference,
@@ -26,6 +27,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 MOST_FILES = 10_000
 """Files of one repository that are looked at."""
 _MOST_FILES_OF_ALL = 1_000_000
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +80,15 @@ class ListedRepository:
 
 @dataclass(slots=True)
 class Listing:
-    """What is known of repositories; `ask` tells it, and asks the hub for others.
+    """What is known of repositories; `ask` tells it, and asks the hub for others, by `session`.
 
-    `unread` are entries that are none of the owner's repositories, as they can be shown.
+    `unread` are entries that are none of the owner's repositories, as they can be shown: how many, and the first.
     """
 
+    session: HubSession = field(default_factory=HubSession)
     known: dict[tuple[Kind, str], ListedRepository] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
+    unread_count: int = 0
     _asked: dict[tuple[Kind, str, str | None], Information | str] = field(default_factory=dict)
 
     def knows(self, kind: Kind, reference: HubReference) -> bool:
@@ -101,13 +105,14 @@ class Listing:
         key = (kind, reference.repo_id, reference.revision)
         if key not in self._asked:
             try:
-                self._asked[key] = repository_information(kind, reference)
+                answer = repository_information(kind, reference, self.session)
+                self._asked |= {key: answer, (kind, reference.repo_id, answer.revision): answer}
             except SourceError as error:
                 self._asked[key] = str(error)
-        answer = self._asked[key]
-        if isinstance(answer, str):
-            raise SourceError(answer)
-        return answer
+        remembered = self._asked[key]
+        if isinstance(remembered, str):
+            raise SourceError(remembered)
+        return remembered
 
     def add(self, kind: Kind, owner: str) -> tuple[ListedRepository, ...]:
         """List an owner's repositories of a kind, in the order of the hub.
@@ -119,10 +124,12 @@ class Listing:
         """
         what, files = f"{kind}s of {owner}", 0
         found: dict[str, ListedRepository] = {}
-        for entry in entries(f"{kind}s", {"author": owner, "expand": list(_EXPAND)}, what):
+        for entry in entries(f"{kind}s", {"author": owner, "expand": list(_EXPAND)}, what, self.session):
             repository = parsed(kind, entry)
             if repository is None or repository.repo_id.partition("/")[0].casefold() != owner.casefold():
-                self.unread.append(_shown(entry))
+                self.unread_count += 1
+                if len(self.unread) < _SHOWN:
+                    self.unread.append(_shown(entry))
                 continue
             files += len(repository.information.files)
             if files > _MOST_FILES_OF_ALL:

@@ -376,7 +376,8 @@ def test_references_are_parsed():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "hub:", "b", "a/", "/b", "a/b/", "a/b//c", "a/b/../c", "a/b/c\\d", "a/b/c\n", "a/b@", "a/b@x y", "a/b@x\ny", "a/b\n", "../b", "a/..", "a/b--c", "-a/b",
+    ["", "hub:", "b", "a/", "/b", "a/b/", "a/b//c",
+     "a/b/../c", "a/b/c\\d", "a/b/c\n", "a/b@", "a/b@x y", "a/b@x\ny", "a/b\n", "../b", "a/..", "a/b--c", "-a/b",
      "https://huggingface.co/a/b", "a/" + "b" * 97, "ä/b"],
 )  # fmt: skip
 def test_what_is_no_reference_is_refused(text):
