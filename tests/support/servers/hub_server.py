@@ -182,6 +182,8 @@ class HubServer:
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    # Else a body waits until the client has acknowledged the headers, 40 ms later.
+    disable_nagle_algorithm = True
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
