@@ -14,6 +14,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 # The bare copy: what the client sends into files. The last line is the seconds.
@@ -53,6 +54,7 @@ print(seconds)
 """
 SERVE = """
 import sys
+import urllib.request
 from pathlib import Path
 from benchmarks.hub.real_size import published
 hub = published(Path(sys.argv[1]), int(sys.argv[2]))
@@ -136,6 +138,8 @@ def main() -> None:
     assert server.stdin is not None
     assert server.stdout is not None
     endpoint, *addresses = server.stdout.readline().split()
+    for kind in ("models", "datasets"):  # it hashes its files when it is first asked for them
+        urllib.request.urlopen(f"{endpoint}/api/{kind}?author={OWNER}").read()
     taken: dict[str, list[float]] = {}
     said = ""
     for number in range(options.rounds):

@@ -23,6 +23,8 @@ from bankdb.sources.downloads.session import HubSession, transport_errors
 _RANGE = re.compile(r"bytes (?P<start>\d{1,18})-\d+/(?P<size>\d{1,18}|\*)")
 # A file of at most so many bytes is held in memory until it is whole: it needs no lock, and no place to go on from.
 _SMALL = 1 << 16
+# Bytes that are written and hashed at once: each time other threads get the interpreter, and have to give it back.
+_AT_ONCE = 1 << 20
 # A file whose size nobody states may have so many bytes.
 _LARGEST_UNSTATED = 1 << 30
 # How often a file is asked for from another place in it, as no connection that breaks would have it.
@@ -252,19 +254,27 @@ class _Download:
 
     def _copy(self, response: Any, out: BinaryIO, content: Content) -> None:
         most = _LARGEST_UNSTATED if content.size is None else content.size
-        received = self._received
+        received, held = self._received, bytearray()
         try:
             for piece in response.iter_raw():
-                if received.size + len(piece) > most:
+                if received.size + len(held) + len(piece) > most:
                     raise _DamagedError(self._unlike(content, f"more than {most} bytes"))
-                out.write(piece)
-                received.digest.update(piece)
-                received.size += len(piece)
-                self._session.count(len(piece))
+                held += piece
+                if len(held) >= _AT_ONCE:
+                    self._keep(held, out)
         finally:
+            self._keep(held, out)
             out.flush()
         if content.size is not None and received.size < content.size:
             raise _TruncatedError(self._unlike(content, f"{received.size} bytes"))
+
+    def _keep(self, held: bytearray, out: BinaryIO) -> None:
+        out.write(held)
+        self._received.digest.update(held)
+        self._received.size += len(held)
+        size = len(held)
+        held.clear()
+        self._session.count(size)
 
     def _finish(self, content: Content) -> Path:
         partial, received = self._cache.partial(content), self._received
