@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bankdb.arrays.durable import fsync_path
 from bankdb.catalog.database import Database
-from bankdb.errors import BankError, BankNotFoundError, ParameterError, one_line
+from bankdb.errors import BankError, BankNotFoundError, one_line
 from bankdb.progress import Progress
 from bankdb.records import AS_IT_COMES, AdapterRecord, Taking, published
 from bankdb.shown import html_summary, text_summary
@@ -58,12 +58,10 @@ class AdapterBank(StoredBank):
         ----------
         path
             Folder to make; it may exist if it is empty.
-        base_model
-            Name of the base model, as the adapters' configurations state it.
+        base_model, aliases
+            Name of the base model, as the adapters' configurations state it, and others under which they may.
         tokenizer
             Folder or hub name of the base model's tokenizer; its files are copied into the bank.
-        aliases
-            Other names under which adapters may state the same base model.
         like
             A known public bank, such as `lots-of-loras`: what of the three above is not given is as there.
         database
@@ -162,29 +160,26 @@ class AdapterBank(StoredBank):
         sources
             One or several: a folder with `datasets/` and `adapters/`; a manifest (`.csv` or `.jsonl`) with name,
             adapter, dataset and, if wanted, group and licence; a tuple `(adapter, dataset)`, called as the adapter's
-            folder or repository is; a `PairReference`; what `search_hub` found. In the two before,
-            `hub:OWNER/NAME[/FOLDER][@REVISION]` is on the hub.
+            folder or repository is, or a `PairReference`, in which `hub:OWNER/NAME[/FOLDER][@REVISION]` is on the hub;
+            what `search_hub` found.
         hub
-            The sources are repositories on the hub: `"ADAPTER[@REVISION]=DATASET[@REVISION]"`, or `"ADAPTER"` where
-            its model card names the dataset; tuples of the two; or `"OWNER"` for all of its adapters that suit.
+            Texts are of the hub: `"ADAPTER[@REVISION]=DATASET[@REVISION]"`, `"ADAPTER"` where its model card names the
+            dataset, or `"OWNER"` for all of its adapters that suit.
         group_pattern
             Regular expression whose first group, found in a pair's name, is its group, unless the source states one.
-        input_column, output_column
-            Columns of the datasets with the input text and the output, or outputs; recognised if neither is given.
-        text_column, skip_bad_rows
-            The one column that is read; skip rows that are no examples, and say how many, rather than refuse the pair.
+        input_column, output_column, text_column, skip_bad_rows
+            Columns with the input text and the output, recognised if neither is given, or the one that is read; skip
+            rows that are no examples, and say how many, rather than refuse the pair.
         replace, taking
             Store a pair anew where the bank has other content under its name; what may be assumed of adapters, or done.
-        memory
-            Bytes for reading and tokenizing; half of the machine's if not given.
-        downloads, keep_downloads
-            How many pairs come from the hub at a time; whether what came of a pair stays in the hub's cache when its
-            turn is over. What was there before stays in any case.
+        memory, downloads, keep_downloads
+            Bytes for reading and tokenizing, half of the machine's if not given. How many pairs come from the hub at a
+            time; whether what came stays in its cache afterwards, as what was there before does in any case.
 
         Raises
         ------
         SourceError, ParameterError
-            A source names no pairs at all; `group_pattern` is no regular expression with a group.
+            A source names no pairs at all; a value is out of its range.
         ArrayStoreUnavailableError, DatabaseUnavailableError, FileSystemError
             The store of a bank on a URL, or its database, failed, or the disk is full; what was stored before is kept.
 
@@ -194,25 +189,12 @@ class AdapterBank(StoredBank):
         IngestReport: 0 added, 6 there already, 0 replaced, 0 refused
         """
         from bankdb.ingest import IngestOptions, ingest
-        from bankdb.public.sources import widened
-        from bankdb.sources.find import references_of, resolver
+        from bankdb.public.sources import referenced
 
-        wide = widened(self, sources, hub, group_pattern)
-        found, refused = references_of(wide.sources, hub, group_pattern)
         reading = self.reading(input_column, output_column, text_column, skip_bad_rows)
-        if downloads < 1:
-            raise ParameterError(
-                f"downloads: expected 1 or more at a time, found {downloads}; 4 is the default"
-            )
         how = IngestOptions(reading, replace, memory, taking, downloads)
-        return ingest(
-            self,
-            found,
-            resolve=resolver(self.catalog.find, wide.ask, free_downloads=not keep_downloads),
-            options=how,
-            refused=[*wide.refused, *refused],
-            progress=progress,
-        )
+        found, refused, resolve = referenced(self, sources, hub, group_pattern, free=not keep_downloads)
+        return ingest(self, found, resolve=resolve, options=how, refused=refused, progress=progress)
 
     def search_hub(
         self,

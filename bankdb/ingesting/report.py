@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bankdb.datasets.read import Reading
+from bankdb.errors import ParameterError
 from bankdb.records import AS_IT_COMES, RefusedPair, Taking
 from bankdb.shown import html_summary, text_summary
 
@@ -25,6 +26,13 @@ class IngestOptions:
     memory: int | None = None
     taking: Taking = AS_IT_COMES
     downloads: int = 4
+
+    def __post_init__(self) -> None:
+        """Check. Raises ParameterError."""
+        if self.downloads < 1:
+            raise ParameterError(
+                f"downloads: expected 1 or more at a time, found {self.downloads}; 4 is the default"
+            )
 
 
 @dataclass(slots=True)

@@ -15,12 +15,13 @@ from bankdb.public.search import Search
 from bankdb.public.selection import EVERYTHING, Selection
 from bankdb.records import PairReference, RefusedPair
 from bankdb.sources.downloads.session import HubSession
-from bankdb.sources.find import Source, each_source
+from bankdb.sources.find import Source, each_source, references_of, resolver
 from bankdb.sources.hub import references_from_arguments
 from bankdb.sources.hub_client import HubReference, Information, Kind
 from bankdb.sources.pairs import groups_in_names
 
 if TYPE_CHECKING:
+    from bankdb.sources.located import Located
     from bankdb.storage.stored_bank import StoredBank
 
 _OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
@@ -146,7 +147,35 @@ class Widened:
         for listing in self.listings:
             if listing.knows(kind, reference):
                 return listing.ask(kind, reference)
-        return self.listings[-1].ask(kind, reference)
+        return self.listings[0].ask(kind, reference)
+
+
+def referenced(
+    bank: StoredBank,
+    sources: WideSource | Iterable[WideSource],
+    hub: bool,
+    group_pattern: str | None,
+    *,
+    free: bool,
+) -> tuple[list[PairReference], list[RefusedPair], Located]:
+    """Return the pairs that sources name, what of them is refused, and what finds their files.
+
+    Parameters
+    ----------
+    hub, group_pattern
+        See `widened`.
+    free
+        Whether what is downloaded is deleted once it was used.
+
+    Raises
+    ------
+    SourceError, ParameterError
+        As `widened`; or a source names no pairs at all.
+    """
+    wide = widened(bank, sources, hub, group_pattern)
+    found, refused = references_of(wide.sources, hub, group_pattern)
+    resolve = resolver(bank.catalog.find, wide.ask if wide.listings else None, free_downloads=free)
+    return found, [*wide.refused, *refused], resolve
 
 
 def widened(
@@ -179,7 +208,7 @@ def widened(
         each += _grouped(one, group_pattern)
         refused += one.refused
     listings = [*(one.listing for one in found), *(one.listing for one in searched)]
-    return Widened(each, refused, (*listings, Listing()))
+    return Widened(each, refused, tuple(listings))
 
 
 def _sorted_out(

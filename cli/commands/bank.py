@@ -106,7 +106,7 @@ def init(
     "  bank ingest --hub OWNER/ADAPTER@REV=OWNER/DATASET@REV",
 )
 @bank_option
-@click.argument("sources", nargs=-1, metavar="FOLDER|MANIFEST|ID...")
+@click.argument("sources", nargs=-1, metavar="[FOLDER|MANIFEST|ID]...")
 @hub_options
 @column_options
 @click.option(

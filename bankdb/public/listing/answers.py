@@ -98,7 +98,7 @@ def _answer(
 
 def _body(url: str, query: Mapping[str, Any], session: HubSession) -> tuple[bytes, Mapping[str, Any]]:
     """Return the bytes of an answer and its `next` link; a connection that breaks on the way is made again."""
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     started, tries = time.monotonic(), 0
     while True:
