@@ -88,6 +88,7 @@ class _Ingest:
     def run(self, references: Sequence[PairReference]) -> None:
         present = [name for (name,) in self.bank.catalog.glance("name")]
         references, refused = check_case(references, present)
+        self.located.names = frozenset(present)
         self.report.refused += refused
         session = self.located.session
         session.tell(self.progress.note, self.progress.received)

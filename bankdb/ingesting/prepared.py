@@ -58,7 +58,15 @@ def prepare(
     adapter = replace(adapter, notes=(*pair.notes, *notes_on(adapter, pair.adapter)))
     dataset = _read(pair, options)
     histogram = bank.tokenizer.count(dataset.texts(), str(pair.dataset[0]), options.memory)
-    return Prepared(pair, adapter, dataset.sha256, len(dataset), dataset.notes, dataset.rule, histogram)
+    return Prepared(
+        pair,
+        adapter,
+        dataset.sha256,
+        len(dataset),
+        dataset.notes,
+        dataset.rule,
+        histogram,
+    )
 
 
 def _read(pair: Pair, options: IngestOptions) -> Examples:

@@ -32,8 +32,7 @@ def store_outcome(
             _refresh_labels(bank, pair)
             report.skipped.append(pair.name)
             return
-        present = bank.catalog.find(pair.name) is not None
-        added = _store(bank, prepared, options)
+        added, replaced = _store(bank, prepared, options)
     except (ArrayStoreUnavailableError, DatabaseUnavailableError):
         raise  # no fault of the pair's, and the others would fare no better
     except BankError as error:
@@ -42,7 +41,7 @@ def store_outcome(
     if not added:
         report.skipped.append(pair.name)
     else:
-        (report.replaced if present else report.added).append(pair.name)
+        (report.replaced if replaced else report.added).append(pair.name)
         for note in (*prepared.adapter.notes, *prepared.notes):
             report.notes.setdefault(note, []).append(pair.name)
 
@@ -55,8 +54,11 @@ def _refresh_labels(bank: StoredBank, pair: Pair) -> None:
         bank.catalog.set_group(pair.name, group, licence)
 
 
-def _store(bank: StoredBank, prepared: Prepared, options: IngestOptions) -> bool:
-    """Write a prepared pair; return False if another process stored the same meanwhile."""
+def _store(bank: StoredBank, prepared: Prepared, options: IngestOptions) -> tuple[bool, bool]:
+    """Write a prepared pair; return whether it was stored, and whether in place of other content.
+
+    It is not if another process stored the same meanwhile.
+    """
     row = bank.reserve(prepared.pair.name, prepared.adapter)
     try:
         stored = bank.store.write_row(row, prepared.adapter.vector)
@@ -69,7 +71,7 @@ def _store(bank: StoredBank, prepared: Prepared, options: IngestOptions) -> bool
         raise
     for unused in freed:
         bank.store.delete(unused)
-    return added
+    return added, added and bool(freed)
 
 
 def _new_adapter(prepared: Prepared, row: int, stored: StoredRow) -> NewAdapter:

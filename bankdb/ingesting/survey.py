@@ -1,7 +1,7 @@
 """What the adapters to come are, where the bank has none yet that says what they have to be.
 
 Of adapters on this machine the headers tell. Of those on the hub only the small configurations are downloaded before
-the first pair is stored; the header of a few of the kind that most are says the rest.
+the first pair is stored; the header of the first of the kind that most are says the rest.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from bankdb.records import Pair, PairReference, Taking
 from bankdb.sources.located import Located
 from bankdb.storage.expected import Expected, expected_of
 from bankdb.storage.stored_bank import StoredBank
-
-# Adapters of the kind that most are, whose headers are looked at.
-_VOTERS = 3
 
 _Found = TypeVar("_Found")
 
@@ -58,9 +55,9 @@ def surveyed(
             return expected_of(bank, [], taking)
         most = votes.most_common(1)[0][0]
         members = [one for one, kind in zip(incoming, kinds, strict=True) if kind == most]
-        for start in range(0, len(members), _VOTERS):
-            pairs = pool.map(lambda one: _pair(one, located), members[start : start + _VOTERS])
-            expected = expected_of(bank, [pair for pair in pairs if pair is not None], taking)
+        for one in members:
+            pair = _pair(one, located)
+            expected = expected_of(bank, [] if pair is None else [pair], taking)
             if expected.layout is not None:
                 return expected
         return expected_of(bank, [], taking)

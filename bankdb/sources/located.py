@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,8 @@ class Located:
     ----------
     find
         What the bank has under a name: a pair of those very revisions is not downloaded.
+    names
+        Those that the bank has; of others `find` is not asked. None: it is asked of each.
     ask
         What tells of a repository on the hub.
     session
@@ -38,6 +40,7 @@ class Located:
     ask: Ask = repository_information
     session: HubSession = field(default_factory=HubSession)
     held: HeldFiles = field(default_factory=lambda: HeldFiles(free=False))
+    names: Collection[str] | None = None
     local: Callable[[PairReference], Pair | None] | None = None
     screen: Callable[[Path], None] | None = None
     _pinned: dict[PairReference, PinnedPair] = field(default_factory=dict)
@@ -88,6 +91,8 @@ class Located:
         return pinned
 
     def _is_there(self, pinned: PinnedPair) -> bool:
+        if self.names is not None and pinned.name not in self.names:
+            return False
         present = self.find(pinned.name)
         revisions = (pinned.adapter_revision, pinned.dataset_revision)
         same = present is not None and (

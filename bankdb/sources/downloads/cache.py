@@ -96,6 +96,18 @@ class RepositoryCache:
         """Return where a content is kept until it is whole; it is gone on with after a kill."""
         return self.folder / "blobs" / f"{content.etag}.lora-bank.incomplete"
 
+    def keep(self, content: Content, data: bytes | memoryview) -> None:
+        """Keep a whole content."""
+        blob = self.blob(content)
+        aside = blob.with_name(f"{content.etag}.{uuid.uuid4().hex[:8]}.incomplete")
+        if not blob.parent.is_dir():
+            blob.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            aside.write_bytes(data)
+            os.replace(aside, blob)
+        finally:
+            aside.unlink(missing_ok=True)
+
     def linked_content(self, pointer: Path) -> Content | None:
         """Return what a link in a snapshot says that the content is; None if it is no link, or to something else."""
         try:
@@ -105,8 +117,12 @@ class RepositoryCache:
 
     def link(self, pointer: Path, content: Content) -> None:
         """Let a snapshot have a content; a copy of the link that is there already is replaced."""
-        pointer.parent.mkdir(parents=True, exist_ok=True)
+        if not pointer.parent.is_dir():
+            pointer.parent.mkdir(parents=True, exist_ok=True)
         target = os.path.relpath(self.blob(content), pointer.parent)
+        with contextlib.suppress(OSError, NotImplementedError):
+            os.symlink(target, pointer)
+            return
         aside = pointer.with_name(f".{uuid.uuid4().hex}.link")
         try:
             os.symlink(target, aside)
@@ -163,7 +179,8 @@ class RepositoryCache:
         from huggingface_hub.utils import WeakFileLock
 
         file = self.folder.parent / ".locks" / self.folder.name / f"{content.etag}.lock"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.parent.is_dir():
+            file.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             while True:
                 try:

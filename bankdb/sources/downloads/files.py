@@ -8,6 +8,7 @@ for a large file (that of the other host is another hash), `ETag` where it sends
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from bankdb.sources.downloads.cache import Content, RepositoryCache, content_of
 from bankdb.sources.downloads.session import HubSession, transport_errors
 
 _RANGE = re.compile(r"bytes (?P<start>\d{1,18})-\d+/(?P<size>\d{1,18}|\*)")
+# A file of at most so many bytes is held in memory until it is whole: it needs no lock, and no place to go on from.
+_SMALL = 1 << 16
+# Bytes that are written and hashed at once: each time other threads get the interpreter, and have to give it back.
+_AT_ONCE = 1 << 20
 # A file whose size nobody states may have so many bytes.
 _LARGEST_UNSTATED = 1 << 30
 # How often a file is asked for from another place in it, as no connection that breaks would have it.
@@ -142,6 +147,8 @@ class _Download:
 
     def _try(self) -> Path:
         if self._content is not None:
+            if self._is_small(self._content):
+                return self._pointer if self._is_there(self._content) else self._asked(self._content)
             with self._cache.locked(self._content, self._session.wait):
                 return self._pointer if self._is_there(self._content) else self._asked(self._content)
         with self._session.get(self._url, self._headers(0)) as response:
@@ -152,6 +159,8 @@ class _Download:
                     "ETag or X-Linked-Etag, check HF_ENDPOINT"
                 )
             self._content = content
+            if self._is_small(content):
+                return self._pointer if self._is_there(content) else self._write_small(response, content)
             with self._cache.locked(content, self._session.wait):
                 if self._is_there(content):
                     return self._pointer
@@ -161,7 +170,8 @@ class _Download:
 
     def _asked(self, content: Content) -> Path:
         """Ask for what is not there yet of a content; the caller holds its lock."""
-        self._resume(content)
+        if not self._is_small(content):
+            self._resume(content)
         if self._received.size == content.size and content.size:
             return self._finish(content)
         with self._session.get(self._url, self._headers(self._received.size)) as response:
@@ -173,7 +183,32 @@ class _Download:
                 )
             if content.size is None and stated is not None:
                 content = stated
+            if self._is_small(content):
+                return self._write_small(response, content)
             return self._write(response, content)
+
+    def _is_small(self, content: Content) -> bool:
+        return (
+            content.size is not None and content.size <= _SMALL and not self._cache.partial(content).exists()
+        )
+
+    def _write_small(self, response: Any, content: Content) -> Path:
+        """Receive a whole file in memory, and keep it if it is the one."""
+        assert content.size is not None
+        self._expect(content)
+        if response.status_code == 416 or range_start(response):
+            raise _AskAgainError
+        self._session.count(-self._received.size)
+        self._received = _Received(0, content.hasher(content.size))
+        whole = io.BytesIO()
+        self._copy(response, whole, content)
+        if self._received.digest.hexdigest() != content.etag:
+            self._session.count(-self._received.size)
+            self._received = _Received()
+            raise _DamagedError(self._unlike(content, f"{content.size} others"))
+        self._cache.keep(content, whole.getbuffer())
+        self._cache.link(self._pointer, content)
+        return self._pointer
 
     def _headers(self, start: int) -> dict[str, str]:
         from huggingface_hub.utils import build_hf_headers
@@ -219,19 +254,27 @@ class _Download:
 
     def _copy(self, response: Any, out: BinaryIO, content: Content) -> None:
         most = _LARGEST_UNSTATED if content.size is None else content.size
-        received = self._received
+        received, held = self._received, bytearray()
         try:
             for piece in response.iter_raw():
-                if received.size + len(piece) > most:
+                if received.size + len(held) + len(piece) > most:
                     raise _DamagedError(self._unlike(content, f"more than {most} bytes"))
-                out.write(piece)
-                received.digest.update(piece)
-                received.size += len(piece)
-                self._session.count(len(piece))
+                held += piece
+                if len(held) >= _AT_ONCE:
+                    self._keep(held, out)
         finally:
+            self._keep(held, out)
             out.flush()
         if content.size is not None and received.size < content.size:
             raise _TruncatedError(self._unlike(content, f"{received.size} bytes"))
+
+    def _keep(self, held: bytearray, out: BinaryIO) -> None:
+        out.write(held)
+        self._received.digest.update(held)
+        self._received.size += len(held)
+        size = len(held)
+        held.clear()
+        self._session.count(size)
 
     def _finish(self, content: Content) -> Path:
         partial, received = self._cache.partial(content), self._received

@@ -7,6 +7,7 @@ It counts requests, and can be told to fail.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -130,7 +131,7 @@ class HubServer:
             sha = digest.hexdigest()
             repository.commits[sha] = content
             large = [data for name, data in content.items() if name.endswith(LARGE)]
-            self.blobs |= {hashlib.sha256(data).hexdigest(): data for data in large}
+            self.blobs |= {_sha256(data): data for data in large}
             repository.branches[branch] = sha
         return sha
 
@@ -251,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data = files[name]
         if name.endswith(LARGE):
-            digest = hashlib.sha256(data).hexdigest()
+            digest = _sha256(data)
             headers = {
                 "X-Repo-Commit": sha,
                 "X-Linked-Size": str(len(data)),
@@ -330,7 +331,7 @@ def _card(text: str) -> dict[str, Any]:
 def _sibling(name: str, data: bytes) -> dict[str, object]:
     entry: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": _git_hash(data)}
     if name.endswith(LARGE):
-        digest = hashlib.sha256(data).hexdigest()
+        digest = _sha256(data)
         entry["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 134}
     return entry
 
@@ -338,10 +339,16 @@ def _sibling(name: str, data: bytes) -> dict[str, object]:
 def _tree_entry(name: str, data: bytes) -> dict[str, object]:
     entry: dict[str, object] = {"type": "file", "path": name, "size": len(data), "oid": _git_hash(data)}
     if name.endswith(LARGE):
-        digest = hashlib.sha256(data).hexdigest()
+        digest = _sha256(data)
         entry["lfs"] = {"oid": digest, "size": len(data), "pointerSize": 134}
     return entry
 
 
+@functools.cache
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@functools.cache
 def _git_hash(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
