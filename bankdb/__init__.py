@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bankdb.errors import SourceError as SourceError
     from bankdb.errors import TokenizerError as TokenizerError
     from bankdb.ingest import IngestReport as IngestReport
+    from bankdb.public.found import FoundPairs as FoundPairs
     from bankdb.records import AdapterRecord as AdapterRecord
     from bankdb.records import BankRecord as BankRecord
     from bankdb.records import PairReference as PairReference
@@ -62,6 +63,7 @@ _ERRORS = (
 # Where each name is, in the order in which they are listed.
 _PLACES = {
     "AdapterBank": "bankdb.bank",
+    "FoundPairs": "bankdb.public.found",
     "IngestReport": "bankdb.ingest",
     "VerifyReport": "bankdb.verify",
     "PullReport": "bankdb.sharing.pull",

@@ -58,6 +58,16 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
         _OUTPUT: ("csv", "parquet", "zarr", "as_json"),
         _WHERE: _CLUSTER,
     },
+    "ingest": {
+        EVERYDAY: ("bank_path", "group_pattern", "replace", "as_json"),
+        "Pairs on the Hugging Face hub": (
+            *("hub", "collections", "include", "exclude", "limit", "dry_run", "yes"),
+            *("downloads", "keep_downloads"),
+        ),
+        _DATA: _ROWS,
+        "What is taken of adapters": ("assume_base_model", "adapt_rank"),
+        "Memory": ("memory",),
+    },
     "distances": {
         EVERYDAY: ("bank_path", "metrics", "kernel", "sigma", "compatible"),
         _OUTPUT: ("csv", "parquet", "zarr", "as_json"),

@@ -199,7 +199,14 @@ _TWO_COLUMNS = Rule(
 )
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
-    "ingest": (_TWO_COLUMNS,),
+    "ingest": (
+        _TWO_COLUMNS,
+        Rule(
+            ("include", "exclude", "limit", "dry_run", "yes"),
+            lambda given: given["hub"] or bool(given["collections"]),
+            "--hub OWNER, or --hub-collection ID",
+        ),
+    ),
     "distances": (*_KERNEL, _WAITING),
     "coefficients": (
         *_KERNEL,

@@ -16,12 +16,13 @@ _OF_LAYOUT = (
 
 
 def store_received(bank: StoredBank, about: About, received: ReceivedAdapter, replace: bool) -> None:
-    """Write a row and make it ready, as an ingest does; the first in a bank brings the layout of the shared one.
+    """Write a row and make it ready, as an ingest does; the first of a bank sets its layout to the shared one's.
 
     Raises
     ------
     AdapterError, ConflictError
-        It does not fit, or other content is there under its name and `replace` is false; nothing is left of it.
+        It does not fit the bank, or other content is there under its name and `replace` is false; nothing is left
+        of it.
     """
     one = received.record
     row = bank.reserve(one.name, received.adapter, {key: getattr(about, key) for key in _OF_LAYOUT})
