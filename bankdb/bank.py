@@ -18,6 +18,7 @@ from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
     from bankdb.datasets.forms.rules import Reading
+    from bankdb.datasets.tokenizer import BankTokenizer
     from bankdb.gguf.export import GgufExport
     from bankdb.ingest import IngestReport
     from bankdb.public.found import FoundPairs
@@ -46,7 +47,7 @@ class AdapterBank(StoredBank):
         path: str | Path,
         *,
         base_model: str | None = None,
-        tokenizer: str | Path | None = None,
+        tokenizer: str | Path | BankTokenizer | None = None,
         aliases: Sequence[str] = (),
         like: str | None = None,
         database: str | None = None,
@@ -60,8 +61,8 @@ class AdapterBank(StoredBank):
             Folder to make; it may exist if it is empty.
         base_model, aliases, tokenizer, like
             Name of the base model, as the adapters' configurations state it, and others under which they may; folder or
-            hub name of its tokenizer, whose files are copied into the bank. What is not given is as in the known public
-            bank that `like` names, such as `lots-of-loras`.
+            hub name of its tokenizer, or that tokenizer, loaded: its files are copied into the bank. What is not given
+            is as in the known public bank that `like` names, such as `lots-of-loras`.
         database, arrays
             URL of an empty PostgreSQL database, `postgresql+psycopg://USER@HOST/DATABASE`; URL, or another folder, for
             the arrays. Neither: SQLite and arrays in the bank's own folder.
@@ -85,7 +86,7 @@ class AdapterBank(StoredBank):
         location = new_bank.new_location(Path(path), database, arrays)
         new_bank.check_free(folder := location.folder)
         new_bank.check_places_free(location)
-        loaded = BankTokenizer(tokenizer)
+        loaded = tokenizer if isinstance(tokenizer, BankTokenizer) else BankTokenizer(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
         with new_bank.making(location):
             new_bank.check_free(folder)  # of two that came so far together, one goes on

@@ -78,12 +78,14 @@ def one_command(bench: Bench) -> None:
     hub.fail("resolve", status=429, headers={"RateLimit": '"resolvers";r=0;t=2'}, times=12)
     hub.fail("/blobs/", cut=900, times=30)
     counts, seconds, peak = bench.ingest(bank := bench.bank("one"), "cache-one")
+    again = 12 + 30 + hub.listings()
     asked = sum(count for path, count in hub.requests.items() if "/blobs/" not in path)
     print(
         f"stored {counts[0]} of {bench.pairs}, {counts[2]} refused by name, in {seconds:.1f} s; peak {peak} MiB"
     )
     print(
-        f"requests: {asked}, {(asked - 12 - 2) / bench.pairs:.2f} a pair without listings and those that were refused"
+        f"requests: {asked}; {(asked - again) / bench.pairs:.2f} a pair without listings, and those that were asked "
+        "again since they were refused or broke"
     )
     hub.failures.clear()
     before = hub.requests.total()
@@ -92,7 +94,7 @@ def one_command(bench: Bench) -> None:
 
 
 def side_by_side(bench: Bench, latency: float) -> None:
-    """Compare one download at a time with four."""
+    """Compare one download at a time, which storing goes on beside too, with four."""
     bench.hub.latency = latency
     taken = {}
     for downloads in (1, 4):

@@ -76,6 +76,7 @@ class HubServer:
         """Where answers began that were not asked for from the first byte."""
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients are killed here
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> HubServer:
