@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from bankdb.errors import (
     ArrayStoreUnavailableError,
@@ -142,7 +143,7 @@ class Pipeline:
         return None
 
     def _wait(self) -> None:
-        futures: set[Future[Prepared | None] | Future[Pair | None]] = set()
+        futures: set[Future[Any]] = set()
         if self._preparing:
             futures.add(self._preparing[0][2])
         if len(self._preparing) <= AHEAD:

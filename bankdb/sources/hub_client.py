@@ -172,7 +172,7 @@ def asked_once(ask: Ask) -> Ask:
 
 
 def _asked_information(kind: Kind, reference: HubReference, session: HubSession) -> Information:
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     endpoint = hub_endpoint()
     try:

@@ -176,7 +176,7 @@ class RepositoryCache:
             Called with seconds while another process has it; may raise.
         """
         from filelock import Timeout
-        from huggingface_hub.utils import WeakFileLock
+        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
         file = self.folder.parent / ".locks" / self.folder.name / f"{content.etag}.lock"
         if not file.parent.is_dir():

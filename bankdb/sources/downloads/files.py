@@ -211,7 +211,7 @@ class _Download:
         return self._pointer
 
     def _headers(self, start: int) -> dict[str, str]:
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         # Compressed on the way, a file would be of another size than is stated, and no range of it could be asked for.
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}

@@ -99,7 +99,7 @@ class HubSession:
             After `stop`.
         Whatever the client's transport raises.
         """
-        from huggingface_hub.utils import hf_raise_for_status
+        from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
         with ExitStack() as stack:
             response = self._answered(stack, url, headers, params)
@@ -136,7 +136,7 @@ class HubSession:
         self, stack: ExitStack, url: str, headers: Mapping[str, str], params: Mapping[str, Any] | None
     ) -> Any:
         from huggingface_hub import constants
-        from huggingface_hub.utils import get_session
+        from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
         tries = 0
         while True:
@@ -193,7 +193,7 @@ def told_wait(headers: Mapping[str, str]) -> float | None:
     headers
         Of the answer, by names in lower case or in a mapping that ignores case.
     """
-    from huggingface_hub.utils import parse_ratelimit_headers
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
     told: list[float] = []
     limits = parse_ratelimit_headers(headers)
