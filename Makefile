@@ -51,7 +51,10 @@ test-s3: $(VENV)/dev.stamp  ## What uses an object store, on another one than `m
 	OBJECT_STORE=rclone $(BIN)/python -m pytest $(PYTEST) -m "s3 and not postgres"
 
 test-slurm: $(VENV)/dev.stamp  ## deploy/slurm on a SLURM cluster of one node; needs root, slurmctld, slurmd, slurm-client, munge.
-	$(BIN)/python -m pytest --durations 0 -m slurm tests/test_project
+	$(BIN)/python -m pytest --timeout 1800 --durations 0 -m slurm tests/test_project
+
+test-container: $(VENV)/dev.stamp  ## The image and the Compose file with Podman; needs root, podman, debootstrap (docs/deploy.md).
+	$(BIN)/python -m pytest --timeout 1800 --durations 0 -rP -m container tests/test_project
 
 test-llamacpp: $(VENV)/torch.stamp $(LLAMA)/stamp  ## Real llama.cpp on MODEL=FOLDER with PAIRS=FOLDER (builds it: half an hour).
 	LLAMA_CPP=$(abspath $(LLAMA)/source) LLAMA_CPP_PYTHON=$(abspath $(LLAMA)/bin/python) MODEL="$(MODEL)" PAIRS="$(PAIRS)" \
