@@ -31,7 +31,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
         print(f"the image was built in {found.build_all():.0f} s")
         yield found
     finally:
-        found.run("system", "reset", "--force", check=False)
+        found.clear()
 
 
 @pytest.fixture(scope="module")

@@ -272,9 +272,9 @@ def test_manifests_name_each_other() -> None:
     assert client["image"] == worker["image"] == scheduler["image"] == COMPOSE["services"]["client"]["image"]
     assert client["image"].split(":")[1] == PROJECT["project"]["version"]
     bank, given = (claim["metadata"]["name"] for claim in CLAIMS)
-    assert [claims_of(name) for name in JOBS] == [{bank, given}, {bank, given}, {bank}]
-    for name in JOBS:
-        (container,) = KUBERNETES[name]["spec"]["template"]["spec"]["containers"]
+    assert [claims_of(job) for job in JOBS] == [{bank, given}, {bank, given}, {bank}]
+    for job in JOBS:
+        (container,) = KUBERNETES[job]["spec"]["template"]["spec"]["containers"]
         assert (container["image"], container["envFrom"]) == (client["image"], client["envFrom"])
     assert CLUSTER["scheduler"]["service"]["selector"]["dask.org/cluster-name"] == name
     secrets = {source["secretRef"]["name"] for one in (client, worker) for source in one["envFrom"]}

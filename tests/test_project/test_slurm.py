@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "deploy" / "slurm"
 KILLS = int(os.environ.get("FAULT_KILLS", "3"))
-SECONDS = 300
+SECONDS = 900
 OPTIONS = ("--metric", "js", "--approach", "normalized")
 # Seconds of work on two workers: a random moment falls into it as often as into the start.
 N, LAYOUT, VOCABULARY, TOKENS = 70, layout_of(hidden=2**13, rank=2, layers=12), 20_000, 60_000

@@ -3,7 +3,7 @@
 What is pulled elsewhere is made here: Python's image by debootstrap, from Debian's packages, and images that do what
 those of PostgreSQL and MinIO do in deploy/compose.yaml, under their names. As root, with podman-compose and Debian's
 packages podman, crun (or runc, where the machine has both versions of control groups), netavark, aardvark-dns,
-iptables and debootstrap. Base and wheels are kept in build/containers for the next run.
+iptables and debootstrap. Base, wheels and images are kept in build/containers for the next run.
 """
 
 from __future__ import annotations
@@ -75,8 +75,19 @@ class Podman:
             f'events_logger = "file"\ntmp_dir = "{self.folder / "libpod"}"\n[network]\nnetwork_backend = "netavark"\n'
             f'network_config_dir = "{self.folder / "networks"}"\n'
         )
-        places = f'graphroot = "{self.folder / "storage"}"\nrunroot = "{self.folder / "running"}"'
+        places = f'graphroot = "{KEPT / "storage"}"\nrunroot = "{self.folder / "running"}"'
         (self.folder / "storage.conf").write_text(f'[storage]\ndriver = "overlay"\n{places}\n')
+
+    def clear(self) -> None:
+        """End whatever still runs; images stay."""
+        for words in (
+            ("rm", "--all", "--force"),
+            ("volume", "prune", "--force"),
+            ("network", "prune", "--force"),
+        ):
+            self.run(*words, check=False)
+        # Podman leaves it mounted, so that nobody could delete the folder.
+        subprocess.run(["umount", KEPT / "storage" / "overlay"], capture_output=True)
 
     def run(self, *words: object, check: bool = True, **more: Any) -> subprocess.CompletedProcess[str]:
         """Run podman."""
@@ -115,7 +126,9 @@ class Podman:
 
     def build_all(self) -> float:
         """Make the base, the project's image and what stands for the others; return the seconds of the project's."""
-        self.run("import", "--change", "ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", _base(), BASE)
+        if self.run("image", "exists", BASE, check=False).returncode:
+            path = "ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+            self.run("import", "--change", path, _base(), BASE)
         began = time.monotonic()
         self._build_image()
         seconds = time.monotonic() - began
