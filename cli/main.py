@@ -7,7 +7,9 @@ import gc
 import importlib
 import io
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Iterator, MutableMapping
 from typing import IO, Any
 
@@ -29,6 +31,20 @@ class _WrongUse(_Failure):
     """The same, with exit status 2."""
 
     exit_code = 2
+
+
+class _Interrupted(_Failure):
+    """The same, with the exit status that shells give to what SIGINT ended."""
+
+    exit_code = 128 + signal.SIGINT
+
+    def __init__(self) -> None:
+        super().__init__("interrupted; what was done is kept, run the same command again to go on")
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message, over the `^C` that a terminal shows."""
+        start = "\r" if sys.stderr.isatty() else ""
+        click.echo(f"{start}bank: {self.message}", file=file, err=file is None)
 
 
 # Which module of `cli.commands` has each command.
@@ -86,12 +102,24 @@ class BankGroup(click.Group):
         except click.ClickException as error:
             error.message = printable(error.message, keep="\n")  # type: ignore[misc]
             raise
-        except (click.exceptions.Exit, click.Abort):
+        except click.Abort as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # where an answer was waited for
+                raise _Interrupted from error
+            raise
+        except KeyboardInterrupt as error:
+            if _debugging(ctx):
+                traceback.print_exc()
+            raise _Interrupted from error
+        except click.exceptions.Exit:
             raise
         except Exception as error:
-            if ctx.params.get("debug") or os.environ.get("BANK_DEBUG"):
+            if _debugging(ctx):
                 raise
             raise _failure(error) from error
+
+
+def _debugging(ctx: click.Context) -> bool:
+    return bool(ctx.params.get("debug") or os.environ.get("BANK_DEBUG"))
 
 
 def _failure(error: Exception) -> Exception:
@@ -131,7 +159,7 @@ A first run:
 def cli(debug: bool) -> None:
     """Make LoRA adapters for new datasets from a bank of trained ones, without a GPU.
 
-    Exit status: 0 all done, 1 something failed, 2 wrong use.
+    Exit status: 0 all done, 1 something failed, 2 wrong use, 130 interrupted by Ctrl-C.
     """
 
 
@@ -145,6 +173,10 @@ def main() -> None:
     _open_streams()
     try:
         cli(prog_name="bank")
+    except KeyboardInterrupt:  # before a command begins, or when it has ended
+        interrupted = _Interrupted()
+        interrupted.show()
+        sys.exit(interrupted.exit_code)
     except OSError as error:  # of what is printed before a command begins, such as its help
         failure = _failure(error)
         if os.environ.get("BANK_DEBUG") or not isinstance(failure, _Failure):

@@ -209,7 +209,7 @@ COMMON = {
 }
 ARROWS = {
     "bankdb.arrays": set(),
-    "bankdb.catalog": set(),
+    "bankdb.catalog": {"bankdb.arrays"},
     "bankdb.patterns": set(),
     "bankdb.templates": set(),
     "bankdb.peft": {"bankdb.arrays", "bankdb.patterns"},
