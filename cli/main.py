@@ -51,6 +51,7 @@ class _Interrupted(_Failure):
 _PLACES = {
     **dict.fromkeys(("init", "alias", "ingest", "list", "show", "verify", "group", "remove"), "bank"),
     **dict.fromkeys(("distances", "coefficients"), "matrices"),
+    **dict.fromkeys(("backup", "restore"), "keeping.backup"),
     **{
         name: name
         for name in ("predict", "export", "finetune", "evaluate", "generate", "report", "plan", "clean")

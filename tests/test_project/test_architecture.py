@@ -229,6 +229,7 @@ ARROWS = {
         "bankdb.storage",
         "bankdb.verify",
     },
+    "bankdb.backup": {"bankdb.arrays", "bankdb.catalog", "bankdb.storage"},
     "bankdb.snapshot": set(),
     "bankdb.scaled_rows": {"bankdb.arrays", "bankdb.bank", "bankdb.peft"},
     "bankdb.derived": {"bankdb.arrays", "bankdb.catalog", "bankdb.storage"},
