@@ -52,6 +52,7 @@ _PLACES = {
     **dict.fromkeys(("init", "alias", "ingest", "list", "show", "verify", "group", "remove"), "bank"),
     **dict.fromkeys(("distances", "coefficients"), "matrices"),
     **dict.fromkeys(("backup", "restore"), "keeping.backup"),
+    **dict.fromkeys(("push", "pull"), "sharing.banks"),
     **{
         name: name
         for name in ("predict", "export", "finetune", "evaluate", "generate", "report", "plan", "clean")
