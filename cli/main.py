@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from typing import IO, Any
 
 import click
@@ -125,6 +126,13 @@ def _debugging(ctx: click.Context) -> bool:
 
 
 def _failure(error: Exception) -> Exception:
+    failure = _shown_failure(error)
+    if (logs := sys.modules.get("cli.logs.json_lines")) is not None:
+        logs.log_failure(str(failure))
+    return failure
+
+
+def _shown_failure(error: Exception) -> Exception:
     if isinstance(error, BankError):
         message = " ".join(str(error).split())
         return _WrongUse(message) if isinstance(error, ParameterError) else _Failure(message)
@@ -158,11 +166,26 @@ A first run:
 )
 @click.version_option(package_name="lora-bank")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
-def cli(debug: bool) -> None:
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="Log from this level on, as lines of JSON; to standard error without --log-file.",
+)
+@click.option(
+    "--log-file",
+    type=click.Path(path_type=Path),
+    help="Log at the end of this file; from level info if no other is given.",
+)
+@click.pass_context
+def cli(ctx: click.Context, debug: bool, log_level: str | None, log_file: Path | None) -> None:
     """Make LoRA adapters for new datasets from a bank of trained ones, without a GPU.
 
     Exit status: 0 all done, 1 something failed, 2 wrong use, 130 interrupted by Ctrl-C.
     """
+    if log_level is not None or log_file is not None:
+        from cli.logs.json_lines import logging_to
+
+        ctx.with_resource(logging_to(log_level, log_file))
 
 
 cli.commands = _Commands()

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from cli.main import _PLACES, cli
+from bankdb.backup.backup import backup
+from bankdb.bank import AdapterBank
+from bankdb.sharing.push import push
+from cli.main import _PLACES
 from tests.support.banks.tiny_bank import BASE, TINY, copy_pairs, make_bank
 from tests.support.faults.terminal_driver import Terminal, TerminalServer
 
@@ -39,6 +41,10 @@ COMMANDS = {
     "report": "--out {out}",
     "plan": "--adapters 10 --parameters 1000",
     "clean": "--yes",
+    "backup": "{out}",
+    "restore": "{root}/kept",
+    "push": "{out} --include-unlicensed",
+    "pull": "{root}/pushed",
 }
 
 
@@ -60,7 +66,7 @@ def words_of(command: str, root: Path) -> list[str]:
     text = COMMANDS[command]
     new = next((TINY / "new").rglob("*.jsonl"))
     filled = [
-        word.format(out=root / "out", base=BASE, manifest=root / "manifest.csv", new=new)
+        word.format(root=root, out=root / "out", base=BASE, manifest=root / "manifest.csv", new=new)
         for word in text.split()
     ]
     bank = [] if command in {"init", "plan", "generate"} else ["--bank", str(root / "bank")]
@@ -69,18 +75,16 @@ def words_of(command: str, root: Path) -> list[str]:
 
 def copied(command: str, template: Path, root: Path) -> Path:
     shutil.copytree(template, root)
-    if command == "ingest":
+    if command == "restore":
+        with AdapterBank.open(root / "bank") as bank:
+            backup(bank, root / "kept")
+    if command == "pull":
+        with AdapterBank.open(root / "bank") as bank:
+            push(bank, str(root / "pushed"), include_unlicensed=True)
+    if command in {"ingest", "restore", "pull"}:
         shutil.rmtree(root / "bank")
-        made = [
-            "init",
-            "--bank",
-            str(root / "bank"),
-            "--base-model",
-            "tiny-bank/base",
-            "--tokenizer",
-            str(BASE),
-        ]
-        assert CliRunner().invoke(cli, made).exit_code == 0
+    if command == "ingest":
+        AdapterBank.create(root / "bank", base_model="tiny-bank/base", tokenizer=BASE).close()
     return root
 
 
