@@ -111,7 +111,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _checked(manifest: Manifest) -> Manifest:
-    """Return it, if no name in it leads out of the backup's folder. Raises ValueError."""
+    """Return it, if its numbers are numbers and no name in it leads out of the backup's folder. Raises ValueError."""
+    if type(manifest.next_row) is not int or type(manifest.parameters) not in (int, type(None)):
+        raise ValueError(
+            f"next_row {manifest.next_row!r} and parameters {manifest.parameters!r} should be numbers"
+        )
     for name in (manifest.catalogue, *manifest.files):
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or not path.parts:

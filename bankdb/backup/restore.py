@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,7 +96,8 @@ def restore(
                 f"{folder}: the backup's rows of {listed(report.missing)} are damaged or missing, so the bank is not "
                 "finished; take them from another backup, or restore the catalogue alone and `bank verify --repair`"
             )
-        _restore_catalogue(folder, location, manifest)
+        if not _has_catalogue(location):  # killed after it was there, others may have used it since
+            _restore_catalogue(folder, location, manifest)
         (target / BEGUN).unlink(missing_ok=True)
         fsync_path(target)
     return report
@@ -276,22 +278,27 @@ def _restore_catalogue(folder: Path, location: BankLocation, manifest: Manifest)
     kept = folder / manifest.catalogue
     if not kept.is_file() or file_sha256(kept) != manifest.catalogue_sha256:
         raise BankFormatError(f"{kept}: not as it was backed up; take it from another backup")
-    copy = location.folder / ".restored.db.partial"
-    copy.unlink(missing_ok=True)
-    shutil.copyfile(kept, copy)
-    fsync_path(copy)
     if location.database is None:
+        copy = location.folder / ".restored.db.partial"
+        shutil.copyfile(kept, copy)
+        fsync_path(copy)
         copy.replace(location.folder / "bank.db")
         fsync_path(location.folder)
         return
-    if identity_in(location.database) is None:  # else this restore was killed after it had written them
+    # A backup of an earlier version is brought to this one's schema on the way.
+    with tempfile.TemporaryDirectory(prefix="lora-bank-") as name:
+        copy = Path(shutil.copyfile(kept, Path(name) / "bank.db"))
         with (
             contextlib.closing(Database(sqlite_url(copy), told=lambda _: None)) as source,
             contextlib.closing(Database(location.database, create=True)) as target,
         ):
             copy_records(source, target)
-    for name in ("", "-wal", "-shm"):
-        copy.with_name(copy.name + name).unlink(missing_ok=True)
+
+
+def _has_catalogue(location: BankLocation) -> bool:
+    if location.database is None:
+        return (location.folder / "bank.db").exists()
+    return identity_in(location.database) is not None
 
 
 def _moved_aside(file: Path) -> Path | None:
