@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bankdb.arrays.adapter_store import AdapterStore
+from bankdb.arrays.adapter_store import AdapterStore, StoredRow
 from bankdb.arrays.durable import files_below, fsync_path, is_empty, write_file
 from bankdb.backup.copied_records import copy_to_file
 from bankdb.backup.manifest import (
@@ -155,7 +155,7 @@ def _copy_rows(
     progress.begin("back up adapters", len(adapters))
     for adapter in adapters:
         there = (folder / ROWS / "c" / str(adapter.row) / "0").is_file()
-        if not (there and listed.get(adapter.row) == adapter.row_sha256) and not holds_row(
+        if not (there and listed.get(adapter.row) == adapter.row_sha256) and not stored_row(
             store, adapter.row, adapter.row_sha256
         ):
             store.delete(adapter.row)
@@ -166,12 +166,13 @@ def _copy_rows(
     return copied
 
 
-def holds_row(store: AdapterStore, row: int, sha256: str) -> bool:
-    """Whether a row with these values is stored, whole."""
+def stored_row(store: AdapterStore, row: int, sha256: str) -> StoredRow | None:
+    """Return what a row is known by, if it is stored, whole, with these values."""
     try:
-        return store.read_stored(row)[1].sha256 == sha256
+        _, stored = store.read_stored(row)
     except (BankFormatError, BankNotFoundError):
-        return False
+        return None
+    return stored if stored.sha256 == sha256 else None
 
 
 def _copy_catalogue(bank: StoredBank, folder: Path) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.arrays.durable import fsync_path, is_empty, read_file, write_file
 from bankdb.arrays.remote import Location, located
-from bankdb.backup.backup import holds_row
+from bankdb.backup.backup import stored_row
 from bankdb.backup.copied_records import copy_records, sqlite_url
 from bankdb.backup.manifest import FILES, ROWS, KeptRow, Manifest, file_sha256, read_manifest
 from bankdb.catalog.database import Database, identity_in
@@ -27,6 +27,8 @@ from bankdb.storage.location import BankLocation
 from bankdb.storage.new_bank import claim_place, making, parse_arrays
 from bankdb.storage.stored_bank import StoredBank
 
+# By row: the sha256 of its values, and what each of its chunks ends with.
+Checksums = dict[int, tuple[str, bytes]]
 # In the bank's folder, of a restore that has not ended: which one it is.
 BEGUN = ".restore.json"
 
@@ -90,7 +92,7 @@ def restore(
         place: Location = target if location.arrays is None else located(location.arrays)
         if location.arrays is not None:
             claim_place(place, manifest.identity)
-        report = _restore_rows(folder, place / ROWS, manifest, manifest.rows, progress)
+        report, known = _restore_rows(folder, place / ROWS, manifest, manifest.rows, progress)
         if report.missing:
             raise BankFormatError(
                 f"{folder}: the backup's rows of {listed(report.missing)} are damaged or missing, so the bank is not "
@@ -98,8 +100,12 @@ def restore(
             )
         if not _has_catalogue(location):  # killed after it was there, others may have used it since
             _restore_catalogue(folder, location, manifest)
-        (target / BEGUN).unlink(missing_ok=True)
-        fsync_path(target)
+    with contextlib.closing(
+        StoredBank(location, Database(location.database_url, told=progress.note))
+    ) as bank:
+        bank.ownership.set_checksums(known)
+    (target / BEGUN).unlink(missing_ok=True)
+    fsync_path(target)
     return report
 
 
@@ -156,9 +162,9 @@ def restore_rows(source: str | Path, path: str | Path, progress: Progress | None
     BankNotFoundError
         There is no catalogue: rows alone have no names.
     ConflictError
-        The backup is of another bank, or an ingest is running.
+        The backup is of another bank, an ingest is running, or another catalogue wrote the rows last.
     """
-    folder, target = Path(source), Path(path)
+    folder, target, progress = Path(source), Path(path), progress or SilentProgress()
     manifest = _whole_manifest(folder)
     location = BankLocation.of(target)
     if location.database is None and not (target / "bank.db").is_file():
@@ -166,7 +172,9 @@ def restore_rows(source: str | Path, path: str | Path, progress: Progress | None
             f"{target}: no catalogue here, and rows without one have no names: restore the catalogue too, or make a "
             "bank and ingest the adapters again"
         )
-    with contextlib.closing(StoredBank(location, Database(location.database_url))) as bank:
+    with contextlib.closing(
+        StoredBank(location, Database(location.database_url, told=progress.note))
+    ) as bank:
         record = bank.record
         if record.identity != manifest.identity:
             raise ConflictError(f"{folder}: a backup of bank {manifest.identity}, not of {record.identity}")
@@ -176,15 +184,16 @@ def restore_rows(source: str | Path, path: str | Path, progress: Progress | None
                     f"{target}: adapters are being stored now; run it again when that has ended"
                 )
             wanted = [KeptRow(one.row, one.name, str(one.row_sha256)) for one in bank.adapters()]
-            with contextlib.suppress(BankNotFoundError):
-                bank.ownership.check_now()
+            bank.ownership.check_now()
             size = replace(
                 manifest,
                 next_row=record.next_row,
                 parameters=record.parameters,
                 owner=bank.ownership.mark_now(),
             )
-            return _restore_rows(folder, bank.store.path, size, tuple(wanted), progress or SilentProgress())
+            report, known = _restore_rows(folder, bank.store.path, size, tuple(wanted), progress)
+            bank.ownership.set_checksums(known)
+            return report
 
 
 def _whole_manifest(folder: Path) -> Manifest:
@@ -247,30 +256,38 @@ def _restore_files(folder: Path, target: Path, manifest: Manifest) -> None:
 
 def _restore_rows(
     folder: Path, place: Location, manifest: Manifest, wanted: tuple[KeptRow, ...], progress: Progress
-) -> RestoreReport:
-    """Write what is wanted and not there; nothing that is there as it should be is touched."""
+) -> tuple[RestoreReport, Checksums]:
+    """Write what is wanted and not there; nothing that is there as it should be is touched.
+
+    Returns
+    -------
+    Also what each row is known by, as it is stored here: another version may have stored the same values otherwise.
+    """
     if manifest.parameters is None:
-        return RestoreReport(0)
+        return RestoreReport(0), {}
     source, store = AdapterStore(folder / ROWS), AdapterStore(place)
     try:
         store.identity()
     except BankNotFoundError:
         store.create(manifest.parameters, manifest.identity, manifest.owner)
     store.grow(manifest.next_row)
-    written, there, missing = 0, 0, []
+    written, there, missing = 0, 0, list[str]()
+    known: Checksums = {}
     progress.begin("restore adapters", len(wanted))
     for row in wanted:
-        if holds_row(store, row.row, row.sha256):
+        if (stored := stored_row(store, row.row, row.sha256)) is not None:
             there += 1
-        elif holds_row(source, row.row, row.sha256):
+        elif stored_row(source, row.row, row.sha256) is not None:
             store.delete(row.row)
-            store.write_row(row.row, source.read(row.row))
+            stored = store.write_row(row.row, source.read(row.row))
             written += 1
         else:
             missing.append(row.name)
+        if stored is not None:
+            known[row.row] = (stored.sha256, stored.checksums.tobytes())
         progress.advance()
     progress.end()
-    return RestoreReport(len(wanted), written, there, tuple(missing))
+    return RestoreReport(len(wanted), written, there, tuple(missing)), known
 
 
 def _restore_catalogue(folder: Path, location: BankLocation, manifest: Manifest) -> None:

@@ -120,6 +120,13 @@ class LoggedProgress:
         self._tell(logging.DEBUG, "advance")
         self._shown.advance(steps)
 
+    def received(self, count: int, expected: int) -> None:
+        """Log, for whoever debugs, and show bytes."""
+        if self._log.isEnabledFor(logging.DEBUG):
+            values = {"event": "received", "stage": self._stage, "bytes": count, "expected": expected}
+            self._log.debug("%s: received", self._stage, extra={"event_values": values})
+        self._shown.received(count, expected)
+
     def end(self) -> None:
         """Log and show that the stage has ended."""
         self._tell(logging.INFO, "end")
