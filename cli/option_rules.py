@@ -199,6 +199,13 @@ _TWO_COLUMNS = Rule(
 )
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
+    "restore": (
+        Rule(
+            ("database", "arrays"),
+            lambda given: given["only"] != "arrays",
+            "a whole restore, or --only catalogue; rows go where the bank has its own",
+        ),
+    ),
     "ingest": (
         _TWO_COLUMNS,
         Rule(

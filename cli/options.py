@@ -324,8 +324,9 @@ def on_command_line(context: click.Context, name: str) -> bool:
 def opened(path: Path) -> AdapterBank:
     """Open the bank."""
     import bankdb
+    from cli.display import tell
 
-    return bankdb.open(path)
+    return bankdb.open(path, told=lambda line: tell(line, err=True))
 
 
 def cluster_of(settings: Mapping[str, Any]) -> ClusterOptions:

@@ -209,7 +209,7 @@ COMMON = {
 }
 ARROWS = {
     "bankdb.arrays": set(),
-    "bankdb.catalog": set(),
+    "bankdb.catalog": {"bankdb.arrays"},
     "bankdb.patterns": set(),
     "bankdb.templates": set(),
     "bankdb.peft": {"bankdb.arrays", "bankdb.patterns"},
@@ -231,6 +231,7 @@ ARROWS = {
         "bankdb.storage",
         "bankdb.verify",
     },
+    "bankdb.backup": {"bankdb.arrays", "bankdb.catalog", "bankdb.storage"},
     "bankdb.snapshot": set(),
     "bankdb.scaled_rows": {"bankdb.arrays", "bankdb.bank", "bankdb.peft"},
     "bankdb.derived": {"bankdb.arrays", "bankdb.catalog", "bankdb.storage"},
