@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import ComputeError, PlanError
+from bankdb.records import GenerationKey
 from compute.approaches.options import PredictionOptions
+from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterOptions
+from compute.evaluation.answering.workers import answer_prompts
 from compute.evaluation.evaluate import EvaluationOptions, evaluate
 from compute.evaluation.records import Evaluation
+from compute.generation.base_model import model_fingerprint
+from compute.generation.kept_model import ModelNotFoundError, ModelToKeep, lent_generator
 from compute.generation.machine import Machine
-from compute.generation.model_size import model_size
+from compute.generation.prompts import Prompts
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.tiny_bank import BASE, NAMES, copy_pairs, make_bank
-from tests.support.servers.dask_processes import DaskProcesses
 
 pytestmark = pytest.mark.torch
 
+TARGETS = NAMES[:3]
 OPTIONS = EvaluationOptions(
-    model=str(BASE), max_examples=6, resamples=20, targets=NAMES[:3], machine=Machine(device="cpu")
+    model=str(BASE), max_examples=6, resamples=20, targets=TARGETS, machine=Machine(device="cpu", threads=2)
 )
 WAYS = [PredictionOptions(metric="js", approach="normalized", space=space) for space in ("factors", "delta")]
-# Per target: the base model, its own adapter, and of either space uniform, nearest and normalized.
-JOBS = 3 * 8
+Texts = dict[tuple[str, str], tuple[str, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -49,47 +54,141 @@ def tiny(template: Path, tmp_path: Path) -> Iterator[AdapterBank]:
         yield opened
 
 
-def answered(bank: AdapterBank, evaluation: Evaluation) -> dict[tuple[str, str], Any]:
-    """Every score of every example, and the first answers as they are."""
-    return {
-        (one.system, one.target): (
-            one.adapter_sha256,
-            one.rouge_by_example,
-            one.exact_unstripped_by_example,
-            [sample.answer for sample in one.samples],
-        )
-        for one in evaluation.outcomes
-    }
-
-
-def texts(bank: AdapterBank) -> dict[Any, tuple[str, ...]]:
-    """All that is kept, by what it is kept under."""
-    return {(one.key.adapter_sha256, one.key.test_sha256): one.texts for one in kept(bank)}
-
-
-def kept(bank: AdapterBank) -> list[Any]:
-    return list(bank.generations.all())
+def texts(bank: AdapterBank, evaluation: Evaluation) -> Texts:
+    """Every answer that the bank keeps of an evaluation, by system and target."""
+    tests = {target.name: target.test_sha256 for target in evaluation.targets}
+    found = {}
+    for one in evaluation.outcomes:
+        key = GenerationKey(one.adapter_sha256, tests[one.target], str(evaluation.settings["sha256"]))
+        record = bank.generations.find(key)
+        assert record is not None
+        found[one.system, one.target] = record.texts
+    return found
 
 
 @pytest.fixture(scope="module")
-def by_client(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, tuple[str, ...]]:
-    """What the client itself answers."""
+def by_client(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Texts:
+    """What threads of the client answer."""
     path = shutil.copytree(template, tmp_path_factory.mktemp("client") / "bank")
     with AdapterBank.open(path) as bank:
-        evaluate(bank, WAYS, OPTIONS, cluster=ClusterOptions())
-        return texts(bank)
+        return texts(bank, evaluate(bank, WAYS, OPTIONS, cluster=ClusterOptions()))
 
 
-class Killing(RecordedProgress):
-    """Does something once, when so many answers have come."""
+@contextmanager
+def thread_workers(workers: int = 2, **options: object) -> Iterator[Client]:
+    """Somebody else's cluster, in threads of this process."""
+    with (
+        LocalCluster(n_workers=workers, processes=False, dashboard_address=None, **options) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
 
-    def __init__(self, after: int, what: Callable[[], None]) -> None:
-        super().__init__()
-        self._left, self._what = after, what
 
-    def advance(self, steps: int = 1) -> None:
-        super().advance(steps)
-        if self.stage == "generate":
-            self._left -= 1
-            if self._left == 0:
-                self._what()
+def test_two_processes_answer_as_the_client_does_though_one_is_killed(
+    tiny: AdapterBank, by_client: Texts
+) -> None:
+    """It is killed at work, when some answers are kept; another comes in its place."""
+    stages: list[str] = []
+    killed: list[int] = []
+
+    def kill(stage: str) -> None:
+        stages.append(stage)
+        if stages.count("generate") == 3 and not killed:
+            pids = cluster.client.run(os.getpid)
+            killed.append(next(iter(pids.values())))
+            os.kill(killed[0], signal.SIGKILL)
+
+    progress = RecordedProgress(kill)
+    with open_cluster(ClusterOptions(workers=2), progress, tiny.store.path) as cluster:
+        evaluation = evaluate(tiny, WAYS, OPTIONS, cluster=cluster, progress=progress)
+        assert killed[0] not in cluster.client.run(os.getpid).values()
+    assert texts(tiny, evaluation) == by_client
+    assert "answers are generated by 2 workers, 1 thread of torch each" in progress.notes
+    assert "load the base model" not in progress.stages  # not in the client
+
+
+def test_workers_that_state_gpus_are_sent_one_task_each(tiny: AdapterBank, by_client: Texts) -> None:
+    """The tasks name the resource; without a GPU for torch, `auto` answers on the CPU all the same."""
+    options = dataclasses.replace(OPTIONS, machine=Machine(threads=1))
+    progress = RecordedProgress()
+    with thread_workers(2, threads_per_worker=3, resources={"GPU": 1}) as client:
+        evaluation = evaluate(tiny, WAYS, options, cluster=client, progress=progress)
+    assert texts(tiny, evaluation) == by_client
+    assert "answers are generated by 2 GPUs of the workers" in progress.notes
+
+
+def test_an_interrupted_run_goes_on_with_what_is_not_kept(tiny: AdapterBank, by_client: Texts) -> None:
+    done: list[str] = []
+
+    def interrupt(stage: str) -> None:
+        done.append(stage)
+        if done.count("generate") == 4:
+            raise KeyboardInterrupt
+
+    with thread_workers(threads_per_worker=2) as client:
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tiny, WAYS, OPTIONS, cluster=client, progress=RecordedProgress(interrupt))
+        kept = tiny.generations.count()
+        assert kept >= 4
+        progress = RecordedProgress()
+        evaluation = evaluate(tiny, WAYS, OPTIONS, cluster=client, progress=progress)
+    assert texts(tiny, evaluation) == by_client
+    assert progress.stages["generate"] + kept == tiny.generations.count()
+
+
+def test_a_split_that_the_model_has_no_room_for_is_named(tiny: AdapterBank, tmp_path: Path) -> None:
+    for name in TARGETS[:2]:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        text = "a b c " * (200 if name == TARGETS[0] else 1)
+        row = json.dumps({"input": text, "output": "x"})
+        (tmp_path / "data" / name / "test.jsonl").write_text(row + "\n")
+    options = dataclasses.replace(OPTIONS, targets=TARGETS[:2], data=tmp_path / "data")
+    with thread_workers(1) as client:
+        evaluation = evaluate(tiny, [], options, baselines=False, cluster=client)
+    assert [target.name for target in evaluation.targets] == [TARGETS[1]]
+    (failure,) = evaluation.failures
+    assert failure.target == TARGETS[0]
+    assert "the base model has 256 positions" in failure.reason
+
+
+def test_a_model_without_room_is_refused_before_a_worker_starts(tiny: AdapterBank) -> None:
+    with pytest.raises(PlanError, match=r"a worker needs about .* GiB .* share .* 0\.25 GiB; raise --memory"):
+        evaluate(tiny, [], OPTIONS, cluster=ClusterOptions(workers=2, memory=2**29))
+    assert tiny.generations.count() == 0
+
+
+def test_a_worker_that_finds_another_model_is_named(tiny: AdapterBank, tmp_path: Path) -> None:
+    there = ModelToKeep(str(BASE), model_fingerprint(BASE), tiny.layout, frozenset({2}), "cpu")
+    gone = dataclasses.replace(there, folder=str(tmp_path / "gone"))
+    other = Path(shutil.copytree(BASE, tmp_path / "other"))
+    (other / "config.json").write_text((other / "config.json").read_text() + " ")
+    changed = dataclasses.replace(there, folder=str(other))
+    prompts = Prompts(((5, 6),), 0, 2)
+    with thread_workers(1) as client:
+        (address,) = client.scheduler_info()["workers"]
+        arguments = (str(tiny.store.path), None, prompts, "task", 1, 2**30)
+        for model, found in ((gone, "found no such folder"), (changed, "found other files")):
+            with pytest.raises(ComputeError, match=found) as error:
+                client.submit(answer_prompts, model, *arguments).result()
+            assert address in str(error.value)
+            assert model.folder in str(error.value)
+    with pytest.raises(ModelNotFoundError), lent_generator(gone):
+        pass
+
+
+def test_a_process_loads_a_model_once_and_lends_each_thread_its_own(tiny: AdapterBank) -> None:
+    asked = ModelToKeep(str(BASE), model_fingerprint(BASE), tiny.layout, frozenset({2}), "cpu")
+    with lent_generator(asked) as first, lent_generator(asked) as second:
+        assert first is not second
+        own = dict(first.adapted.model.named_parameters())
+        shared = [
+            name
+            for name, one in second.adapted.model.named_parameters()
+            if one.data_ptr() == own[name].data_ptr()
+        ]
+        adapted = {spec.name.split("model.", 1)[1].rsplit(".lora_", 1)[0] for spec in tiny.layout.tensors}
+        assert 0 < len(shared) == len(own) - len(adapted)
+    with lent_generator(asked) as third:
+        assert third in (first, second)
+    with lent_generator(dataclasses.replace(asked, dtype="bfloat16")) as other:
+        assert other not in (first, second)
