@@ -13,7 +13,7 @@ _COMBINING = (
     *("space", "rank", "include_same"),
 )
 _ROWS = ("input_column", "output_column", "text_column", "skip_bad_rows")
-_FILES = ("name", "dtype", "file_format", "base_gguf", "overwrite", "as_json")
+_FILES = ("name", "dtype", "file_format", "base_gguf", "push_to", "public", "overwrite", "as_json")
 _CLUSTER = (
     *("workers", "memory", "scheduler", "scheduler_file", "tls_ca", "tls_cert", "tls_key"),
     *("wait_workers", "wait_seconds"),
@@ -57,6 +57,16 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
         _MODEL: ("model", "examples", "device", "threads"),
         _OUTPUT: ("csv", "parquet", "zarr", "as_json"),
         _WHERE: _CLUSTER,
+    },
+    "ingest": {
+        EVERYDAY: ("bank_path", "group_pattern", "replace", "as_json"),
+        "Pairs on the Hugging Face hub": (
+            *("hub", "collections", "include", "exclude", "limit", "dry_run", "yes"),
+            *("downloads", "keep_downloads"),
+        ),
+        _DATA: _ROWS,
+        "What is taken of adapters": ("assume_base_model", "adapt_rank"),
+        "Memory": ("memory",),
     },
     "distances": {
         EVERYDAY: ("bank_path", "metrics", "kernel", "sigma", "compatible"),
