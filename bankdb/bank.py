@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bankdb.arrays.durable import fsync_path
 from bankdb.catalog.database import Database
 from bankdb.errors import BankError, BankNotFoundError, one_line
-from bankdb.progress import Progress
+from bankdb.progress import Mapper, Progress
 from bankdb.records import AS_IT_COMES, AdapterRecord, Taking, published
 from bankdb.shown import html_summary, text_summary
 from bankdb.snapshot import snapshot_of
@@ -241,7 +241,9 @@ class AdapterBank(StoredBank):
             input_column, output_column, text_column, skip_bad_rows, lambda: self.tokenizer.chat_template
         )
 
-    def verify(self, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
+    def verify(
+        self, *, repair: bool = False, progress: Progress | None = None, mapper: Mapper | None = None
+    ) -> VerifyReport:
         """Check every stored row against its checksum, and find what lies about; reads the whole bank.
 
         Parameters
@@ -249,6 +251,8 @@ class AdapterBank(StoredBank):
         repair
             Restore damaged rows from their sources, where those are still there unchanged; clear what killed
             processes left; move foreign files into `orphans/`. Nothing that is whole is ever deleted.
+        mapper
+            Where rows are read; None in this process. `compute.verify` has workers of a cluster do it.
 
         Examples
         --------
@@ -257,7 +261,7 @@ class AdapterBank(StoredBank):
         """
         from bankdb.verify import verify
 
-        return verify(self, repair=repair, progress=progress)
+        return verify(self, repair=repair, progress=progress, mapper=mapper)
 
     def remove(self, name: str) -> None:
         """Remove an adapter, its dataset and its row. Raises BankNotFoundError if it is not there."""

@@ -121,6 +121,11 @@ def _tests(given: Given) -> bool:
 
 
 _WAITING = Rule(("wait_seconds",), lambda given: given["wait_workers"] is not None, "--wait-workers")
+_SHARED = Rule(
+    ("memory",),
+    lambda given: any(given[name] is not None for name in ("scheduler", "scheduler_file", "workers")),
+    "--scheduler, --scheduler-file or --workers: this process reads one row at a time",
+)
 _KERNEL = (
     Rule(("kernel",), _mmd, "--metric mmd or --approach matching"),
     Rule(
@@ -207,6 +212,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--hub OWNER, or --hub-collection ID",
         ),
     ),
+    "verify": (_SHARED, _WAITING),
     "distances": (*_KERNEL, _WAITING),
     "coefficients": (
         *_KERNEL,

@@ -16,6 +16,8 @@ from cli.display import print_json, print_table, shown_progress, tell
 from cli.option_rules import CheckedCommand
 from cli.options import (
     bank_option,
+    cluster_of,
+    cluster_options,
     json_option,
     memory_option,
     opened,
@@ -240,7 +242,10 @@ def show(bank_path: Path, name: str | None, as_json: bool) -> None:
     )
 
 
-@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank verify --repair")
+@click.command(
+    cls=CheckedCommand,
+    epilog="\b\nExamples:\n  bank verify --repair\n  bank verify --scheduler tcp://10.0.0.1:8786",
+)
 @bank_option
 @click.option(
     "--repair",
@@ -248,13 +253,18 @@ def show(bank_path: Path, name: str | None, as_json: bool) -> None:
     help="Restore damaged rows from their sources, clear leftovers, move foreign files to orphans/.",
 )
 @json_option
-def verify(bank_path: Path, repair: bool, as_json: bool) -> None:
+@cluster_options
+def verify(bank_path: Path, repair: bool, as_json: bool, **where: Any) -> None:
     """Read every stored row again, compare checksums, and find what lies about.
+
+    With --scheduler, --scheduler-file or --workers, workers read the rows; they have to find the bank's arrays.
 
     Exit status 1 if anything that the bank calls ready is damaged, or files are there that are not its own.
     """
     with opened(bank_path) as bank:
-        report = bank.verify(repair=repair, progress=shown_progress())
+        import compute
+
+        report = compute.verify(bank, repair=repair, cluster=cluster_of(where), progress=shown_progress())
     if as_json:
         print_json(asdict(report) | {"clean": report.clean})
     else:

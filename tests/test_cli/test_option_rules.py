@@ -22,7 +22,7 @@ ALWAYS = {
     "downloads keep_downloads assume_base_model adapt_rank as_json",
     "list": "bank_path limit offset as_json",
     "show": "bank_path name as_json",
-    "verify": "bank_path repair as_json",
+    "verify": "bank_path repair as_json scheduler scheduler_file tls_ca tls_cert tls_key wait_workers workers",
     "clean": "bank_path kinds dry_run yes as_json",
     "group": "bank_path names pattern as_json",
     "remove": "bank_path names",
@@ -121,6 +121,7 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
     ("plan", ["--adapters", "9", "--parameters", "9"], [["--bank", "x"]]),
     ("coefficients", [], [["--wait-seconds", "3"]]),
     ("distances", [], [["--wait-seconds", "3"]]),
+    ("verify", [], [["--memory", "1GiB"], ["--wait-seconds", "3"]]),
 ]  # fmt: skip
 CASES = [(command, arguments, option) for command, arguments, options in NOTHING for option in options]
 

@@ -330,6 +330,7 @@ ARROWS = {
         "compute.generation",
         "compute.prediction",
     },
+    "compute.upkeep": {"compute.cluster"},
     "compute.reporting": {
         "compute.curves",
         "compute.approaches",
@@ -360,6 +361,7 @@ OF_A_BANK = {
     "bankdb.snapshot",
     "bankdb.space",
     "bankdb.templates",
+    "bankdb.verify",
 }
 MOST_MODULES = 12
 
