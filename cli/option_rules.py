@@ -386,6 +386,13 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--adapters; of a bank they are known",
         ),
         Rule(("bank_path",), lambda given: given["adapters"] is None, "a bank; --adapters plans without one"),
+        Rule(("evaluate",), lambda given: given["adapters"] is None, "a bank; --adapters plans without one"),
+        Rule(("model", "data", "max_examples"), lambda given: given["evaluate"], "--evaluate"),
+        Rule(
+            ("weight_error", "store", "rates_file", "save_rates"),
+            lambda given: not given["evaluate"],
+            "the plan of `bank predict --all`; --evaluate measures its own",
+        ),
         _BY_DISTANCE[0],
     ),
 }

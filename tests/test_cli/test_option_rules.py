@@ -39,7 +39,7 @@ ALWAYS = {
     "evaluate": "bank_path adapters csv out as_json",
     "generate": "adapter prompt input_file model max_tokens temperature chat device dtype threads",
     "report": "bank_path out metrics approaches evaluations title overwrite",
-    "plan": "adapters parameters approaches weight_error store workers memory measure rates_file save_rates as_json",
+    "plan": "adapters parameters approaches workers memory measure as_json",
 }
 NEW = ["x.jsonl", "--out", "o"]
 # Command, arguments with which an option does nothing, and the options.
@@ -118,6 +118,10 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
     ("predict", [*NEW, "--approach", "selected"], [["--leave-out", "group"], ["--metric", "js"], ["--top-k", "2"]]),
     ("plan", [], [["--vocabulary", "9"], ["--tokens", "9"], ["--distinct", "9"]]),
     ("plan", ["--approach", "uniform"], [["--metric", "js"]]),
+    ("plan", [], [["--model", "x"], ["--data", "x"], ["--max-examples", "3"]]),
+    ("plan", ["--evaluate"], [["--weight-error"], ["--store"], ["--rates", "x"]]),
+    ("plan", ["--evaluate", "--measure"], [["--save-rates", "x"]]),
+    ("plan", ["--adapters", "9", "--parameters", "9"], [["--evaluate"]]),
     ("plan", ["--adapters", "9", "--parameters", "9"], [["--bank", "x"]]),
     ("coefficients", [], [["--wait-seconds", "3"]]),
     ("distances", [], [["--wait-seconds", "3"]]),

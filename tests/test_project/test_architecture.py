@@ -343,6 +343,8 @@ ARROWS = {
         "compute.approaches",
         "compute.cluster",
         "compute.combination",
+        "compute.evaluation",
+        "compute.generation",
         "compute.gram",
         "compute.metrics",
         "compute.pairwise",

@@ -15,7 +15,7 @@ from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.arrays.remote import located
 from bankdb.bank import AdapterBank
 from bankdb.errors import ComputeError, DatasetError, PlanError
-from bankdb.peft.layout import modules_of
+from bankdb.peft.layout import AdapterLayout, modules_of
 from bankdb.progress import Progress
 from compute.cluster.options import Cluster
 from compute.cluster.tasks import gpu_slots, run_tasks
@@ -74,7 +74,9 @@ class AnswersByWorkers:
         ComputeError
             A worker finds no such base model, or a task failed.
         """
-        needed = answering_bytes(self._size, self._model, [prompts[job.key.test_sha256] for job in jobs])
+        splits = [prompts[job.key.test_sha256] for job in jobs]
+        model = self._model
+        needed = answering_bytes(self._size, model.layout, model.dtype, model.batch_size, splits)
         check_share(needed, self._cluster.task_budget)
         gpus = 0 if self._machine.device == "cpu" else gpu_slots(self._cluster)
         threads = self._threads()
@@ -171,27 +173,21 @@ def _own_address() -> str:
     return str(get_worker().address)
 
 
-def answering_bytes(size: ModelSize, model: ModelToKeep, splits: Sequence[Prompts]) -> int:
+def answering_bytes(
+    size: ModelSize, layout: AdapterLayout, dtype: str, batch_size: int | None, splits: Sequence[Prompts]
+) -> int:
     """Return the bytes, roughly, that a process needs to answer: the model, adapted weights twice, a batch."""
-    item = BYTES[model.dtype]
-    adapted = [module.d_out * module.d_in for module in modules_of(model.layout)]
-    return (
-        size.parameters * item
-        + sum(adapted) * item
-        + 8 * max(adapted)
-        + max(_batch_bytes(size, model, prompts) for prompts in splits)
-        + _BESIDE
-    )
+    adapted = [module.d_out * module.d_in for module in modules_of(layout)]
+    weights = (size.parameters + sum(adapted)) * BYTES[dtype] + 8 * max(adapted)
+    return weights + max(_batch_bytes(size, dtype, batch_size, prompts) for prompts in splits) + _BESIDE
 
 
-def _batch_bytes(size: ModelSize, model: ModelToKeep, prompts: Prompts) -> int:
+def _batch_bytes(size: ModelSize, dtype: str, batch_size: int | None, prompts: Prompts) -> int:
     lengths = [len(ids) for ids in prompts.ids]
     rest = [length - prompts.shared for length in lengths]
     return max(
-        size.answer_bytes(
-            max(lengths[index] for index in batch) + prompts.new_tokens, len(batch), model.dtype
-        )
-        for batch in plan_batches(rest, model.batch_size)
+        size.answer_bytes(max(lengths[index] for index in batch) + prompts.new_tokens, len(batch), dtype)
+        for batch in plan_batches(rest, batch_size)
     )
 
 
