@@ -213,6 +213,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         ),
     ),
     "verify": (_SHARED, _WAITING),
+    "report": (_WAITING,),
     "distances": (*_KERNEL, _WAITING),
     "coefficients": (
         *_KERNEL,

@@ -140,6 +140,8 @@ _CLUSTER = (
     "wait_workers",
     "wait_seconds",
 )
+WHERE = (*_CLUSTER, "memory")
+"""Parameters of `cluster_options`: they change no number."""
 metric_parameters = together(
     click.option(
         "--mmd-kernel",

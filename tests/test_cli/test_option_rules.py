@@ -38,7 +38,7 @@ ALWAYS = {
     "threads seed name text_column skip_bad_rows dtype file_format overwrite as_json memory test push_to",
     "evaluate": "bank_path adapters csv out as_json",
     "generate": "adapter prompt input_file model max_tokens temperature chat device dtype threads",
-    "report": "bank_path out metrics approaches evaluations title overwrite",
+    "report": f"bank_path out metrics approaches evaluations title overwrite {CLUSTER}",
     "plan": "adapters parameters approaches workers memory measure as_json",
 }
 NEW = ["x.jsonl", "--out", "o"]
@@ -125,6 +125,7 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
     ("plan", ["--adapters", "9", "--parameters", "9"], [["--bank", "x"]]),
     ("coefficients", [], [["--wait-seconds", "3"]]),
     ("distances", [], [["--wait-seconds", "3"]]),
+    ("report", [], [["--wait-seconds", "3"]]),
     ("verify", [], [["--memory", "1GiB"], ["--wait-seconds", "3"]]),
 ]  # fmt: skip
 CASES = [(command, arguments, option) for command, arguments, options in NOTHING for option in options]
