@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bankdb.datasets.tokenizer import BankTokenizer
     from bankdb.gguf.export import GgufExport
     from bankdb.ingest import IngestReport
+    from bankdb.ingesting.counted import Counter
     from bankdb.public.found import FoundPairs
     from bankdb.public.sources import WideSource
     from bankdb.verify import VerifyReport
@@ -152,6 +153,7 @@ class AdapterBank(StoredBank):
         downloads: int = 4,
         keep_downloads: bool = True,
         progress: Progress | None = None,
+        counter: Counter | None = None,
     ) -> IngestReport:
         """Store every pair of adapter and dataset that can be stored; each whole or not at all.
 
@@ -177,6 +179,8 @@ class AdapterBank(StoredBank):
         memory, downloads, keep_downloads
             Bytes for reading and tokenizing, half of the machine's if not given. How many pairs come from the hub at a
             time; whether what came stays in its cache afterwards, as what was there before does in any case.
+        counter
+            Where datasets are tokenized; None in this process. `compute.ingest` has workers of a cluster do it.
 
         Raises
         ------
@@ -196,7 +200,9 @@ class AdapterBank(StoredBank):
         reading = self.reading(input_column, output_column, text_column, skip_bad_rows)
         how = IngestOptions(reading, replace, memory, taking, downloads)
         found, refused, resolve = referenced(self, sources, hub, group_pattern, free=not keep_downloads)
-        return ingest(self, found, resolve=resolve, options=how, refused=refused, progress=progress)
+        return ingest(
+            self, found, resolve=resolve, options=how, refused=refused, progress=progress, counter=counter
+        )
 
     def search_hub(
         self,

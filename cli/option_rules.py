@@ -205,7 +205,7 @@ _TWO_COLUMNS = Rule(
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
     "ingest": (
-        _TWO_COLUMNS,
+        *(_TWO_COLUMNS, _WAITING),
         Rule(
             ("include", "exclude", "limit", "dry_run", "yes"),
             lambda given: given["hub"] or bool(given["collections"]),

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from compute.prediction.ways import combinations as combinations
     from compute.reporting.report import ReportPage as ReportPage
     from compute.reporting.report import report as report
+    from compute.upkeep.ingest import ingest as ingest
     from compute.upkeep.verify import verify as verify
 
 # Where each name is, in the order in which they are listed.
@@ -66,6 +67,7 @@ _PLACES = {
     "generate": "compute.generation.text",
     "bank_size_curves": "compute.evaluation.weight_space",
     "report": "compute.reporting.report",
+    "ingest": "compute.upkeep.ingest",
     "verify": "compute.upkeep.verify",
     "forecast": "compute.forecasting.forecast",
     "combinations": "compute.prediction.ways",

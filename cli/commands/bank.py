@@ -19,7 +19,6 @@ from cli.options import (
     cluster_of,
     cluster_options,
     json_option,
-    memory_option,
     opened,
 )
 from cli.shown_bank import bank_values, print_bank
@@ -114,7 +113,6 @@ def init(
 @click.option(
     "--group-pattern", metavar="REGEX", help="Its first group, found in a name, is the dataset's group."
 )
-@memory_option
 @click.option(
     "--downloads",
     type=click.IntRange(1, 64),
@@ -144,6 +142,7 @@ def init(
     help="Take adapters of another rank: padded with zeros, which changes nothing, or cut, which says what is lost.",
 )
 @json_option
+@cluster_options
 def ingest(
     bank_path: Path,
     sources: tuple[str, ...],
@@ -161,7 +160,10 @@ def ingest(
 
     A pair that is there already is skipped. One that cannot be stored is named at the end and leaves
     nothing behind; the others are stored, and the exit status is 1.
+
+    With --scheduler, --scheduler-file or --workers, workers tokenize; they have to find the datasets and the bank.
     """
+    import compute
     from bankdb.records import Taking
     from compute.cluster.machine import parse_memory
 
@@ -169,8 +171,10 @@ def ingest(
         chosen = sources_of(bank, sources, other, as_json)
         if chosen is None:
             return
-        report = bank.ingest(
+        report = compute.ingest(
+            bank,
             list(chosen),
+            cluster=cluster_of({**other, "memory": memory}),
             group_pattern=group_pattern,
             **rows_of(other),
             replace=replace,

@@ -19,7 +19,8 @@ ALWAYS = {
     "init": "bank_path base_model tokenizer like aliases database arrays as_json",
     "alias": "bank_path action names as_json",
     "ingest": "bank_path sources hub collections text_column skip_bad_rows group_pattern replace memory "
-    "downloads keep_downloads assume_base_model adapt_rank as_json",
+    "downloads keep_downloads assume_base_model adapt_rank as_json scheduler scheduler_file tls_ca tls_cert tls_key "
+    "wait_workers workers",
     "list": "bank_path limit offset as_json",
     "show": "bank_path name as_json",
     "verify": "bank_path repair as_json scheduler scheduler_file tls_ca tls_cert tls_key wait_workers workers",
@@ -44,6 +45,7 @@ ALWAYS = {
 NEW = ["x.jsonl", "--out", "o"]
 # Command, arguments with which an option does nothing, and the options.
 NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
+    ("ingest", ["x"], [["--wait-seconds", "3"]]),
     ("ingest", ["x"], [["--include", "x"], ["--exclude", "x"], ["--limit", "3"], ["--dry-run"], ["--yes"]]),
     ("export", ["x", "--out", "o"], [["--dtype", "float16"], ["--memory", "1GiB"], ["--base-gguf", "x"],
                                      ["--model", "x"]]),

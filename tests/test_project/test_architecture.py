@@ -330,7 +330,13 @@ ARROWS = {
         "compute.generation",
         "compute.prediction",
     },
-    "compute.upkeep": {"compute.cluster"},
+    "compute.upkeep": {
+        "bankdb.ingest",
+        "bankdb.ingesting",
+        "bankdb.public",
+        "bankdb.verify",
+        "compute.cluster",
+    },
     "compute.reporting": {
         "compute.curves",
         "compute.approaches",
@@ -363,7 +369,6 @@ OF_A_BANK = {
     "bankdb.snapshot",
     "bankdb.space",
     "bankdb.templates",
-    "bankdb.verify",
 }
 MOST_MODULES = 12
 
