@@ -56,9 +56,7 @@ def _untrained() -> list[str]:
 @click.option("--title", help="Title of the page; made from the base model's name if not given.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
 @cluster_options
-@click.pass_context
 def report(
-    context: click.Context,
     bank_path: Path,
     out: Path,
     metrics: tuple[str, ...],
@@ -79,6 +77,7 @@ def report(
 
     if (out.is_file() or out.is_dir()) and not overwrite:
         raise ConflictError(f"{out}: already there; choose another --out, or give --overwrite")
+    context = click.get_current_context()
     progress = shown_progress()
     asked = cluster_of(where)
     with opened(bank_path) as bank:
