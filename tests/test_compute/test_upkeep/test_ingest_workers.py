@@ -52,13 +52,14 @@ def content(bank: AdapterBank) -> dict[str, Any]:
 
 
 def test_workers_make_the_bank_that_the_client_makes(
-    empty_bank: AdapterBank, bank: AdapterBank, pairs: Path, client: Client
+    bank: AdapterBank, tmp_path: Path, tokenizer_folder: Path, pairs: Path, client: Client
 ) -> None:
-    report = compute.ingest(empty_bank, pairs, cluster=client)
-    assert (len(report.added), report.refused) == (6, [])
-    assert content(empty_bank) == content(bank)
-    again = compute.ingest(empty_bank, pairs, cluster=client)
-    assert (again.added, len(again.skipped)) == ([], 6)
+    with create_bank(tmp_path / "made", tokenizer_folder) as made:
+        report = compute.ingest(made, pairs, cluster=client)
+        assert (len(report.added), report.refused) == (6, [])
+        assert content(made) == content(bank)
+        again = compute.ingest(made, pairs, cluster=client)
+        assert (again.added, len(again.skipped)) == ([], 6)
 
 
 def test_a_bad_dataset_is_refused_in_the_same_words(
