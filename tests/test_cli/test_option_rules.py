@@ -178,7 +178,7 @@ def test_an_option_that_would_do_nothing_is_refused(
         "with NAME", "with --NAME"
     ).replace("with answers", "with --answers").replace(
         "with the bank's own tasks", "with --the bank's own tasks"
-    ).replace("with two", "with --two")
+    ).replace("with two", "with --two").replace("with the plan", "with --the plan")
 
 
 @pytest.mark.parametrize(
