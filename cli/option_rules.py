@@ -121,6 +121,11 @@ def _tests(given: Given) -> bool:
 
 
 _WAITING = Rule(("wait_seconds",), lambda given: given["wait_workers"] is not None, "--wait-workers")
+_SHARED = Rule(
+    ("memory",),
+    lambda given: any(given[name] is not None for name in ("scheduler", "scheduler_file", "workers")),
+    "--scheduler, --scheduler-file or --workers: this process reads one row at a time",
+)
 _KERNEL = (
     Rule(("kernel",), _mmd, "--metric mmd or --approach matching"),
     Rule(
@@ -207,13 +212,15 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         ),
     ),
     "ingest": (
-        _TWO_COLUMNS,
+        *(_TWO_COLUMNS, _WAITING),
         Rule(
             ("include", "exclude", "limit", "dry_run", "yes"),
             lambda given: given["hub"] or bool(given["collections"]),
             "--hub OWNER, or --hub-collection ID",
         ),
     ),
+    "verify": (_SHARED, _WAITING),
+    "report": (_WAITING,),
     "distances": (*_KERNEL, _WAITING),
     "coefficients": (
         *_KERNEL,
@@ -387,6 +394,13 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--adapters; of a bank they are known",
         ),
         Rule(("bank_path",), lambda given: given["adapters"] is None, "a bank; --adapters plans without one"),
+        Rule(("evaluate",), lambda given: given["adapters"] is None, "a bank; --adapters plans without one"),
+        Rule(("model", "data", "max_examples"), lambda given: given["evaluate"], "--evaluate"),
+        Rule(
+            ("weight_error", "store", "rates_file", "save_rates"),
+            lambda given: not given["evaluate"],
+            "the plan of `bank predict --all`; --evaluate measures its own",
+        ),
         _BY_DISTANCE[0],
     ),
 }

@@ -126,7 +126,7 @@ cluster_options = together(
     click.option(
         "--workers",
         type=click.IntRange(1, 4096),
-        help="Local worker processes; one for each core if not given.",
+        help="Local worker processes; if not given, one for each core where the work is worth them.",
     ),
     memory_option,
 )
@@ -140,6 +140,8 @@ _CLUSTER = (
     "wait_workers",
     "wait_seconds",
 )
+WHERE = (*_CLUSTER, "memory")
+"""Parameters of `cluster_options`: they change no number."""
 metric_parameters = together(
     click.option(
         "--mmd-kernel",

@@ -260,7 +260,7 @@ def _evaluated(
 
 def _options(other: dict[str, Any]) -> EvaluationOptions:
     from compute.evaluation.evaluate import EvaluationOptions
-    from compute.evaluation.jobs import Machine
+    from compute.generation.machine import Machine
 
     return EvaluationOptions(
         targets=other["targets"],

@@ -83,6 +83,28 @@ class DeltaAdapter:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class DeltaParts:
+    """What is summed, wherever that is done.
+
+    Attributes
+    ----------
+    stored
+        The N rows that are used.
+    factors
+        float64, shape (N,): weight times scaling of each.
+    layout
+        Of the rows.
+    form
+        Of the result.
+    """
+
+    stored: Sources
+    factors: Float64
+    layout: AdapterLayout
+    form: DeltaForm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Sources:
     """Sources that are used, and the weight times the scaling of each."""
 
@@ -140,16 +162,35 @@ def delta_adapter(
         A row that is needed is damaged.
     """
     progress = progress or SilentProgress()
+    return delta_sum(delta_parts(bank, adapters, weights, rank, progress), bank.store, memory, progress)
+
+
+def delta_parts(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    weights: NDArray[np.floating],
+    rank: int | str | None,
+    progress: Progress,
+) -> DeltaParts:
+    """Return what is summed, without reading it; raises what `delta_adapter` does of its arguments."""
     used, single = _used(adapters, weights)
     scaled = single * [record.scaling for record in used]
-    sources = _Sources(bank.store, sources_of(bank, used, progress), scaled, bank.layout.rank)
-    form = _form(bank, sources.stacked, rank)
+    form = _form(bank, len(used) * bank.layout.rank, rank)
+    return DeltaParts(sources_of(bank, used, progress), scaled, bank.layout, form)
+
+
+def delta_sum(
+    parts: DeltaParts, store: AdapterStore, memory: int | None, progress: Progress, threads: int | None = None
+) -> DeltaAdapter:
+    """Sum the parts, whose rows are in `store`, on so many threads, None for one a core: see `delta_adapter`."""
+    form = parts.form
+    sources = _Sources(store, parts.stored, parts.factors, parts.layout.rank)
     budget = max(memory_budget(memory) - 8 * form.layout.size, 0)
     root = np.sqrt(form.scaling)
-    modules = modules_of(bank.layout)
+    modules = modules_of(parts.layout)
     tensors, retained = {}, {}
     progress.begin("delta space", len(modules))
-    for module, factors in _combined(sources, modules, form.layout.rank, budget):
+    for module, factors in _combined(sources, modules, form.layout.rank, budget, threads or core_count()):
         tensors[module.a.name] = (factors.a / root).astype(np.float32)
         tensors[module.b.name] = (factors.b / root).astype(np.float32)
         retained[module.name] = factors.retained
@@ -159,15 +200,15 @@ def delta_adapter(
 
 
 def _combined(
-    sources: _Sources, modules: Sequence[Module], rank: int, budget: int
+    sources: _Sources, modules: Sequence[Module], rank: int, budget: int, most: int
 ) -> Iterator[tuple[Module, LowRank]]:
-    """Yield each module's sum, cut to the rank: on all cores where memory allows, a module a core.
+    """Yield each module's sum, cut to the rank: on at most so many threads where memory allows, a module a thread.
 
     LAPACK on one thread each: on two, matrices of a few hundred rows take three times as long.
     """
     largest = _check_budget(sources, modules, budget)
     # Half of the memory is for what is read at once.
-    threads = max(1, min(core_count(), budget // (2 * largest)))
+    threads = max(1, min(most, budget // (2 * largest)))
     left = budget - threads * largest
     with bounded_blas(1), ThreadPoolExecutor(threads, thread_name_prefix="delta") as pool:
         for group in _groups(modules, min(_PANEL, left // (4 * len(sources)))):

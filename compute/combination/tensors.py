@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.bank import AdapterBank
-from bankdb.progress import Progress
+from bankdb.peft.layout import AdapterLayout
+from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
-from bankdb.scaled_rows import sources_of
+from bankdb.scaled_rows import Sources, sources_of
 from compute.combination.combine import combine_one
-from compute.combination.delta import delta_adapter
+from compute.combination.delta import DeltaParts, delta_parts, delta_sum
 
 _MEMORY, _LEAST = 2**28, 2**26
 
@@ -75,9 +78,69 @@ def combined_tensors(
     BankFormatError
         A row that is needed is damaged.
     """
-    if space == "delta":
-        made = delta_adapter(bank, adapters, weights, rank)
-        return made.form.layout.unflatten(made.vector), made.form.scaling
+    return adapter_parts(bank, adapters, weights, space, rank).tensors(bank.store)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdapterParts:
+    """All that an adapter is combined from but the bank's rows, for whoever can read these.
+
+    Attributes
+    ----------
+    sources
+        The N rows.
+    weights
+        float32, shape (N,).
+    layout, scaling
+        The bank's.
+    delta
+        In place of all these, for an adapter that is combined in delta space.
+    """
+
+    sources: Sources
+    weights: NDArray[np.float32]
+    layout: AdapterLayout
+    scaling: float
+    delta: DeltaParts | None = None
+
+    def tensors(
+        self, store: AdapterStore, memory: int | None = None, threads: int | None = None
+    ) -> tuple[dict[str, NDArray[Any]], float]:
+        """Return what `combined_tensors` does.
+
+        Parameters
+        ----------
+        store
+            Where the rows are.
+        memory, threads
+            What may be used; None chooses. More threads, or more memory to combine factors, change no bit.
+        """
+        if self.delta is not None:
+            made = delta_sum(self.delta, store, memory, SilentProgress(), threads)
+            return made.form.layout.unflatten(made.vector), made.form.scaling
+        vector = combine_one(
+            store,
+            self.sources,
+            self.weights,
+            chunk=column_chunk(self.layout.size),
+            budget=_MEMORY if memory is None else min(memory, _MEMORY),
+            threads=threads,
+        )
+        return self.layout.unflatten(vector), self.scaling
+
+
+def adapter_parts(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    weights: NDArray[np.float32],
+    space: str,
+    rank: int | str | None,
+) -> AdapterParts:
+    """Return what an adapter is combined from, reading no row: see `combined_tensors`."""
     scaling = bank.record.scaling
     assert scaling is not None, "a bank with adapters has a scaling"
-    return bank.layout.unflatten(combined_vector(bank, adapters, weights)), scaling
+    delta = None
+    if space == "delta":
+        delta = delta_parts(bank, adapters, weights, rank, SilentProgress())
+    sources = sources_of(bank, adapters) if delta is None else delta.stored
+    return AdapterParts(sources, weights, bank.layout, scaling, delta)

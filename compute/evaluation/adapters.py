@@ -15,7 +15,7 @@ from compute.approaches.options import PredictionOptions
 from compute.approaches.weight_errors import weight_space_errors
 from compute.cluster.options import Cluster
 from compute.combination.delta import check_rank_fits
-from compute.combination.tensors import combined_tensors
+from compute.combination.tensors import AdapterParts, adapter_parts, combined_tensors
 from compute.evaluation.systems import EvaluatedAdapter, System, compared_systems
 from compute.labels.answer_labels import LabelOptions
 from compute.prediction.coefficients import compute_coefficients
@@ -72,3 +72,8 @@ def adapter_tensors(bank: AdapterBank, adapter: EvaluatedAdapter) -> tuple[dict[
         A row that is needed is damaged.
     """
     return combined_tensors(bank, adapter.sources, adapter.weights, adapter.space, adapter.rank)
+
+
+def parts_of(bank: AdapterBank, adapter: EvaluatedAdapter) -> AdapterParts:
+    """Return what a worker that can read the bank's rows makes the same tensors of."""
+    return adapter_parts(bank, adapter.sources, adapter.weights, adapter.space, adapter.rank)

@@ -19,10 +19,11 @@ ALWAYS = {
     "init": "bank_path base_model tokenizer like aliases database arrays as_json",
     "alias": "bank_path action names as_json",
     "ingest": "bank_path sources hub collections text_column skip_bad_rows group_pattern replace memory "
-    "downloads keep_downloads assume_base_model adapt_rank as_json",
+    "downloads keep_downloads assume_base_model adapt_rank as_json scheduler scheduler_file tls_ca tls_cert tls_key "
+    "wait_workers workers",
     "list": "bank_path limit offset as_json",
     "show": "bank_path name as_json",
-    "verify": "bank_path repair as_json",
+    "verify": "bank_path repair as_json scheduler scheduler_file tls_ca tls_cert tls_key wait_workers workers",
     "clean": "bank_path kinds dry_run yes as_json",
     "group": "bank_path names pattern as_json",
     "remove": "bank_path names",
@@ -40,12 +41,13 @@ ALWAYS = {
     "threads seed name text_column skip_bad_rows dtype file_format overwrite as_json memory test push_to",
     "evaluate": "bank_path adapters csv out as_json",
     "generate": "adapter prompt input_file model max_tokens temperature chat device dtype threads",
-    "report": "bank_path out metrics approaches evaluations title overwrite",
-    "plan": "adapters parameters approaches weight_error store workers memory measure rates_file save_rates as_json",
+    "report": f"bank_path out metrics approaches evaluations title overwrite {CLUSTER}",
+    "plan": "adapters parameters approaches workers memory measure as_json",
 }
 NEW = ["x.jsonl", "--out", "o"]
 # Command, arguments with which an option does nothing, and the options.
 NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
+    ("ingest", ["x"], [["--wait-seconds", "3"]]),
     ("ingest", ["x"], [["--include", "x"], ["--exclude", "x"], ["--limit", "3"], ["--dry-run"], ["--yes"]]),
     ("export", ["x", "--out", "o"], [["--dtype", "float16"], ["--memory", "1GiB"], ["--base-gguf", "x"],
                                      ["--model", "x"]]),
@@ -121,9 +123,15 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
     ("restore", ["x", "--only", "arrays"], [["--database", "x"], ["--arrays", "x"]]),
     ("plan", [], [["--vocabulary", "9"], ["--tokens", "9"], ["--distinct", "9"]]),
     ("plan", ["--approach", "uniform"], [["--metric", "js"]]),
+    ("plan", [], [["--model", "x"], ["--data", "x"], ["--max-examples", "3"]]),
+    ("plan", ["--evaluate"], [["--weight-error"], ["--store"], ["--rates", "x"]]),
+    ("plan", ["--evaluate", "--measure"], [["--save-rates", "x"]]),
+    ("plan", ["--adapters", "9", "--parameters", "9"], [["--evaluate"]]),
     ("plan", ["--adapters", "9", "--parameters", "9"], [["--bank", "x"]]),
     ("coefficients", [], [["--wait-seconds", "3"]]),
     ("distances", [], [["--wait-seconds", "3"]]),
+    ("report", [], [["--wait-seconds", "3"]]),
+    ("verify", [], [["--memory", "1GiB"], ["--wait-seconds", "3"]]),
 ]  # fmt: skip
 CASES = [(command, arguments, option) for command, arguments, options in NOTHING for option in options]
 
@@ -173,7 +181,7 @@ def test_an_option_that_would_do_nothing_is_refused(
         "with NAME", "with --NAME"
     ).replace("with answers", "with --answers").replace(
         "with the bank's own tasks", "with --the bank's own tasks"
-    ).replace("with two", "with --two")
+    ).replace("with two", "with --two").replace("with the plan", "with --the plan")
 
 
 @pytest.mark.parametrize(

@@ -331,6 +331,13 @@ ARROWS = {
         "compute.generation",
         "compute.prediction",
     },
+    "compute.upkeep": {
+        "bankdb.ingest",
+        "bankdb.ingesting",
+        "bankdb.public",
+        "bankdb.verify",
+        "compute.cluster",
+    },
     "compute.reporting": {
         "compute.curves",
         "compute.approaches",
@@ -343,6 +350,8 @@ ARROWS = {
         "compute.approaches",
         "compute.cluster",
         "compute.combination",
+        "compute.evaluation",
+        "compute.generation",
         "compute.gram",
         "compute.metrics",
         "compute.pairwise",
