@@ -10,7 +10,7 @@ EVERYDAY, OTHER = "Options", "Other options"
 
 _COMBINING = (
     *("kernel", "sigma", "compatible", "temperature", "top_k", "protocol", "seed", "width", "leave_out"),
-    *("space", "rank", "include_same"),
+    *("space", "rank", "merge", "density", "majority_sign", "merge_weights", "merge_seed", "include_same"),
 )
 _ROWS = ("input_column", "output_column", "text_column", "skip_bad_rows")
 _FILES = ("name", "dtype", "file_format", "base_gguf", "overwrite", "as_json")
@@ -53,7 +53,7 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "coefficients": {
         EVERYDAY: ("bank_path", "metrics", "approaches"),
-        _COMBINATION: tuple(name for name in _COMBINING if name not in {"space", "rank", "include_same"}),
+        _COMBINATION: _COMBINING[: _COMBINING.index("leave_out") + 1],
         _MODEL: ("model", "examples", "device", "threads"),
         _OUTPUT: ("csv", "parquet", "zarr", "as_json"),
         _WHERE: _CLUSTER,

@@ -13,6 +13,7 @@ from cli.commands.evaluating.curves import CURVE_PARAMETERS
 from cli.help_sections import SectionedCommand
 from cli.options import on_command_line
 from compute.approaches.registry import approaches, get_approach
+from compute.merge_methods.method import LINEAR
 
 if TYPE_CHECKING:
     from compute.approaches.base import Approach
@@ -153,6 +154,23 @@ def _labels(*options: str) -> tuple[Rule, ...]:
     )
 
 
+_MERGING = (
+    Rule(
+        ("density", "merge_weights"),
+        lambda given: given["merge"] != LINEAR,
+        "--merge ties, dare-linear, dare-ties or magnitude-prune",
+    ),
+    Rule(
+        ("majority_sign",),
+        lambda given: given["merge"].endswith("ties"),
+        "--merge ties, or --merge dare-ties",
+    ),
+    Rule(
+        ("merge_seed",),
+        lambda given: given["merge"].startswith("dare-"),
+        "--merge dare-linear, or --merge dare-ties",
+    ),
+)
 _CLUSTER = (
     "scheduler",
     "scheduler_file",
@@ -179,6 +197,7 @@ def _starting(*rules: Rule) -> tuple[Rule, ...]:
 
 _TASKS = (
     *("targets", "approaches", "compatible", "leave_out", "space", "rank", "weights_only", "bank_sizes"),
+    *("merge", "density", "majority_sign", "merge_weights", "merge_seed"),
     *("finetune", *CURVE_PARAMETERS),
     *_CLUSTER,
     *("metrics", "kernel", "sigma", "temperature", "top_k", "protocol", "width", "draws", "examples"),
@@ -240,6 +259,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             lambda given: not given["whole_bank"] or given["export"] is not None or given["store"],
             "--export FOLDER, or --store",
         ),
+        *_MERGING,
         Rule(
             ("overwrite", "file_format"),
             lambda given: not given["whole_bank"] or given["export"] is not None,
@@ -276,11 +296,12 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             *_KERNEL,
             *_BY_DISTANCE,
             *_neural("protocol", "width"),
+            *_MERGING,
             Rule(("leave_out",), _fitted, "--approach tuned, ridge or neural, which are fitted on the bank"),
             _WAITING,
         ),
         Rule(
-            ("approaches", "compatible", "space", "rank", "include_same"),
+            ("approaches", "compatible", "space", "rank", "merge", "include_same"),
             lambda given: given["start"] == "predicted",
             "--start predicted",
         ),
@@ -304,7 +325,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--compare, or the bank's own tasks without --adapter",
         ),
         Rule(
-            (*_GENERATING, "resamples", "space", "rank"),
+            (*_GENERATING, "resamples", "space", "rank", "merge"),
             _no_weights_only,
             "answers that are generated, which --weights-only leaves out",
         ),
@@ -319,9 +340,15 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--finetune, or --approach selected",
         ),
         Rule(("draws",), lambda given: bool(given["bank_sizes"]), "--bank-sizes"),
+        Rule(
+            ("bank_sizes",),
+            lambda given: given["merge"] == LINEAR,
+            "weighted sums, whose errors in weights need no adapter; leave --merge out",
+        ),
+        *_MERGING,
         Rule(CURVE_PARAMETERS, _finetuning, "--finetune"),
         Rule(
-            ("weights_only", "bank_sizes", "space", "rank"),
+            ("weights_only", "bank_sizes", "space", "rank", "merge"),
             lambda given: not _finetuning(given),
             "answers of predictions as they are; --finetune trains them, as factors",
         ),

@@ -12,6 +12,7 @@ import click
 
 from bankdb.shown import metric_text
 from cli.columns import column_options, rows_of
+from cli.combining.options import merge_options, space_options
 from cli.commands.assess import assess_written, check_written, test_options
 from cli.display import print_json, print_table, shown_progress, tell
 from cli.formats import format_options, gguf_of, tell_gguf, what_loads
@@ -32,7 +33,6 @@ from cli.options import (
     metric_parameters,
     opened,
     overwrite_option,
-    space_options,
 )
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ _LISTED = 10
 @approach_parameters
 @examples_option("Of selected: labelled examples that are drawn of a dataset, at the most.")
 @space_options
+@merge_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the new adapter (with NEWDATA).")
 @click.option(
     "--export", type=click.Path(path_type=Path), help="Folder for all adapters, by name (with --all)."

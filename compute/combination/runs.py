@@ -71,7 +71,9 @@ def open_run(
     """
     weights = values.astype(np.float32)
     layout = _layout(weights)
-    old = _old_run(bank, adapters, weights, metric, options)
+    # That version knew weighted sums alone.
+    is_sum = options.merge_method.is_linear
+    old = _old_run(bank, adapters, weights, metric, options) if is_sum else None
     if old is not None and _has(bank, group_of(bank, old), layout, old, progress):
         return old, group_of(bank, old)
     inputs = digest_of(
@@ -251,6 +253,8 @@ def options_key(options: PredictionOptions) -> dict[str, Any]:
         "leave_out": options.leave_out,
         "space": options.space,
         "rank": options.rank,
+        # What came later is stated where it is not the default: keys of before stay what they were.
+        **options.merge_method.parameters(),
     }
 
 

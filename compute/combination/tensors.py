@@ -15,6 +15,8 @@ from bankdb.records import AdapterRecord
 from bankdb.scaled_rows import sources_of
 from compute.combination.combine import combine_one
 from compute.combination.delta import delta_adapter
+from compute.combination.merged.single import merge_one, merged_sources
+from compute.merge_methods.method import SUM, MergeMethod
 
 _MEMORY, _LEAST = 2**28, 2**26
 
@@ -25,8 +27,11 @@ def combined_vector(
     weights: NDArray[np.float32],
     budget: int = _MEMORY,
     progress: Progress | None = None,
+    method: MergeMethod = SUM,
 ) -> NDArray[np.float32]:
     """Combine factors, at the bank's scaling, reading what has a weight once; float32, shape (p,).
+
+    One source alone is itself, by whatever method, as with PEFT.
 
     Parameters
     ----------
@@ -34,15 +39,23 @@ def combined_vector(
         float32, shape (N,): of each of the adapters.
     budget
         Bytes that may be used beside the vector.
+    method
+        How they are combined; the weighted sum if not given.
 
     Raises
     ------
     BankFormatError
         A row that is needed is damaged.
+    PlanError
+        A merge method does not fit the budget.
     """
+    sources = sources_of(bank, adapters, progress)
+    if not method.is_linear and np.count_nonzero(weights) > 1:
+        merged = merged_sources(sources, weights, [record.row_sha256 for record in adapters], method)
+        return merge_one(bank.store, merged, bank.layout, method, budget=budget)
     return combine_one(
         bank.store,
-        sources_of(bank, adapters, progress),
+        sources,
         weights,
         chunk=column_chunk(bank.layout.size),
         budget=budget,
@@ -60,6 +73,7 @@ def combined_tensors(
     weights: NDArray[np.float32],
     space: str,
     rank: int | str | None,
+    method: MergeMethod = SUM,
 ) -> tuple[dict[str, NDArray[Any]], float]:
     """Return A and B of every module, by name, and the scaling of their product.
 
@@ -67,7 +81,7 @@ def combined_tensors(
     ----------
     weights
         float32, shape (N,): of each of the adapters.
-    space, rank
+    space, rank, method
         See `PredictionOptions`.
 
     Raises
@@ -76,8 +90,8 @@ def combined_tensors(
         A row that is needed is damaged.
     """
     if space == "delta":
-        made = delta_adapter(bank, adapters, weights, rank)
+        made = delta_adapter(bank, adapters, weights, rank, method=method)
         return made.form.layout.unflatten(made.vector), made.form.scaling
     scaling = bank.record.scaling
     assert scaling is not None, "a bank with adapters has a scaling"
-    return bank.layout.unflatten(combined_vector(bank, adapters, weights)), scaling
+    return bank.layout.unflatten(combined_vector(bank, adapters, weights, method=method)), scaling

@@ -91,7 +91,8 @@ class PredictedBank:
             )
         if self.stored is not None:
             return read_row(self.path / ADAPTERS, index, AGAIN)
-        return combined(self.bank, found.adapters, found.values[index].astype(np.float32), memory)
+        weights, method = found.values[index].astype(np.float32), found.options.merge_method
+        return combined(self.bank, found.adapters, weights, memory, method=method)
 
     def save(
         self,
@@ -249,6 +250,10 @@ def predict_all(
         raise ParameterError(
             "space: stored predictions are of factors, delta found; export folders: with --export, or export_delta"
         )
+    if weight_errors and not all(way.merge_method.is_linear for way in ways):
+        raise ParameterError(
+            "weight errors: of weighted sums alone, a merge method found; leave one of the two out"
+        )
     with computing(bank, cluster, shown) as used:
         predicted = _predict_all(bank, ways, used, weight_errors, store, shown, labels)
     return predicted[0] if options is None or isinstance(options, PredictionOptions) else predicted
@@ -269,7 +274,13 @@ def _predict_all(
     if weight_errors or any(way.how.reads_gram for way in ways):
         gram = compute_gram(bank, cluster, progress)
         targets, size = np.arange(len(adapters)), bank.layout.size
-        errors = [weight_space_errors(way.values, gram, targets, size).relative for way in found]
+        errors = [
+            # The Gram matrix knows weighted sums alone.
+            weight_space_errors(way.values, gram, targets, size).relative
+            if way.options.merge_method.is_linear
+            else None
+            for way in found
+        ]
     runs = [
         open_run(bank, adapters, way.values, way.metric, way.options, way.fitted, progress, way.labels)
         for way in found

@@ -22,7 +22,7 @@ from bankdb.records import AdapterRecord, BankRecord, library_versions, publishe
 from bankdb.strict_json import parse_object
 from compute.approaches.base import Fitted
 from compute.approaches.options import PredictionOptions
-from compute.combination.delta import DeltaForm
+from compute.combination.delta_shapes import DeltaForm
 
 DTYPES = ("source", "float32", "float16", "bfloat16")
 RETAINED = "retained_energy"
