@@ -197,10 +197,21 @@ def _tell_prediction(prediction: Prediction, folder: Path, file_format: str) -> 
         f"effective number of sources: {prediction.effective_sources:.2f} of "
         f"{len(prediction.adapters) - len(prediction.left_out)}"
     )
+    _tell_negative([weight for _, weight, _ in used])
     _tell_choice(prediction.fitted or {})
     if delta is not None:
         _tell_retained(delta.form.layout.rank, [delta.retained])
     tell(f"wrote {folder}/, {what_loads(file_format)}")
+
+
+def _tell_negative(weights: Sequence[float]) -> None:
+    """Tell that the combination is not convex, where it is not."""
+    negative = [weight for weight in weights if weight < 0]
+    if negative:
+        tell(
+            f"{len(negative)} of {len(weights)} coefficients are negative, {sum(negative):.4g} in all: the combination "
+            "is not convex, and the effective number of sources is but a measure of its coefficients' size"
+        )
 
 
 def _tell_choice(fitted: Mapping[str, Any]) -> None:

@@ -38,8 +38,9 @@ class PredictionOptions:
         `wasserstein`, `kullback-leibler`, `jensen-shannon`, `mmd`, or `wd`, `kl`, `js`; or `tf-idf`.
     approach
         Name of one that is registered: see `compute.approaches.registry`. `attentional`, `normalized`, `neural`,
-        `uniform`, `nearest`; `tuned`, `ridge` and `matching`, which are none of the paper's; `selected`, which reads
-        the dataset's labels; `oracle` knows the answer and is a bound only. `matching` is by MMD, whatever the metric.
+        `uniform`, `nearest`; `tuned`, `ridge`, `ridge-signed` (whose coefficients may be negative) and `matching`,
+        which are none of the paper's; `selected`, which reads the dataset's labels; `oracle` knows the answer and is
+        a bound only. `matching` is by MMD, whatever the metric.
     temperature
         Divides the distances, or z-scores, before the softmin.
     top_k
@@ -108,6 +109,11 @@ class PredictionOptions:
         self._check_space()
         for name, value in self.merge_method.parameters().items():
             object.__setattr__(self, name, value)
+        if how.signed and self.merge_method.elects and self.merge_weights == "convex":
+            raise ParameterError(
+                f"merge-weights: expected peft for {self.merge} with {self.approach}, whose coefficients may be "
+                "negative, found convex: a mean by such weights is none; pass --merge-weights peft, or another method"
+            )
         number = self.examples
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
             raise ParameterError(

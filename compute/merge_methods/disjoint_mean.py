@@ -66,6 +66,8 @@ def disjoint_means(
 ) -> None:
     """Set `out` to the disjoint means of many targets: five products of a weighted sum's size, one of them in double.
 
+    What overflows is infinite, or no number, in `out`.
+
     Parameters
     ----------
     weights

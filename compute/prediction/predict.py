@@ -329,26 +329,15 @@ def _combined(
     budget: int,
     progress: Progress,
 ) -> tuple[NDArray[np.float32], DeltaAdapter | None]:
+    method = options.merge_method
     if options.space == "delta":
         made = delta_adapter(
-            bank,
-            adapters,
-            weights,
-            options.rank,
-            method=options.merge_method,
-            memory=budget,
-            progress=progress,
+            bank, adapters, weights, options.rank, method=method, memory=budget, progress=progress
         )
         return made.vector, made
     progress.begin("combine", 1)
-    vector = combined_vector(
-        bank,
-        adapters,
-        weights.astype(np.float32),
-        beside_vector(bank, budget),
-        progress,
-        options.merge_method,
-    )
+    single = weights.astype(np.float32)
+    vector = combined_vector(bank, adapters, single, beside_vector(bank, budget), progress, method)
     progress.end()
     return vector, None
 

@@ -22,7 +22,7 @@ from compute.approaches.options import PredictionOptions, each_way
 from compute.approaches.weight_errors import weight_space_errors
 from compute.cluster.options import Cluster, ClusterLike
 from compute.combination.predictions import check_dtype, combine_missing, open_stored, stored_dtype
-from compute.combination.runs import ADAPTERS, COEFFICIENTS, open_run
+from compute.combination.runs import ADAPTERS, COEFFICIENTS, Opened, open_run
 from compute.labels.answer_labels import LabelOptions
 from compute.prediction.coefficients import Coefficients, compute_coefficients, described
 from compute.prediction.export import AGAIN, export_all
@@ -288,7 +288,7 @@ def _predict_all(
     if store is not None:
         for opened in runs:
             open_stored(bank, opened, len(adapters), store, progress)
-        combine_missing(bank, runs, sources_of(bank, adapters, progress), cluster, progress, store)
+        _combine_by_method(bank, found, runs, cluster, store, progress)
     for (run, _), way, error in zip(runs, found, errors, strict=True):
         _store_records(bank, run, way, error)
         bank.runs.finish(run.id)
@@ -296,6 +296,23 @@ def _predict_all(
         PredictedBank(run, way, path, error, bank, stored_dtype(bank, (run, path), len(adapters)))
         for (run, path), way, error in zip(runs, found, errors, strict=True)
     ]
+
+
+def _combine_by_method(
+    bank: AdapterBank,
+    found: Sequence[Coefficients],
+    runs: Sequence[Opened],
+    cluster: Cluster,
+    store: str,
+    progress: Progress,
+) -> None:
+    """Store all numbers of the runs: those of one merge method in one pass over the adapters."""
+    adapters = found[0].adapters
+    sources = sources_of(bank, adapters, progress)
+    for method in dict.fromkeys(way.options.merge_method for way in found):
+        some = [run for run, way in zip(runs, found, strict=True) if way.options.merge_method == method]
+        merging = None if method.is_linear else (adapters, method)
+        combine_missing(bank, some, sources, cluster, progress, store, merging)
 
 
 def _store_records(

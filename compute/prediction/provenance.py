@@ -97,7 +97,9 @@ def provenance(
     dtype: str,
 ) -> dict[str, Any]:
     """Return everything that determines a prediction. Depends on that alone: no time, no machine."""
-    used = sorted(np.flatnonzero(weights).tolist(), key=lambda index: (-weights[index], adapters[index].name))
+    used = sorted(
+        np.flatnonzero(weights).tolist(), key=lambda index: (-abs(weights[index]), adapters[index].name)
+    )
     double, rank = weights.astype(np.float64), adapters[0].rank
     return {
         "name": name,

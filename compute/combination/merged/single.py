@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.arrays.shard_format import Float32
-from bankdb.errors import BankFormatError, PlanError
+from bankdb.errors import PlanError
 from bankdb.peft.layout import B_SUFFIX, AdapterLayout, TensorSpec
 from bankdb.scaled_rows import Sources, read_scaled_into
 from compute.budget import mebibytes
 from compute.cluster.machine import core_count
 from compute.combination.combine import check_finite
+from compute.combination.merged.panels import check_source
 from compute.merge_methods.disjoint_mean import PLACE_BYTES, DisjointMean
 from compute.merge_methods.dropping import Key, drop, drop_key
 from compute.merge_methods.method import MergeMethod
@@ -173,15 +174,6 @@ def _merge_group(
             mean.add(row[0], weights)
     if mean is not None:
         part[:] = mean.mean()
-
-
-def check_source(values: Float32, store: AdapterStore, row: int) -> None:
-    """Raise BankFormatError for values of a row that are no numbers: dropped, they would be seen by nobody."""
-    if not np.isfinite(values).all():
-        raise BankFormatError(
-            f"{store.file(row)}: row {row} holds values that are not finite numbers; "
-            "`bank verify --repair` restores it from its source"
-        )
 
 
 def prune(values: Float32, group: Sequence[TensorSpec], key: Key, method: MergeMethod) -> None:

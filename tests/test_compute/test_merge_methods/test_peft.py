@@ -70,7 +70,7 @@ def products(tensors: dict[str, np.ndarray], scaling: float) -> dict[str, np.nda
     }
 
 
-@pytest.mark.parametrize("density", [0.3, 0.62, 1.0])
+@pytest.mark.parametrize("density", [0.3, 1.0])
 @pytest.mark.parametrize(("name", "sign"), SIGNS)
 @pytest.mark.parametrize("weights", [[0.5, 0.2, 0.1, 0.2], [0.7, -0.3, 0.4, 0.2]], ids=["convex", "signed"])
 def test_factors_with_pefts_weights_are_what_peft_makes(
@@ -126,7 +126,7 @@ def test_convex_weights_are_those_of_peft_squared(
         np.testing.assert_allclose(values, expected[tensor], rtol=2e-5, atol=1e-6, err_msg=tensor)
 
 
-@pytest.mark.parametrize("density", [0.3, 0.62])
+@pytest.mark.parametrize("density", [0.62])
 @pytest.mark.parametrize(("name", "sign"), SIGNS)
 @pytest.mark.parametrize("weights", [[0.5, 0.2, 0.1, 0.2], [0.7, -0.3, 0.4, 0.2]], ids=["convex", "signed"])
 def test_delta_space_is_what_peft_makes_by_svd(
