@@ -58,6 +58,21 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
         _OUTPUT: ("csv", "parquet", "zarr", "as_json"),
         _WHERE: _CLUSTER,
     },
+    "plan": {
+        EVERYDAY: (
+            "bank_path",
+            "metrics",
+            "approaches",
+            "merge",
+            "weight_error",
+            "store",
+            "workers",
+            "memory",
+        ),
+        "A bank that is not there yet": ("adapters", "parameters", "vocabulary", "tokens", "distinct"),
+        "Expected time": ("measure", "rates_file", "save_rates"),
+        _OUTPUT: ("as_json",),
+    },
     "distances": {
         EVERYDAY: ("bank_path", "metrics", "kernel", "sigma", "compatible"),
         _OUTPUT: ("csv", "parquet", "zarr", "as_json"),

@@ -343,7 +343,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         Rule(
             ("bank_sizes",),
             lambda given: given["merge"] == LINEAR,
-            "weighted sums, whose errors in weights need no adapter; leave --merge out",
+            "--merge linear: of others errors in weights are not told",
         ),
         *_MERGING,
         Rule(CURVE_PARAMETERS, _finetuning, "--finetune"),

@@ -1,6 +1,6 @@
 """Whether merge methods answer better than the weighted sum: Rouge-L on the test splits of a bank's tasks.
 
-    python benchmarks/merge_methods/answers.py BANK --model FOLDER [--every 3] [--signed] [--out FOLDER]
+    python -m benchmarks.merge_methods.answers BANK --model FOLDER [--every 3] [--signed] [--out FOLDER]
 
 Prints the table of docs/coefficients.md. Answers are kept in the bank: the same again generates nothing.
 """

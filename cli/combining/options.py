@@ -32,16 +32,17 @@ space_options = together(
         help="With --space delta: rank of the result, or 'full' for the exact sum; the bank's if not given.",
     ),
 )
+merge_option = click.option(
+    "--merge",
+    type=click.Choice(METHODS),
+    default=LINEAR,
+    show_default=True,
+    help="How sources are combined by their coefficients: the weighted sum; TIES (the largest values, of the sign "
+    "that is elected); DARE (values dropped at random, the rest made larger), summed or by TIES; or the sum of the "
+    "largest values.",
+)
 merge_options = together(
-    click.option(
-        "--merge",
-        type=click.Choice(METHODS),
-        default=LINEAR,
-        show_default=True,
-        help="How sources are combined by their coefficients: the weighted sum; TIES (the largest values, of the sign "
-        "that is elected); DARE (values dropped at random, the rest made larger), summed or by TIES; or the sum of the "
-        "largest values.",
-    ),
+    merge_option,
     click.option(
         "--density",
         type=click.FloatRange(0, 1, min_open=True),

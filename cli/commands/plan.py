@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.combining.options import merge_option
 from cli.display import print_json, print_table, shown_progress, tell
 from cli.option_rules import CheckedCommand
 from cli.options import (
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 )
 @metric_option(many=True)
 @approach_option()
+@merge_option
 @click.option("--weight-error", is_flag=True, help="As of bank predict: with the Gram matrix.")
 @click.option("--store", is_flag=True, help="As of bank predict: all predicted numbers are stored.")
 @click.option(
@@ -91,6 +93,7 @@ def plan(
     rates_file: Path | None,
     save_rates: Path | None,
     as_json: bool,
+    merge: str,
     **numbers: Any,
 ) -> None:
     """Print what 'bank predict --all' will do, and how long it may take, before anything runs.
@@ -117,7 +120,7 @@ def plan(
             bank = stack.enter_context(opened(bank_path))
         planned = compute.forecast(
             bank,
-            Parameters().combinations(metrics, approaches),
+            Parameters({"merge": merge}).combinations(metrics, approaches),
             workers=workers,
             memory=None if memory is None else parse_memory(memory),
             weight_errors=weight_error,

@@ -71,9 +71,7 @@ def open_run(
     """
     weights = values.astype(np.float32)
     layout = _layout(weights)
-    # That version knew weighted sums alone.
-    is_sum = options.merge_method.is_linear
-    old = _old_run(bank, adapters, weights, metric, options) if is_sum else None
+    old = _old_run(bank, adapters, weights, metric, options)
     if old is not None and _has(bank, group_of(bank, old), layout, old, progress):
         return old, group_of(bank, old)
     inputs = digest_of(
@@ -270,7 +268,9 @@ def _old_run(
     metric: str,
     options: PredictionOptions,
 ) -> RunRecord | None:
-    """Return the run of the same predictions by version 0.1.0, whose key had another form."""
+    """Return the run of the same predictions by version 0.1.0, whose key had another form; it knew sums alone."""
+    if not options.merge_method.is_linear:
+        return None
     rows = " ".join(f"{record.row}:{record.row_sha256}:{record.scaling}" for record in adapters)
     named = (
         f"metric={options.metric!r}, approach={options.approach!r}, temperature={options.temperature!r}, "

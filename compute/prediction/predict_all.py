@@ -246,6 +246,13 @@ def predict_all(
         raise ParameterError(
             "targets: all adapters are predicted; leave the targets out, or use compute.coefficients"
         )
+    _check_ways(ways, weight_errors)
+    with computing(bank, cluster, shown) as used:
+        predicted = _predict_all(bank, ways, used, weight_errors, store, shown, labels)
+    return predicted[0] if options is None or isinstance(options, PredictionOptions) else predicted
+
+
+def _check_ways(ways: Sequence[PredictionOptions], weight_errors: bool) -> None:
     if any(way.space != "factors" for way in ways):
         raise ParameterError(
             "space: stored predictions are of factors, delta found; export folders: with --export, or export_delta"
@@ -254,9 +261,6 @@ def predict_all(
         raise ParameterError(
             "weight errors: of weighted sums alone, a merge method found; leave one of the two out"
         )
-    with computing(bank, cluster, shown) as used:
-        predicted = _predict_all(bank, ways, used, weight_errors, store, shown, labels)
-    return predicted[0] if options is None or isinstance(options, PredictionOptions) else predicted
 
 
 def _predict_all(
