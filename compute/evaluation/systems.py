@@ -333,3 +333,10 @@ def with_baselines(ways: Sequence[PredictionOptions]) -> list[PredictionOptions]
 def compared_ways(ways: Sequence[PredictionOptions]) -> list[PredictionOptions]:
     """Return the ways between the baselines and the bound, for a comparison of weights."""
     return list(dict.fromkeys([*BASELINES, *ways, PredictionOptions(approach="oracle")]))
+
+
+def check_sums(ways: Sequence[PredictionOptions]) -> None:
+    """Raise ParameterError for a merge method, whose errors the Gram matrix does not tell."""
+    merged = next((way.merge for way in ways if not way.merge_method.is_linear), None)
+    if merged is not None:
+        raise ParameterError(f"weight space: expected weighted sums, merge {merged} found; leave it out")
