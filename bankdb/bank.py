@@ -18,9 +18,11 @@ from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
     from bankdb.datasets.forms.rules import Reading
+    from bankdb.datasets.tokenizer import BankTokenizer
     from bankdb.gguf.export import GgufExport
     from bankdb.ingest import IngestReport
-    from bankdb.sources.find import Source
+    from bankdb.public.found import FoundPairs
+    from bankdb.public.sources import WideSource
     from bankdb.verify import VerifyReport
 
 _LISTED = 10
@@ -44,9 +46,10 @@ class AdapterBank(StoredBank):
         cls,
         path: str | Path,
         *,
-        base_model: str,
-        tokenizer: str | Path,
+        base_model: str | None = None,
+        tokenizer: str | Path | BankTokenizer | None = None,
         aliases: Sequence[str] = (),
+        like: str | None = None,
         database: str | None = None,
         arrays: str | None = None,
     ) -> AdapterBank:
@@ -56,12 +59,13 @@ class AdapterBank(StoredBank):
         ----------
         path
             Folder to make; it may exist if it is empty.
-        base_model
-            Name of the base model, as the adapters' configurations state it.
+        base_model, aliases
+            Name of the base model, as the adapters' configurations state it, and others under which they may.
         tokenizer
-            Folder or hub name of the base model's tokenizer; its files are copied into the bank.
-        aliases
-            Other names under which adapters may state the same base model.
+            Folder or hub name of the base model's tokenizer, or that tokenizer, loaded; its files are copied into the
+            bank.
+        like
+            A known public bank, such as `lots-of-loras`: what of the three above is not given is as there.
         database
             URL of an empty PostgreSQL database, `postgresql+psycopg://USER@HOST/DATABASE`; None: SQLite in the folder.
         arrays
@@ -74,17 +78,19 @@ class AdapterBank(StoredBank):
         DatabaseUnavailableError, ArrayStoreUnavailableError
             The database's server, or the store of that URL, cannot be reached.
         ParameterError
-            `database` or `arrays` is no such URL.
+            `database` or `arrays` is no such URL; no such bank is known, or base model or tokenizer are not given.
         TokenizerError
             The tokenizer cannot be loaded, or not saved so that it stays what it is.
         """
         from bankdb.datasets.tokenizer import BankTokenizer
+        from bankdb.public.known import made_like
         from bankdb.storage import new_bank
 
+        base_model, tokenizer, aliases = made_like(like, base_model, tokenizer, aliases)
         location = new_bank.new_location(Path(path), database, arrays)
         new_bank.check_free(folder := location.folder)
         new_bank.check_places_free(location)
-        loaded = BankTokenizer(tokenizer)
+        loaded = tokenizer if isinstance(tokenizer, BankTokenizer) else BankTokenizer(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
         with new_bank.making(location):
             new_bank.check_free(folder)  # of two that came so far together, one goes on
@@ -132,7 +138,7 @@ class AdapterBank(StoredBank):
 
     def ingest(
         self,
-        sources: Source | Iterable[Source],
+        sources: WideSource | Iterable[WideSource],
         *,
         hub: bool = False,
         group_pattern: str | None = None,
@@ -143,6 +149,8 @@ class AdapterBank(StoredBank):
         replace: bool = False,
         taking: Taking = AS_IT_COMES,
         memory: int | None = None,
+        downloads: int = 4,
+        keep_downloads: bool = True,
         progress: Progress | None = None,
     ) -> IngestReport:
         """Store every pair of adapter and dataset that can be stored; each whole or not at all.
@@ -154,27 +162,28 @@ class AdapterBank(StoredBank):
         sources
             One or several: a folder with `datasets/` and `adapters/`; a manifest (`.csv` or `.jsonl`) with name,
             adapter, dataset and, if wanted, group and licence; a tuple `(adapter, dataset)`, called as the adapter's
-            folder or repository is; a `PairReference`. In the last two, `hub:OWNER/NAME[@REVISION]` is on the hub.
+            folder or repository is, or a `PairReference`, in which `hub:OWNER/NAME[/FOLDER][@REVISION]` is on the hub;
+            what `search_hub` found.
         hub
-            The sources are repositories on the hub: `"ADAPTER[@REVISION]=DATASET[@REVISION]"`, or `"ADAPTER"` where
-            its model card names the dataset; or tuples of the two.
+            Texts are of the hub: `"ADAPTER[@REVISION]=DATASET[@REVISION]"`, `"ADAPTER"` where its model card names the
+            dataset, or `"OWNER"` for all of its adapters that suit.
         group_pattern
             Regular expression whose first group, found in a pair's name, is its group, unless the source states one.
-        input_column, output_column
-            Columns of the datasets with the input text and the output, or outputs; recognised if neither is given.
-        text_column, skip_bad_rows
-            The one column that is read; skip rows that are no examples, and say how many, rather than refuse the pair.
+        input_column, output_column, text_column, skip_bad_rows
+            Columns with the input text and the output, recognised if neither is given, or the one that is read; skip
+            rows that are no examples, and say how many, rather than refuse the pair.
         replace, taking
             Store a pair anew where the bank has other content under its name; what may be assumed of adapters, or done.
-        memory
-            Bytes for reading and tokenizing; half of the machine's if not given.
+        memory, downloads, keep_downloads
+            Bytes for reading and tokenizing, half of the machine's if not given. How many pairs come from the hub at a
+            time; whether what came stays in its cache afterwards, as what was there before does in any case.
 
         Raises
         ------
         SourceError, ParameterError
-            A source names no pairs at all; `group_pattern` is no regular expression with a group.
-        ArrayStoreUnavailableError, DatabaseUnavailableError
-            The store of a bank on a URL, or its database, failed; what was stored before is kept.
+            A source names no pairs at all; a value is out of its range.
+        ArrayStoreUnavailableError, DatabaseUnavailableError, FileSystemError
+            The store of a bank on a URL, or its database, failed, or the disk is full; what was stored before is kept.
 
         Examples
         --------
@@ -182,14 +191,41 @@ class AdapterBank(StoredBank):
         IngestReport: 0 added, 6 there already, 0 replaced, 0 refused
         """
         from bankdb.ingest import IngestOptions, ingest
-        from bankdb.sources.find import references_of, resolver
+        from bankdb.public.sources import referenced
 
-        found, refused = references_of(sources, hub, group_pattern)
         reading = self.reading(input_column, output_column, text_column, skip_bad_rows)
-        how = IngestOptions(reading, replace, memory, taking)
-        return ingest(
-            self, found, resolve=resolver(self.catalog.find), options=how, refused=refused, progress=progress
-        )
+        how = IngestOptions(reading, replace, memory, taking, downloads)
+        found, refused, resolve = referenced(self, sources, hub, group_pattern, free=not keep_downloads)
+        return ingest(self, found, resolve=resolve, options=how, refused=refused, progress=progress)
+
+    def search_hub(
+        self,
+        place: str,
+        *,
+        collection: bool = False,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        limit: int | None = None,
+    ) -> FoundPairs:
+        """Find what an owner, a collection or a library on the hub has for this bank; `ingest` takes it as a source.
+
+        Parameters
+        ----------
+        place
+            `OWNER`; `OWNER/NAME[=DATASETS]`, which has an adapter a folder; or a collection, `OWNER/TITLE-HASH`.
+        include, exclude, limit
+            Shell patterns of names, and the largest number of pairs: see `bankdb.public.selection.Selection`.
+
+        Raises
+        ------
+        SourceError
+            It cannot be listed, or has no adapters.
+        ParameterError
+            It is one adapter, or a pattern or the limit is out of its range.
+        """
+        from bankdb.public.sources import found_at
+
+        return found_at(self, place, collection, include, exclude, limit)
 
     def reading(
         self,

@@ -17,6 +17,9 @@ class Progress(Protocol):
     def advance(self, steps: int = 1) -> None:
         """Count `steps` of the current stage as done."""
 
+    def received(self, count: int, expected: int) -> None:
+        """Tell how many bytes came from elsewhere in the current stage, and how many were announced so far."""
+
     def end(self) -> None:
         """Close the current stage."""
 
@@ -31,6 +34,9 @@ class SilentProgress:
         """Do nothing."""
 
     def advance(self, steps: int = 1) -> None:
+        """Do nothing."""
+
+    def received(self, count: int, expected: int) -> None:
         """Do nothing."""
 
     def end(self) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bankdb.errors import printable
+from bankdb.shown import size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -52,6 +53,12 @@ def shown_progress() -> Progress:
     return bars
 
 
+def _bytes(count: int, expected: int) -> str:
+    """Return how many bytes came, of how many where more are announced."""
+    text = size_text(count)
+    return f"{text} of {size_text(expected)}" if expected > count else text
+
+
 class LineProgress:
     """A line when a stage begins, one every few seconds, and one when it ends."""
 
@@ -59,29 +66,43 @@ class LineProgress:
         self._stage = ""
         self._total = self._done = 0
         self._started = self._told = 0.0
+        self._received = ""
         self._lock = threading.Lock()
 
     def begin(self, stage: str, total: int) -> None:
         """Tell the stage and its number of steps."""
         self._stage, self._total, self._done = stage, total, 0
         self._started = self._told = time.monotonic()
+        self._received = ""
         tell(f"{stage}: 0/{total}", err=True)
 
     def advance(self, steps: int = 1) -> None:
         """Count steps; tell of them now and then."""
         with self._lock:
             self._done += steps
+        self._tell()
+
+    def received(self, count: int, expected: int) -> None:
+        """Tell of bytes with the steps, and now and then while none is done."""
+        self._received = f", {_bytes(count, expected)}"
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
             now = time.monotonic()
             if now - self._told < _LINE_SECONDS:
                 return
             self._told = now
-            left = (now - self._started) / self._done * (self._total - self._done)
-        tell(f"{self._stage}: {self._done}/{self._total}, about {left:.0f} s left", err=True)
+            text = f"{self._stage}: {self._done}/{self._total}{self._received}"
+            if self._done:
+                left = (now - self._started) / self._done * (self._total - self._done)
+                text += f", about {left:.0f} s left"
+        tell(text, err=True)
 
     def end(self) -> None:
         """Tell how long the stage took."""
         seconds = time.monotonic() - self._started
-        tell(f"{self._stage}: {self._total}/{self._total} in {seconds:.1f} s", err=True)
+        tell(f"{self._stage}: {self._total}/{self._total}{self._received} in {seconds:.1f} s", err=True)
 
     def note(self, text: str) -> None:
         """Print a line."""
@@ -112,18 +133,24 @@ class BarProgress:
             TextColumn("{task.description:<28}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[received]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
         self._bars.start()
-        self._task = self._bars.add_task(printable(stage), total=total)
+        self._task = self._bars.add_task(printable(stage), total=total, received="")
 
     def advance(self, steps: int = 1) -> None:
         """Move the bar."""
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, steps)
+
+    def received(self, count: int, expected: int) -> None:
+        """Show bytes beside the steps."""
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, received=_bytes(count, expected))
 
     def end(self) -> None:
         """Leave the bar full, also of a stage whose steps nobody counts."""

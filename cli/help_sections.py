@@ -13,7 +13,7 @@ _COMBINING = (
     *("space", "rank", "merge", "density", "majority_sign", "merge_weights", "merge_seed", "include_same"),
 )
 _ROWS = ("input_column", "output_column", "text_column", "skip_bad_rows")
-_FILES = ("name", "dtype", "file_format", "base_gguf", "overwrite", "as_json")
+_FILES = ("name", "dtype", "file_format", "base_gguf", "push_to", "public", "overwrite", "as_json")
 _CLUSTER = (
     *("workers", "memory", "scheduler", "scheduler_file", "tls_ca", "tls_cert", "tls_key"),
     *("wait_workers", "wait_seconds"),
@@ -72,6 +72,16 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "A bank that is not there yet": ("adapters", "parameters", "vocabulary", "tokens", "distinct"),
         "Expected time": ("measure", "rates_file", "save_rates"),
         _OUTPUT: ("as_json",),
+    },
+    "ingest": {
+        EVERYDAY: ("bank_path", "group_pattern", "replace", "as_json"),
+        "Pairs on the Hugging Face hub": (
+            *("hub", "collections", "include", "exclude", "limit", "dry_run", "yes"),
+            *("downloads", "keep_downloads"),
+        ),
+        _DATA: _ROWS,
+        "What is taken of adapters": ("assume_base_model", "adapt_rank"),
+        "Memory": ("memory",),
     },
     "distances": {
         EVERYDAY: ("bank_path", "metrics", "kernel", "sigma", "compatible"),

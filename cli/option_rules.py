@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bankdb.errors import ParameterError
+from cli.combining.rules import MERGING_RULES, Given, Rule
 from cli.commands.evaluating.curves import CURVE_PARAMETERS
 from cli.help_sections import SectionedCommand
 from cli.options import on_command_line
@@ -17,27 +17,6 @@ from compute.merge_methods.method import LINEAR
 
 if TYPE_CHECKING:
     from compute.approaches.base import Approach
-
-Given = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """When some options of a command are read.
-
-    Attributes
-    ----------
-    options
-        Their parameters' names.
-    read
-        Whether they are, from the values of all parameters.
-    goes_with
-        What they go with, as the message says it.
-    """
-
-    options: tuple[str, ...]
-    read: Callable[[Given], bool]
-    goes_with: str
 
 
 class CheckedCommand(SectionedCommand):
@@ -154,23 +133,6 @@ def _labels(*options: str) -> tuple[Rule, ...]:
     )
 
 
-_MERGING = (
-    Rule(
-        ("density", "merge_weights"),
-        lambda given: given["merge"] != LINEAR,
-        "--merge ties, dare-linear, dare-ties or magnitude-prune",
-    ),
-    Rule(
-        ("majority_sign",),
-        lambda given: given["merge"].endswith("ties"),
-        "--merge ties, or --merge dare-ties",
-    ),
-    Rule(
-        ("merge_seed",),
-        lambda given: given["merge"].startswith("dare-"),
-        "--merge dare-linear, or --merge dare-ties",
-    ),
-)
 _CLUSTER = (
     "scheduler",
     "scheduler_file",
@@ -203,6 +165,7 @@ _TASKS = (
     *("metrics", "kernel", "sigma", "temperature", "top_k", "protocol", "width", "draws", "examples"),
 )
 _ROWS = ("input_column", "output_column", "text_column", "skip_bad_rows")
+_PUBLIC = Rule(("public",), lambda given: given["push_to"] is not None, "--push-to OWNER/NAME")
 _BASE_GGUF = Rule(
     ("base_gguf",), lambda given: given["file_format"] != "peft", "--format gguf, or --format both"
 )
@@ -217,7 +180,14 @@ _TWO_COLUMNS = Rule(
 )
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
-    "ingest": (_TWO_COLUMNS,),
+    "ingest": (
+        _TWO_COLUMNS,
+        Rule(
+            ("include", "exclude", "limit", "dry_run", "yes"),
+            lambda given: given["hub"] or bool(given["collections"]),
+            "--hub OWNER, or --hub-collection ID",
+        ),
+    ),
     "distances": (*_KERNEL, _WAITING),
     "coefficients": (
         *_KERNEL,
@@ -250,6 +220,12 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         ),
         Rule(_TESTING, _tests, "--test FILE"),
         Rule(
+            ("push_to",),
+            lambda given: not given["whole_bank"],
+            "NEWDATA; any one of --all is pushed by `bank export NAME --prediction RUN --push-to`",
+        ),
+        _PUBLIC,
+        Rule(
             _MODEL,
             lambda given: _tests(given) or _reads("model")(given),
             "--test FILE, or --approach selected, or another that reads labels",
@@ -259,7 +235,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             lambda given: not given["whole_bank"] or given["export"] is not None or given["store"],
             "--export FOLDER, or --store",
         ),
-        *_MERGING,
+        *MERGING_RULES,
         Rule(
             ("overwrite", "file_format"),
             lambda given: not given["whole_bank"] or given["export"] is not None,
@@ -274,7 +250,22 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             lambda given: given["adapter"] is None,
             "NAME, of an adapter of a bank; --adapter reads none",
         ),
-        Rule(("adapter",), lambda given: given["merge"], "--merge"),
+        Rule(
+            ("adapter",),
+            lambda given: given["merge"] or given["push_to"] is not None,
+            "--merge, or --push-to",
+        ),
+        Rule(
+            ("push_to",),
+            lambda given: not given["merge"],
+            "NAME, or --adapter without --merge, which writes a whole model",
+        ),
+        Rule(
+            ("out", "file_format"),
+            lambda given: given["adapter"] is None or given["merge"],
+            "NAME, of an adapter of a bank; --adapter with --push-to writes no files",
+        ),
+        _PUBLIC,
         Rule(("dtype",), lambda given: given["run"] is not None, "--prediction RUN"),
         Rule(
             ("memory",),
@@ -296,7 +287,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             *_KERNEL,
             *_BY_DISTANCE,
             *_neural("protocol", "width"),
-            *_MERGING,
+            *MERGING_RULES,
             Rule(("leave_out",), _fitted, "--approach tuned, ridge or neural, which are fitted on the bank"),
             _WAITING,
         ),
@@ -306,6 +297,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--start predicted",
         ),
         Rule(("compare", "max_examples"), lambda given: given["test"] is not None, "--test FILE"),
+        _PUBLIC,
         _BASE_GGUF,
     ),
     "evaluate": (
@@ -345,7 +337,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             lambda given: given["merge"] == LINEAR,
             "--merge linear: of others errors in weights are not told",
         ),
-        *_MERGING,
+        *MERGING_RULES,
         Rule(CURVE_PARAMETERS, _finetuning, "--finetune"),
         Rule(
             ("weights_only", "bank_sizes", "space", "rank", "merge"),

@@ -112,8 +112,8 @@ def load_adapter(
         The folder is refused; the message names the file, what was expected and what was found.
     """
     config, path = _open_folder(folder, base_models[0] if base_models and taking.assume_base_model else None)
-    if base_models is not None and not is_base_model(config.base_model, base_models):
-        raise _of_other_model(folder, config.base_model, base_models)
+    if base_models is not None:
+        check_base_model(folder, config.base_model, base_models)
     with opened(path) as (file, file_bytes):
         found = _described(file, file_bytes, config, expected, taking, path)
         check_data_bytes(found.entries, file_bytes - 8 - len(found.header), path)
@@ -170,12 +170,14 @@ def _described(
     return _Described(config, entries, source, conversion, header)
 
 
-def _of_other_model(folder: Path, found: str, base_models: Sequence[str]) -> AdapterError:
-    return AdapterError(
-        f"{folder / CONFIG_NAME}: base model {' or '.join(map(repr, base_models))} was expected, "
-        f"{one_line(repr(found), 160)} found; adapters of another base model cannot be combined with the bank's; if it "
-        f"is the same under another name, let it in by `bank alias add {shlex.quote(one_line(found))}`"
-    )
+def check_base_model(folder: Path, found: str, base_models: Sequence[str]) -> None:
+    """Check what an adapter's configuration states. Raises AdapterError where it is none of the names."""
+    if not is_base_model(found, base_models):
+        raise AdapterError(
+            f"{folder / CONFIG_NAME}: base model {' or '.join(map(repr, base_models))} was expected, "
+            f"{one_line(repr(found), 160)} found; adapters of another base model cannot be combined with the bank's; "
+            f"if it is the same under another name, let it in by `bank alias add {shlex.quote(one_line(found))}`"
+        )
 
 
 def is_base_model(name: str, base_models: Sequence[str]) -> bool:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from bankdb.errors import ParameterError
-from bankdb.records import HUB_PREFIX, AdapterRecord, Pair, PairReference, RefusedPair, is_hub_reference
+from bankdb.records import HUB_PREFIX, AdapterRecord, PairReference, RefusedPair, is_hub_reference
+
+if TYPE_CHECKING:
+    from bankdb.sources.hub_client import Ask
+    from bankdb.sources.located import Located
 
 Source: TypeAlias = "str | PathLike[str] | tuple[str | PathLike[str], str | PathLike[str]] | PairReference"
 """A folder, a manifest, `(adapter, dataset)`, or a reference."""
@@ -33,7 +38,7 @@ def references_of(
     references: list[PairReference] = []
     refused: list[RefusedPair] = []
     on_hub: list[str] = []
-    for source in _each(sources):
+    for source in each_source(sources):
         if isinstance(source, PairReference):
             references.append(source)
         elif isinstance(source, tuple):
@@ -49,16 +54,16 @@ def references_of(
     return screened, refused + twice
 
 
-def _each(sources: Source | Iterable[Source]) -> list[Source]:
-    alone = isinstance(sources, str | os.PathLike | PairReference | tuple) or not isinstance(
-        sources, Iterable
-    )
-    each = [cast("Source", sources)] if alone else list(cast("Iterable[Source]", sources))
+def each_source(sources: object, also: tuple[type, ...] = ()) -> list[Any]:
+    """Return one source, or several, as a list. Raises ParameterError for what is none, and of no type of `also`."""
+    one = (str, os.PathLike, PairReference, *also)
+    alone = isinstance(sources, (*one, tuple)) or not isinstance(sources, Iterable)
+    each = [sources] if alone else list(cast("Iterable[object]", sources))
     for source in each:
         pair = isinstance(source, tuple) and len(source) == 2
         if not (
             pair and all(isinstance(part, str | os.PathLike) for part in cast("tuple[object]", source))
-        ) and (not isinstance(source, str | os.PathLike | PairReference)):
+        ) and not isinstance(source, one):
             raise ParameterError(
                 "sources: expected a folder, a manifest, a tuple (adapter, dataset) or a PairReference, or a list of "
                 f"them, found {source!r:.80}"
@@ -76,28 +81,27 @@ def _pair(pair: tuple[str | PathLike[str], str | PathLike[str]], hub: bool) -> P
     if is_hub_reference(adapter):
         from bankdb.sources.hub import parse_reference
 
-        return PairReference(parse_reference(adapter).repo_id.partition("/")[2], adapter, dataset)
+        return PairReference(parse_reference(adapter).place.rpartition("/")[2], adapter, dataset)
     return PairReference(os.path.basename(os.path.abspath(adapter)), adapter, dataset)
 
 
 def resolver(
-    find: Callable[[str], AdapterRecord | None],
-) -> Callable[[PairReference], Pair | None]:
-    """Return what finds the files of a reference, here or on the hub; None for what `find` has of that revision."""
-    from bankdb.sources.hub import fetch, pin
-    from bankdb.sources.pairs import resolve, uses_hub
+    find: Callable[[str], AdapterRecord | None], ask: Ask | None = None, *, free_downloads: bool = False
+) -> Located:
+    """Return what finds the files of a reference, here or on the hub; nothing for what `find` has of that revision.
 
-    def locate(reference: PairReference) -> Pair | None:
-        if not uses_hub(reference):
-            return resolve(reference)
-        pinned = pin(reference)
-        present = find(pinned.name)
-        revisions = (pinned.adapter_revision, pinned.dataset_revision)
-        same = present is not None and (
-            (present.source, present.dataset_source) == (pinned.adapter_source, pinned.dataset_source)
-            and (present.revision, present.dataset_revision) == revisions
-        )
-        # A local side has no revision: it must be read to know.
-        return None if same and None not in revisions else fetch(pinned)
+    Parameters
+    ----------
+    ask
+        What tells of a repository on the hub, such as a listing; the hub itself if not given.
+    free_downloads
+        Delete what was downloaded of a pair when it is done with.
+    """
+    from bankdb.sources.downloads.held import HeldFiles
+    from bankdb.sources.downloads.session import HubSession
+    from bankdb.sources.hub_client import asked_once, repository_information
+    from bankdb.sources.located import Located
 
-    return locate
+    session = HubSession()
+    asked = ask or functools.partial(repository_information, session=session)
+    return Located(find, asked_once(asked), session, HeldFiles(free=free_downloads))

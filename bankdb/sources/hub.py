@@ -9,19 +9,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from bankdb.datasets.splits import choose_training_files
+from bankdb.datasets.splits import choose_training_files, is_data_file
 from bankdb.errors import SourceError, listed
 from bankdb.records import HUB_PREFIX, Pair, PairReference, is_hub_reference
 from bankdb.sources.adapter_files import CONFIG_FILE, WEIGHTS_FILE, adapter_below, local_adapter, notes_of
+from bankdb.sources.downloads.held import HeldFiles
+from bankdb.sources.downloads.session import HubSession
 from bankdb.sources.hub_client import (
     CARD_FILE,
+    Ask,
     HubReference,
     Information,
     PinnedRepository,
+    asked_once,
     downloaded,
     repository_information,
 )
@@ -30,6 +34,7 @@ from bankdb.sources.pairs import both_sides, check_name, local_dataset, name_key
 _Files = TypeVar("_Files")
 _ID_PART = r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(f"{_ID_PART}/{_ID_PART}")
+_LONGEST_FOLDER = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +58,48 @@ class PinnedPair:
 
 
 def parse_reference(text: str) -> HubReference:
-    """Parse `hub:OWNER/NAME[@REVISION]`; the prefix may be left out.
+    """Parse `hub:OWNER/NAME[/FOLDER][@REVISION]`; the prefix may be left out.
 
     Raises
     ------
     SourceError
         When it is not of this form.
     """
-    repo_id, at, revision = text.removeprefix(HUB_PREFIX).partition("@")
-    well_formed = _REPOSITORY.fullmatch(repo_id) and ".." not in repo_id and "--" not in repo_id
-    if not well_formed or (at and not re.fullmatch(r"[!-~]+", revision)):
+    place, at, revision = text.removeprefix(HUB_PREFIX).partition("@")
+    owner, _, rest = place.partition("/")
+    name, slash, folder = rest.partition("/")
+    if (
+        not is_repository(f"{owner}/{name}")
+        or (slash and not _is_folder(folder))
+        or (at and not re.fullmatch(r"[!-~]+", revision))
+    ):
         raise SourceError(
             f"{ascii(text)[1:-1]!r} is no hub reference; expected OWNER/NAME or OWNER/NAME@REVISION, "
-            "as in the address of the repository's page"
+            "as in the address of the repository's page, or OWNER/NAME/FOLDER for what lies in a folder of it"
         )
-    return HubReference(repo_id, revision or None)
+    return HubReference(f"{owner}/{name}", revision or None, folder)
+
+
+def is_repository(text: str) -> bool:
+    """Whether a text can be the name of a repository on the hub, OWNER/NAME."""
+    return _REPOSITORY.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+def _is_folder(text: str) -> bool:
+    parts = text.split("/")
+    return (
+        len(text) <= _LONGEST_FOLDER
+        and text.isprintable()
+        and "\\" not in text
+        and all(part.strip() and part not in (".", "..") for part in parts)
+    )
 
 
 def references_from_arguments(arguments: Sequence[str]) -> list[PairReference]:
     """Pairs named on the command line as `ADAPTER[@REVISION][=DATASET[@REVISION]]`.
 
     Without a dataset (then `PairReference.dataset` is empty) it is the one that the adapter's model card
-    names. A pair is called as its adapter's repository is, without the owner.
+    names. A pair is called as its adapter's repository is, without the owner, or as its adapter's folder is.
 
     Raises
     ------
@@ -87,20 +112,27 @@ def references_from_arguments(arguments: Sequence[str]) -> list[PairReference]:
         first, equals, second = argument.partition("=")
         adapter = parse_reference(first)
         dataset = str(parse_reference(second)) if equals else ""
-        name = adapter.repo_id.partition("/")[2]
+        name = adapter.place.rpartition("/")[2]
         check_name(name)
         if (key := name_key(name)) in owners:
             raise SourceError(
-                f"{owners[key]} and {adapter.repo_id} would both be called {name!r}; "
+                f"{owners[key]} and {adapter.place} would both be called {name!r}; "
                 "give them names of your own in a manifest (.csv or .jsonl)"
             )
-        owners[key] = adapter.repo_id
+        owners[key] = adapter.place
         references.append(PairReference(name, str(adapter), dataset))
     return references
 
 
-def pin(reference: PairReference) -> PinnedPair:
-    """Ask the hub for the commit of each side, one small request each; nothing is downloaded.
+def pin(reference: PairReference, ask: Ask = repository_information) -> PinnedPair:
+    """Find the commit and the files of each side; nothing is downloaded.
+
+    Parameters
+    ----------
+    reference
+        The pair.
+    ask
+        What tells of a repository. The hub does in one small request; a listing that holds it does in none.
 
     Raises
     ------
@@ -109,13 +141,12 @@ def pin(reference: PairReference) -> PinnedPair:
     AdapterError, DatasetError
         When a side has not the files that are read; weights as pickle only are refused here.
     """
-    information, text = None, reference.dataset
+    ask, text = asked_once(ask), reference.dataset
     if not text and is_hub_reference(reference.adapter):
         hub_adapter = parse_reference(reference.adapter)
-        information = repository_information("model", hub_adapter)
-        text = _dataset_of_card(hub_adapter, information)
+        text = _dataset_of_card(hub_adapter, ask("model", hub_adapter))
     adapter, dataset = both_sides(
-        lambda: _adapter_side(reference.adapter, information), lambda: _dataset_side(text)
+        lambda: _adapter_side(reference.adapter, ask), lambda: _dataset_side(text, ask)
     )
     return PinnedPair(
         name=reference.name,
@@ -140,40 +171,50 @@ class _Side(Generic[_Files]):
     notes: tuple[str, ...] = ()
 
 
-def _adapter_side(text: str, information: Information | None) -> _Side[PinnedRepository | Path]:
+def _adapter_side(text: str, ask: Ask) -> _Side[PinnedRepository | Path]:
     if not is_hub_reference(text):
         found = local_adapter(text)
         return _Side(found.path, str(found.path), notes=found.notes)
     reference = parse_reference(text)
-    information = information or repository_information("model", reference)
-    below = adapter_below(information.files, f"adapter {reference.repo_id}")
+    information = ask("model", reference)
+    files = information.below(reference.folder)
+    below = adapter_below(files, f"adapter {reference.place}")
     pinned = _pinned_adapter(reference, information, below)
-    source, notes = f"{HUB_PREFIX}{reference.repo_id}", notes_of(below, information.files)
+    source, notes = f"{HUB_PREFIX}{reference.place}", notes_of(below, files)
     return _Side(pinned, source, pinned.revision, _licence(information), notes)
 
 
-def _dataset_side(text: str) -> _Side[PinnedRepository | tuple[Path, ...]]:
+def _dataset_side(text: str, ask: Ask) -> _Side[PinnedRepository | tuple[Path, ...]]:
     if not is_hub_reference(text):
         return _Side(local_dataset(text), os.path.abspath(text))
     reference = parse_reference(text)
-    pinned = _pinned_dataset(reference)
-    return _Side(pinned, f"{HUB_PREFIX}{reference.repo_id}", pinned.revision)
+    pinned = _pinned_dataset(reference, ask("dataset", reference))
+    return _Side(pinned, f"{HUB_PREFIX}{reference.place}", pinned.revision)
 
 
-def fetch(pinned: PinnedPair) -> Pair:
+def fetch(pinned: PinnedPair, session: HubSession | None = None, held: HeldFiles | None = None) -> Pair:
     """Download what of a pinned pair is not in the hub's cache yet, at the pinned commits.
+
+    Parameters
+    ----------
+    pinned
+        The pair.
+    session, held
+        What the requests of one command share, and the files that its pairs use.
 
     Raises
     ------
     SourceError
         When a file cannot be downloaded, or is not what the hub says it is.
+    FileSystemError
+        When the disk is full.
     """
     adapter, dataset = pinned.adapter, pinned.dataset
     if isinstance(adapter, PinnedRepository):
         # All files of an adapter repository that are read lie in one folder.
-        adapter = downloaded(adapter)[0].parent
+        adapter = downloaded(adapter, session, held, pinned.name)[0].parent
     if isinstance(dataset, PinnedRepository):
-        dataset = downloaded(dataset)
+        dataset = downloaded(dataset, session, held, pinned.name)
     return Pair(
         name=pinned.name,
         adapter=adapter,
@@ -188,18 +229,53 @@ def fetch(pinned: PinnedPair) -> Pair:
     )
 
 
+def fetch_configuration(
+    pinned: PinnedPair, session: HubSession | None = None, held: HeldFiles | None = None
+) -> Path:
+    """Download the adapter's configuration alone, which is small; return its folder. Raises as `fetch` does."""
+    adapter = pinned.adapter
+    if isinstance(adapter, PinnedRepository):
+        adapter = downloaded(replace(adapter, files=adapter.files[:1]), session, held, pinned.name)[0].parent
+    return adapter
+
+
 def _pinned_adapter(reference: HubReference, information: Information, below: str) -> PinnedRepository:
-    places = [f"{below}/{name}" if below else name for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    wanted = [name for name in (*places, CARD_FILE) if name in information.files]
+    folder = "/".join(part for part in (reference.folder, below) if part)
+    places = [f"{folder}/{name}" if folder else name for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    # The card's file is for whoever asks again offline; what it says is known already.
+    card = () if information.listed else (CARD_FILE,)
+    wanted = [name for name in (*places, *card) if name in information.files]
     files = tuple(information.files[name] for name in wanted)
-    return PinnedRepository("model", reference.repo_id, information.revision, files)
+    return PinnedRepository(
+        "model", reference.repo_id, information.revision, files, _branch(reference, information)
+    )
 
 
-def _pinned_dataset(reference: HubReference) -> PinnedRepository:
-    information = repository_information("dataset", reference)
-    names = choose_training_files(information.files, f"dataset {reference.repo_id}")
+def _pinned_dataset(reference: HubReference, information: Information) -> PinnedRepository:
+    names = dataset_files(reference, information)
     files = tuple(information.files[name] for name in names)
-    return PinnedRepository("dataset", reference.repo_id, information.revision, files)
+    return PinnedRepository(
+        "dataset", reference.repo_id, information.revision, files, _branch(reference, information)
+    )
+
+
+def _branch(reference: HubReference, information: Information) -> str | None:
+    return None if reference.revision == information.revision else reference.revision or "main"
+
+
+def dataset_files(reference: HubReference, information: Information) -> tuple[str, ...]:
+    """Return the paths of a dataset's training files: of a repository, of a folder of it, or one file of it.
+
+    Raises
+    ------
+    DatasetError
+        There is no single, whole training split.
+    """
+    if reference.folder in information.files and is_data_file(reference.folder):
+        return (reference.folder,)
+    inside = information.below(reference.folder)
+    names = choose_training_files(inside, f"dataset {reference.place}")
+    return tuple(inside[name].path for name in names)
 
 
 def _licence(information: Information) -> str | None:

@@ -5,69 +5,121 @@ Whatever goes wrong becomes one line that says what to do.
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 from urllib.parse import quote, urlsplit
 
 from bankdb.errors import SourceError, one_line
 from bankdb.records import HUB_PREFIX
+from bankdb.sources.downloads.cache import RepositoryCache, content_of
+from bankdb.sources.downloads.files import RemoteFile, download, is_cached
+from bankdb.sources.downloads.held import HeldFiles
+from bankdb.sources.downloads.session import HubSession
 
 Kind = Literal["model", "dataset"]
 
 CARD_FILE = "README.md"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Waited for and asked again: the hub allows so many requests in five minutes, and a bank of 500 pairs has more.
-_BUSY = (429, 502, 503, 504)
+
+
+class _NotAHubsError(Exception):
+    """An answer that no hub gives."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubReference:
-    """A repository on the hub; `revision` is a branch, tag or commit, or None for its main branch."""
+    """A repository on the hub, or what lies in a folder of it.
+
+    Attributes
+    ----------
+    repo_id
+        OWNER/NAME.
+    revision
+        A branch, tag or commit, or None for its main branch.
+    folder
+        A path within it, without slashes at its ends; empty for the repository itself.
+    """
 
     repo_id: str
     revision: str | None = None
+    folder: str = ""
+
+    @property
+    def place(self) -> str:
+        """The repository and the folder, as they are recorded and shown."""
+        return f"{self.repo_id}/{self.folder}" if self.folder else self.repo_id
 
     def __str__(self) -> str:
         """The reference as it stands in a manifest."""
-        return f"{HUB_PREFIX}{self.repo_id}" + (f"@{self.revision}" if self.revision else "")
+        return f"{HUB_PREFIX}{self.text}"
+
+    @property
+    def text(self) -> str:
+        """The same without the prefix."""
+        return self.place + (f"@{self.revision}" if self.revision else "")
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedFile:
-    """A file of a repository at one commit; size (bytes) and hash as far as the hub states them."""
+    """A file of a repository at one commit; size (bytes) and hash as far as the hub states them.
+
+    `sha256` is that of a file in large file storage; `git_hash` the one that git has of another, 40 digits.
+    """
 
     path: str
     size: int | None = None
     sha256: str | None = None
+    git_hash: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedRepository:
-    """A repository at one commit, with those of its files that are to be downloaded."""
+    """A repository at one commit, with those of its files that are to be downloaded.
+
+    `branch` is by which branch or tag it was found, if by one.
+    """
 
     kind: Kind
     repo_id: str
     revision: str
     files: tuple[PinnedFile, ...]
+    branch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Information:
-    """What the hub, or its cache when offline, says of a repository at one commit."""
+    """What the hub, or its cache when offline, says of a repository at one commit.
+
+    `listed` says that it comes with a listing of many, of which nobody needs the card's file.
+    """
 
     revision: str
     files: dict[str, PinnedFile]
     card: dict[str, Any]
     tags: tuple[str, ...]
+    listed: bool = False
+
+    def below(self, folder: str) -> dict[str, PinnedFile]:
+        """Return the files of a folder by their paths within it; those of the repository for no folder."""
+        if not folder:
+            return self.files
+        inside = f"{folder}/"
+        return {
+            name.removeprefix(inside): file for name, file in self.files.items() if name.startswith(inside)
+        }
 
 
-def _endpoint() -> str:
+Ask: TypeAlias = Callable[[Kind, HubReference], Information]
+"""What tells of a repository at a revision: the hub, or a listing of it. Raises SourceError."""
+
+
+def hub_endpoint() -> str:
     """Address of the hub; read here because the client reads the variable only when it is imported."""
     from huggingface_hub import constants
 
@@ -82,7 +134,9 @@ def _endpoint() -> str:
     return endpoint
 
 
-def repository_information(kind: Kind, reference: HubReference) -> Information:
+def repository_information(
+    kind: Kind, reference: HubReference, session: HubSession | None = None
+) -> Information:
     """Ask for the commit, the files and the card of a repository, in one request.
 
     Raises
@@ -95,39 +149,61 @@ def repository_information(kind: Kind, reference: HubReference) -> Information:
     with _hub_errors(kind, reference.repo_id, reference.revision):
         if is_offline_mode():
             return _cached_information(kind, reference)
-        return _asked_information(kind, reference)
+        return _asked_information(kind, reference, session or HubSession())
 
 
-def _asked_information(kind: Kind, reference: HubReference) -> Information:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff  # type: ignore[attr-defined]
+def asked_once(ask: Ask) -> Ask:
+    """Return what asks for each repository at a revision once, also where that was an error."""
+    answers: dict[tuple[Kind, str, str | None], Information | SourceError] = {}
 
-    endpoint = _endpoint()
-    # HfApi.repo_info asks the same, but gives up at once when the hub says that it is busy.
-    response = http_backoff(
-        "GET",
-        f"{endpoint}/api/{kind}s/{reference.repo_id}/revision/{quote(reference.revision or 'main', safe='')}",
-        params={"blobs": True},
-        headers=build_hf_headers(),
-        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        retry_on_exceptions=(),
-        retry_on_status_codes=_BUSY,
-    )
-    hf_raise_for_status(response)
+    def remembered(kind: Kind, reference: HubReference) -> Information:
+        key = (kind, reference.repo_id, reference.revision)
+        if key not in answers:
+            try:
+                answers[key] = ask(kind, reference)
+            except SourceError as error:
+                answers[key] = error
+        answer = answers[key]
+        if isinstance(answer, SourceError):
+            raise SourceError(str(answer)) from answer
+        return answer
+
+    return remembered
+
+
+def _asked_information(kind: Kind, reference: HubReference, session: HubSession) -> Information:
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    endpoint = hub_endpoint()
     try:
-        return _parsed_information(response.json())
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        # HfApi.repo_info asks the same, but gives up at once when the hub says that it is busy.
+        answer = session.json(
+            f"{endpoint}/api/{kind}s/{reference.repo_id}/revision/{quote(reference.revision or 'main', safe='')}",
+            build_hf_headers(),
+            {"blobs": True},
+        )
+        return _parsed_information(answer)
+    except (json.JSONDecodeError, UnicodeDecodeError, _NotAHubsError) as error:
         raise SourceError(
             f"{endpoint}: its answer is not a hub's; check HF_ENDPOINT and the network's proxy"
         ) from error
 
 
 def _parsed_information(answer: Any) -> Information:
+    try:
+        return _information(answer)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _NotAHubsError from error
+
+
+def _information(answer: Any) -> Information:
     files = {}
     for file in answer["siblings"]:
         large = file.get("lfs") or {}
         size = large.get("size", file.get("size"))
-        files[file["rfilename"]] = PinnedFile(file["rfilename"], size, large.get("sha256"))
+        files[file["rfilename"]] = PinnedFile(
+            file["rfilename"], size, large.get("sha256"), None if large else file.get("blobId")
+        )
     if not _COMMIT.fullmatch(answer["sha"]):
         raise ValueError(f"{answer['sha']!r} is no commit")
     return Information(
@@ -156,47 +232,55 @@ def _cached_information(kind: Kind, reference: HubReference) -> Information:
     return Information(folder.name, {name: PinnedFile(name) for name in names}, card, ())
 
 
-def downloaded(repository: PinnedRepository) -> tuple[Path, ...]:
+def downloaded(
+    repository: PinnedRepository,
+    session: HubSession | None = None,
+    held: HeldFiles | None = None,
+    user: str = "",
+) -> tuple[Path, ...]:
     """Local paths of a repository's files, in the hub's cache; downloaded if they are not there yet.
+
+    Parameters
+    ----------
+    session, held, user
+        What the requests of one command share; what pairs use, and which pair this is for.
 
     Raises
     ------
     SourceError
         When a file cannot be downloaded, or is not what the hub says it is.
+    FileSystemError
+        When the disk is full.
     """
+    session, held = session or HubSession(), held or HeldFiles(free=False)
     with _hub_errors(repository.kind, repository.repo_id, repository.revision):
-        return tuple(_download(repository, file) for file in repository.files)
+        found = tuple(_download(repository, file, session, held, user) for file in repository.files)
+        if repository.branch is not None:
+            cache = RepositoryCache.of(repository.kind, repository.repo_id)
+            cache.note_branch(repository.branch, repository.revision)
+    return found
 
 
-def _download(repository: PinnedRepository, file: PinnedFile) -> Path:
-    from huggingface_hub import hf_hub_download
+def _download(
+    repository: PinnedRepository, file: PinnedFile, session: HubSession, held: HeldFiles, user: str
+) -> Path:
+    from huggingface_hub import is_offline_mode
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    # A file of the right name is not yet the right file: the cache may have been damaged since.
-    for again in (False, True):
-        path = Path(
-            hf_hub_download(
-                repository.repo_id,
-                file.path,
-                repo_type=repository.kind,
-                revision=repository.revision,
-                endpoint=_endpoint(),
-                force_download=again,
-            )
-        )
-        if _is_whole(path, file):
-            return path
-    raise SourceError(
-        f"{path}: not the file that the hub describes ({file.size} bytes, SHA-256 {file.sha256}); try again later"
-    )
-
-
-def _is_whole(path: Path, file: PinnedFile) -> bool:
-    if file.size is not None and path.stat().st_size != file.size:
-        return False
-    if file.sha256 is None:
-        return True
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
+    content = content_of(file.sha256 or file.git_hash, file.size)
+    wanted = RemoteFile(repository.kind, repository.repo_id, repository.revision, file.path, content)
+    cache = RepositoryCache.of(repository.kind, repository.repo_id)
+    pointer = cache.pointer(repository.revision, file.path)
+    held.hold(user, pointer, cache)
+    if is_cached(wanted):
+        return pointer
+    if is_offline_mode():
+        raise LocalEntryNotFoundError(f"{pointer} is not there, or damaged")
+    there = os.path.lexists(pointer)
+    download(wanted, session, hub_endpoint())
+    if not there:
+        held.downloaded(pointer)
+    return pointer
 
 
 @contextmanager
@@ -218,7 +302,7 @@ def _hub_errors(kind: Kind, repo_id: str, revision: str | None) -> Iterator[None
 def _explained(error: Exception, page: str, revision: str | None) -> str:
     from huggingface_hub import errors, is_offline_mode
 
-    endpoint = _endpoint()
+    endpoint = hub_endpoint()
     match error:
         case errors.GatedRepoError():
             return f"is gated; accept its terms at {endpoint}/{page} and set HF_TOKEN"

@@ -34,16 +34,33 @@ class Expected:
         AdapterError
             It is refused: see `bankdb.peft.weights.load_adapter`; or of another revision of the base model.
         """
-        from bankdb.peft.checks import other_revision
-        from bankdb.peft.config import CONFIG_NAME
         from bankdb.peft.weights import load_adapter
 
         found = load_adapter(folder, expected=self.layout, base_models=self.base_models, taking=taking)
-        if self.layout is not None and found.config.revision != self.revision:
-            raise AdapterError(
-                other_revision(str(folder / CONFIG_NAME), self.revision, found.config.revision)
-            )
+        self._check_revision(folder, found.config.revision)
         return found
+
+    def check_configuration(self, folder: Path, taking: Taking) -> None:
+        """Check what an adapter's configuration says alone, before its weights are there.
+
+        Raises
+        ------
+        AdapterError
+            It is refused, or of another base model, or of another revision of it.
+        """
+        from bankdb.peft.config import CONFIG_NAME, read_config
+        from bankdb.peft.weights import check_base_model
+
+        config = read_config(folder / CONFIG_NAME, self.base_models[0] if taking.assume_base_model else None)
+        check_base_model(folder, config.base_model, self.base_models)
+        self._check_revision(folder, config.revision)
+
+    def _check_revision(self, folder: Path, found: str | None) -> None:
+        from bankdb.peft.checks import other_revision
+        from bankdb.peft.config import CONFIG_NAME
+
+        if self.layout is not None and found != self.revision:
+            raise AdapterError(other_revision(str(folder / CONFIG_NAME), self.revision, found))
 
 
 def expected_of(bank: StoredBank, pairs: Sequence[Pair], taking: Taking) -> Expected:

@@ -40,6 +40,7 @@ class Loading:
             self.seconds += time.perf_counter() - self._began
         self._stage = ""
 
+    def received(self, count: int, expected: int) -> None: ...
     def note(self, text: str) -> None: ...
 
 

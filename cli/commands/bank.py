@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cli.columns import column_options, rows_of
+from cli.commands.ingesting.hub import hub_options, sources_of
 from cli.completion import complete_adapters, complete_groups
 from cli.display import print_json, print_table, shown_progress, tell
 from cli.option_rules import CheckedCommand
@@ -25,15 +26,19 @@ from cli.stored import listed_values, shown_values, tell_ingested
 
 @click.command(
     cls=CheckedCommand,
-    epilog="\b\nExample:\n  bank init --base-model mistralai/Mistral-7B-Instruct-v0.2 \\\n"
+    epilog="\b\nExamples:\n  bank init --like lots-of-loras\n"
+    "  bank init --base-model mistralai/Mistral-7B-Instruct-v0.2 \\\n"
     "      --tokenizer ./mistral-7b\n"
     "  bank init --base-model ... --tokenizer ... --arrays s3://bucket/my-bank",
 )
 @bank_option
+@click.option("--base-model", help="Name of the base model, as the adapters' configurations have it.")
+@click.option("--tokenizer", help="Folder or hub name of the base model's tokenizer.")
 @click.option(
-    "--base-model", required=True, help="Name of the base model, as the adapters' configurations have it."
+    "--like",
+    metavar="NAME",
+    help="A known public bank, such as lots-of-loras: base model, tokenizer and aliases as there, unless given.",
 )
-@click.option("--tokenizer", required=True, help="Folder or hub name of the base model's tokenizer.")
 @click.option(
     "--alias", "aliases", multiple=True, help="Another name under which adapters may state the base model."
 )
@@ -51,8 +56,9 @@ from cli.stored import listed_values, shown_values, tell_ingested
 @json_option
 def init(
     bank_path: Path,
-    base_model: str,
-    tokenizer: str,
+    base_model: str | None,
+    tokenizer: str | None,
+    like: str | None,
     aliases: tuple[str, ...],
     database: str | None,
     arrays: str | None,
@@ -71,6 +77,7 @@ def init(
         base_model=base_model,
         tokenizer=tokenizer,
         aliases=aliases,
+        like=like,
         database=database,
         arrays=arrays,
     ) as bank:
@@ -84,6 +91,10 @@ def init(
     tell(f"made {bank_path}: base model {record.base_model}, tokenizer of {record.vocabulary:,} ids")
     if (bank_path / BASE_CONFIG).is_file():
         tell(f"kept the base model's config.json as {BASE_CONFIG}, for --format gguf")
+    if like is not None:
+        from bankdb.public.known import known_bank
+
+        tell(f"its adapters: bank ingest --hub {known_bank(like).owner}")
 
 
 @click.command(
@@ -91,21 +102,32 @@ def init(
     epilog="\b\nExamples:\n"
     "  bank ingest ./pairs          datasets/NAME/ and adapters/NAME/\n"
     "  bank ingest manifest.csv     columns name, adapter, dataset, group, licence\n"
+    "  bank ingest --hub OWNER      all of its adapters that fit\n"
     "  bank ingest --hub OWNER/ADAPTER@REV=OWNER/DATASET@REV",
 )
 @bank_option
-@click.argument("sources", nargs=-1, required=True, metavar="FOLDER|MANIFEST|ID...")
-@click.option(
-    "--hub",
-    is_flag=True,
-    help="The arguments are repositories on the Hugging Face hub: ADAPTER[@REV]=DATASET[@REV], "
-    "or ADAPTER[@REV] where its model card names the dataset.",
-)
+@click.argument("sources", nargs=-1, metavar="[FOLDER|MANIFEST|ID]...")
+@hub_options
 @column_options
 @click.option(
     "--group-pattern", metavar="REGEX", help="Its first group, found in a name, is the dataset's group."
 )
 @memory_option
+@click.option(
+    "--downloads",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Pairs that come from the hub at a time, while others are tokenized and stored.",
+)
+@click.option(
+    "--no-cache",
+    "keep_downloads",
+    flag_value=False,
+    default=True,
+    help="Delete what was downloaded of a pair once it is stored; what was in the hub's cache before stays.",
+)
 @click.option(
     "--replace", is_flag=True, help="Store a pair anew where the bank has other content under its name."
 )
@@ -123,9 +145,10 @@ def init(
 def ingest(
     bank_path: Path,
     sources: tuple[str, ...],
-    hub: bool,
     group_pattern: str | None,
     memory: str | None,
+    downloads: int,
+    keep_downloads: bool,
     replace: bool,
     assume_base_model: bool,
     adapt_rank: bool,
@@ -141,14 +164,18 @@ def ingest(
     from compute.cluster.machine import parse_memory
 
     with opened(bank_path) as bank:
+        chosen = sources_of(bank, sources, other, as_json)
+        if chosen is None:
+            return
         report = bank.ingest(
-            list(sources),
-            hub=hub,
+            list(chosen),
             group_pattern=group_pattern,
             **rows_of(other),
             replace=replace,
             taking=Taking(assume_base_model, adapt_rank),
             memory=None if memory is None else parse_memory(memory),
+            downloads=downloads,
+            keep_downloads=keep_downloads,
             progress=shown_progress(),
         )
         total, task_types = len(bank), bank.origins.task_types()

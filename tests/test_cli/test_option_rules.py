@@ -16,24 +16,26 @@ from tests.support.banks.small_bank import write_dataset
 # Options that a command always reads, whatever the others are.
 CLUSTER = "scheduler scheduler_file tls_ca tls_cert tls_key wait_workers workers memory"
 ALWAYS = {
-    "init": "bank_path base_model tokenizer aliases database arrays as_json",
+    "init": "bank_path base_model tokenizer like aliases database arrays as_json",
     "alias": "bank_path action names as_json",
-    "ingest": "bank_path sources hub text_column skip_bad_rows group_pattern replace memory "
-    "assume_base_model adapt_rank as_json",
+    "ingest": "bank_path sources hub collections text_column skip_bad_rows group_pattern replace memory "
+    "downloads keep_downloads assume_base_model adapt_rank as_json",
     "list": "bank_path limit offset as_json",
     "show": "bank_path name as_json",
     "verify": "bank_path repair as_json",
     "clean": "bank_path kinds dry_run yes as_json",
     "group": "bank_path names pattern as_json",
     "remove": "bank_path names",
-    "export": "name out merge",
+    "push": "bank_path target names include_unlicensed public replace as_json",
+    "pull": "bank_path source names replace as_json",
+    "export": "name merge",
     "distances": f"bank_path metrics compatible csv parquet zarr as_json {CLUSTER}",
     "coefficients": f"bank_path approaches compatible leave_out csv parquet zarr as_json {CLUSTER}",
     # The command itself refuses out, name and include_same with --all, export and weight_error without.
     "predict": "bank_path newdata whole_bank approaches compatible space rank merge out export name include_same "
     "weight_error store as_json memory",
     "finetune": "bank_path newdata out start steps budget examples batch_size learning_rate model train_dtype device "
-    "threads seed name text_column skip_bad_rows dtype file_format overwrite as_json memory test",
+    "threads seed name text_column skip_bad_rows dtype file_format overwrite as_json memory test push_to",
     "evaluate": "bank_path adapters csv out as_json",
     "generate": "adapter prompt input_file model max_tokens temperature chat device dtype threads",
     "report": "bank_path out metrics approaches evaluations title overwrite",
@@ -43,10 +45,17 @@ ALWAYS = {
 NEW = ["x.jsonl", "--out", "o"]
 # Command, arguments with which an option does nothing, and the options.
 NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
+    ("ingest", ["x"], [["--include", "x"], ["--exclude", "x"], ["--limit", "3"], ["--dry-run"], ["--yes"]]),
     ("export", ["x", "--out", "o"], [["--dtype", "float16"], ["--memory", "1GiB"], ["--base-gguf", "x"],
                                      ["--model", "x"]]),
     ("export", ["x", "--out", "o", "--merge"], [["--format", "gguf"], ["--overwrite"], ["--base-gguf", "x"]]),
     ("export", ["--out", "o"], [["--adapter", "x"]]),
+    ("export", ["x", "--out", "o"], [["--public"]]),
+    ("export", ["x", "--out", "o", "--merge"], [["--push-to", "a/b"]]),
+    ("export", ["--adapter", "x", "--push-to", "a/b"], [["--out", "o"], ["--format", "gguf"]]),
+    ("predict", ["--all"], [["--push-to", "a/b"]]),
+    ("predict", NEW, [["--public"]]),
+    ("finetune", NEW, [["--public"]]),
     ("export", ["--out", "o", "--merge", "--adapter", "x"], [["--bank", "x"], ["--prediction", "3"]]),
     ("predict", NEW, [["--base-gguf", "x"]]),
     ("finetune", NEW, [["--base-gguf", "x"]]),

@@ -14,6 +14,7 @@ class RecordedProgress:
     def __init__(self, on_advance: Callable[[str], None] | None = None) -> None:
         self.stages: dict[str, int] = {}
         self.notes: list[str] = []
+        self.received_last = (0, 0)
         self._stage = ""
         self._on_advance = on_advance
 
@@ -24,6 +25,10 @@ class RecordedProgress:
     def advance(self, steps: int = 1) -> None:
         if self._on_advance is not None:
             self._on_advance(self._stage)
+
+    def received(self, count: int, expected: int) -> None:
+        # Of several threads the last to tell may not be the last that counted.
+        self.received_last = max(self.received_last, (count, expected))
 
     def end(self) -> None:
         pass

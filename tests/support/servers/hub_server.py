@@ -7,10 +7,12 @@ It counts requests, and can be told to fail.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,8 +67,16 @@ class HubServer:
         self.requests: Counter[str] = Counter()
         self.authorised: set[str] = set()
         self.failures: list[Failure] = []
+        self.latency = 0.0
+        """Seconds before each answer."""
+        self.at_once = self.most_at_once = 0
+        """Requests that are being answered, now and at most."""
+        self.blobs: dict[str, bytes] = {}
+        self.ranges: list[int] = []
+        """Where answers began that were not asked for from the first byte."""
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients are killed here
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> HubServer:
@@ -121,6 +131,8 @@ class HubServer:
                 digest.update(name.encode() + hashlib.sha256(content[name]).digest())
             sha = digest.hexdigest()
             repository.commits[sha] = content
+            large = [data for name, data in content.items() if name.endswith(LARGE)]
+            self.blobs |= {_sha256(data): data for data in large}
             repository.branches[branch] = sha
         return sha
 
@@ -153,6 +165,10 @@ class HubServer:
             if path.startswith("GET ") and not path.startswith("GET /api/")
         )
 
+    def asked_of(self, repo_id: str) -> int:
+        """How many requests there were for a repository; what large files are sent from is another host."""
+        return sum(count for path, count in self.requests.items() if f"{repo_id}/" in f"{path}/")
+
     def failure(self, method: str, path: str) -> Failure | None:
         with self._lock:
             for failure in self.failures:
@@ -168,6 +184,8 @@ class HubServer:
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    # Else a body waits until the client has acknowledged the headers, 40 ms later.
+    disable_nagle_algorithm = True
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
@@ -180,6 +198,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         path = urlsplit(self.path).path
+        with self.hub._lock:
+            self.hub.at_once += 1
+            self.hub.most_at_once = max(self.hub.most_at_once, self.hub.at_once)
+        try:
+            time.sleep(self.hub.latency)
+            self._serve_path(path)
+        finally:
+            with self.hub._lock:
+                self.hub.at_once -= 1
+
+    def _serve_path(self, path: str) -> None:
         with self.hub._lock:
             self.hub.requests[f"{self.command} {unquote(path)}"] += 1
             if self.headers.get("authorization"):
@@ -224,7 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data = files[name]
         if name.endswith(LARGE):
-            digest = hashlib.sha256(data).hexdigest()
+            digest = _sha256(data)
             headers = {
                 "X-Repo-Commit": sha,
                 "X-Linked-Size": str(len(data)),
@@ -237,19 +266,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._body(data, {"X-Repo-Commit": sha, "ETag": f'"{_git_hash(data)}"'})
 
     def _blob(self, sha256: str) -> None:
-        for repository in self.hub.repositories.values():
-            for files in repository.commits.values():
-                for data in files.values():
-                    if hashlib.sha256(data).hexdigest() == sha256:
-                        self._body(data, {"ETag": f'"{sha256}"'})
-                        return
-        self._refuse(404, "EntryNotFound")
+        data = self.hub.blobs.get(sha256)
+        if data is None:
+            self._refuse(404, "EntryNotFound")
+        else:
+            # Not the hash of the content: the real hub's other host has its own.
+            self._body(data, {"ETag": f'"{hashlib.sha256(sha256.encode()).hexdigest()}"'})
 
     def _body(self, data: bytes, headers: dict[str, str]) -> None:
         status = 200
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         if match:
             start = int(match[1])
+            self.hub.ranges.append(start)
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             status, data = 206, data[start:]
         self._answer(status, data, headers)
@@ -303,7 +332,7 @@ def _card(text: str) -> dict[str, Any]:
 def _sibling(name: str, data: bytes) -> dict[str, object]:
     entry: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": _git_hash(data)}
     if name.endswith(LARGE):
-        digest = hashlib.sha256(data).hexdigest()
+        digest = _sha256(data)
         entry["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 134}
     return entry
 
@@ -311,10 +340,16 @@ def _sibling(name: str, data: bytes) -> dict[str, object]:
 def _tree_entry(name: str, data: bytes) -> dict[str, object]:
     entry: dict[str, object] = {"type": "file", "path": name, "size": len(data), "oid": _git_hash(data)}
     if name.endswith(LARGE):
-        digest = hashlib.sha256(data).hexdigest()
+        digest = _sha256(data)
         entry["lfs"] = {"oid": digest, "size": len(data), "pointerSize": 134}
     return entry
 
 
+@functools.cache
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@functools.cache
 def _git_hash(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

@@ -28,6 +28,7 @@ from tests.support.banks.small_bank import create_bank, write_pairs
 from tests.support.banks.stored_files import digests
 from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import create_synthetic, layout_of
+from tests.support.servers.public_bank import OWNER, hub_here, publish_bank
 
 pytestmark = pytest.mark.netns
 
@@ -98,6 +99,55 @@ def test_ingest_onto_a_full_disk(disk: Disk, tmp_path: Path, tokenizer_folder: P
         assert bank_command("ingest", "--bank", other.path, pairs).exit_code == 0
         assert content(opened) == content(other)
         assert_nothing_else(opened)
+
+
+def test_downloads_onto_a_full_disk(
+    disk: Disk, tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's cache is on it, the bank is not: one line, what was stored stays, and the same command goes on."""
+    from huggingface_hub import constants
+
+    create_bank(tmp_path / "bank", tokenizer_folder).close()
+    arguments = ("ingest", "--bank", tmp_path / "bank", "--hub", OWNER, "--yes", "--downloads", "1")
+    with hub_here(tmp_path, monkeypatch) as hub:
+        publish_bank(hub, tmp_path / "files", 12)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(disk.folder / "hub"))
+        disk.fill(80_000)
+        done = bank_command(*arguments)
+        assert done.exit_code == 1, done.output
+        (line,) = [line for line in done.output.splitlines() if line.startswith("bank: error")]
+        stored = re.search(r"No space left on device .*; (\d+) pairs were stored before, and stay", line)
+        assert stored is not None, line
+        assert whole(tmp_path / "bank") == int(stored[1]) < 12
+        disk.empty()
+        assert bank_command(*arguments).exit_code == 0
+        assert whole(tmp_path / "bank") == 12
+
+
+@pytest.mark.parametrize("leave", [0, 400_000, 700_000])
+@pytest.mark.parametrize("kind", ["folder", "shared.tar"])
+def test_a_pull_onto_a_full_disk(
+    disk: Disk, tmp_path: Path, tokenizer_folder: Path, kind: str, leave: int
+) -> None:
+    pairs, place = write_pairs(tmp_path / "pairs", 24), tmp_path / kind
+    with create_bank(tmp_path / "source", tokenizer_folder) as source:
+        assert bank_command("ingest", "--bank", source.path, pairs).exit_code == 0
+        assert bank_command("push", "--bank", source.path, place, "--include-unlicensed").exit_code == 0
+        bank = disk.folder / "bank"
+        disk.fill(leave)
+        done = bank_command("pull", place, "--bank", bank)
+        assert done.exit_code == 1
+        (line,) = (line for line in done.stderr.splitlines() if "error" in line)
+        assert "internal error" not in line
+        assert "space" in line or "disk is full" in line, line
+        disk.empty()
+        assert bank_command("pull", place, "--bank", bank).exit_code == 0
+        with AdapterBank.open(bank) as opened:
+            assert [one[1:] for one in content(opened).values()] == [
+                one[1:] for one in content(source).values()
+            ]
+            assert_nothing_else(opened)
+        assert {item.name for item in disk.folder.iterdir()} == {"bank"}
 
 
 def run(bank: AdapterBank, progress: Progress) -> dict[str, dict[str, str]]:

@@ -332,11 +332,12 @@ def test_a_malformed_endpoint_is_refused(hub, monkeypatch, endpoint):
 def test_a_file_shorter_than_announced_is_not_accepted(hub):
     publish_pair(hub)
     pinned = pin(reference())
-    hub.fail("/blobs/", short=100)
-    with pytest.raises(SourceError, match=rf"adapter {ADAPTER}: download failed: .*10240.*100") as error:
+    hub.fail("/blobs/", short=0)
+    with pytest.raises(SourceError, match=rf"adapter {ADAPTER}: .*10240 bytes.* 0 bytes came") as error:
         fetch(pinned)
     assert is_one_line(error)
     hub.failures.clear()
+    hub.fail("/blobs/", short=4000)  # each answer is short, and the next goes on where it ended
     assert (fetch(pinned).adapter / "adapter_model.safetensors").read_bytes() == WEIGHTS
 
 
@@ -369,11 +370,14 @@ def test_references_are_parsed():
     assert parse_reference("hub:a/b") == HubReference("a/b", None)
     assert parse_reference("a/b@refs/pr/1") == HubReference("a/b", "refs/pr/1")
     assert str(parse_reference("a/b.c-d_e@v1.0")) == "hub:a/b.c-d_e@v1.0"
+    assert parse_reference("hub:a/b/experts/one two@v1") == HubReference("a/b", "v1", "experts/one two")
+    assert str(parse_reference("a/b/experts/one@v1")) == "hub:a/b/experts/one@v1"
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "hub:", "b", "a/", "/b", "a/b/c", "a/b@", "a/b@x y", "a/b@x\ny", "a/b\n", "../b", "a/..", "a/b--c", "-a/b",
+    ["", "hub:", "b", "a/", "/b", "a/b/", "a/b//c",
+     "a/b/../c", "a/b/c\\d", "a/b/c\n", "a/b@", "a/b@x y", "a/b@x\ny", "a/b\n", "../b", "a/..", "a/b--c", "-a/b",
      "https://huggingface.co/a/b", "a/" + "b" * 97, "ä/b"],
 )  # fmt: skip
 def test_what_is_no_reference_is_refused(text):
@@ -517,3 +521,12 @@ def test_a_tokenizer_comes_from_the_hub(hub, tmp_path):
     folder = write_tokenizer(tmp_path / "tokenizer")
     hub.publish("model", "owner/base", {item.name: item.read_bytes() for item in folder.iterdir()})
     assert BankTokenizer("owner/base").fingerprint == BankTokenizer(folder).fingerprint
+
+
+def test_a_gated_tokenizer_says_what_to_do(hub):
+    hub.publish("model", "owner/base", {"tokenizer.json": "{}"}, gated=True)
+    with pytest.raises(
+        TokenizerError, match=r"^owner/base: is gated; accept its terms .* set HF_TOKEN"
+    ) as error:
+        BankTokenizer("owner/base")
+    assert is_one_line(error)

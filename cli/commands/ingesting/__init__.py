@@ -1,0 +1,1 @@
+"""What `bank ingest` shows before it begins."""

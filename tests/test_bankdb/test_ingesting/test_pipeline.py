@@ -1,0 +1,128 @@
+"""The order in which pairs are stored, whatever comes when; and that whatever is slow stops no others."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bankdb.errors import FileSystemError, SourceError
+from bankdb.ingesting.pipeline import Incoming, Outcome, Pipeline
+from bankdb.records import Pair, PairReference
+
+
+def reference(number: int) -> PairReference:
+    return PairReference(f"{number}", "hub:o/a", "hub:o/d")
+
+
+def pair_of(one: PairReference) -> Pair:
+    return Pair(one.name, Path("a"), (Path("d"),), "a", "d")
+
+
+def run(incoming: list[Incoming], fetch, downloads: int = 2, prepare=lambda pair: None) -> list[Outcome]:
+    return list(Pipeline(incoming, fetch, prepare, downloads=downloads, stop=lambda: None).outcomes())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.sampled_from(["pair", "there", "refused", "local"]), max_size=12),
+    st.integers(1, 4),
+    st.integers(0, 2**32),
+)
+def test_each_comes_once_and_in_order(kinds: list[str], downloads: int, seed: int) -> None:
+    rng = random.Random(seed)
+    pauses = [rng.choice([0, 0, 0.002]) for _ in kinds]
+
+    def fetch(one: PairReference) -> Pair | None:
+        number = int(one.name)
+        time.sleep(pauses[number])
+        if kinds[number] == "refused":
+            raise SourceError(f"no {number}")
+        return pair_of(one) if kinds[number] == "pair" else None
+
+    incoming = [
+        Incoming(reference(number), pair_of(reference(number)) if kind == "local" else None)
+        for number, kind in enumerate(kinds)
+    ]
+    outcomes = run(incoming, fetch, downloads)
+    prepared = [one for one in outcomes if one.prepared is not None]
+    assert [one.reference.name for one in prepared] == [
+        str(number) for number, kind in enumerate(kinds) if kind in ("pair", "local")
+    ]
+    assert sorted(int(one.reference.name) for one in outcomes) == list(range(len(kinds)))
+    assert {str(one.error) for one in outcomes if one.error} == {
+        f"no {number}" for number, kind in enumerate(kinds) if kind == "refused"
+    }
+
+
+def test_one_that_is_late_stops_no_others() -> None:
+    """The first ends only when all others are there, many more than wait for it."""
+    others = 60
+    arrived, all_there = [], threading.Event()
+
+    def fetch(one: PairReference) -> Pair:
+        if one.name == "0":
+            assert all_there.wait(60)
+        return pair_of(one)
+
+    def settle(outcome: Outcome) -> None:
+        arrived.append(int(outcome.reference.name))
+
+    pipeline = Pipeline(
+        [Incoming(reference(number)) for number in range(others + 1)],
+        fetch,
+        lambda pair: all_there.set() if int(pair.name) == others - 20 else None,
+        downloads=2,
+        stop=lambda: None,
+    )
+    for outcome in pipeline.outcomes():
+        settle(outcome)
+    assert sorted(arrived) == list(range(others + 1))
+    assert arrived.index(0) > 1
+    # What was not passed over by need has its place.
+    without = [number for number in arrived if number != 0]
+    assert without == sorted(without)
+
+
+def test_no_more_at_a_time_than_asked() -> None:
+    running, most, lock = 0, 0, threading.Lock()
+
+    def fetch(one: PairReference) -> Pair:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.002)
+        with lock:
+            running -= 1
+        return pair_of(one)
+
+    run([Incoming(reference(number)) for number in range(20)], fetch, downloads=3)
+    assert 1 < most <= 3
+
+
+def test_a_full_disk_ends_it_and_stops_the_others() -> None:
+    stopped = threading.Event()
+
+    def fetch(one: PairReference) -> Pair:
+        if one.name == "1":
+            raise FileSystemError("full")
+        if one.name != "0":
+            assert stopped.wait(60)
+        return pair_of(one)
+
+    pipeline = Pipeline(
+        [Incoming(reference(number)) for number in range(9)],
+        fetch,
+        lambda pair: None,
+        downloads=4,
+        stop=stopped.set,
+    )
+    with pytest.raises(FileSystemError):
+        list(pipeline.outcomes())
+    assert stopped.is_set()
