@@ -104,7 +104,7 @@ def save_in_one_pass(
         clear_unfinished(export.root, set(export.names))
         missing = _missing(export, dtypes)
         if missing:
-            with _writers(used, export.root, progress) as (writers, flush):
+            with _writers(used, export, progress) as (writers, flush):
                 files = _filled(export, missing, writers, flush)
             _finish(export, files, list(missing))
         else:
@@ -137,20 +137,21 @@ def _missing(export: _Export, dtypes: Sequence[str]) -> dict[int, str]:
 
 
 @contextlib.contextmanager
-def _writers(cluster: Cluster, root: Path, progress: Progress) -> Iterator[tuple[Cluster, bool]]:
-    """Yield a cluster whose tasks can write below `root`, and whether each has to flush what it writes.
+def _writers(cluster: Cluster, export: _Export, progress: Progress) -> Iterator[tuple[Cluster, bool]]:
+    """Yield a cluster whose tasks can write where an export goes, and whether each has to flush what it writes.
 
     Workers of a scheduler that somebody else started may be on other machines, which see the folder or do not.
     """
-    if cluster.blas is None:
-        yield cluster, False
-        return
+    root = export.root
+    # Of one name in all runs, so that what a killed one left is deleted by the next.
+    probe = root.absolute() / f".{export.bank.record.identity[:16]}.seen"
     try:
-        seen = _all_see(cluster, root)
+        probe.unlink(missing_ok=True)
+        seen = cluster.blas is None or _all_see(cluster, probe)
     except OSError as error:
         raise _not_written(error, root) from error
     if seen:
-        yield cluster, True
+        yield cluster, cluster.blas is not None
     else:
         progress.note(
             f"{root}: some workers do not see this folder, so that this process combines and writes"
@@ -159,10 +160,9 @@ def _writers(cluster: Cluster, root: Path, progress: Progress) -> Iterator[tuple
             yield own, False
 
 
-def _all_see(cluster: Cluster, root: Path) -> bool:
-    root.mkdir(parents=True, exist_ok=True)
+def _all_see(cluster: Cluster, probe: Path) -> bool:
+    probe.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
-    probe = root.absolute() / f".{token}.seen"
     probe.write_text(token)
     try:
         answers = cluster.client.run(_read_probe, str(probe), on_error="return")

@@ -29,9 +29,9 @@ from bankdb.sharing.places.place import parse_place
 from bankdb.sharing.pull import pull
 from bankdb.sharing.push import push
 from tests.support.banks.bank_content import assert_nothing_else, content
-from tests.support.banks.shared_bank import changed
 from tests.support.banks.small_bank import create_bank, ingest_folder, write_pairs
 from tests.support.banks.stored_files import digests
+from tests.support.shared_bank import changed
 
 ROOT = Path(__file__).resolve().parents[3]
 
