@@ -35,7 +35,7 @@ ALWAYS = {
     "distances": f"bank_path metrics compatible csv parquet zarr as_json {CLUSTER}",
     "coefficients": f"bank_path approaches compatible leave_out csv parquet zarr as_json {CLUSTER}",
     # The command itself refuses out, name and include_same with --all, export and weight_error without.
-    "predict": "bank_path newdata whole_bank approaches compatible space rank out export name include_same "
+    "predict": "bank_path newdata whole_bank approaches compatible space rank merge out export name include_same "
     "weight_error store as_json memory",
     "finetune": "bank_path newdata out start steps budget examples batch_size learning_rate model train_dtype device "
     "threads seed name text_column skip_bad_rows dtype file_format overwrite as_json memory test push_to",
@@ -71,7 +71,8 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
                        ["--width", "7"], ["--protocol", "published"], ["--compare", "uniform"],
                        ["--max-examples", "3"]]),
     ("finetune", [*NEW, "--start", "zero"], [["--approach", "uniform"], ["--compatible", "published"],
-                                             ["--space", "delta"], ["--rank", "2"], ["--include-same"],
+                                             ["--space", "delta"], ["--rank", "2"], ["--merge", "ties"],
+                                             ["--include-same"],
                                              ["--metric", "js"]]),
     ("finetune", [*NEW, "--approach", "uniform"], [["--metric", "js"], ["--temperature", "2"]]),
     ("finetune", [*NEW, "--approach", "ridge"], [["--top-k", "2"]]),
@@ -96,6 +97,7 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
     ("evaluate", ["--weights-only"], [["--targets", "x"], ["--max-examples", "3"], ["--data", "x"], ["--model", "x"],
                                       ["--device", "cpu"], ["--dtype", "float16"], ["--batch-size", "2"],
                                       ["--threads", "2"], ["--resamples", "7"], ["--space", "delta"], ["--rank", "2"],
+                                      ["--merge", "ties"],
                                       ["--draws", "3"], ["--wait-seconds", "3"]]),
     ("evaluate", ["--adapter", "x", "--test", "y"],
      [["--targets", "x"], ["--metric", "js"], ["--approach", "uniform"], ["--leave-out", "group"], ["--space", "delta"],
@@ -103,7 +105,15 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
       ["--workers", "2"], ["--scheduler", "x"], ["--scheduler-file", "x"], ["--tls-ca", "x"], ["--tls-cert", "x"],
       ["--tls-key", "x"], ["--wait-workers", "2"], ["--wait-seconds", "2"], ["--sigma", "3"], ["--top-k", "2"],
       ["--temperature", "2"], ["--protocol", "published"], ["--width", "7"], ["--data", "x"], ["--memory", "1GiB"],
-      ["--finetune", "2"]]),
+      ["--finetune", "2"], ["--merge", "ties"]]),
+    *((command, arguments, [["--density", "0.3"], ["--merge-weights", "peft"], ["--majority-sign", "total"],
+                            ["--merge-seed", "3"]])
+      for command, arguments in (("predict", NEW), ("predict", ["--all"]), ("finetune", NEW), ("evaluate", []))),
+    *((command, [*arguments, "--merge", "ties"], [["--merge-seed", "3"]])
+      for command, arguments in (("predict", NEW), ("finetune", NEW), ("evaluate", []))),
+    *((command, [*arguments, "--merge", "dare-linear"], [["--majority-sign", "total"]])
+      for command, arguments in (("predict", NEW), ("finetune", NEW), ("evaluate", []))),
+    ("evaluate", ["--merge", "ties"], [["--bank-sizes", "3"]]),
     ("evaluate", [], [["--examples", "3"], ["--train-batch-size", "2"], ["--learning-rate", "0.1"],
                       ["--train-dtype", "float16"]]),
     ("evaluate", [], [["--test", "x"], ["--compare", "uniform"], ["--input-column", "x"], ["--output-column", "x"],
@@ -116,7 +126,8 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
       for command, arguments in (("coefficients", []), ("predict", NEW), ("predict", ["--all"]))),
     ("evaluate", [], [["--examples", "4"], ["--train-batch-size", "4"], ["--learning-rate", "0.1"],
                       ["--train-dtype", "bfloat16"]]),
-    ("evaluate", ["--finetune", "0,1"], [["--bank-sizes", "3"], ["--space", "delta"], ["--rank", "2"]]),
+    ("evaluate", ["--finetune", "0,1"], [["--bank-sizes", "3"], ["--space", "delta"], ["--rank", "2"],
+                                          ["--merge", "ties"]]),
     ("evaluate", ["--finetune", "0,1", "--approach", "normalized"], [["--weights-only"]]),
     ("evaluate", ["--adapter", "x", "--test", "y"], [["--finetune", "0,1"]]),
     ("predict", [*NEW, "--approach", "selected"], [["--leave-out", "group"], ["--metric", "js"], ["--top-k", "2"]]),
@@ -124,7 +135,7 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
     ("plan", [], [["--vocabulary", "9"], ["--tokens", "9"], ["--distinct", "9"]]),
     ("plan", ["--approach", "uniform"], [["--metric", "js"]]),
     ("plan", [], [["--model", "x"], ["--data", "x"], ["--max-examples", "3"]]),
-    ("plan", ["--evaluate"], [["--weight-error"], ["--store"], ["--rates", "x"]]),
+    ("plan", ["--evaluate"], [["--merge", "ties"], ["--weight-error"], ["--store"], ["--rates", "x"]]),
     ("plan", ["--evaluate", "--measure"], [["--save-rates", "x"]]),
     ("plan", ["--adapters", "9", "--parameters", "9"], [["--evaluate"]]),
     ("plan", ["--adapters", "9", "--parameters", "9"], [["--bank", "x"]]),
@@ -220,6 +231,8 @@ WITH = {
     "--bank-sizes": ["--workers", "1", "--approach", "uniform"],
     "--sigma": ["--metric", "mmd", "--mmd-kernel", "gaussian"],
     "--rank": ["--space", "delta"],
+    "--density": ["--merge", "ties"],
+    "--merge-seed": ["--merge", "dare-linear"],
     "--wait-seconds": ["--scheduler", "tcp://127.0.0.1:1", "--wait-workers", "2"],
     "--wait-workers": ["--scheduler", "tcp://127.0.0.1:1"],
     "--adapters": ["--parameters", "9"],
