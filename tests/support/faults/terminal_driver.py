@@ -55,7 +55,7 @@ class Terminal:
         A command may end before its moment.
         """
         typed = False
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while self._read():
             assert time.monotonic() < end, self.seen.decode(errors="replace")
             if not typed and self._mark.exists():

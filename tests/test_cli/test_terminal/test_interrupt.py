@@ -39,7 +39,7 @@ COMMANDS = {
     "finetune": f"{NEW} --model {{base}} {STEPS}",
     "evaluate": "--model {base} --approach uniform --target forms_plural --max-examples 2 --threads 1",
     "generate": "--model {base} --prompt hello --max-tokens 8 --threads 1",
-    "report": "--out {out}",
+    "report": "--metric js --approach normalized --out {out}",
     "plan": "--adapters 10 --parameters 1000",
     "clean": "--yes",
     "backup": "{out}",
