@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bankdb.arrays.durable import fsync_path
 from bankdb.catalog.database import Database
 from bankdb.errors import BankError, BankNotFoundError, one_line
-from bankdb.progress import Progress
+from bankdb.progress import Mapper, Progress
 from bankdb.records import AS_IT_COMES, AdapterRecord, Taking, published
 from bankdb.shown import html_summary, text_summary
 from bankdb.snapshot import snapshot_of
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bankdb.datasets.tokenizer import BankTokenizer
     from bankdb.gguf.export import GgufExport
     from bankdb.ingest import IngestReport
+    from bankdb.ingesting.counted import Counter
     from bankdb.public.found import FoundPairs
     from bankdb.public.sources import WideSource
     from bankdb.verify import VerifyReport
@@ -155,6 +156,7 @@ class AdapterBank(StoredBank):
         downloads: int = 4,
         keep_downloads: bool = True,
         progress: Progress | None = None,
+        counter: Counter | None = None,
     ) -> IngestReport:
         """Store every pair that can be stored, each whole or not at all; others are named and leave nothing.
 
@@ -178,6 +180,8 @@ class AdapterBank(StoredBank):
         memory, downloads, keep_downloads
             Bytes for reading and tokenizing, half of the machine's if not given; how many pairs come from the hub at a
             time; whether what came stays in its cache, as what was there before does.
+        counter
+            Where datasets are tokenized; None in this process. `compute.ingest` has workers of a cluster do it.
 
         Raises
         ------
@@ -197,7 +201,9 @@ class AdapterBank(StoredBank):
         reading = self.reading(input_column, output_column, text_column, skip_bad_rows)
         how = IngestOptions(reading, replace, memory, taking, downloads)
         found, refused, resolve = referenced(self, sources, hub, group_pattern, free=not keep_downloads)
-        return ingest(self, found, resolve=resolve, options=how, refused=refused, progress=progress)
+        return ingest(
+            self, found, resolve=resolve, options=how, refused=refused, progress=progress, counter=counter
+        )
 
     def search_hub(
         self,
@@ -242,7 +248,9 @@ class AdapterBank(StoredBank):
             input_column, output_column, text_column, skip_bad_rows, lambda: self.tokenizer.chat_template
         )
 
-    def verify(self, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
+    def verify(
+        self, *, repair: bool = False, progress: Progress | None = None, mapper: Mapper | None = None
+    ) -> VerifyReport:
         """Check every stored row against its checksum, and find what lies about; reads the whole bank.
 
         Parameters
@@ -250,6 +258,8 @@ class AdapterBank(StoredBank):
         repair
             Restore damaged rows from their sources, where those are still there unchanged; clear what killed
             processes left; move foreign files into `orphans/`. Nothing that is whole is ever deleted.
+        mapper
+            Where rows are read; None in this process. `compute.verify` has workers of a cluster do it.
 
         Examples
         --------
@@ -258,7 +268,7 @@ class AdapterBank(StoredBank):
         """
         from bankdb.verify import verify
 
-        return verify(self, repair=repair, progress=progress)
+        return verify(self, repair=repair, progress=progress, mapper=mapper)
 
     def remove(self, name: str) -> None:
         """Remove an adapter, its dataset and its row. Raises BankNotFoundError if it is not there."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bankdb.errors import BankError, FileSystemError, one_line
+from bankdb.ingesting.counted import Counter
 from bankdb.ingesting.leftovers import clear_leftovers, clear_leftovers_locked
 from bankdb.ingesting.pipeline import OF_NO_PAIR, Incoming, Outcome, Pipeline
-from bankdb.ingesting.prepared import Prepared, prepare
+from bankdb.ingesting.prepared import AHEAD, Prepared, prepare
 from bankdb.ingesting.report import IngestOptions, IngestReport
 from bankdb.ingesting.stored import store_outcome
 from bankdb.ingesting.survey import surveyed
@@ -37,6 +38,7 @@ def ingest(
     options: IngestOptions | None = None,
     refused: Iterable[RefusedPair] = (),
     progress: Progress | None = None,
+    counter: Counter | None = None,
 ) -> IngestReport:
     """Store every pair that can be stored; a pair that cannot is reported and leaves nothing behind.
 
@@ -51,11 +53,14 @@ def ingest(
         `Located` downloads too, beside what is stored.
     refused
         Pairs refused before, to be part of the report.
+    counter
+        Where datasets are read and tokenized; None in this process, which does all else.
 
     Raises
     ------
-    ArrayStoreUnavailableError, DatabaseUnavailableError, FileSystemError
-        The store of a bank on a URL, or its database, failed, or the disk is full; what was stored before is kept.
+    ArrayStoreUnavailableError, DatabaseUnavailableError, FileSystemError, ComputeError
+        The store of a bank on a URL, or its database, failed, or the disk is full, or who counts does not find the
+        datasets; what was stored before is kept.
 
     Returns
     -------
@@ -68,6 +73,7 @@ def ingest(
         options or IngestOptions(),
         IngestReport(refused=list(refused)),
         progress or SilentProgress(),
+        counter,
     )
     clear_leftovers(bank)
     with bank.ingesting():
@@ -84,6 +90,7 @@ class _Ingest:
     options: IngestOptions
     report: IngestReport
     progress: Progress
+    counter: Counter | None = None
 
     def run(self, references: Sequence[PairReference]) -> None:
         present = [name for (name,) in self.bank.catalog.glance("name")]
@@ -143,7 +150,7 @@ class _Ingest:
 
     def _store(self, incoming: Sequence[Incoming], expected: Expected) -> None:
         def prepare_one(pair: Pair) -> Prepared | None:
-            return prepare(self.bank, pair, expected, self.options)
+            return prepare(self.bank, pair, expected, self.options, self.counter)
 
         def screen(folder: Path) -> None:
             expected.check_configuration(folder, self.options.taking)
@@ -155,6 +162,7 @@ class _Ingest:
             prepare_one,
             downloads=self.options.downloads,
             stop=self.located.stop,
+            ahead=AHEAD if self.counter is None else self.counter.at_once,
         )
         self.progress.begin("ingest", len(incoming))
         for outcome in pipeline.outcomes():

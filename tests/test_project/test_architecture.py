@@ -20,7 +20,7 @@ KERNELS = (
     "types",
     *(
         path.relative_to(ROOT / "compute").with_suffix("").as_posix().replace("/", ".")
-        for folder in ("metrics", "approaches")
+        for folder in ("metrics", "approaches", "merge_methods")
         for path in sorted((ROOT / "compute" / folder).rglob("*.py"))
     ),
     "combination.plan",
@@ -276,12 +276,13 @@ ARROWS = {
         "bankdb.storage",
     },
     "compute.metrics": set(),
-    "compute.approaches": {"compute.metrics"},
+    "compute.merge_methods": set(),
+    "compute.approaches": {"compute.merge_methods", "compute.metrics"},
     "compute.cluster": set(),
     "compute.generation": set(),
     "compute.pairwise": {"compute.cluster", "compute.metrics"},
     "compute.gram": {"compute.cluster"},
-    "compute.combination": {"compute.approaches", "compute.cluster"},
+    "compute.combination": {"compute.approaches", "compute.cluster", "compute.merge_methods"},
     "compute.labels": {
         "compute.approaches",
         "compute.cluster",
@@ -295,6 +296,7 @@ ARROWS = {
         "compute.generation",
         "compute.gram",
         "compute.labels",
+        "compute.merge_methods",
         "compute.metrics",
         "compute.pairwise",
     },
@@ -322,6 +324,7 @@ ARROWS = {
         "compute.combination",
         "compute.generation",
         "compute.labels",
+        "compute.merge_methods",
         "compute.prediction",
     },
     "compute.assessment": {
@@ -330,6 +333,13 @@ ARROWS = {
         "compute.evaluation",
         "compute.generation",
         "compute.prediction",
+    },
+    "compute.upkeep": {
+        "bankdb.ingest",
+        "bankdb.ingesting",
+        "bankdb.public",
+        "bankdb.verify",
+        "compute.cluster",
     },
     "compute.reporting": {
         "compute.curves",
@@ -343,7 +353,10 @@ ARROWS = {
         "compute.approaches",
         "compute.cluster",
         "compute.combination",
+        "compute.evaluation",
+        "compute.generation",
         "compute.gram",
+        "compute.merge_methods",
         "compute.metrics",
         "compute.pairwise",
     },
