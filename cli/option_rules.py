@@ -189,7 +189,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         Rule(
             ("database", "arrays"),
             lambda given: given["only"] != "arrays",
-            "a whole restore, or --only catalogue; rows go where the bank has its own",
+            "--only catalogue, or with a whole restore; rows go where the bank has its own",
         ),
     ),
     "ingest": (

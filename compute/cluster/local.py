@@ -11,6 +11,7 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any, Self
 
 import dask
@@ -58,6 +59,8 @@ class SteadyNanny(Nanny):
 
     async def start_unsafe(self) -> Self:
         """Block SIGINT in the thread of the event loop, and start the worker."""
+        # Before: where Python starts it itself, it allows the signal again.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         await super().start_unsafe()
         return self

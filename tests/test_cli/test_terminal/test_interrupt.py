@@ -39,7 +39,7 @@ COMMANDS = {
     "finetune": f"{NEW} --model {{base}} {STEPS}",
     "evaluate": "--model {base} --approach uniform --target forms_plural --max-examples 2 --threads 1",
     "generate": "--model {base} --prompt hello --max-tokens 8 --threads 1",
-    "report": "--out {out}",
+    "report": "--metric js --approach normalized --out {out}",
     "plan": "--adapters 10 --parameters 1000",
     "clean": "--yes",
     "backup": "{out}",
@@ -116,11 +116,12 @@ def test_a_command_is_interrupted(
     root = copied(command, template, tmp_path / "root")
     words = words_of(command, root)
     rng = random.Random(command)
-    moments = [3, *(rng.randint(4, 150) for _ in range(MOMENTS - 1))]
+    assert check_interrupted(Terminal(server, words, "open 3", tmp_path).interrupt())
     ended = False
-    for moment in moments:
+    for _ in range(MOMENTS - 1):
         if not ended:
-            ended = not check_interrupted(Terminal(server, words, f"open {moment}", tmp_path).interrupt())
+            place = f"open {rng.randint(4, 150)}"
+            ended = not check_interrupted(Terminal(server, words, place, tmp_path).interrupt())
     if not ended:
         status, seen, left = Terminal(server, words, "open 1000000000", tmp_path).interrupt()
         assert (status, left) == (0, []), seen
