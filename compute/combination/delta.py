@@ -92,10 +92,8 @@ class DeltaParts:
         The N rows that are used.
     factors
         float64, shape (N,): weight times scaling of each.
-    layout
-        Of the rows.
-    form
-        Of the result.
+    layout, form
+        Of the rows, and of the result.
     """
 
     stored: Sources
