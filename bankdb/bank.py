@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,8 +104,13 @@ class AdapterBank(StoredBank):
         return bank
 
     @classmethod
-    def open(cls, path: str | Path) -> AdapterBank:
-        """Open an existing bank.
+    def open(cls, path: str | Path, *, told: Callable[[str], None] | None = None) -> AdapterBank:
+        """Open an existing bank; one whose catalogue is of an earlier version is brought to this one's first.
+
+        Parameters
+        ----------
+        told
+            Is given the line that says so, and where the catalogue as it was is kept; a warning is logged if not given.
 
         Raises
         ------
@@ -113,6 +118,8 @@ class AdapterBank(StoredBank):
             There is no bank at `path`.
         DatabaseUnavailableError
             The server that holds its catalogue cannot be reached.
+        ConflictError, FileSystemError
+            Its catalogue is of an earlier version, and others write in the bank, or no copy of it can be kept.
         BankFormatError
             The database or the adapters' array is damaged, foreign, or of a newer version.
         """
@@ -122,7 +129,7 @@ class AdapterBank(StoredBank):
                 f"{folder}: no bank here; make one with `bank init`, or pass --bank PATH (or set BANK_PATH)"
             )
         location = BankLocation.of(folder)
-        bank = cls(location, Database(location.database_url))
+        bank = cls(location, Database(location.database_url, told=told))
         try:
             bank.check()
         except BaseException:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.combining.options import merge_option
 from cli.commands.assess import max_examples_option
 from cli.commands.evaluating.planned import plan_evaluation
 from cli.display import print_json, print_table, shown_progress, tell
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 )
 @metric_option(many=True)
 @approach_option()
+@merge_option
 @click.option("--weight-error", is_flag=True, help="As of bank predict: with the Gram matrix.")
 @click.option("--store", is_flag=True, help="As of bank predict: all predicted numbers are stored.")
 @click.option(
@@ -106,6 +108,7 @@ def plan(
     rates_file: Path | None,
     save_rates: Path | None,
     as_json: bool,
+    merge: str,
     **numbers: Any,
 ) -> None:
     """Print what 'bank predict --all' will do, and how long it may take, before anything runs.
@@ -144,7 +147,7 @@ def plan(
             bank = stack.enter_context(opened(bank_path))
         planned = compute.forecast(
             bank,
-            Parameters().combinations(metrics, approaches),
+            Parameters({"merge": merge}).combinations(metrics, approaches),
             workers=workers,
             memory=None if memory is None else parse_memory(memory),
             weight_errors=weight_error,

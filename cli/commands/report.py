@@ -26,7 +26,7 @@ from compute.approaches.registry import approaches as known_approaches
 
 
 def _untrained() -> list[str]:
-    return [approach.name for approach in known_approaches() if approach.of_matrices_alone]
+    return [one.name for one in known_approaches() if one.of_matrices_alone and not one.signed]
 
 
 @click.command(

@@ -14,6 +14,7 @@ from bankdb.errors import BankError, ComputeError, one_line
 from bankdb.progress import Progress
 from compute.budget import roomy
 from compute.cluster.blas import blas_threads, bounded_blas
+from compute.cluster.lost_workers import told_of_lost_workers
 from compute.cluster.memory import keep_freed
 from compute.cluster.options import Cluster
 
@@ -81,10 +82,12 @@ def run_tasks(
     waiting = iter(tasks.items())
     keep = memory if memory is not None and memory <= roomy(cluster.task_budget) else 0
     flight = _Flight(cluster, stage, function, keep, gpus or cluster.slots, gpus > 0)
-    with flight.cancelling():
+    with told_of_lost_workers(cluster.client) as lost, flight.cancelling():
         flight.fill(waiting, step)
         while flight.names:
             ended = flight.next()
+            while not lost.empty():
+                progress.note(lost.get())
             flight.fill(waiting, step)
             if ended is not None:
                 yield ended
