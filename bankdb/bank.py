@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from bankdb.datasets.forms.rules import Reading
     from bankdb.datasets.tokenizer import BankTokenizer
     from bankdb.gguf.export import GgufExport
-    from bankdb.ingest import IngestReport
-    from bankdb.ingesting.counted import Counter
+    from bankdb.ingest import Counter, IngestReport
     from bankdb.public.found import FoundPairs
     from bankdb.public.sources import WideSource
     from bankdb.verify import VerifyReport
@@ -177,11 +176,9 @@ class AdapterBank(StoredBank):
             rows that are no examples, and say how many, rather than refuse the pair.
         replace, taking
             Store a pair anew where the bank has other content under its name; what may be assumed of adapters, or done.
-        memory, downloads, keep_downloads
-            Bytes for reading and tokenizing, half of the machine's if not given; how many pairs come from the hub at a
-            time; whether what came stays in its cache, as what was there before does.
-        counter
-            Where datasets are tokenized; None in this process. `compute.ingest` has workers of a cluster do it.
+        memory, counter, downloads, keep_downloads
+            Bytes for reading and tokenizing, half of the machine's if not given, and who does it, None for this one;
+            how many pairs come from the hub at a time; whether what came stays in its cache, as what was there does.
 
         Raises
         ------
@@ -199,11 +196,9 @@ class AdapterBank(StoredBank):
         from bankdb.public.sources import referenced
 
         reading = self.reading(input_column, output_column, text_column, skip_bad_rows)
-        how = IngestOptions(reading, replace, memory, taking, downloads)
+        how = IngestOptions(reading, replace, memory, taking, downloads, counter)
         found, refused, resolve = referenced(self, sources, hub, group_pattern, free=not keep_downloads)
-        return ingest(
-            self, found, resolve=resolve, options=how, refused=refused, progress=progress, counter=counter
-        )
+        return ingest(self, found, resolve=resolve, options=how, refused=refused, progress=progress)
 
     def search_hub(
         self,

@@ -27,7 +27,7 @@ from bankdb.sources.pairs import check_case
 from bankdb.storage.expected import Expected
 from bankdb.storage.stored_bank import StoredBank
 
-__all__ = ["IngestOptions", "IngestReport", "clear_leftovers", "clear_leftovers_locked", "ingest"]
+__all__ = ["Counter", "IngestOptions", "IngestReport", "clear_leftovers", "clear_leftovers_locked", "ingest"]
 
 
 def ingest(
@@ -38,7 +38,6 @@ def ingest(
     options: IngestOptions | None = None,
     refused: Iterable[RefusedPair] = (),
     progress: Progress | None = None,
-    counter: Counter | None = None,
 ) -> IngestReport:
     """Store every pair that can be stored; a pair that cannot is reported and leaves nothing behind.
 
@@ -53,8 +52,6 @@ def ingest(
         `Located` downloads too, beside what is stored.
     refused
         Pairs refused before, to be part of the report.
-    counter
-        Where datasets are read and tokenized; None in this process, which does all else.
 
     Raises
     ------
@@ -73,7 +70,6 @@ def ingest(
         options or IngestOptions(),
         IngestReport(refused=list(refused)),
         progress or SilentProgress(),
-        counter,
     )
     clear_leftovers(bank)
     with bank.ingesting():
@@ -90,7 +86,6 @@ class _Ingest:
     options: IngestOptions
     report: IngestReport
     progress: Progress
-    counter: Counter | None = None
 
     def run(self, references: Sequence[PairReference]) -> None:
         present = [name for (name,) in self.bank.catalog.glance("name")]
@@ -150,7 +145,7 @@ class _Ingest:
 
     def _store(self, incoming: Sequence[Incoming], expected: Expected) -> None:
         def prepare_one(pair: Pair) -> Prepared | None:
-            return prepare(self.bank, pair, expected, self.options, self.counter)
+            return prepare(self.bank, pair, expected, self.options)
 
         def screen(folder: Path) -> None:
             expected.check_configuration(folder, self.options.taking)
@@ -162,7 +157,7 @@ class _Ingest:
             prepare_one,
             downloads=self.options.downloads,
             stop=self.located.stop,
-            ahead=AHEAD if self.counter is None else self.counter.at_once,
+            ahead=AHEAD if self.options.counter is None else self.options.counter.at_once,
         )
         self.progress.begin("ingest", len(incoming))
         for outcome in pipeline.outcomes():

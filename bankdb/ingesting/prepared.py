@@ -9,7 +9,7 @@ from bankdb.catalog.catalog import changed_pair
 from bankdb.datasets.limits import memory_budget
 from bankdb.datasets.read import Examples
 from bankdb.errors import SourceError, printable
-from bankdb.ingesting.counted import Counted, Counter, count_dataset, dataset_to_count
+from bankdb.ingesting.counted import Counted, count_dataset, dataset_to_count
 from bankdb.ingesting.report import IngestOptions
 from bankdb.records import Pair
 from bankdb.storage.expected import Expected, is_unchanged
@@ -36,9 +36,8 @@ def prepare(
     pair: Pair,
     expected: Expected,
     options: IngestOptions,
-    counter: Counter | None = None,
 ) -> Prepared | None:
-    """Read, check and tokenize a pair, by `counter` where there is one; None if the bank has the very same already."""
+    """Read, check and tokenize a pair; None if the bank has the very same already."""
     from bankdb.peft.checks import notes_on
 
     _check_text(pair)
@@ -52,16 +51,16 @@ def prepare(
             raise changed_pair(pair.name)
     adapter = expected.load(pair.adapter, options.taking)
     adapter = replace(adapter, notes=(*pair.notes, *notes_on(adapter, pair.adapter)))
-    return Prepared(pair, adapter, _counted(bank, pair, options, counter))
+    return Prepared(pair, adapter, _counted(bank, pair, options))
 
 
-def _counted(bank: StoredBank, pair: Pair, options: IngestOptions, counter: Counter | None) -> Counted:
-    if counter is None:
+def _counted(bank: StoredBank, pair: Pair, options: IngestOptions) -> Counted:
+    if options.counter is None:
         name, memory = str(pair.dataset[0]), _share(options)
         return count_dataset(
             pair.dataset, options.reading, bank.tokenizer, name, memory=memory, of_texts=options.memory
         )
-    return counter(
+    return options.counter(
         dataset_to_count(
             pair.dataset, options.reading, bank.path / "tokenizer", bank.record.tokenizer_fingerprint
         )

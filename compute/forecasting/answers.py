@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bankdb.bank import AdapterBank
+from bankdb.datasets.held_out import HeldOut
 from bankdb.errors import BankError, DatasetError
 from bankdb.progress import Progress, SilentProgress
 from compute.approaches.options import PredictionOptions
@@ -134,16 +135,7 @@ def forecast_evaluation(
     options, shown = options or EvaluationOptions(), progress or SilentProgress()
     chosen = chosen_targets(bank, options.targets)
     splits, failures = test_splits(bank, chosen, options)
-    prompts, expected = {}, 0
-    for name, split in splits.items():
-        try:
-            prompts[name] = encode_prompts(bank.tokenizer, split, name)
-        except DatasetError as error:
-            failures[name] = str(error)
-            continue
-        expected += sum(
-            max(map(len, bank.tokenizer.encode(list(references)))) for references in split.references
-        )
+    prompts, expected = _encoded(bank, splits, failures)
     if not prompts:
         raise BankError(f"no target could be evaluated, of {len(chosen)}: {next(iter(failures.values()))}")
     folder, machine = model_folder(options.model or bank.record.base_model), options.machine
@@ -166,6 +158,22 @@ def forecast_evaluation(
         rates=_measured(bank, folder, options, prompts, shown) if measure else None,
         failures=failures,
     )
+
+
+def _encoded(
+    bank: AdapterBank, splits: Mapping[str, HeldOut], failures: dict[str, str]
+) -> tuple[dict[str, Prompts], int]:
+    """Return the prompts of each target, and the tokens of all longest references; add those that have none."""
+    prompts, expected = {}, 0
+    for name, split in splits.items():
+        try:
+            prompts[name] = encode_prompts(bank.tokenizer, split, name)
+        except DatasetError as error:
+            failures[name] = str(error)
+            continue
+        for references in split.references:
+            expected += max(map(len, bank.tokenizer.encode(list(references))))
+    return prompts, expected
 
 
 def _tokens(prompts: Prompts) -> int:
