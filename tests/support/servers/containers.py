@@ -199,8 +199,10 @@ def _base() -> Path:
 
 def _wheels() -> Path:
     """A folder with the wheels of what the image installs, brought by this machine's pip, whose settings stay here."""
-    folder = KEPT / "wheels"
-    if not (folder / "all").exists():
+    folder, asked = KEPT / "wheels", (ROOT / "pyproject.toml").read_text()
+    complete = folder / "asked"
+    if not complete.exists() or complete.read_text() != asked:
+        folder.mkdir(parents=True, exist_ok=True)
         words = [
             "download",
             "--quiet",
@@ -210,7 +212,7 @@ def _wheels() -> Path:
             "--dest",
             str(folder),
         ]
-        what = [f"{ROOT}[postgres,s3]", "setuptools>=77"]
+        what = ["--find-links", str(folder), f"{ROOT}[postgres,s3]", "setuptools>=77"]
         subprocess.run([sys.executable, "-m", "pip", *words, *what], check=True, capture_output=True)
-        (folder / "all").touch()
+        complete.write_text(asked)
     return folder
