@@ -8,6 +8,7 @@ stored when it is there and its turn has come: see `bankdb.ingesting.pipeline`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,10 +158,13 @@ class _Ingest:
             stop=self.located.stop,
         )
         self.progress.begin("ingest", len(incoming))
-        for outcome in pipeline.outcomes():
-            self._settle(outcome)
-            self.located.done(outcome.reference)
-            self.progress.advance()
+        with contextlib.closing(
+            pipeline.outcomes()
+        ) as outcomes:  # threads end with it, whatever is raised here
+            for outcome in outcomes:
+                self._settle(outcome)
+                self.located.done(outcome.reference)
+                self.progress.advance()
         self.progress.end()
 
     def _settle(self, outcome: Outcome) -> None:
