@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bankdb.errors import GgufError as GgufError
     from bankdb.errors import ParameterError as ParameterError
     from bankdb.errors import PlanError as PlanError
+    from bankdb.errors import PublishError as PublishError
     from bankdb.errors import SourceError as SourceError
     from bankdb.errors import TokenizerError as TokenizerError
     from bankdb.ingest import IngestReport as IngestReport
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from bankdb.records import PairReference as PairReference
     from bankdb.records import RefusedPair as RefusedPair
     from bankdb.records import Taking as Taking
+    from bankdb.sharing.pull import PullReport as PullReport
+    from bankdb.sharing.pull import pull as pull
+    from bankdb.sharing.push import PushReport as PushReport
+    from bankdb.sharing.push import push as push
     from bankdb.verify import VerifyReport as VerifyReport
 
     open = AdapterBank.open
@@ -52,6 +57,7 @@ _ERRORS = (
     "ConflictError",
     "ParameterError",
     "PlanError",
+    "PublishError",
     "ComputeError",
 )
 # Where each name is, in the order in which they are listed.
@@ -60,6 +66,10 @@ _PLACES = {
     "FoundPairs": "bankdb.public.found",
     "IngestReport": "bankdb.ingest",
     "VerifyReport": "bankdb.verify",
+    "PullReport": "bankdb.sharing.pull",
+    "PushReport": "bankdb.sharing.push",
+    "pull": "bankdb.sharing.pull",
+    "push": "bankdb.sharing.push",
     **dict.fromkeys(
         ("AdapterRecord", "BankRecord", "PairReference", "RefusedPair", "Taking"), "bankdb.records"
     ),

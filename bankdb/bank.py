@@ -18,6 +18,7 @@ from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
     from bankdb.datasets.forms.rules import Reading
+    from bankdb.datasets.tokenizer import BankTokenizer
     from bankdb.gguf.export import GgufExport
     from bankdb.ingest import IngestReport
     from bankdb.public.found import FoundPairs
@@ -46,7 +47,7 @@ class AdapterBank(StoredBank):
         path: str | Path,
         *,
         base_model: str | None = None,
-        tokenizer: str | Path | None = None,
+        tokenizer: str | Path | BankTokenizer | None = None,
         aliases: Sequence[str] = (),
         like: str | None = None,
         database: str | None = None,
@@ -58,21 +59,18 @@ class AdapterBank(StoredBank):
         ----------
         path
             Folder to make; it may exist if it is empty.
-        base_model, aliases
-            Name of the base model, as the adapters' configurations state it, and others under which they may.
-        tokenizer
-            Folder or hub name of the base model's tokenizer; its files are copied into the bank.
-        like
-            A known public bank, such as `lots-of-loras`: what of the three above is not given is as there.
-        database
-            URL of an empty PostgreSQL database, `postgresql+psycopg://USER@HOST/DATABASE`; None: SQLite in the folder.
-        arrays
-            URL, or another folder, for the arrays; None for the bank's own folder.
+        base_model, aliases, tokenizer, like
+            Name of the base model, as the adapters' configurations state it, and others under which they may; folder or
+            hub name of its tokenizer, or that tokenizer, loaded: its files are copied into the bank. What is not given
+            is as in the known public bank that `like` names, such as `lots-of-loras`.
+        database, arrays
+            URL of an empty PostgreSQL database, `postgresql+psycopg://USER@HOST/DATABASE`; URL, or another folder, for
+            the arrays. Neither: SQLite and arrays in the bank's own folder.
 
         Raises
         ------
         ConflictError
-            A bank, or something else, is already in the folder or in the database, or where its arrays are to be.
+            Something is in the folder or in the database already, or where its arrays are to be.
         DatabaseUnavailableError, ArrayStoreUnavailableError
             The database's server, or the store of that URL, cannot be reached.
         ParameterError
@@ -88,7 +86,7 @@ class AdapterBank(StoredBank):
         location = new_bank.new_location(Path(path), database, arrays)
         new_bank.check_free(folder := location.folder)
         new_bank.check_places_free(location)
-        loaded = BankTokenizer(tokenizer)
+        loaded = tokenizer if isinstance(tokenizer, BankTokenizer) else BankTokenizer(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
         with new_bank.making(location):
             new_bank.check_free(folder)  # of two that came so far together, one goes on
@@ -151,17 +149,15 @@ class AdapterBank(StoredBank):
         keep_downloads: bool = True,
         progress: Progress | None = None,
     ) -> IngestReport:
-        """Store every pair of adapter and dataset that can be stored; each whole or not at all.
-
-        A pair that is there already is skipped; one that cannot be stored is named in the report and leaves nothing.
+        """Store every pair that can be stored, each whole or not at all; others are named and leave nothing.
 
         Parameters
         ----------
         sources
             One or several: a folder with `datasets/` and `adapters/`; a manifest (`.csv` or `.jsonl`) with name,
             adapter, dataset and, if wanted, group and licence; a tuple `(adapter, dataset)`, called as the adapter's
-            folder or repository is, or a `PairReference`, in which `hub:OWNER/NAME[/FOLDER][@REVISION]` is on the hub;
-            what `search_hub` found.
+            folder or repository is, or a `PairReference`, both with `hub:OWNER/NAME[/FOLDER][@REVISION]` for what is on
+            the hub; what `search_hub` found.
         hub
             Texts are of the hub: `"ADAPTER[@REVISION]=DATASET[@REVISION]"`, `"ADAPTER"` where its model card names the
             dataset, or `"OWNER"` for all of its adapters that suit.
@@ -173,8 +169,8 @@ class AdapterBank(StoredBank):
         replace, taking
             Store a pair anew where the bank has other content under its name; what may be assumed of adapters, or done.
         memory, downloads, keep_downloads
-            Bytes for reading and tokenizing, half of the machine's if not given. How many pairs come from the hub at a
-            time; whether what came stays in its cache afterwards, as what was there before does in any case.
+            Bytes for reading and tokenizing, half of the machine's if not given; how many pairs come from the hub at a
+            time; whether what came stays in its cache, as what was there before does.
 
         Raises
         ------

@@ -80,6 +80,10 @@ class ArrayStoreUnavailableError(BankError):
     """The store that holds a bank's arrays did not answer, or refused, also when it was asked again."""
 
 
+class PublishError(BankError):
+    """The hub did not take what was to be published; what it has of it is kept."""
+
+
 def listed(names: Sequence[str], most: int = 6) -> str:
     """The first few names, and how many more there are; a very long one is cut."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -13,7 +13,7 @@ _COMBINING = (
     *("space", "rank", "include_same"),
 )
 _ROWS = ("input_column", "output_column", "text_column", "skip_bad_rows")
-_FILES = ("name", "dtype", "file_format", "base_gguf", "overwrite", "as_json")
+_FILES = ("name", "dtype", "file_format", "base_gguf", "push_to", "public", "overwrite", "as_json")
 _CLUSTER = (
     *("workers", "memory", "scheduler", "scheduler_file", "tls_ca", "tls_cert", "tls_key"),
     *("wait_workers", "wait_seconds"),

@@ -35,6 +35,7 @@ class _WrongUse(_Failure):
 _PLACES = {
     **dict.fromkeys(("init", "alias", "ingest", "list", "show", "verify", "group", "remove"), "bank"),
     **dict.fromkeys(("distances", "coefficients"), "matrices"),
+    **dict.fromkeys(("push", "pull"), "sharing.banks"),
     **{
         name: name
         for name in ("predict", "export", "finetune", "evaluate", "generate", "report", "plan", "clean")

@@ -184,6 +184,7 @@ _TASKS = (
     *("metrics", "kernel", "sigma", "temperature", "top_k", "protocol", "width", "draws", "examples"),
 )
 _ROWS = ("input_column", "output_column", "text_column", "skip_bad_rows")
+_PUBLIC = Rule(("public",), lambda given: given["push_to"] is not None, "--push-to OWNER/NAME")
 _BASE_GGUF = Rule(
     ("base_gguf",), lambda given: given["file_format"] != "peft", "--format gguf, or --format both"
 )
@@ -238,6 +239,12 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         ),
         Rule(_TESTING, _tests, "--test FILE"),
         Rule(
+            ("push_to",),
+            lambda given: not given["whole_bank"],
+            "NEWDATA; any one of --all is pushed by `bank export NAME --prediction RUN --push-to`",
+        ),
+        _PUBLIC,
+        Rule(
             _MODEL,
             lambda given: _tests(given) or _reads("model")(given),
             "--test FILE, or --approach selected, or another that reads labels",
@@ -261,7 +268,22 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             lambda given: given["adapter"] is None,
             "NAME, of an adapter of a bank; --adapter reads none",
         ),
-        Rule(("adapter",), lambda given: given["merge"], "--merge"),
+        Rule(
+            ("adapter",),
+            lambda given: given["merge"] or given["push_to"] is not None,
+            "--merge, or --push-to",
+        ),
+        Rule(
+            ("push_to",),
+            lambda given: not given["merge"],
+            "NAME, or --adapter without --merge, which writes a whole model",
+        ),
+        Rule(
+            ("out", "file_format"),
+            lambda given: given["adapter"] is None or given["merge"],
+            "NAME, of an adapter of a bank; --adapter with --push-to writes no files",
+        ),
+        _PUBLIC,
         Rule(("dtype",), lambda given: given["run"] is not None, "--prediction RUN"),
         Rule(
             ("memory",),
@@ -292,6 +314,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--start predicted",
         ),
         Rule(("compare", "max_examples"), lambda given: given["test"] is not None, "--test FILE"),
+        _PUBLIC,
         _BASE_GGUF,
     ),
     "evaluate": (

@@ -134,12 +134,18 @@ def _folder(source: str) -> Path:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
 
     with quiet_loggers("huggingface_hub"):
         try:
             # The client itself reads the variable only when it is imported.
             endpoint = os.environ.get("HF_ENDPOINT") or None
             return Path(snapshot_download(name, allow_patterns=_HUB_FILES, endpoint=endpoint))
+        except GatedRepoError as error:
+            raise TokenizerError(
+                f"{name}: is gated; accept its terms on its page on the hub and set HF_TOKEN, or pass a folder with "
+                "tokenizer.json"
+            ) from error
         except Exception as error:
             raise TokenizerError(
                 f"{name}: no such folder here, and no tokenizer could be had from the hub by that name "

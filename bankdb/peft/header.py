@@ -215,6 +215,14 @@ def renamed_header(header: bytes, names: Mapping[str, str]) -> bytes:
     return _padded({names.get(name, name): described for name, described in content.items()})
 
 
+def without_metadata(header: bytes, keys: Iterable[str]) -> bytes:
+    """Return a header for the same data without some of its metadata."""
+    content, gone = parse_object(header.decode("utf-8")), set(keys)
+    metadata = content.get("__metadata__") or {}
+    content["__metadata__"] = {key: value for key, value in metadata.items() if key not in gone}
+    return _padded(content)
+
+
 def _padded(content: Mapping[str, Any]) -> bytes:
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     return text + b" " * (-len(text) % 8)

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bankdb.errors import listed
@@ -19,7 +20,27 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
-def model_card(provenance: Mapping[str, Any]) -> str:
+@dataclass(frozen=True, slots=True)
+class OnHub:
+    """What the card of an adapter says more, or otherwise, where it is in a repository of the hub.
+
+    Attributes
+    ----------
+    repo_id
+        Of the adapter itself.
+    licence, why
+        Its identifier on the hub, and a sentence that tells whence it is; None where there is none to state.
+    datasets
+        Repositories of the datasets that its sources were trained on.
+    """
+
+    repo_id: str
+    licence: str | None
+    why: str
+    datasets: tuple[str, ...] = ()
+
+
+def model_card(provenance: Mapping[str, Any], on_hub: OnHub | None = None) -> str:
     """Write the README.md of a predicted adapter, with the Hugging Face hub's front matter.
 
     The text depends on the record alone.
@@ -36,39 +57,83 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         `bankdb.gguf.export.GgufExport.facts`, `measured`: what it scored on test examples, see
         `compute.assessment.records.Assessment.measured`, and `finetuned`, what it was trained on and from. Other keys
         are ignored; of one that was trained from anything but a prediction there may be no sources.
+    on_hub
+        Where it is pushed to, if it is.
 
     Notes
     -----
     The effective number of sources is 1 / sum of squared coefficients. A licence is stated only if every
-    source with a positive coefficient is known to have that one.
+    source with a positive coefficient is known to have that one, or else as `on_hub` says.
     """
     used = [source for source in provenance["sources"] if source["coefficient"] > 0]
     used.sort(key=lambda source: (-source["coefficient"], source["name"]))
     sections = (
-        _front_matter(provenance, used),
+        _front_matter(provenance, used, on_hub),
         f"# {_plain(provenance['name'])}\n",
         _how_trained(provenance, used) if "finetuned" in provenance else _how_made(provenance, used),
         *_measured(provenance),
         *([_table(used)] if used else []),
-        _how_to_load(provenance),
+        *([] if on_hub is None else [f"## Licence\n\n{_plain(on_hub.why)}.\n"]),
+        how_to_load(provenance, on_hub),
     )
     return "\n".join(sections)
 
 
-def _front_matter(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) -> str:
+def front_matter(base_model: str, library: str, licence: str | None, **more: Any) -> str:
+    """Return the front matter of the hub's model cards, for an adapter of a base model."""
     from huggingface_hub import ModelCardData
 
+    data = ModelCardData(
+        base_model=base_model,
+        library_name=library,
+        license=licence,
+        tags=["base_model:adapter:" + base_model, "lora", "lora-bank"],
+        **more,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _front_matter(
+    provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]], on_hub: OnHub | None
+) -> str:
+    library = "gguf" if (provenance.get("gguf") or {}).get("alone") else "peft"
+    if on_hub is not None:
+        return front_matter(
+            provenance["base_model"], library, on_hub.licence, **more_on_hub(on_hub), **_results(provenance)
+        )
     licences = {str(source.get("licence") or "").lower() for source in used}
     licence = licences.pop() if len(licences) == 1 else ""
     # The hub takes its own identifiers alone; any other name would make the whole card invalid.
     known = _LICENCE_ID.fullmatch(licence) is not None
-    data = ModelCardData(
-        base_model=provenance["base_model"],
-        library_name="gguf" if (provenance.get("gguf") or {}).get("alone") else "peft",
-        license=licence if known else None,
-        tags=["base_model:adapter:" + provenance["base_model"], "lora", "lora-bank"],
-    )
-    return f"---\n{data.to_yaml()}\n---\n"
+    return front_matter(provenance["base_model"], library, licence if known else None)
+
+
+def more_on_hub(on_hub: OnHub) -> dict[str, Any]:
+    """Return what the front matter of a card on the hub has more."""
+    return {"pipeline_tag": "text-generation", "datasets": list(on_hub.datasets) or None}
+
+
+def _results(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return measured figures as the hub's model-index has them, if there are any."""
+    from huggingface_hub import EvalResult
+
+    found = provenance.get("measured")
+    if not found:
+        return {}
+    test = found["test"]
+    figures = (("rouge", "Rouge-L", found["rouge_l"]), ("exact_match", "Exact match", found["exact_match"]))
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="custom",
+            dataset_name=f"{test['name']}, {test['examples']} examples",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=value,
+        )
+        for kind, name, value in figures
+    ]
+    return {"model_name": str(provenance["name"]), "eval_results": results}
 
 
 def _how_made(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) -> str:
@@ -204,14 +269,18 @@ def _measured(provenance: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _how_to_load(provenance: Mapping[str, Any]) -> str:
+def how_to_load(provenance: Mapping[str, Any], on_hub: OnHub | None = None) -> str:
+    """Return the section that tells how to prompt and load an adapter, by its base model, rank and dataset."""
     base_model, gguf = str(provenance["base_model"]), provenance.get("gguf")
     quoted = _code(shlex.quote(base_model))
-    on_hub = _HUB_ID.fullmatch(base_model) is not None
-    base = "base" if on_hub else quoted
-    download = f"hf download {quoted} --local-dir base\n" if on_hub else ""
+    named = _HUB_ID.fullmatch(base_model) is not None
+    base = "base" if named else quoted
+    download = f"hf download {quoted} --local-dir base\n" if named else ""
     prompts, option = _prompts(provenance)
-    parts = [f"## Use\n\nFOLDER is the folder of this file. {prompts}\n"]
+    folder = "the folder of this file"
+    if on_hub is not None:
+        folder = f"where `hf download {on_hub.repo_id} --local-dir FOLDER` puts these files"
+    parts = [f"## Use\n\nFOLDER is {folder}. {prompts}\n"]
     if not (gguf and gguf["alone"]):
         parts.append(_with_python(base_model, quoted, provenance.get("rank") or _VLLM_RANKS[0], option))
     convert = "" if gguf else f"python convert_lora_to_gguf.py FOLDER --base {base} --outfile adapter.gguf\n"
@@ -226,9 +295,9 @@ def _how_to_load(provenance: Mapping[str, Any]) -> str:
 """
     )
     if gguf:
-        named = _code(gguf["base"] if str(gguf["base"]).endswith(".gguf") else "base.gguf")
+        beside = _code(gguf["base"] if str(gguf["base"]).endswith(".gguf") else "base.gguf")
         parts.append(
-            f"""With Ollama, where `Modelfile` finds the base model, as `{named}` in FOLDER:
+            f"""With Ollama, where `Modelfile` finds the base model, as `{beside}` in FOLDER:
 
 ```sh
 ollama create predicted -f FOLDER/Modelfile

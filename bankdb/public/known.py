@@ -7,9 +7,12 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bankdb.errors import ParameterError
+
+if TYPE_CHECKING:
+    from bankdb.datasets.tokenizer import BankTokenizer
 
 _TABLE = Path(__file__).with_name("known.toml")
 Naming = Literal["adapter", "dataset"]
@@ -64,8 +67,11 @@ def known_bank(name: str) -> KnownBank:
 
 
 def made_like(
-    like: str | None, base_model: str | None, tokenizer: str | Path | None, aliases: Sequence[str]
-) -> tuple[str, str | Path, tuple[str, ...]]:
+    like: str | None,
+    base_model: str | None,
+    tokenizer: str | Path | BankTokenizer | None,
+    aliases: Sequence[str],
+) -> tuple[str, str | Path | BankTokenizer, tuple[str, ...]]:
     """Return base model, tokenizer and aliases of a bank: those given, and else those of a known public bank.
 
     Where another name of the base model is given, that of the public bank is an alias.

@@ -150,7 +150,7 @@ def save_tokenizer(tokenizer: BankTokenizer, folder: Path) -> None:
     tokenizer.save(folder)
     for item in (*folder.rglob("*"), folder):
         fsync_path(item)
-    if BankTokenizer(folder).fingerprint != tokenizer.fingerprint:
+    if BankTokenizer(folder, tokenizer.fingerprint).fingerprint != tokenizer.fingerprint:
         raise TokenizerError(
             f"{tokenizer.name}: loads as another tokenizer after it was saved to {folder}; "
             "save it with the installed transformers and pass that folder"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -252,8 +252,13 @@ class StoredBank:
 
     # -- changing -------------------------------------------------------------------------------
 
-    def reserve(self, name: str, adapter: SourceAdapter) -> int:
+    def reserve(self, name: str, adapter: SourceAdapter, first: Mapping[str, Any] | None = None) -> int:
         """Reserve a row for `name` and make room for it; the first adapter sets the bank's layout.
+
+        Parameters
+        ----------
+        first
+            What is recorded of the layout if this is the first adapter, where it is known: see `Catalog.set_layout`.
 
         Raises
         ------
@@ -271,17 +276,7 @@ class StoredBank:
             if record.layout is None:
                 self.claim_arrays()  # `create` may have been killed before it did
                 self.store.create(adapter.layout.size, record.identity, self.ownership.mark(session))
-                self.catalog.set_layout(
-                    session,
-                    layout=adapter.layout.to_json(),
-                    parameters=adapter.layout.size,
-                    alpha=adapter.config.alpha,
-                    use_rslora=adapter.config.use_rslora,
-                    scaling=adapter.config.scaling,
-                    dtype=adapter.dtype,
-                    task_type=adapter.config.task_type,
-                    base_model_revision=adapter.config.revision,
-                )
+                self.catalog.set_layout(session, **(first or _layout_of(adapter)))
             else:
                 check_fits(record, AdapterLayout.from_json(record.layout), name, adapter)
             row = self.catalog.reserve(session, name)
@@ -345,3 +340,18 @@ class StoredBank:
             self._aside.enter_context(computed_aside(self, self._database, progress))
         note = "another run is working on this bank; waiting for it to finish"
         return self._locks.exclusive("compute", lambda: progress.note(note))
+
+
+def _layout_of(adapter: SourceAdapter) -> dict[str, Any]:
+    """Return what a bank's record takes of its first adapter."""
+    config = adapter.config
+    return {
+        "layout": adapter.layout.to_json(),
+        "parameters": adapter.layout.size,
+        "alpha": config.alpha,
+        "use_rslora": config.use_rslora,
+        "scaling": config.scaling,
+        "dtype": adapter.dtype,
+        "task_type": config.task_type,
+        "base_model_revision": config.revision,
+    }

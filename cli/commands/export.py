@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.commands.sharing.adapters import push_options, push_written, repository_of
 from cli.completion import complete_adapters
 from cli.display import shown_progress, tell
 from cli.formats import format_options, gguf_of, tell_gguf, what_loads
@@ -18,6 +20,7 @@ from cli.options import bank_option, dtype_option, memory_option, opened, overwr
 if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
     from bankdb.gguf.export import GgufExport
+    from bankdb.sharing.adapters import Repository
 
 
 @click.command(
@@ -27,7 +30,8 @@ if TYPE_CHECKING:
     "  bank export task1391 --prediction 3 --out ./predicted as run 3 predicts it\n"
     "  bank export task1391 --out ./task1391 --format gguf   for llama.cpp, Ollama\n"
     "  bank export task1391 --out ./merged --merge --model ./smollm2\n"
-    "  bank export --adapter ./my-adapter --out ./merged --merge --model ./smollm2",
+    "  bank export --adapter ./my-adapter --out ./merged --merge --model ./smollm2\n"
+    "  bank export --adapter ./my-adapter --push-to ada/my-adapter",
 )
 @bank_option
 @click.argument("name", required=False, shell_complete=complete_adapters)
@@ -35,9 +39,14 @@ if TYPE_CHECKING:
     "--adapter",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="With --merge, in place of NAME: an adapter's folder, whoever made it; no bank is read.",
+    help="With --merge, in place of NAME: an adapter's folder, whoever made it; no bank is read. With --push-to one "
+    "that was made here.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to write; needed unless the adapter is pushed alone.",
+)
 @click.option(
     "--prediction",
     "run",
@@ -57,6 +66,7 @@ if TYPE_CHECKING:
 )
 @dtype_option
 @memory_option
+@push_options
 @overwrite_option
 def export(bank_path: Path, name: str | None, adapter: Path | None, **other: Any) -> None:
     """Write a stored adapter as the PEFT folder it came from, bit for bit; or with --prediction a predicted one.
@@ -64,26 +74,56 @@ def export(bank_path: Path, name: str | None, adapter: Path | None, **other: Any
     Where a wrapper left segments in the tensors' names, which PEFT would not find, they are written without these; one
     that was brought to the bank's layout is written as it is there.
     """
-    if adapter is not None and name is None:
-        _merge_folder(adapter, other)
+    if (name is None) == (adapter is None):
+        raise click.UsageError(
+            "give NAME, of an adapter of the bank, or --adapter FOLDER with --merge or --push-to"
+        )
+    if other["out"] is None and other["push_to"] is None:
+        raise click.UsageError("--out FOLDER is needed, where it is written")
+    to = repository_of(other)
+    if name is None:
+        assert adapter is not None
+        if to is None:
+            _merge_folder(adapter, other)
+        else:
+            push_written(to, adapter, other, kept=False)
         return
-    if name is None or adapter is not None:
-        raise click.UsageError("give NAME, of an adapter of the bank, or --adapter FOLDER with --merge")
+    if other["out"] is None:
+        with tempfile.TemporaryDirectory(prefix="bank-export-") as folder:
+            _export(bank_path, name, Path(folder) / name, other, to)
+        return
+    _export(bank_path, name, other["out"], other, to)
+
+
+def _export(bank_path: Path, name: str, out: Path, other: dict[str, Any], to: Repository | None) -> None:
+    from bankdb.sharing.adapters import stored_record
+
     with opened(bank_path) as bank:
         gguf = gguf_of(bank, other)
         write = _written(bank, name, other, gguf)
         if other["merge"]:
             _merge(bank, name, write, other)
             return
-        folder = write(other["out"])
+        folder = write(out)
         _tell_left_out(bank, name, other)
+        stored = None
+        if other["run"] is None and to is not None:
+            record = bank.catalog.adapter(name)
+            rule = bank.origins.text_rules([record.row]).get(record.row, "")
+            stored = stored_record(record, bank.record.base_model, rule)
+    if other["out"] is not None:
+        _tell_written(folder, other)
+    tell_gguf(gguf)
+    push_written(to, folder, other, stored, kept=other["out"] is not None)
+
+
+def _tell_written(folder: Path, other: dict[str, Any]) -> None:
     loads = (
         ""
         if other["file_format"] == "peft" and other["run"] is None
         else f", {what_loads(other['file_format'])}"
     )
     tell(f"wrote {folder}{os.sep}{loads}")
-    tell_gguf(gguf)
 
 
 def _written(

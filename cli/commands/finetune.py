@@ -18,6 +18,7 @@ from cli.commands.assess import (
     max_examples_option,
     test_option,
 )
+from cli.commands.sharing.adapters import push_options, push_written, repository_of
 from cli.display import print_json, print_table, shown_progress, tell
 from cli.formats import format_options, gguf_of, tell_gguf, what_loads
 from cli.option_rules import CheckedCommand
@@ -120,6 +121,7 @@ def _seed_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 @column_options
 @dtype_option
 @format_options
+@push_options
 @overwrite_option
 @json_option
 @cluster_options
@@ -145,6 +147,7 @@ def finetune(bank_path: Path, newdata: Path, **other: Any) -> None:
     name = other["name"] or dataset_name(newdata)
     check_name(name)
     check_free(out, other["overwrite"])
+    to = repository_of(other)
     # Tested in float32, whatever it was trained on in; how prompts are batched is of no matter.
     test = {**other, "batch_size": None, "model_dtype": "float32"}
     with opened(bank_path) as bank:
@@ -169,8 +172,9 @@ def finetune(bank_path: Path, newdata: Path, **other: Any) -> None:
             _tell(made, folder, other["file_format"])
             tell_gguf(gguf)
         assessed = assess_written(bank, folder, newdata, test, progress)
+    pushed = push_written(to, folder, other)
     if other["as_json"]:
-        print_json(_record(made, folder, other["dtype"]) | assessed)
+        print_json(_record(made, folder, other["dtype"]) | assessed | pushed)
 
 
 def _options(other: dict[str, Any]) -> FinetuneOptions:

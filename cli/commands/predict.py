@@ -13,6 +13,7 @@ import click
 from bankdb.shown import metric_text
 from cli.columns import column_options, rows_of
 from cli.commands.assess import assess_written, check_written, test_options
+from cli.commands.sharing.adapters import push_options, push_written, repository_of
 from cli.display import print_json, print_table, shown_progress, tell
 from cli.formats import format_options, gguf_of, tell_gguf, what_loads
 from cli.option_rules import CheckedCommand
@@ -88,6 +89,7 @@ _LISTED = 10
 @column_options
 @dtype_option
 @format_options
+@push_options
 @overwrite_option
 @json_option
 @cluster_options
@@ -133,6 +135,7 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
     name = other["name"] or dataset_name(newdata)
     check_name(name)
     check_free(other["out"].absolute(), other["overwrite"])
+    to = repository_of(other)
     with opened(bank_path) as bank:
         cluster, gguf = cluster_of(other), gguf_of(bank, other)
         check_written(bank, other)
@@ -155,8 +158,9 @@ def _predict_new(bank_path: Path, newdata: Path, options: PredictionOptions, oth
             _tell_space(bank, prediction)
             tell_gguf(gguf)
         assessed = assess_written(bank, folder, newdata, other, progress)
+    pushed = push_written(to, folder, other)
     if other["as_json"]:
-        print_json(_prediction_record(prediction, folder) | assessed)
+        print_json(_prediction_record(prediction, folder) | assessed | pushed)
 
 
 def _tell_space(bank: AdapterBank, prediction: Prediction) -> None:

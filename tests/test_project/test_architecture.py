@@ -254,6 +254,18 @@ ARROWS = {
         "bankdb.sources",
         "bankdb.storage",
     },
+    "bankdb.sharing": {
+        "bankdb.arrays",
+        "bankdb.bank",
+        "bankdb.catalog",
+        "bankdb.datasets",
+        "bankdb.gguf",
+        "bankdb.ingest",
+        "bankdb.initialisation",
+        "bankdb.peft",
+        "bankdb.sources",
+        "bankdb.storage",
+    },
     "bankdb.verify": {
         "bankdb.arrays",
         "bankdb.derived",

@@ -34,6 +34,8 @@ def given_away(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["evaluate", "--bank", bank, "--weights-only", "--approach", "uniform", "--out", str(out / "weights"),
          "--workers", "1"],
         ["report", "--bank", bank, "--out", str(out / "report.html"), "--metric", "js", "--approach", "uniform"],
+        ["push", "--bank", bank, str(out / "folder"), "--include-unlicensed"],
+        ["push", "--bank", bank, str(out / "shared.tar"), "--include-unlicensed"],
     ):  # fmt: skip
         result = CliRunner().invoke(cli, arguments)
         assert result.exit_code == 0, (result.output, result.exception)

@@ -19,7 +19,6 @@ from bankdb.sources.hub_client import hub_endpoint
 
 MOST_ENTRIES = 100_000
 """Repositories of one owner that are listed."""
-_PAGE = 1000  # asked for; a hub may send fewer
 _MOST_PAGES = 1000
 _LARGEST, _LARGEST_OF_ALL = 64 << 20, 512 << 20
 # A value takes some 200 bytes of memory, however short it is written.
@@ -50,7 +49,8 @@ def entries(path: str, parameters: Mapping[str, Any], what: str, session: HubSes
     SourceError
         There is no such listing, no answer, or one that no hub gives.
     """
-    query: dict[str, Any] = {**parameters, "limit": _PAGE}
+    # How many entries a page has is left to the hub, as its own client does: one that is asked for too many may refuse.
+    query: dict[str, Any] = dict(parameters)
     seen: set[str] = set()
     size = number = 0
     while True:
@@ -70,7 +70,7 @@ def entries(path: str, parameters: Mapping[str, Any], what: str, session: HubSes
                 "name those that are wanted in a manifest (.csv or .jsonl)"
             )
         seen.add(following)
-        query = dict(parse_qsl(following)) | dict(parameters) | {"limit": _PAGE}
+        query = dict(parse_qsl(following)) | dict(parameters)
 
 
 def entry(path: str, what: str, session: HubSession) -> Any:
@@ -145,7 +145,7 @@ def _explained(error: Exception, endpoint: str) -> str:
     status = _status(error)
     if status in (401, 403):
         return f"{endpoint} answered with status {status}; set a valid HF_TOKEN, that may read it"
-    if status in (400, 404):
+    if status == 404:
         return f"not found on {endpoint}; check its name, and set HF_TOKEN if it is private"
     if status is not None:
         return f"{endpoint} answered with status {status}; try again later"

@@ -124,6 +124,32 @@ def test_downloads_onto_a_full_disk(
         assert whole(tmp_path / "bank") == 12
 
 
+@pytest.mark.parametrize("leave", [0, 400_000, 700_000])
+@pytest.mark.parametrize("kind", ["folder", "shared.tar"])
+def test_a_pull_onto_a_full_disk(
+    disk: Disk, tmp_path: Path, tokenizer_folder: Path, kind: str, leave: int
+) -> None:
+    pairs, place = write_pairs(tmp_path / "pairs", 24), tmp_path / kind
+    with create_bank(tmp_path / "source", tokenizer_folder) as source:
+        assert bank_command("ingest", "--bank", source.path, pairs).exit_code == 0
+        assert bank_command("push", "--bank", source.path, place, "--include-unlicensed").exit_code == 0
+        bank = disk.folder / "bank"
+        disk.fill(leave)
+        done = bank_command("pull", place, "--bank", bank)
+        assert done.exit_code == 1
+        (line,) = (line for line in done.stderr.splitlines() if "error" in line)
+        assert "internal error" not in line
+        assert "space" in line or "disk is full" in line, line
+        disk.empty()
+        assert bank_command("pull", place, "--bank", bank).exit_code == 0
+        with AdapterBank.open(bank) as opened:
+            assert [one[1:] for one in content(opened).values()] == [
+                one[1:] for one in content(source).values()
+            ]
+            assert_nothing_else(opened)
+        assert {item.name for item in disk.folder.iterdir()} == {"bank"}
+
+
 def run(bank: AdapterBank, progress: Progress) -> dict[str, dict[str, str]]:
     with open_cluster(
         ClusterOptions(workers=2, processes=False, memory=1 << 30), SilentProgress()

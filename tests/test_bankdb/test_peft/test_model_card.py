@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bankdb.datasets.forms.rules import Rule
-from bankdb.peft.model_card import model_card
+from bankdb.peft.model_card import OnHub, model_card
 from tests.support.banks.malformed_adapters import BASE_MODEL, RANK
 
 
@@ -62,6 +62,30 @@ def test_a_licence_is_stated_only_if_all_sources_have_it() -> None:
         # One that took no part has no say.
         sources.append({"name": "idle", "coefficient": 0.0, "licence": "gpl-3.0"})
         assert front_matter(model_card(provenance(sources=sources))).get("license") == stated
+
+
+MEASURED = {
+    "test": {"name": "mine", "sha256": "0" * 64, "examples": 30},
+    "dtype": "float32",
+    "rouge_l": 0.25,
+    "exact_match": 0.125,
+    "compared_with": [],
+}
+
+
+def test_on_the_hub_it_has_the_derived_licence_its_datasets_and_its_figures() -> None:
+    on_hub = OnHub("ada/mine", "cc-by-4.0", "cc-by-4.0: the strictest", ("tasks/one", "tasks/two"))
+    card = model_card(provenance(measured=MEASURED), on_hub)
+    found = front_matter(card)
+    assert found["license"] == "cc-by-4.0"
+    assert found["datasets"] == ["tasks/one", "tasks/two"]
+    assert (found["library_name"], found["pipeline_tag"]) == ("peft", "text-generation")
+    (index,) = found["model-index"]  # as `to_dict` gives it for the hub
+    metrics = {one["type"]: one["value"] for result in index["results"] for one in result["metrics"]}
+    assert metrics == {"rouge": 0.25, "exact_match": 0.125}
+    assert "cc-by-4.0: the strictest." in card
+    assert "hf download ada/mine --local-dir FOLDER" in card
+    assert "model-index" not in model_card(provenance(), on_hub)
 
 
 @given(st.text(min_size=1, max_size=30), st.text(max_size=30))

@@ -521,3 +521,12 @@ def test_a_tokenizer_comes_from_the_hub(hub, tmp_path):
     folder = write_tokenizer(tmp_path / "tokenizer")
     hub.publish("model", "owner/base", {item.name: item.read_bytes() for item in folder.iterdir()})
     assert BankTokenizer("owner/base").fingerprint == BankTokenizer(folder).fingerprint
+
+
+def test_a_gated_tokenizer_says_what_to_do(hub):
+    hub.publish("model", "owner/base", {"tokenizer.json": "{}"}, gated=True)
+    with pytest.raises(
+        TokenizerError, match=r"^owner/base: is gated; accept its terms .* set HF_TOKEN"
+    ) as error:
+        BankTokenizer("owner/base")
+    assert is_one_line(error)

@@ -84,6 +84,8 @@ QUICK = {
     "distances": (["distances", "--workers", "1", "--csv", "d.csv"], (*TORCH, "transformers")),
     "predict --all": (["predict", "--all", "--workers", "1"], (*TORCH, "transformers")),
     "report": (["report", "--out", "r.html"], (*TORCH, "transformers")),
+    "push": (["push", "shared.tar", "--include-unlicensed"], (*TORCH, *LARGE)),
+    "pull": (["pull", "shared.tar", "--bank", "pulled"], (*TORCH, *LARGE)),
     "group": (["group", "task001", "a"], (*TORCH, *LARGE, *ARRAYS)),
     "remove": (["remove", "task005"], (*TORCH, *LARGE)),
 }
@@ -100,7 +102,9 @@ def test_a_table_of_commands_has_each_under_its_name() -> None:
     assert {name: command.name for name, command in cli.commands.items()} == {
         name: name for name in cli.commands
     }
-    modules = sorted(path.stem for path in (ROOT / "cli" / "commands").glob("[!_]*.py"))
+    folder = ROOT / "cli" / "commands"
+    paths = (path.relative_to(folder).with_suffix("") for path in folder.rglob("[!_]*.py"))
+    modules = sorted(".".join(path.parts) for path in paths)
     offered = {
         command.name
         for name in modules

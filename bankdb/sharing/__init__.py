@@ -1,0 +1,1 @@
+"""Banks and adapters that travel: to the hub, a folder or a tar, and back."""
