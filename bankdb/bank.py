@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bankdb.arrays.durable import fsync_path
 from bankdb.catalog.database import Database
 from bankdb.errors import BankError, BankNotFoundError, one_line
-from bankdb.progress import Progress
+from bankdb.progress import Mapper, Progress
 from bankdb.records import AS_IT_COMES, AdapterRecord, Taking, published
 from bankdb.shown import html_summary, text_summary
 from bankdb.snapshot import snapshot_of
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bankdb.datasets.forms.rules import Reading
     from bankdb.datasets.tokenizer import BankTokenizer
     from bankdb.gguf.export import GgufExport
-    from bankdb.ingest import IngestReport
+    from bankdb.ingest import Counter, IngestReport
     from bankdb.public.found import FoundPairs
     from bankdb.public.sources import WideSource
     from bankdb.verify import VerifyReport
@@ -104,8 +104,13 @@ class AdapterBank(StoredBank):
         return bank
 
     @classmethod
-    def open(cls, path: str | Path) -> AdapterBank:
-        """Open an existing bank.
+    def open(cls, path: str | Path, *, told: Callable[[str], None] | None = None) -> AdapterBank:
+        """Open an existing bank; one whose catalogue is of an earlier version is brought to this one's first.
+
+        Parameters
+        ----------
+        told
+            Is given the line that says so, and where the catalogue as it was is kept; a warning is logged if not given.
 
         Raises
         ------
@@ -113,6 +118,8 @@ class AdapterBank(StoredBank):
             There is no bank at `path`.
         DatabaseUnavailableError
             The server that holds its catalogue cannot be reached.
+        ConflictError, FileSystemError
+            Its catalogue is of an earlier version, and others write in the bank, or no copy of it can be kept.
         BankFormatError
             The database or the adapters' array is damaged, foreign, or of a newer version.
         """
@@ -122,7 +129,7 @@ class AdapterBank(StoredBank):
                 f"{folder}: no bank here; make one with `bank init`, or pass --bank PATH (or set BANK_PATH)"
             )
         location = BankLocation.of(folder)
-        bank = cls(location, Database(location.database_url))
+        bank = cls(location, Database(location.database_url, told=told))
         try:
             bank.check()
         except BaseException:
@@ -148,6 +155,7 @@ class AdapterBank(StoredBank):
         downloads: int = 4,
         keep_downloads: bool = True,
         progress: Progress | None = None,
+        counter: Counter | None = None,
     ) -> IngestReport:
         """Store every pair that can be stored, each whole or not at all; others are named and leave nothing.
 
@@ -168,9 +176,9 @@ class AdapterBank(StoredBank):
             rows that are no examples, and say how many, rather than refuse the pair.
         replace, taking
             Store a pair anew where the bank has other content under its name; what may be assumed of adapters, or done.
-        memory, downloads, keep_downloads
-            Bytes for reading and tokenizing, half of the machine's if not given; how many pairs come from the hub at a
-            time; whether what came stays in its cache, as what was there before does.
+        memory, counter, downloads, keep_downloads
+            Bytes for reading and tokenizing, half of the machine's if not given, and who does it, None for this one;
+            how many pairs come from the hub at a time; whether what came stays in its cache, as what was there does.
 
         Raises
         ------
@@ -188,7 +196,7 @@ class AdapterBank(StoredBank):
         from bankdb.public.sources import referenced
 
         reading = self.reading(input_column, output_column, text_column, skip_bad_rows)
-        how = IngestOptions(reading, replace, memory, taking, downloads)
+        how = IngestOptions(reading, replace, memory, taking, downloads, counter)
         found, refused, resolve = referenced(self, sources, hub, group_pattern, free=not keep_downloads)
         return ingest(self, found, resolve=resolve, options=how, refused=refused, progress=progress)
 
@@ -235,7 +243,9 @@ class AdapterBank(StoredBank):
             input_column, output_column, text_column, skip_bad_rows, lambda: self.tokenizer.chat_template
         )
 
-    def verify(self, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
+    def verify(
+        self, *, repair: bool = False, progress: Progress | None = None, mapper: Mapper | None = None
+    ) -> VerifyReport:
         """Check every stored row against its checksum, and find what lies about; reads the whole bank.
 
         Parameters
@@ -243,6 +253,8 @@ class AdapterBank(StoredBank):
         repair
             Restore damaged rows from their sources, where those are still there unchanged; clear what killed
             processes left; move foreign files into `orphans/`. Nothing that is whole is ever deleted.
+        mapper
+            Where rows are read; None in this process. `compute.verify` has workers of a cluster do it.
 
         Examples
         --------
@@ -251,7 +263,7 @@ class AdapterBank(StoredBank):
         """
         from bankdb.verify import verify
 
-        return verify(self, repair=repair, progress=progress)
+        return verify(self, repair=repair, progress=progress, mapper=mapper)
 
     def remove(self, name: str) -> None:
         """Remove an adapter, its dataset and its row. Raises BankNotFoundError if it is not there."""

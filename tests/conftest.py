@@ -125,3 +125,10 @@ def s3(object_server: str) -> Iterator[str]:
     """An empty place of the test's own on that server."""
     with reached_at(object_server):
         yield f"s3://banks/{uuid.uuid4().hex}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses an object store, so that it can be run on another implementation of one."""
+    for item in items:
+        if "object_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.s3)

@@ -164,7 +164,12 @@ def _filesystem(scheme: str, process: int, address: str | None, asynchronous: bo
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in _S3:
         retries = {"mode": "standard", "max_attempts": _ATTEMPTS}
-        options["config_kwargs"] = {"retries": retries, "max_pool_connections": _CONNECTIONS}
+        options["config_kwargs"] = {
+            "retries": retries,
+            "max_pool_connections": _CONNECTIONS,
+            # Some stores send the whole object's checksum with a part of it; what is read has its own.
+            "response_checksum_validation": "when_required",
+        }
     try:
         kind = fsspec.get_filesystem_class(scheme)
         if asynchronous and kind.async_impl:
@@ -259,11 +264,18 @@ def read_ranges(requests: Sequence[tuple[RemotePath, int, int | None]]) -> list[
 def _answer(file: RemotePath, answer: Any) -> bytes | None:
     if isinstance(answer, FileNotFoundError):
         return None
-    if isinstance(answer, OSError) and "not satisfiable" in str(answer):
-        return b""  # the object ends before the range
+    if isinstance(answer, OSError) and _begins_past_the_end(answer):
+        return b""
     if isinstance(answer, Exception):
         raise unavailable(file, answer) from answer
     return bytes(answer)
+
+
+def _begins_past_the_end(answer: OSError) -> bool:
+    """Whether a range was refused as HTTP's 416: stores word it each in their own way."""
+    response = getattr(answer.__cause__, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status == 416 or "not satisfiable" in str(answer)
 
 
 def object_size(file: RemotePath) -> int:

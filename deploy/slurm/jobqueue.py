@@ -4,16 +4,21 @@
     BANK_PATH=/shared/my-bank python deploy/slurm/jobqueue.py --jobs 16 -- --metric js --approach normalized
 
 Run it where `sbatch` works and workers can connect to, such as a login node. What stands after `--` goes to
-`bank predict --all`. With --dry-run the script of a job is printed, and nothing is submitted.
+`bank predict --all`. A job that ends before the command, by `scancel` or with its time, is submitted again. With
+--dry-run the script of a job is printed, and nothing is submitted.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import subprocess
 import sys
 
 from dask_jobqueue import SLURMCluster
+
+LOOK_SECONDS = 5
 
 
 def main() -> None:
@@ -27,6 +32,8 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("options", nargs="*", help="of bank predict --all")
     arguments = parser.parse_args()
+    # Jobs are cancelled when this ends, by Ctrl-C or by SIGTERM.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with SLURMCluster(
         queue=arguments.queue,
         account=arguments.account,
@@ -40,10 +47,29 @@ def main() -> None:
         if arguments.dry_run:
             print(cluster.job_script())
             return
-        cluster.scale(jobs=arguments.jobs)
         waiting = ["--scheduler", cluster.scheduler_address, "--wait-workers", str(arguments.jobs)]
-        done = subprocess.run(["bank", "predict", "--all", *waiting, *arguments.options], check=False)
-    sys.exit(done.returncode)
+        status = run(cluster, arguments.jobs, ["bank", "predict", "--all", *waiting, *arguments.options])
+    sys.exit(status)
+
+
+def run(cluster: SLURMCluster, jobs: int, command: list[str]) -> int:
+    """Run a command beside so many jobs; return its exit status."""
+    running = subprocess.Popen(command)
+    try:
+        while running.poll() is None:
+            # Asks for those that are missing; a job whose worker is lost is missing after some seconds
+            # (distributed.deploy.lost-worker-timeout).
+            cluster.scale(jobs=jobs)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.wait(LOOK_SECONDS)
+    except KeyboardInterrupt:
+        # The terminal has interrupted the command too.
+        return running.wait()
+    finally:
+        if running.poll() is None:
+            running.terminate()
+            running.wait()
+    return running.returncode
 
 
 if __name__ == "__main__":

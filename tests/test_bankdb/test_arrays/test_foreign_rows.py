@@ -35,7 +35,7 @@ UNIFORM = PredictionOptions(approach="uniform")
 FOREIGN = "is whole, but not the one that the bank stored"
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
 def arrays(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A place for the arrays that is not the bank's folder."""
     return str(tmp_path / "arrays") if request.param == "folder" else f"{request.getfixturevalue('s3')}/a"

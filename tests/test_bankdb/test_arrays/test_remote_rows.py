@@ -37,7 +37,7 @@ from bankdb.errors import (
 from bankdb.progress import SilentProgress
 from tests.support.servers.object_store import Proxy, reached_at
 
-KINDS = ("local", "memory", "s3")
+KINDS = ("local", "memory", pytest.param("s3", marks=pytest.mark.s3))
 
 
 @pytest.fixture(params=KINDS)

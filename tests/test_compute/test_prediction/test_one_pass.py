@@ -252,6 +252,9 @@ def test_workers_of_a_scheduler_write_if_they_see_the_folder(
     monkeypatch.setattr(files, "_write_rows", rows)
     if not seen:
         monkeypatch.setattr(one_pass, "_read_probe", lambda path: None)
+    # What a run left that was killed while it asked.
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f".{bank.record.identity[:16]}.seen").write_text("old")
     remote = replace(cluster, blas={})
     progress = RecordedProgress()
     folders = predict_all(bank, WAY, cluster=cluster).save(
