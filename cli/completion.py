@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bankdb.errors import BankError
+from bankdb.errors import BankError, ConflictError
 
 if TYPE_CHECKING:
     from bankdb.records import AdapterRecord
@@ -39,7 +39,12 @@ def _adapters(ctx: click.Context) -> list[AdapterRecord]:
 
     path = ctx.params.get("bank_path") or os.environ.get("BANK_PATH") or "bank"
     try:
-        with bankdb.open(Path(path)) as bank:
+        with bankdb.open(Path(path), told=_refused) as bank:
             return bank.adapters()
     except (BankError, OSError):
         return []
+
+
+def _refused(line: str) -> None:
+    """Have no schema upgraded while somebody types: a command does it, and says so."""
+    raise ConflictError(line)

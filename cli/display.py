@@ -44,7 +44,14 @@ def tell_piece(text: str) -> None:
 
 
 def shown_progress() -> Progress:
-    """Return bars on a terminal, and plain lines anywhere else."""
+    """Return bars on a terminal, and plain lines anywhere else; logged too, where a log was asked for."""
+    from cli.logs.json_lines import LoggedProgress, logs_progress
+
+    shown = _on_screen()
+    return LoggedProgress(shown) if logs_progress() else shown
+
+
+def _on_screen() -> Progress:
     if not sys.stderr.isatty():
         return LineProgress()
     bars = BarProgress()

@@ -10,7 +10,7 @@ EVERYDAY, OTHER = "Options", "Other options"
 
 _COMBINING = (
     *("kernel", "sigma", "compatible", "temperature", "top_k", "protocol", "seed", "width", "leave_out"),
-    *("space", "rank", "include_same"),
+    *("space", "rank", "merge", "density", "majority_sign", "merge_weights", "merge_seed", "include_same"),
 )
 _ROWS = ("input_column", "output_column", "text_column", "skip_bad_rows")
 _FILES = ("name", "dtype", "file_format", "base_gguf", "push_to", "public", "overwrite", "as_json")
@@ -53,10 +53,25 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "coefficients": {
         EVERYDAY: ("bank_path", "metrics", "approaches"),
-        _COMBINATION: tuple(name for name in _COMBINING if name not in {"space", "rank", "include_same"}),
+        _COMBINATION: _COMBINING[: _COMBINING.index("leave_out") + 1],
         _MODEL: ("model", "examples", "device", "threads"),
         _OUTPUT: ("csv", "parquet", "zarr", "as_json"),
         _WHERE: _CLUSTER,
+    },
+    "plan": {
+        EVERYDAY: (
+            "bank_path",
+            "metrics",
+            "approaches",
+            "merge",
+            "weight_error",
+            "store",
+            "workers",
+            "memory",
+        ),
+        "A bank that is not there yet": ("adapters", "parameters", "vocabulary", "tokens", "distinct"),
+        "Expected time": ("measure", "rates_file", "save_rates"),
+        _OUTPUT: ("as_json",),
     },
     "ingest": {
         EVERYDAY: ("bank_path", "group_pattern", "replace", "as_json"),

@@ -7,8 +7,11 @@ import gc
 import importlib
 import io
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from typing import IO, Any
 
 import click
@@ -31,10 +34,25 @@ class _WrongUse(_Failure):
     exit_code = 2
 
 
+class _Interrupted(_Failure):
+    """The same, with the exit status that shells give to what SIGINT ended."""
+
+    exit_code = 128 + signal.SIGINT
+
+    def __init__(self) -> None:
+        super().__init__("interrupted; what was done is kept, run the same command again to go on")
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message, over the `^C` that a terminal shows."""
+        start = "\r" if sys.stderr.isatty() else ""
+        click.echo(f"{start}bank: {self.message}", file=file, err=file is None)
+
+
 # Which module of `cli.commands` has each command.
 _PLACES = {
     **dict.fromkeys(("init", "alias", "ingest", "list", "show", "verify", "group", "remove"), "bank"),
     **dict.fromkeys(("distances", "coefficients"), "matrices"),
+    **dict.fromkeys(("backup", "restore"), "keeping.backup"),
     **dict.fromkeys(("push", "pull"), "sharing.banks"),
     **{
         name: name
@@ -87,15 +105,34 @@ class BankGroup(click.Group):
         except click.ClickException as error:
             error.message = printable(error.message, keep="\n")  # type: ignore[misc]
             raise
-        except (click.exceptions.Exit, click.Abort):
+        except click.Abort as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # where an answer was waited for
+                raise _Interrupted from error
+            raise
+        except KeyboardInterrupt as error:
+            if _debugging(ctx):
+                traceback.print_exc()
+            raise _Interrupted from error
+        except click.exceptions.Exit:
             raise
         except Exception as error:
-            if ctx.params.get("debug") or os.environ.get("BANK_DEBUG"):
+            if _debugging(ctx):
                 raise
             raise _failure(error) from error
 
 
+def _debugging(ctx: click.Context) -> bool:
+    return bool(ctx.params.get("debug") or os.environ.get("BANK_DEBUG"))
+
+
 def _failure(error: Exception) -> Exception:
+    failure = _shown_failure(error)
+    if (logs := sys.modules.get("cli.logs.json_lines")) is not None:
+        logs.log_failure(str(failure))
+    return failure
+
+
+def _shown_failure(error: Exception) -> Exception:
     if isinstance(error, BankError):
         message = " ".join(str(error).split())
         return _WrongUse(message) if isinstance(error, ParameterError) else _Failure(message)
@@ -129,11 +166,26 @@ A first run:
 )
 @click.version_option(package_name="lora-bank")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
-def cli(debug: bool) -> None:
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="Log from this level on, as lines of JSON; to standard error without --log-file.",
+)
+@click.option(
+    "--log-file",
+    type=click.Path(path_type=Path),
+    help="Log at the end of this file; from level info if no other is given.",
+)
+@click.pass_context
+def cli(ctx: click.Context, debug: bool, log_level: str | None, log_file: Path | None) -> None:
     """Make LoRA adapters for new datasets from a bank of trained ones, without a GPU.
 
-    Exit status: 0 all done, 1 something failed, 2 wrong use.
+    Exit status: 0 all done, 1 something failed, 2 wrong use, 130 interrupted by Ctrl-C.
     """
+    if log_level is not None or log_file is not None:
+        from cli.logs.json_lines import logging_to
+
+        ctx.with_resource(logging_to(log_level, log_file))
 
 
 cli.commands = _Commands()
@@ -146,6 +198,10 @@ def main() -> None:
     _open_streams()
     try:
         cli(prog_name="bank")
+    except KeyboardInterrupt:  # before a command begins, or when it has ended
+        interrupted = _Interrupted()
+        interrupted.show()
+        sys.exit(interrupted.exit_code)
     except OSError as error:  # of what is printed before a command begins, such as its help
         failure = _failure(error)
         if os.environ.get("BANK_DEBUG") or not isinstance(failure, _Failure):

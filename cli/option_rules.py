@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bankdb.errors import ParameterError
+from cli.combining.rules import MERGING_RULES, Given, Rule
 from cli.commands.evaluating.curves import CURVE_PARAMETERS
 from cli.help_sections import SectionedCommand
 from cli.options import on_command_line
 from compute.approaches.registry import approaches, get_approach
+from compute.merge_methods.method import LINEAR
 
 if TYPE_CHECKING:
     from compute.approaches.base import Approach
-
-Given = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """When some options of a command are read.
-
-    Attributes
-    ----------
-    options
-        Their parameters' names.
-    read
-        Whether they are, from the values of all parameters.
-    goes_with
-        What they go with, as the message says it.
-    """
-
-    options: tuple[str, ...]
-    read: Callable[[Given], bool]
-    goes_with: str
 
 
 class CheckedCommand(SectionedCommand):
@@ -121,6 +101,11 @@ def _tests(given: Given) -> bool:
 
 
 _WAITING = Rule(("wait_seconds",), lambda given: given["wait_workers"] is not None, "--wait-workers")
+_SHARED = Rule(
+    ("memory",),
+    lambda given: any(given[name] is not None for name in ("scheduler", "scheduler_file", "workers")),
+    "--scheduler, --scheduler-file or --workers: this process reads one row at a time",
+)
 _KERNEL = (
     Rule(("kernel",), _mmd, "--metric mmd or --approach matching"),
     Rule(
@@ -179,6 +164,7 @@ def _starting(*rules: Rule) -> tuple[Rule, ...]:
 
 _TASKS = (
     *("targets", "approaches", "compatible", "leave_out", "space", "rank", "weights_only", "bank_sizes"),
+    *("merge", "density", "majority_sign", "merge_weights", "merge_seed"),
     *("finetune", *CURVE_PARAMETERS),
     *_CLUSTER,
     *("metrics", "kernel", "sigma", "temperature", "top_k", "protocol", "width", "draws", "examples"),
@@ -199,14 +185,23 @@ _TWO_COLUMNS = Rule(
 )
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
+    "restore": (
+        Rule(
+            ("database", "arrays"),
+            lambda given: given["only"] != "arrays",
+            "--only catalogue, or with a whole restore; rows go where the bank has its own",
+        ),
+    ),
     "ingest": (
-        _TWO_COLUMNS,
+        *(_TWO_COLUMNS, _WAITING),
         Rule(
             ("include", "exclude", "limit", "dry_run", "yes"),
             lambda given: given["hub"] or bool(given["collections"]),
             "--hub OWNER, or --hub-collection ID",
         ),
     ),
+    "verify": (_SHARED, _WAITING),
+    "report": (_WAITING,),
     "distances": (*_KERNEL, _WAITING),
     "coefficients": (
         *_KERNEL,
@@ -254,6 +249,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             lambda given: not given["whole_bank"] or given["export"] is not None or given["store"],
             "--export FOLDER, or --store",
         ),
+        *MERGING_RULES,
         Rule(
             ("overwrite", "file_format"),
             lambda given: not given["whole_bank"] or given["export"] is not None,
@@ -305,11 +301,12 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             *_KERNEL,
             *_BY_DISTANCE,
             *_neural("protocol", "width"),
+            *MERGING_RULES,
             Rule(("leave_out",), _fitted, "--approach tuned, ridge or neural, which are fitted on the bank"),
             _WAITING,
         ),
         Rule(
-            ("approaches", "compatible", "space", "rank", "include_same"),
+            ("approaches", "compatible", "space", "rank", "merge", "include_same"),
             lambda given: given["start"] == "predicted",
             "--start predicted",
         ),
@@ -334,7 +331,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--compare, or the bank's own tasks without --adapter",
         ),
         Rule(
-            (*_GENERATING, "resamples", "space", "rank"),
+            (*_GENERATING, "resamples", "space", "rank", "merge"),
             _no_weights_only,
             "answers that are generated, which --weights-only leaves out",
         ),
@@ -349,9 +346,15 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--finetune, or --approach selected",
         ),
         Rule(("draws",), lambda given: bool(given["bank_sizes"]), "--bank-sizes"),
+        Rule(
+            ("bank_sizes",),
+            lambda given: given["merge"] == LINEAR,
+            "--merge linear: of others errors in weights are not told",
+        ),
+        *MERGING_RULES,
         Rule(CURVE_PARAMETERS, _finetuning, "--finetune"),
         Rule(
-            ("weights_only", "bank_sizes", "space", "rank"),
+            ("weights_only", "bank_sizes", "space", "rank", "merge"),
             lambda given: not _finetuning(given),
             "answers of predictions as they are; --finetune trains them, as factors",
         ),
@@ -380,6 +383,13 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "--adapters; of a bank they are known",
         ),
         Rule(("bank_path",), lambda given: given["adapters"] is None, "a bank; --adapters plans without one"),
+        Rule(("evaluate",), lambda given: given["adapters"] is None, "a bank; --adapters plans without one"),
+        Rule(("model", "data", "max_examples"), lambda given: given["evaluate"], "--evaluate"),
+        Rule(
+            ("merge", "weight_error", "store", "rates_file", "save_rates"),
+            lambda given: not given["evaluate"],
+            "the plan of `bank predict --all`; --evaluate measures its own",
+        ),
         _BY_DISTANCE[0],
     ),
 }

@@ -61,37 +61,13 @@ def together(*decorators: Decorator) -> Decorator:
     return apply
 
 
-def _rank(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
-    """Return the number, or `full`; anything else is wrong use."""
-    if value is None or value == "full":
-        return value
-    if not value.isdecimal() or int(value) < 1:
-        raise click.BadParameter(f"expected a whole number of at least 1, or full, found {value!r}")
-    return int(value)
-
-
-def _number(ctx: click.Context, param: click.Parameter, value: float) -> float:
+def number(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     """Refuse what is no number, which no range does."""
-    if math.isnan(value):
+    if value is not None and math.isnan(value):
         raise click.BadParameter(f"expected a number, found {value}")
     return value
 
 
-space_options = together(
-    click.option(
-        "--space",
-        type=click.Choice(["factors", "delta"]),
-        default="factors",
-        show_default=True,
-        help="What is averaged: the factors A and B apart, as in the paper, or their products, cut to a rank.",
-    ),
-    click.option(
-        "--rank",
-        callback=_rank,
-        metavar="R|full",
-        help="With --space delta: rank of the result, or 'full' for the exact sum; the bank's if not given.",
-    ),
-)
 cluster_options = together(
     click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask scheduler at this address."),
     click.option(
@@ -118,7 +94,7 @@ cluster_options = together(
     click.option(
         "--wait-seconds",
         type=click.FloatRange(0, 31_622_400, min_open=True),
-        callback=_number,
+        callback=number,
         default=300.0,
         show_default=True,
         help="How long to wait for them, before the command fails.",
@@ -126,7 +102,7 @@ cluster_options = together(
     click.option(
         "--workers",
         type=click.IntRange(1, 4096),
-        help="Local worker processes; one for each core if not given.",
+        help="Local worker processes; if not given, one for each core where the work is worth them.",
     ),
     memory_option,
 )
@@ -140,6 +116,8 @@ _CLUSTER = (
     "wait_workers",
     "wait_seconds",
 )
+WHERE = (*_CLUSTER, "memory")
+"""Parameters of `cluster_options`: they change no number."""
 metric_parameters = together(
     click.option(
         "--mmd-kernel",
@@ -324,8 +302,9 @@ def on_command_line(context: click.Context, name: str) -> bool:
 def opened(path: Path) -> AdapterBank:
     """Open the bank."""
     import bankdb
+    from cli.display import tell
 
-    return bankdb.open(path)
+    return bankdb.open(path, told=lambda line: tell(line, err=True))
 
 
 def cluster_of(settings: Mapping[str, Any]) -> ClusterOptions:
@@ -366,12 +345,17 @@ _PARAMETERS = (
     "top_k",
     "examples",
     "model",
+    "merge",
+    "density",
+    "majority_sign",
+    "merge_weights",
+    "merge_seed",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What `metric_parameters` and `approach_parameters` gave a command; what else is among it is left alone.
+    """What options of metrics, approaches and merge methods gave a command; what else is among it is left alone.
 
     Attributes
     ----------

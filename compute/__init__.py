@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from compute.evaluation.bank_sizes import SizeCurve as SizeCurve
     from compute.evaluation.evaluate import EvaluationOptions as EvaluationOptions
     from compute.evaluation.evaluate import evaluate as evaluate
-    from compute.evaluation.jobs import Machine as Machine
     from compute.evaluation.records import Evaluation as Evaluation
     from compute.evaluation.weight_space import WeightSpaceTable as WeightSpaceTable
     from compute.evaluation.weight_space import bank_size_curves as bank_size_curves
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from compute.forecasting.forecast import forecast as forecast
     from compute.forecasting.rates import Rates as Rates
     from compute.forecasting.shape import BankShape as BankShape
+    from compute.generation.machine import Machine as Machine
     from compute.generation.text import generate as generate
     from compute.labels.answer_labels import LabelOptions as LabelOptions
     from compute.pairwise.matrix import DistanceMatrix as DistanceMatrix
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from compute.prediction.ways import combinations as combinations
     from compute.reporting.report import ReportPage as ReportPage
     from compute.reporting.report import report as report
+    from compute.upkeep.ingest import ingest as ingest
+    from compute.upkeep.verify import verify as verify
 
 # Where each name is, in the order in which they are listed.
 _PLACES = {
@@ -65,6 +67,8 @@ _PLACES = {
     "generate": "compute.generation.text",
     "bank_size_curves": "compute.evaluation.weight_space",
     "report": "compute.reporting.report",
+    "ingest": "compute.upkeep.ingest",
+    "verify": "compute.upkeep.verify",
     "forecast": "compute.forecasting.forecast",
     "combinations": "compute.prediction.ways",
     "PredictionOptions": "compute.approaches.options",
@@ -74,7 +78,7 @@ _PLACES = {
     "EvaluationOptions": "compute.evaluation.evaluate",
     "CurveOptions": "compute.curves.curve",
     "AssessmentOptions": "compute.assessment.assess",
-    "Machine": "compute.evaluation.jobs",
+    "Machine": "compute.generation.machine",
     "BankShape": "compute.forecasting.shape",
     "Rates": "compute.forecasting.rates",
     "DistanceMatrix": "compute.pairwise.matrix",

@@ -22,11 +22,14 @@ class Backend(Protocol):
     engine
         Its engine; a connection that begins with the execution option `bank_write` waits until no other
         has begun so and not ended yet, and sees all that was committed before.
+    folder
+        Where locks in files are, if it has such.
     read_only
         Whether this process may not write it.
     """
 
     shown: str
+    folder: Path
     engine: Engine
     read_only: bool
 
@@ -44,6 +47,15 @@ class Backend(Protocol):
 
     def copy_to(self, path: Path) -> None:
         """Write a copy as a file of SQLite's; asked of a read-only database alone."""
+
+    def keep_copy(self, revision: str | None) -> Path | None:
+        """Keep a copy beside a file, as it was last committed, and return its path; None for a server's database.
+
+        Raises
+        ------
+        FileSystemError
+            It cannot be written.
+        """
 
     def integrity_problems(self, connection: Connection) -> list[str]:
         """Return what the database itself reports as damaged."""

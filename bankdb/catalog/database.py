@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, ColumnElement, UnaryExpression, func, inspect, select
+from sqlalchemy import URL, ColumnElement, Connection, UnaryExpression, func, inspect, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound
 from sqlalchemy.orm import Session
@@ -16,6 +17,7 @@ from sqlalchemy.sql.operators import custom_op
 
 from bankdb.catalog.backend import Backend
 from bankdb.catalog.locks import BankLocks
+from bankdb.catalog.migrations.announced import begin_upgrade, holds_bank
 from bankdb.catalog.migrations.apply import HEAD, current_revision, upgrade
 from bankdb.catalog.schema import (
     DAMAGED,
@@ -33,6 +35,7 @@ from bankdb.errors import BankFormatError, BankNotFoundError, ConflictError, lis
 _COMPUTED = (RunRow, PieceRow, PredictionRow, GenerationRow)
 # Records that are in memory at once while all are looked at.
 _AT_ONCE = 500
+_log = logging.getLogger(__name__)
 _Record = TypeVar("_Record", bound=Base)
 
 
@@ -45,20 +48,27 @@ class Database:
         SQLAlchemy URL: `sqlite:///PATH`, or `postgresql+psycopg://USER@HOST/DATABASE`.
     create
         Make the tables when they are not there yet.
+    told
+        Is given the line that says that a bank's schema is upgraded; a logger's warning if not given.
 
     Raises
     ------
     BankNotFoundError
         There is no such database, or it holds no bank, and `create` is false.
     ConflictError
-        No bank can be made there: the database holds something else.
+        No bank can be made there: the database holds something else. Or it is of an older schema, and another process
+        writes.
     BankFormatError
         The database is not a bank's, or was written by a newer version.
     DatabaseUnavailableError
         Its server cannot be reached.
+    FileSystemError
+        It is of an older schema, and the copy that is kept of it cannot be written.
     """
 
-    def __init__(self, url: str | URL, *, create: bool = False) -> None:
+    def __init__(
+        self, url: str | URL, *, create: bool = False, told: Callable[[str], None] | None = None
+    ) -> None:
         self._backend = _backend(make_url(url), create)
         self.shown = self._backend.shown
         self.read_only = self._backend.read_only
@@ -71,13 +81,14 @@ class Database:
                     "read here; run `bank list` once where it may be written, which brings it to that, or copy it"
                 )
             if revision != HEAD:
-                with self.write() as session:
-                    self._migrate(session, create)
+                # Others are kept out until the transaction has ended.
+                with ExitStack() as held, self.write() as session:
+                    self._migrate(session, create, held, told or _log.warning)
         except BaseException:
             self.close()
             raise
 
-    def _migrate(self, session: Session, create: bool) -> None:
+    def _migrate(self, session: Session, create: bool, held: ExitStack, told: Callable[[str], None]) -> None:
         connection = session.connection()
         revision = current_revision(connection)
         if revision == HEAD:
@@ -89,17 +100,14 @@ class Database:
                 raise BankNotFoundError(
                     f"{self.shown}: the database holds no bank; make one with `bank init`"
                 )
-            if tables:
-                raise ConflictError(
-                    f"{self.shown}: expected an empty database, found the tables {listed(tables)}; "
-                    "make a database for the bank alone"
-                )
-            self._backend.check_new(connection)
+            _check_new(self._backend, connection, tables)
         elif revision is not None and revision > HEAD:
             raise BankFormatError(
                 f"{self.shown}: schema revision {revision}, but this version knows up to {HEAD}: "
                 "upgrade lora-bank"
             )
+        elif holds_bank(connection):
+            begin_upgrade(self._backend, revision, held, told)
         upgrade(connection)
 
     @contextmanager
@@ -183,6 +191,43 @@ class Database:
     def close(self) -> None:
         """Give every connection back."""
         self._backend.engine.dispose()
+
+
+def identity_in(url: URL) -> str | None:
+    """Return the identity of the bank that a database holds, None for a database in which one can be made.
+
+    Nothing is made or changed there, and the schema may be any version's.
+
+    Raises
+    ------
+    ConflictError
+        It holds something else.
+    DatabaseUnavailableError, BankFormatError
+        It cannot be reached, or not be read.
+    """
+    backend = _backend(url, create=True)
+    try:
+        with backend.engine.connect().execution_options(**backend.options(False)) as connection:
+            tables = sorted(inspect(connection).get_table_names())
+            if "bank" not in tables:
+                _check_new(backend, connection, tables)
+                return None
+            identity = connection.scalar(text("SELECT identity FROM bank"))
+            return None if identity is None else str(identity)
+    except DBAPIError as error:
+        raise backend.explain(error) from error
+    finally:
+        backend.engine.dispose()
+
+
+def _check_new(backend: Backend, connection: Connection, tables: Sequence[str]) -> None:
+    """Raise ConflictError unless a bank can be made in a database that has these tables."""
+    if tables:
+        raise ConflictError(
+            f"{backend.shown}: expected an empty database, found the tables {listed(tables)}; "
+            "make a database for the bank alone"
+        )
+    backend.check_new(connection)
 
 
 def _backend(url: URL, create: bool) -> Backend:

@@ -69,6 +69,7 @@ class PostgresqlBackend:
     """
 
     read_only = False
+    folder = Path()
 
     def __init__(self, url: URL) -> None:
         self.shown = shown_database(url)
@@ -129,6 +130,9 @@ class PostgresqlBackend:
     def copy_to(self, path: Path) -> None:
         """Never asked: see `read_only`."""
         raise NotImplementedError
+
+    def keep_copy(self, revision: str | None) -> None:
+        """Nothing: the server does what changes tables in one transaction too."""
 
     def explain(self, error: DBAPIError) -> BankError:
         """Return the error that says in one line what happened and what to do."""

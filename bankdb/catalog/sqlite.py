@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,8 +16,9 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from bankdb.arrays.durable import fsync_path
 from bankdb.catalog.locks import FileLocks, check_byte_locks
-from bankdb.errors import BankError, BankFormatError, BankNotFoundError, one_line
+from bankdb.errors import BankError, BankFormatError, BankNotFoundError, FileSystemError, one_line
 
 BUSY_SECONDS = 120.0
 
@@ -35,6 +37,7 @@ class SqliteBackend:
     def __init__(self, url: URL, *, create: bool) -> None:
         self.shown = str(url.database)
         self._path = Path(self.shown)
+        self.folder = self._path.parent
         if not create:
             _check_file(self._path)
         self.read_only = not create and not _writable(self._path)
@@ -89,6 +92,35 @@ class SqliteBackend:
         source: Any = self.engine.raw_connection()
         with contextlib.closing(source), contextlib.closing(sqlite3.connect(path)) as target:
             source.driver_connection.backup(target)
+
+    def keep_copy(self, revision: str | None) -> Path:
+        """Write a copy beside the file, whole after a crash, called after its schema and the time; return its path."""
+        moment = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
+        copy = self.folder / f"{self._path.stem}.schema-{revision or 'none'}.{moment}{self._path.suffix}"
+        unfinished = copy.with_name(f".{copy.name}.partial")
+        try:
+            for left in self.folder.glob(f".{self._path.stem}.schema-*.partial"):
+                left.unlink()  # by an upgrade that was killed: two do not run at once
+            # As readable as the database is, from its first byte.
+            os.close(
+                os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._path.stat().st_mode & 0o777)
+            )
+            with (
+                contextlib.closing(sqlite3.connect(self._path)) as source,
+                contextlib.closing(sqlite3.connect(unfinished)) as target,
+            ):
+                source.backup(target)
+                target.execute("PRAGMA journal_mode=DELETE")
+            fsync_path(unfinished)
+            unfinished.replace(copy)
+            fsync_path(self.folder)
+        except (OSError, sqlite3.Error) as error:
+            unfinished.unlink(missing_ok=True)
+            raise FileSystemError(
+                f"{copy}: the copy that is kept before the schema is upgraded cannot be written ({one_line(error)}), "
+                "so nothing was changed: see that there is room for it, and run the same command again"
+            ) from error
+        return copy
 
     def locks(self, folder: Path) -> FileLocks:
         """Return locks on files in the bank's folder."""

@@ -59,9 +59,11 @@ class Pipeline:
     fetch
         Has a pair's files on this machine; None says that the bank has it. Called by `downloads` threads.
     prepare
-        Reads and tokenizes a pair. Called by a few threads.
+        Reads and tokenizes a pair. Called by `ahead` threads.
     stop
         Makes `fetch` end soon.
+    ahead
+        Threads that prepare; a pair more waits to be stored.
     """
 
     def __init__(
@@ -72,10 +74,11 @@ class Pipeline:
         *,
         downloads: int,
         stop: Callable[[], None],
+        ahead: int = AHEAD,
     ) -> None:
         self._left = deque(incoming)
         self._fetch, self._prepare, self._stop = fetch, prepare, stop
-        self._downloads = downloads
+        self._downloads, self._ahead = downloads, ahead
         self._coming: deque[tuple[PairReference, Future[Pair | None]]] = deque()
         self._preparing: deque[tuple[PairReference, Pair, Preparing]] = deque()
 
@@ -89,7 +92,7 @@ class Pipeline:
         """
         with ExitStack() as stack:
             fetching = stack.enter_context(ThreadPoolExecutor(self._downloads, "download"))
-            preparing = stack.enter_context(ThreadPoolExecutor(AHEAD, "prepare"))
+            preparing = stack.enter_context(ThreadPoolExecutor(self._ahead, "prepare"))
             stack.callback(self._give_up)  # first, so that the threads end
             while self._left or self._coming or self._preparing:
                 self._begin(fetching)
@@ -114,7 +117,7 @@ class Pipeline:
 
     def _arrived(self) -> tuple[PairReference, Future[Pair | None]] | None:
         """Take the next pair whose files are here, if there is room to prepare it."""
-        if not self._coming or len(self._preparing) > AHEAD:
+        if not self._coming or len(self._preparing) > self._ahead:
             return None
         if self._coming[0][1].done():
             return self._coming.popleft()
@@ -146,7 +149,7 @@ class Pipeline:
         futures: set[Future[Any]] = set()
         if self._preparing:
             futures.add(self._preparing[0][2])
-        if len(self._preparing) <= AHEAD:
+        if len(self._preparing) <= self._ahead:
             futures |= {future for _, future in self._coming if not future.done()}
         wait(futures, return_when=FIRST_COMPLETED)
 

@@ -9,14 +9,13 @@ from bankdb.catalog.catalog import changed_pair
 from bankdb.datasets.limits import memory_budget
 from bankdb.datasets.read import Examples
 from bankdb.errors import SourceError, printable
+from bankdb.ingesting.counted import Counted, count_dataset, dataset_to_count
 from bankdb.ingesting.report import IngestOptions
 from bankdb.records import Pair
 from bankdb.storage.expected import Expected, is_unchanged
 from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
-    from bankdb.datasets.forms.rules import Rule
-    from bankdb.datasets.tokenizer import TokenHistogram
     from bankdb.peft.weights import SourceAdapter
 
 # Pairs prepared ahead of the one being written: reading and tokenizing overlap with writing.
@@ -29,11 +28,7 @@ class Prepared:
 
     pair: Pair
     adapter: SourceAdapter
-    content_sha256: str
-    examples: int
-    notes: tuple[str, ...]
-    rule: Rule
-    histogram: TokenHistogram
+    counted: Counted
 
 
 def prepare(
@@ -56,27 +51,29 @@ def prepare(
             raise changed_pair(pair.name)
     adapter = expected.load(pair.adapter, options.taking)
     adapter = replace(adapter, notes=(*pair.notes, *notes_on(adapter, pair.adapter)))
-    dataset = _read(pair, options)
-    histogram = bank.tokenizer.count(dataset.texts(), str(pair.dataset[0]), options.memory)
-    return Prepared(
-        pair,
-        adapter,
-        dataset.sha256,
-        len(dataset),
-        dataset.notes,
-        dataset.rule,
-        histogram,
+    return Prepared(pair, adapter, _counted(bank, pair, options))
+
+
+def _counted(bank: StoredBank, pair: Pair, options: IngestOptions) -> Counted:
+    if options.counter is None:
+        name, memory = str(pair.dataset[0]), _share(options)
+        return count_dataset(
+            pair.dataset, options.reading, bank.tokenizer, name, memory=memory, of_texts=options.memory
+        )
+    return options.counter(
+        dataset_to_count(
+            pair.dataset, options.reading, bank.path / "tokenizer", bank.record.tokenizer_fingerprint
+        )
     )
 
 
 def _read(pair: Pair, options: IngestOptions) -> Examples:
-    return Examples(
-        pair.dataset,
-        options.reading,
-        memory=max(
-            1, memory_budget(options.memory) // AHEAD
-        ),  # of one of the pairs that are prepared at a time
-    )
+    return Examples(pair.dataset, options.reading, memory=_share(options))
+
+
+def _share(options: IngestOptions) -> int:
+    """Return the bytes for one of the pairs that are prepared at a time."""
+    return max(1, memory_budget(options.memory) // AHEAD)
 
 
 def _check_text(pair: Pair) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from bankdb.datasets.read import Reading
 from bankdb.errors import ParameterError
+from bankdb.ingesting.counted import Counter
 from bankdb.records import AS_IT_COMES, RefusedPair, Taking
 from bankdb.shown import html_summary, text_summary
 
@@ -18,7 +19,7 @@ class IngestOptions:
     """How datasets are read, what happens to a pair whose name is taken by other content, and the bytes of memory.
 
     `taking` is what may be assumed of adapters, or done to them; `downloads` how many pairs come from the hub at a
-    time.
+    time. `counter` has datasets read and tokenized by other processes; None does it in this one.
     """
 
     reading: Reading = field(default_factory=Reading)
@@ -26,6 +27,7 @@ class IngestOptions:
     memory: int | None = None
     taking: Taking = AS_IT_COMES
     downloads: int = 4
+    counter: Counter | None = None
 
     def __post_init__(self) -> None:
         """Check. Raises ParameterError."""

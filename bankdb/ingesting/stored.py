@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 
 from bankdb.arrays.adapter_store import StoredRow
-from bankdb.errors import ArrayStoreUnavailableError, BankError, DatabaseUnavailableError
+from bankdb.errors import ArrayStoreUnavailableError, BankError, ComputeError, DatabaseUnavailableError
 from bankdb.ingesting.prepared import Prepared
 from bankdb.ingesting.report import IngestOptions, IngestReport
 from bankdb.records import NewAdapter, Pair, RefusedPair
@@ -23,8 +23,8 @@ def store_outcome(
 
     Raises
     ------
-    ArrayStoreUnavailableError, DatabaseUnavailableError
-        The store or the database failed.
+    ArrayStoreUnavailableError, ComputeError, DatabaseUnavailableError
+        The store, who counts, or the database failed.
     """
     try:
         prepared = outcome.result()
@@ -33,7 +33,7 @@ def store_outcome(
             report.skipped.append(pair.name)
             return
         added, replaced = _store(bank, prepared, options)
-    except (ArrayStoreUnavailableError, DatabaseUnavailableError):
+    except (ArrayStoreUnavailableError, ComputeError, DatabaseUnavailableError):
         raise  # no fault of the pair's, and the others would fare no better
     except BankError as error:
         report.refused.append(RefusedPair(pair.name, str(error)))
@@ -42,7 +42,7 @@ def store_outcome(
         report.skipped.append(pair.name)
     else:
         (report.replaced if replaced else report.added).append(pair.name)
-        for note in (*prepared.adapter.notes, *prepared.notes):
+        for note in (*prepared.adapter.notes, *prepared.counted.notes):
             report.notes.setdefault(note, []).append(pair.name)
 
 
@@ -95,10 +95,10 @@ def _new_adapter(prepared: Prepared, row: int, stored: StoredRow) -> NewAdapter:
         group=pair.group,
         dataset_source=pair.dataset_source,
         dataset_revision=pair.dataset_revision,
-        content_sha256=prepared.content_sha256,
-        examples=prepared.examples,
-        ids=prepared.histogram.ids.astype("<u4").tobytes(),
-        counts=prepared.histogram.counts.astype("<u4").tobytes(),
-        tokens=prepared.histogram.tokens,
-        text_rule=prepared.rule.as_text,
+        content_sha256=prepared.counted.content_sha256,
+        examples=prepared.counted.examples,
+        ids=prepared.counted.histogram.ids.astype("<u4").tobytes(),
+        counts=prepared.counted.histogram.counts.astype("<u4").tobytes(),
+        tokens=prepared.counted.histogram.tokens,
+        text_rule=prepared.counted.rule.as_text,
     )

@@ -63,10 +63,10 @@ def model_card(provenance: Mapping[str, Any], on_hub: OnHub | None = None) -> st
     Notes
     -----
     The effective number of sources is 1 / sum of squared coefficients. A licence is stated only if every
-    source with a positive coefficient is known to have that one, or else as `on_hub` says.
+    source with a coefficient is known to have that one, or else as `on_hub` says.
     """
-    used = [source for source in provenance["sources"] if source["coefficient"] > 0]
-    used.sort(key=lambda source: (-source["coefficient"], source["name"]))
+    used = [source for source in provenance["sources"] if source["coefficient"] != 0]
+    used.sort(key=lambda source: (-abs(source["coefficient"]), source["name"]))
     sections = (
         _front_matter(provenance, used, on_hub),
         f"# {_plain(provenance['name'])}\n",
@@ -138,6 +138,7 @@ def _results(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 def _how_made(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) -> str:
     effective = 1 / sum(source["coefficient"] ** 2 for source in used)
+    negative = [source for source in used if source["coefficient"] < 0]
     left_out = (
         " The bank's own adapter for this dataset was left out." if provenance.get("leave_one_out") else ""
     )
@@ -155,7 +156,8 @@ def _how_made(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) 
         "Metric": provenance["metric"],
         "Approach": provenance["approach"],
         **(provenance.get("parameters") or {}),
-        "Sources with a positive coefficient": len(used),
+        "Sources with a positive coefficient": len(used) - len(negative),
+        "Sources with a negative coefficient": len(negative) or None,
         "Effective number of sources": f"{effective:.2f}",
         "Rank": provenance.get("rank"),
         "Weights": provenance.get("dtype"),
@@ -163,10 +165,23 @@ def _how_made(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) 
     }
     lines = [f"- {_plain(key)}: {_plain(value)}" for key, value in facts.items() if value is not None]
     return (
-        f"A LoRA adapter for the dataset `{_code(provenance['name'])}` that was not trained: it is a convex "
-        "combination of trained adapters, whose coefficients come from distances between the datasets' token "
-        f"distributions (arXiv 2507.01806).{left_out}{far}{unmeasured}\n\n" + "\n".join(lines) + "\n"
+        f"A LoRA adapter for the dataset `{_code(provenance['name'])}` that was not trained: it is "
+        f"{_combination(provenance, used)}.{left_out}{far}{unmeasured}\n\n" + "\n".join(lines) + "\n"
     )
+
+
+def _combination(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) -> str:
+    """Tell what kind of a combination it is."""
+    coefficients = (
+        "whose coefficients come from distances between the datasets' token distributions (arXiv 2507.01806)"
+    )
+    below = sum(source["coefficient"] for source in used if source["coefficient"] < 0)
+    signed = f"; some are negative, {below:.4g} in all, so that it is no convex combination" if below else ""
+    merge = (provenance.get("parameters") or {}).get("merge")
+    if merge:
+        return f"made of trained adapters by the merge method `{_code(merge)}`, {coefficients}{signed}"
+    kind = "a weighted sum" if below else "a convex combination"
+    return f"{kind} of trained adapters, {coefficients}{signed}"
 
 
 def _far(novelty: Mapping[str, Any]) -> str:
@@ -191,8 +206,7 @@ def _how_trained(provenance: Mapping[str, Any], used: Sequence[Mapping[str, Any]
     trained = provenance["finetuned"]
     start, kept, held_out = trained["start"], trained["step_kept"], trained["held_out_losses"]
     begun = {
-        "predicted": "a convex combination of trained adapters, whose coefficients come from distances between the "
-        "datasets' token distributions (arXiv 2507.01806)",
+        "predicted": _combination(provenance, used),
         "zero": "an adapter that changes nothing",
     }.get(start["kind"], f"the adapter `{_code(start.get('name'))}`")
     numbers = len(trained["examples"]["training"]), len(trained["examples"]["held_out"])

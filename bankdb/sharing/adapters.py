@@ -150,7 +150,7 @@ def stored_record(record: AdapterRecord, base_model: str, text_rule: str) -> dic
 
 
 def _on_hub(repo_id: str, record: Mapping[str, Any]) -> OnHub:
-    used = [source for source in record["sources"] if source["coefficient"] > 0]
+    used = [source for source in record["sources"] if source["coefficient"] != 0]
     if forbidden := [f"{one['name']} ({one['licence']})" for one in used if forbids(one.get("licence"))]:
         raise ConflictError(
             f"model {repo_id}: {listed(forbidden)}: the licence forbids passing on what is made of it; leave these "

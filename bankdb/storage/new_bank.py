@@ -14,11 +14,11 @@ from bankdb.arrays.durable import fsync_path, is_empty
 from bankdb.arrays.remote import Location, checked_place, located
 from bankdb.arrays.zarr_arrays import ensure_group, group_attributes
 from bankdb.catalog.catalog import Catalog
-from bankdb.catalog.database import Database
+from bankdb.catalog.database import identity_in
 from bankdb.catalog.locks import exclusive_lock
 from bankdb.catalog.url import parse_database, shown_database
 from bankdb.datasets.read import TEXT_RULE
-from bankdb.errors import BankNotFoundError, ConflictError, FileSystemError, TokenizerError
+from bankdb.errors import ConflictError, FileSystemError, TokenizerError
 from bankdb.gguf.base_model import BASE_CONFIG, config_worth_keeping
 from bankdb.storage.location import LOCATION_FILE, UNFINISHED_LOCATION_FILE, BankLocation
 
@@ -94,7 +94,10 @@ def check_places_free(location: BankLocation) -> None:
 
 
 def new_location(folder: Path, database: str | None, arrays: str | None) -> BankLocation:
-    """Return where a bank that is made now will be: where an interrupted `create` of the same began, as the same bank.
+    """Return where a bank that is made now will be.
+
+    Where an interrupted `create` began in the folder, wherever the parts were to be then, it is the same bank: what
+    that has marked as the bank's is taken again.
 
     Raises
     ------
@@ -109,17 +112,13 @@ def new_location(folder: Path, database: str | None, arrays: str | None) -> Bank
         None if arrays is None else parse_arrays(arrays),
         uuid.uuid4().hex,
     )
-    begun = BankLocation.of(folder)
-    return begun if begun == replace(wanted, identity=begun.identity) and begun.identity else wanted
+    begun = BankLocation.of(folder).identity
+    return wanted if begun is None else replace(wanted, identity=begun)
 
 
 def _bank_in(location: BankLocation) -> str | None:
-    """Return the identity of the bank in the database, None if there is none; makes the tables."""
-    with contextlib.closing(Database(location.database_url, create=True)) as database:
-        try:
-            return Catalog(database).bank().identity
-        except BankNotFoundError:
-            return None
+    """Return the identity of the bank in the database, None if there is none; changes nothing there."""
+    return identity_in(location.database_url)
 
 
 def record_bank(
@@ -188,9 +187,11 @@ def _check_empty(arrays: Location) -> None:
     if is_empty(arrays):
         return
     owner = _owner(arrays)
-    what = f"holds the arrays of bank {owner}" if owner else "is not empty"
+    what, advice = "is not empty", ""
+    if owner:
+        what, advice = f"holds the arrays of bank {owner}", ", or delete it if there is no such bank"
     raise ConflictError(
-        f"{arrays}: expected an empty place for the bank's arrays, it {what}; choose another one"
+        f"{arrays}: expected an empty place for the bank's arrays, it {what}; choose another one{advice}"
     )
 
 

@@ -95,6 +95,11 @@ class Ownership:
             bank.owner, bank.owner_before = mark, self._arrays.owner()
         self._arrays.set_owner(mark)
 
+    def mark_now(self) -> str | None:
+        """Do as `mark`, in a transaction of its own."""
+        with self._database.read() as session:
+            return self.mark(session)
+
     def mark(self, session: Session) -> str | None:
         """Return the mark for arrays that are made now."""
         return the_bank(session).owner

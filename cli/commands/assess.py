@@ -79,7 +79,7 @@ def assessment_options(other: Mapping[str, Any], dtype: str) -> AssessmentOption
     from compute.assessment.assess import AssessmentOptions
     from compute.cluster.machine import parse_memory
     from compute.evaluation.bootstrap import RESAMPLES
-    from compute.evaluation.jobs import Machine
+    from compute.generation.machine import Machine
 
     memory = other.get("memory")
     return AssessmentOptions(

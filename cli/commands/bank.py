@@ -16,8 +16,9 @@ from cli.display import print_json, print_table, shown_progress, tell
 from cli.option_rules import CheckedCommand
 from cli.options import (
     bank_option,
+    cluster_of,
+    cluster_options,
     json_option,
-    memory_option,
     opened,
 )
 from cli.shown_bank import bank_values, print_bank
@@ -112,7 +113,6 @@ def init(
 @click.option(
     "--group-pattern", metavar="REGEX", help="Its first group, found in a name, is the dataset's group."
 )
-@memory_option
 @click.option(
     "--downloads",
     type=click.IntRange(1, 64),
@@ -142,6 +142,7 @@ def init(
     help="Take adapters of another rank: padded with zeros, which changes nothing, or cut, which says what is lost.",
 )
 @json_option
+@cluster_options
 def ingest(
     bank_path: Path,
     sources: tuple[str, ...],
@@ -159,7 +160,10 @@ def ingest(
 
     A pair that is there already is skipped. One that cannot be stored is named at the end and leaves
     nothing behind; the others are stored, and the exit status is 1.
+
+    With --scheduler, --scheduler-file or --workers, workers tokenize; they have to find the datasets and the bank.
     """
+    import compute
     from bankdb.records import Taking
     from compute.cluster.machine import parse_memory
 
@@ -167,8 +171,10 @@ def ingest(
         chosen = sources_of(bank, sources, other, as_json)
         if chosen is None:
             return
-        report = bank.ingest(
+        report = compute.ingest(
+            bank,
             list(chosen),
+            cluster=cluster_of({**other, "memory": memory}),
             group_pattern=group_pattern,
             **rows_of(other),
             replace=replace,
@@ -240,7 +246,10 @@ def show(bank_path: Path, name: str | None, as_json: bool) -> None:
     )
 
 
-@click.command(cls=CheckedCommand, epilog="\b\nExample:\n  bank verify --repair")
+@click.command(
+    cls=CheckedCommand,
+    epilog="\b\nExamples:\n  bank verify --repair\n  bank verify --scheduler tcp://10.0.0.1:8786",
+)
 @bank_option
 @click.option(
     "--repair",
@@ -248,13 +257,18 @@ def show(bank_path: Path, name: str | None, as_json: bool) -> None:
     help="Restore damaged rows from their sources, clear leftovers, move foreign files to orphans/.",
 )
 @json_option
-def verify(bank_path: Path, repair: bool, as_json: bool) -> None:
+@cluster_options
+def verify(bank_path: Path, repair: bool, as_json: bool, **where: Any) -> None:
     """Read every stored row again, compare checksums, and find what lies about.
+
+    With --scheduler, --scheduler-file or --workers, workers read the rows; they have to find the bank's arrays.
 
     Exit status 1 if anything that the bank calls ready is damaged, or files are there that are not its own.
     """
     with opened(bank_path) as bank:
-        report = bank.verify(repair=repair, progress=shown_progress())
+        import compute
+
+        report = compute.verify(bank, repair=repair, cluster=cluster_of(where), progress=shown_progress())
     if as_json:
         print_json(asdict(report) | {"clean": report.clean})
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.columns import column_options
+from cli.combining.options import merge_options, space_options
 from cli.commands.assess import (
     assess_adapters,
     compare_option,
@@ -41,7 +42,6 @@ from cli.options import (
     metric_parameters,
     on_command_line,
     opened,
-    space_options,
 )
 from compute.approaches.registry import approaches as known_approaches
 
@@ -114,6 +114,7 @@ def _leave_out_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 @metric_parameters
 @_leave_out_of_both
 @space_options
+@merge_options
 @max_examples_option
 @click.option(
     "--data",
@@ -260,7 +261,7 @@ def _evaluated(
 
 def _options(other: dict[str, Any]) -> EvaluationOptions:
     from compute.evaluation.evaluate import EvaluationOptions
-    from compute.evaluation.jobs import Machine
+    from compute.generation.machine import Machine
 
     return EvaluationOptions(
         targets=other["targets"],

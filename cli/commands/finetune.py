@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.columns import column_options, rows_of
+from cli.combining.options import merge_options, space_options
 from cli.commands.assess import (
     assess_written,
     check_written,
@@ -38,7 +39,6 @@ from cli.options import (
     on_command_line,
     opened,
     overwrite_option,
-    space_options,
     threads_option,
 )
 from compute.finetuning.options import LEARNING_RATE
@@ -111,6 +111,7 @@ def _seed_of_both(function: Callable[..., Any]) -> Callable[..., Any]:
 @metric_parameters
 @_seed_of_both
 @space_options
+@merge_options
 @click.option("--name", help="Name of the new dataset; its file's or folder's if not given.")
 @click.option(
     "--include-same", is_flag=True, help="Use an entry of the bank even if it holds the very same data."

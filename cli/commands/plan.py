@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.combining.options import merge_option
+from cli.commands.assess import max_examples_option
+from cli.commands.evaluating.planned import plan_evaluation
 from cli.display import print_json, print_table, shown_progress, tell
 from cli.option_rules import CheckedCommand
 from cli.options import (
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     epilog="\b\nExamples:\n"
     "  bank plan --measure\n"
     "  bank plan --metric all --workers 8 --memory 64GiB --rates rates.json\n"
+    "  bank plan --evaluate --model ./smollm2 --measure\n"
     "  bank plan --adapters 10000 --parameters 9437184 --workers 64 --memory 512GiB",
 )
 @bank_option
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
 )
 @metric_option(many=True)
 @approach_option()
+@merge_option
 @click.option("--weight-error", is_flag=True, help="As of bank predict: with the Gram matrix.")
 @click.option("--store", is_flag=True, help="As of bank predict: all predicted numbers are stored.")
 @click.option(
@@ -76,6 +81,18 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="With --measure: write the rates to this file, to be given with --rates.",
 )
+@click.option(
+    "--evaluate",
+    is_flag=True,
+    help="Plan 'bank evaluate' instead: answers, tokens, the memory of a worker, and with --measure the time.",
+)
+@click.option(
+    "--model", help="With --evaluate: folder or hub name of the base model; the bank's if not given."
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="With --evaluate: folder with NAME/test.jsonl, as there."
+)
+@max_examples_option
 @json_option
 def plan(
     bank_path: Path,
@@ -91,6 +108,7 @@ def plan(
     rates_file: Path | None,
     save_rates: Path | None,
     as_json: bool,
+    merge: str,
     **numbers: Any,
 ) -> None:
     """Print what 'bank predict --all' will do, and how long it may take, before anything runs.
@@ -99,10 +117,22 @@ def plan(
     task; with one metric and one approach, '--export' too. The plan is of the whole run: what a bank has
     stored already is not computed again. Nothing of the bank is changed. Exit status 1 says that a step does
     not fit the memory.
+
+    With --evaluate, what 'bank evaluate' will generate with the same metrics and approaches, if the bank keeps no
+    answers yet.
     """
     import compute
     from compute.cluster.machine import parse_memory
 
+    if numbers["evaluate"]:
+        asked = {
+            "workers": workers,
+            "memory": None if memory is None else parse_memory(memory),
+            "measure": measure,
+        }
+        plan_evaluation(bank_path, metrics, approaches, numbers, asked, as_json)
+        return
+    numbers = {name: numbers[name] for name in ("vocabulary", "tokens", "distinct")}
     if (adapters is None) != (parameters is None):
         raise click.UsageError("--adapters and --parameters go together")
     if measure and rates_file is not None:
@@ -117,7 +147,7 @@ def plan(
             bank = stack.enter_context(opened(bank_path))
         planned = compute.forecast(
             bank,
-            Parameters().combinations(metrics, approaches),
+            Parameters({"merge": merge}).combinations(metrics, approaches),
             workers=workers,
             memory=None if memory is None else parse_memory(memory),
             weight_errors=weight_error,

@@ -12,6 +12,7 @@ import click
 
 from bankdb.shown import metric_text
 from cli.columns import column_options, rows_of
+from cli.combining.options import merge_options, space_options
 from cli.commands.assess import assess_written, check_written, test_options
 from cli.commands.sharing.adapters import push_options, push_written, repository_of
 from cli.display import print_json, print_table, shown_progress, tell
@@ -33,7 +34,6 @@ from cli.options import (
     metric_parameters,
     opened,
     overwrite_option,
-    space_options,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ _LISTED = 10
 @approach_parameters
 @examples_option("Of selected: labelled examples that are drawn of a dataset, at the most.")
 @space_options
+@merge_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the new adapter (with NEWDATA).")
 @click.option(
     "--export", type=click.Path(path_type=Path), help="Folder for all adapters, by name (with --all)."
@@ -200,10 +201,21 @@ def _tell_prediction(prediction: Prediction, folder: Path, file_format: str) -> 
         f"effective number of sources: {prediction.effective_sources:.2f} of "
         f"{len(prediction.adapters) - len(prediction.left_out)}"
     )
+    _tell_negative([weight for _, weight, _ in used])
     _tell_choice(prediction.fitted or {})
     if delta is not None:
         _tell_retained(delta.form.layout.rank, [delta.retained])
     tell(f"wrote {folder}/, {what_loads(file_format)}")
+
+
+def _tell_negative(weights: Sequence[float]) -> None:
+    """Tell that the combination is not convex, where it is not."""
+    negative = [weight for weight in weights if weight < 0]
+    if negative:
+        tell(
+            f"{len(negative)} of {len(weights)} coefficients are negative, {sum(negative):.4g} in all: the combination "
+            "is not convex, and the effective number of sources is but a measure of its coefficients' size"
+        )
 
 
 def _tell_choice(fitted: Mapping[str, Any]) -> None:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cli.display import shown_progress, tell
 from cli.option_rules import CheckedCommand
-from cli.options import Parameters, approach_option, bank_option, metric_option, on_command_line, opened
+from cli.options import (
+    WHERE,
+    Parameters,
+    approach_option,
+    bank_option,
+    cluster_of,
+    cluster_options,
+    metric_option,
+    on_command_line,
+    opened,
+)
 from compute.approaches.registry import approaches as known_approaches
 
 
 def _untrained() -> list[str]:
-    return [approach.name for approach in known_approaches() if approach.of_matrices_alone]
+    return [one.name for one in known_approaches() if one.of_matrices_alone and not one.signed]
 
 
 @click.command(
@@ -43,9 +55,8 @@ def _untrained() -> list[str]:
 )
 @click.option("--title", help="Title of the page; made from the base model's name if not given.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
-@click.pass_context
+@cluster_options
 def report(
-    context: click.Context,
     bank_path: Path,
     out: Path,
     metrics: tuple[str, ...],
@@ -53,10 +64,12 @@ def report(
     evaluations: tuple[str, ...],
     title: str | None,
     overwrite: bool,
+    **where: Any,
 ) -> None:
     """Write what the bank holds and how the approaches compare on it as one HTML file with pictures.
 
-    Distances and coefficients that are not stored yet are computed.
+    Distances and coefficients that are not stored yet are computed, in threads of this process if neither a scheduler
+    nor --workers is given.
     """
     import compute
     from bankdb.errors import ConflictError
@@ -64,7 +77,9 @@ def report(
 
     if (out.is_file() or out.is_dir()) and not overwrite:
         raise ConflictError(f"{out}: already there; choose another --out, or give --overwrite")
+    context = click.get_current_context()
     progress = shown_progress()
+    asked = cluster_of(where)
     with opened(bank_path) as bank:
         ways = Parameters().combinations(metrics, approaches)
         if not on_command_line(context, "approaches"):
@@ -77,7 +92,7 @@ def report(
             title=title,
             overwrite=overwrite,
             command=_command(context),
-            cluster=compute.ClusterOptions(processes=False),
+            cluster=replace(asked, processes=asked.workers is not None),
             progress=progress,
         )
     megabytes = out.stat().st_size / 1e6
@@ -85,11 +100,11 @@ def report(
 
 
 def _command(context: click.Context) -> str:
-    """Return the command with the options that were given, as one would type it; the paths alone as names."""
+    """Return the command as one would type it, but where it was computed; the paths alone as names."""
     words = ["bank", "report"]
     for option in context.command.params:
         name = option.name or ""
-        if not on_command_line(context, name):
+        if not on_command_line(context, name) or name in WHERE:
             continue
         value = context.params[name]
         for item in value if isinstance(value, tuple) else (value,):

@@ -176,7 +176,7 @@ class Made:
     Attributes
     ----------
     coefficients
-        float64, a row a target, a column a source; none below 0, rows sum to 1.
+        float64, a row a target, a column a source; rows sum to 1, none below 0 unless the approach is `signed`.
     fitted
         What was chosen for each row; None for an approach that chooses nothing.
     """
@@ -223,6 +223,8 @@ class Approach(ABC):
         Whether the others are compared with it: equal shares of all sources.
     single_source
         Whether it takes one source alone, so that a prediction is a copy.
+    signed
+        Whether coefficients may be negative: the combination is affine then, and not convex.
     quick
         Whether it is one pass over the distances, whose time `bank plan` tells; `all` are these.
     of_the_paper
@@ -244,6 +246,7 @@ class Approach(ABC):
     knows_answer: ClassVar[bool] = False
     baseline: ClassVar[bool] = False
     single_source: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
     quick: ClassVar[bool] = False
     of_the_paper: ClassVar[bool] = False
 

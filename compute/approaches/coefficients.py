@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.errors import ComputeError
-from compute.approaches.base import Fitted, Labels, LeaveOneOut, NewDatasets
+from compute.approaches.base import Approach, Fitted, Labels, LeaveOneOut, NewDatasets
 from compute.approaches.groups import same_unit
 from compute.approaches.options import PredictionOptions
 from compute.types import FloatArray
@@ -61,9 +61,9 @@ def leave_one_out_coefficients(
         LeaveOneOut(options, distances, gram, units, excluded, labels, by_metric or {}, targets)
     )
     if targets is None:
-        return _checked(made.coefficients, excluded, options.approach), made.fitted
+        return _checked(made.coefficients, excluded, options.how), made.fitted
     weights = np.full(excluded.shape, np.nan)
-    weights[targets] = _checked(made.coefficients[targets], excluded[targets], options.approach)
+    weights[targets] = _checked(made.coefficients[targets], excluded[targets], options.how)
     return weights, made.fitted
 
 
@@ -107,11 +107,15 @@ def new_coefficients(
         NewDatasets(options, to_sources, between_sources, gram, units, labels, by_metric or {})
     )
     nothing = np.zeros(to_sources.shape, dtype=np.bool_)
-    return _checked(made.coefficients, nothing, options.approach), made.fitted[0] if made.fitted else None
+    return _checked(made.coefficients, nothing, options.how), made.fitted[0] if made.fitted else None
 
 
-def _checked(weights: FloatArray, excluded: NDArray[np.bool_], approach: str) -> FloatArray:
-    """Return coefficients of convex combinations of the sources that may be used; anything else is an error."""
+def _checked(weights: FloatArray, excluded: NDArray[np.bool_], how: Approach) -> FloatArray:
+    """Return coefficients of combinations of the sources that may be used, convex ones unless they may be signed.
+
+    Anything else is an error.
+    """
+    approach = how.name
     if weights.shape != excluded.shape or weights.dtype != np.float64:
         raise ComputeError(
             f"{approach}: expected coefficients of shape {excluded.shape} of float64, found {weights.shape} of"
@@ -119,12 +123,15 @@ def _checked(weights: FloatArray, excluded: NDArray[np.bool_], approach: str) ->
         )
     sums = weights.sum(axis=1)
     # A sum that is no number is not within the tolerance either.
-    wrong = ~(np.abs(sums - 1) <= SUM_TOLERANCE) | (weights.min(axis=1, initial=0.0) < 0)
+    wrong = ~(np.abs(sums - 1) <= SUM_TOLERANCE)
+    if not how.signed:
+        wrong |= weights.min(axis=1, initial=0.0) < 0
     wrong |= np.any(weights, axis=1, where=excluded)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise ComputeError(
-            f"{approach}: expected coefficients from 0 on that sum to 1, and 0 for what is left out, found row {row}"
+            f"{approach}: expected coefficients {'' if how.signed else 'from 0 on '}that sum to 1, and 0 for what is"
+            f" left out, found row {row}"
             f" with the sum {sums[row]:.6g} and the least {weights[row].min():.3g}; tell its author"
         )
     return weights

@@ -14,6 +14,7 @@ from compute.approaches.by_distance import coefficients
 from compute.approaches.groups import LEAVE_OUT
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.registry import get_approach
+from compute.merge_methods.method import LINEAR, MergeMethod, merge_method
 from compute.metrics.base import Metric
 from compute.metrics.distributions import TokenCounts, median_sigma
 from compute.metrics.registry import canonical_metric_name, get_metric
@@ -37,8 +38,9 @@ class PredictionOptions:
         `wasserstein`, `kullback-leibler`, `jensen-shannon`, `mmd`, or `wd`, `kl`, `js`; or `tf-idf`.
     approach
         Name of one that is registered: see `compute.approaches.registry`. `attentional`, `normalized`, `neural`,
-        `uniform`, `nearest`; `tuned`, `ridge` and `matching`, which are none of the paper's; `selected`, which reads
-        the dataset's labels; `oracle` knows the answer and is a bound only. `matching` is by MMD, whatever the metric.
+        `uniform`, `nearest`; `tuned`, `ridge`, `ridge-signed` (whose coefficients may be negative) and `matching`,
+        which are none of the paper's; `selected`, which reads the dataset's labels; `oracle` knows the answer and is
+        a bound only. `matching` is by MMD, whatever the metric.
     temperature
         Divides the distances, or z-scores, before the softmin.
     top_k
@@ -56,6 +58,11 @@ class PredictionOptions:
         `factors`, A and B combined apart, as the paper does; or `delta`, the products B A summed and cut.
     rank
         Of `delta`: a whole number, `full` for the exact sum, None for the bank's.
+    merge
+        `linear`, the weighted sum; or a merge method that looks at each value: `ties`, `dare-linear`, `dare-ties`,
+        `magnitude-prune`.
+    density, majority_sign, merge_weights, merge_seed
+        Of such a method: see `compute.merge_methods.method.MergeMethod`; None for its default, or if it reads none.
     examples, model
         Of an approach that reads labels: how many of the dataset's examples are drawn, by `seed`, None for all; and
         folder or hub name of the base model, None for the name that the bank has.
@@ -77,6 +84,11 @@ class PredictionOptions:
     leave_out: str = field(default="adapter", repr=False)
     space: str = field(default="factors", repr=False)
     rank: int | str | None = field(default=None, repr=False)
+    merge: str = field(default=LINEAR, repr=False)
+    density: float | None = field(default=None, repr=False)
+    majority_sign: str | None = field(default=None, repr=False)
+    merge_weights: str | None = field(default=None, repr=False)
+    merge_seed: int | None = field(default=None, repr=False)
     examples: int | None = field(default=EXAMPLES, repr=False)
     model: str | None = field(default=None, repr=False)
 
@@ -95,6 +107,13 @@ class PredictionOptions:
 
         _ = self.neural
         self._check_space()
+        for name, value in self.merge_method.parameters().items():
+            object.__setattr__(self, name, value)
+        if how.signed and self.merge_method.elects and self.merge_weights == "convex":
+            raise ParameterError(
+                f"merge-weights: expected peft for {self.merge} with {self.approach}, whose coefficients may be "
+                "negative, found convex: a mean by such weights is none; pass --merge-weights peft, or another method"
+            )
         number = self.examples
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
             raise ParameterError(
@@ -137,6 +156,11 @@ class PredictionOptions:
             epochs=self.epochs,
             compatible=self.compatible,
         )
+
+    @property
+    def merge_method(self) -> MergeMethod:
+        """How the sources are combined. Raises ParameterError for parameters that do not go together."""
+        return merge_method(self.merge, self.density, self.majority_sign, self.merge_weights, self.merge_seed)
 
     def resolve_metric(self, counts: TokenCounts | None) -> Metric:
         """Return the metric, with what it takes from the bank's `counts`: see `needs_counts`."""

@@ -16,7 +16,7 @@ from compute.approaches.kinds.by_distance import Attentional, Nearest, Normalize
 from compute.approaches.kinds.matching import Matching
 from compute.approaches.kinds.neural import Neural
 from compute.approaches.kinds.oracle import Oracle
-from compute.approaches.kinds.ridge import Ridge
+from compute.approaches.kinds.ridge import Ridge, RidgeSigned
 from compute.approaches.kinds.selected import Selected
 from compute.approaches.kinds.tuned import Tuned
 
@@ -39,6 +39,7 @@ _registered: dict[str, Approach] = {
         Nearest(),
         Tuned(),
         Ridge(),
+        RidgeSigned(),
         Matching(),
         Selected(),
         Oracle(),

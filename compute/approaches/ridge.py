@@ -22,7 +22,9 @@ part in its coefficients.
 
 Weights may be negative, by little. They are projected onto the simplex, so that a prediction is a convex
 combination of adapters as with every other approach; on the banks measured it made no mean error larger
-(docs/coefficients.md).
+(docs/coefficients.md). `ridge-signed` takes them as they are. The sum of 1 stays: it comes with the intercept, and
+what all adapters have in common, such as the A that they began with, is in every prediction as it is; a regression
+without it would shrink that too.
 
 `exp(-D / s)` is a positive definite kernel for Jensen-Shannon, squared MMD, Wasserstein on a line, and
 tf-idf, all of negative type (Schoenberg, 1938). Kullback-Leibler is not: its two directions are averaged, and
@@ -124,8 +126,13 @@ def fit(
     return FittedRidge(*least_of(grid, losses, units), median)
 
 
-def leave_one_out(distances: FloatArray, units: NDArray[np.intp], fitted: FittedRidge) -> FloatArray:
-    """Coefficients of each row over the sources outside of its unit; shape (N, N), rows sum to 1."""
+def leave_one_out(
+    distances: FloatArray, units: NDArray[np.intp], fitted: FittedRidge, *, signed: bool = False
+) -> FloatArray:
+    """Coefficients of each row over the sources outside of its unit; shape (N, N), rows sum to 1.
+
+    Those that are signed may be negative; others are projected onto the simplex.
+    """
     if not fitted.rows:
         raise too_few("ridge", int(units.max(initial=-1)) + 1, 3)
     weights = np.zeros(distances.shape)
@@ -139,12 +146,12 @@ def leave_one_out(distances: FloatArray, units: NDArray[np.intp], fitted: Fitted
         b = makers[chosen]
         # The residual is the target minus its prediction: the weights with the sign turned.
         solved = np.linalg.solve(b[np.ix_(members, members)], b[np.ix_(members, sources)])
-        weights[np.ix_(members, sources)] = _projected(-solved.astype(np.float64))
+        weights[np.ix_(members, sources)] = _finished(-solved.astype(np.float64), signed)
     return weights
 
 
 def new_target(
-    to_sources: FloatArray, between_sources: FloatArray, chosen: Ridge, median: float
+    to_sources: FloatArray, between_sources: FloatArray, chosen: Ridge, median: float, *, signed: bool = False
 ) -> FloatArray:
     """Coefficients of M targets that are not in the bank over S sources; shape (M, S), rows sum to 1.
 
@@ -156,6 +163,8 @@ def new_target(
         Shape (S, S).
     chosen, median
         As fitted.
+    signed
+        See `leave_one_out`.
 
     Raises
     ------
@@ -164,9 +173,10 @@ def new_target(
     """
     check_distances(to_sources, np.ones(to_sources.shape, dtype=bool))
     scale = chosen.scale * median
-    return _projected(
-        affine_weights(kernel_matrix(between_sources, scale), np.exp(-to_sources / scale), chosen.penalty)
+    weights = affine_weights(
+        kernel_matrix(between_sources, scale), np.exp(-to_sources / scale), chosen.penalty
     )
+    return _finished(weights, signed)
 
 
 def affine_weights(kernel: FloatArray, to_targets: FloatArray, penalty: float) -> FloatArray:
@@ -188,8 +198,8 @@ def affine_weights(kernel: FloatArray, to_targets: FloatArray, penalty: float) -
     return weights
 
 
-def _projected(weights: FloatArray) -> FloatArray:
-    return project_to_simplex(weights, np.ones(weights.shape, dtype=bool))
+def _finished(weights: FloatArray, signed: bool) -> FloatArray:
+    return weights if signed else project_to_simplex(weights, np.ones(weights.shape, dtype=bool))
 
 
 def median_distance(distances: FloatArray) -> float:

@@ -18,10 +18,10 @@ from bankdb.progress import Progress
 from bankdb.records import GenerationKey, GenerationRecord
 from compute.cluster.machine import core_count
 from compute.evaluation.adapters import BASE_SHA256
-from compute.evaluation.jobs import Machine
 from compute.generation.adapted_model import AdaptedModel
 from compute.generation.adapters import GivenAdapter
 from compute.generation.generate import Answers, Generator, answer_ends, answering_model, threads_of_torch
+from compute.generation.machine import Machine
 from compute.generation.prompts import Prompts, encode_prompts
 from compute.generation.settings import answer_settings
 

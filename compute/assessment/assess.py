@@ -23,11 +23,11 @@ from compute.assessment.answers import Asked, KeptAnswers, all_answers
 from compute.assessment.records import ADAPTER, BASE, BASE_NAME, COMPARED, Assessed, Assessment
 from compute.cluster.options import ClusterOptions
 from compute.evaluation.bootstrap import RESAMPLES
-from compute.evaluation.jobs import Machine
 from compute.evaluation.scores import exact_match, rouge_l
 from compute.generation.adapters import GivenAdapter, distinct_names, read_given, stated_base_model
 from compute.generation.base_model import model_folder
 from compute.generation.generate import check_extra
+from compute.generation.machine import Machine
 from compute.generation.prompts import MARGIN
 from compute.prediction.predict import predict
 from compute.prediction.prediction import Prediction

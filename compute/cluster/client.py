@@ -61,7 +61,8 @@ def open_cluster(given: ClusterLike, progress: Progress, folder: Location | None
         slots = core_count() if given.workers is None else given.workers
         start = functools.cache(functools.partial(_started, given, progress, stack))
         budget = memory_budget(given.memory) // slots
-        yield Cluster(start, slots, budget, alone=True, started=lambda: start.cache_info().currsize > 0)
+        started = lambda: start.cache_info().currsize > 0  # noqa: E731
+        yield Cluster(start, slots, budget, alone=True, started=started, asked=given.workers is not None)
 
 
 def _started(options: ClusterOptions, progress: Progress, stack: contextlib.ExitStack) -> Client:

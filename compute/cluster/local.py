@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from multiprocessing import resource_tracker
+from typing import Any, Self
 
 import dask
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Worker
@@ -46,6 +48,22 @@ class _NoPages:
 
 class PagelessWorker(_NoPages, Worker):
     """A worker without web pages of its own; the scheduler's show what it does."""
+
+
+class SteadyNanny(Nanny):
+    """What keeps a worker process, which does not hear of Ctrl-C: a terminal tells every process, the client ends them.
+
+    A process inherits the signals that the thread which starts it has blocked; the one that waits for Ctrl-C is the
+    client's main thread.
+    """
+
+    async def start_unsafe(self) -> Self:
+        """Block SIGINT in the thread of the event loop, and start the worker."""
+        # Before: where Python starts it itself, it allows the signal again.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        await super().start_unsafe()
+        return self
 
 
 class PagelessScheduler(_NoPages, Scheduler):
@@ -108,7 +126,7 @@ def _processes(workers: int) -> SpecCluster:
         "silence_logs": logging.CRITICAL,
         **shared,
     }
-    made = {"cls": Nanny, "options": worker}
+    made = {"cls": SteadyNanny, "options": worker}
     return SpecCluster(
         workers=dict.fromkeys(range(workers), made),
         worker=made,

@@ -67,6 +67,9 @@ class Cluster:
         Whether tasks may run in this process instead, where they are short.
     started
         Returns whether there may be workers: not of a local cluster that was never asked for.
+    asked
+        Whether somebody asked for workers, by a scheduler, a client, or a number of processes: what this process does
+        as quickly in threads runs on them then.
     """
 
     start: Callable[[], Client]
@@ -75,6 +78,7 @@ class Cluster:
     blas: Mapping[str, int] | None = None
     alone: bool = False
     started: Callable[[], bool] = lambda: True
+    asked: bool = True
 
     @property
     def client(self) -> Client:

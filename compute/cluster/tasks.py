@@ -14,6 +14,7 @@ from bankdb.errors import BankError, ComputeError, one_line
 from bankdb.progress import Progress
 from compute.budget import roomy
 from compute.cluster.blas import blas_threads, bounded_blas
+from compute.cluster.lost_workers import told_of_lost_workers
 from compute.cluster.memory import keep_freed
 from compute.cluster.options import Cluster
 
@@ -25,6 +26,9 @@ _AHEAD_SECONDS, _MOST_AHEAD = 0.5, 3
 
 # Local workers take so long to start, each of them in processor time.
 _START_SECONDS = 2.0
+
+GPU = "GPU"
+"""What workers call the resource of which a task takes one, where it computes on a GPU."""
 
 Key = tuple[str, str, str]
 
@@ -38,6 +42,7 @@ def run_tasks(
     step: Callable[[str], str] | None = None,
     memory: int | None = None,
     seconds: float | None = None,
+    gpus: int = 0,
 ) -> Iterator[tuple[str, Any]]:
     """Run `function(*arguments)` for each named task, submitted in their order; yield names and results as they come.
 
@@ -56,6 +61,8 @@ def run_tasks(
     seconds
         What all tasks together are expected to take one process, if that is known. Where it is less than workers take
         to start, they run in this one.
+    gpus
+        Of the workers, if each task takes one: see `gpu_slots`. Tasks go to workers that have one free alone.
 
     Raises
     ------
@@ -74,16 +81,26 @@ def run_tasks(
         return
     waiting = iter(tasks.items())
     keep = memory if memory is not None and memory <= roomy(cluster.task_budget) else 0
-    flight = _Flight(cluster, stage, function, keep, cluster.slots)
-    with flight.cancelling():
+    flight = _Flight(cluster, stage, function, keep, gpus or cluster.slots, gpus > 0)
+    with told_of_lost_workers(cluster.client) as lost, flight.cancelling():
         flight.fill(waiting, step)
         while flight.names:
             ended = flight.next()
+            while not lost.empty():
+                progress.note(lost.get())
             flight.fill(waiting, step)
             if ended is not None:
                 yield ended
                 progress.advance()
     progress.end()
+
+
+def gpu_slots(cluster: Cluster) -> int:
+    """Return how many GPUs the workers state, as `dask worker --resources GPU=1` does; 0 for local ones."""
+    if cluster.alone:
+        return 0
+    workers = cluster.client.scheduler_info(n_workers=-1)["workers"].values()
+    return int(sum(worker.get("resources", {}).get(GPU, 0) for worker in workers))
 
 
 def worth_workers(slots: int) -> float:
@@ -104,6 +121,8 @@ class _Flight:
         Bytes that a worker keeps of what a task frees.
     slots
         How many run at once.
+    on_gpus
+        Whether each takes a GPU.
     names
         By key: each task's name, and what holds its result.
     ended
@@ -119,6 +138,7 @@ class _Flight:
     function: Callable[..., Any]
     keep: int
     slots: int
+    on_gpus: bool = False
     names: dict[Key, tuple[str, Any]] = field(default_factory=dict)
     ended: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     seconds: float = _AHEAD_SECONDS + 1
@@ -142,6 +162,7 @@ class _Flight:
                 key=key,
                 pure=False,
                 retries=0,
+                resources={GPU: 1} if self.on_gpus else None,
                 fifo_timeout="0s",  # of a step, whoever is submitted first begins first
             )
             self.names[key] = (name, future)
@@ -166,8 +187,11 @@ class _Flight:
         client = self.cluster.client
         if client.status != "running":
             return  # asking a scheduler that is lost takes long; what was waited for comes as cancelled
-        workers = client.scheduler_info()["workers"].values()
-        self.slots = max(self.cluster.slots, sum(worker["nthreads"] for worker in workers))
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        if self.on_gpus:
+            self.slots = max(self.slots, gpu_slots(self.cluster))
+        else:
+            self.slots = max(self.cluster.slots, sum(worker["nthreads"] for worker in workers))
         if workers:
             self.workers_seen = now
         elif now - self.workers_seen > _ALONE_SECONDS:

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.bank import AdapterBank
-from bankdb.errors import BankError, BankFormatError, ParameterError, PlanError
-from bankdb.peft.config import scaling as scaling_of
+from bankdb.errors import BankFormatError, PlanError
 from bankdb.peft.conversion.low_rank import (
     LowRank,
     is_stacked,
@@ -26,40 +25,21 @@ from bankdb.peft.conversion.low_rank import (
     truncate_matrix,
     truncate_product,
 )
-from bankdb.peft.layout import AdapterLayout, Module, TensorSpec, layout_of_rank, modules_of
+from bankdb.peft.layout import AdapterLayout, Module, TensorSpec, modules_of
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import AdapterRecord
 from bankdb.scaled_rows import Sources, sources_of
-from compute.approaches.options import FULL, check_rank
 from compute.cluster.blas import bounded_blas
 from compute.cluster.machine import core_count, memory_budget
+from compute.combination.delta_shapes import DeltaForm, form_of, used_sources
+from compute.combination.merged.products import merge_products, merged_bytes
+from compute.merge_methods.dropping import Key, drop_key
+from compute.merge_methods.method import SUM, MergeMethod
 
 Float64 = NDArray[np.float64]
 
 # Columns read at once: chunks are shared by modules, and each is decoded as often as it is read.
 _PANEL = 1 << 19
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaForm:
-    """Shapes and scaling of an adapter combined in delta space: what its `adapter_config.json` says.
-
-    Attributes
-    ----------
-    layout
-        The bank's modules at the rank asked for; at the bank's own rank, the bank's layout.
-    alpha, use_rslora
-        lora_alpha and use_rslora; at the bank's own rank, the bank's.
-    """
-
-    layout: AdapterLayout
-    alpha: float
-    use_rslora: bool
-
-    @property
-    def scaling(self) -> float:
-        """Factor of B @ A."""
-        return scaling_of(self.alpha, self.layout.rank, self.use_rslora)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,21 +63,48 @@ class DeltaAdapter:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class DeltaParts:
+    """What is combined, wherever that is done.
+
+    Attributes
+    ----------
+    stored
+        The N rows that are used.
+    weights, scalings
+        float64, shape (N,).
+    method
+        How they are merged.
+    row_sha256
+        Of each row.
+    layout
+        Of the rows.
+    form
+        Of the result.
+    """
+
+    stored: Sources
+    weights: Float64
+    scalings: Float64
+    method: MergeMethod
+    row_sha256: Sequence[str]
+    layout: AdapterLayout
+    form: DeltaForm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Sources:
-    """Sources that are used, and the weight times the scaling of each."""
+    """The parts, and where their rows are."""
 
     store: AdapterStore
-    stored: Sources
-    factors: Float64
-    rank: int
+    parts: DeltaParts
 
     @property
     def stacked(self) -> int:
         """Sum of their ranks, R."""
-        return len(self) * self.rank
+        return len(self) * self.parts.layout.rank
 
     def __len__(self) -> int:
-        return len(self.stored.rows)
+        return len(self.parts.stored.rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,10 +121,13 @@ def delta_adapter(
     weights: NDArray[np.floating],
     rank: int | str | None = None,
     *,
+    method: MergeMethod = SUM,
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> DeltaAdapter:
     """Combine adapters in delta space: `sum_j w_j s_j B_j A_j` for each module, cut to one rank.
+
+    By a merge method the products `s_j B_j A_j` are what is merged, each a tensor; one source alone is itself.
 
     Parameters
     ----------
@@ -140,16 +150,44 @@ def delta_adapter(
         A row that is needed is damaged.
     """
     progress = progress or SilentProgress()
-    used, single = _used(adapters, weights)
-    scaled = single * [record.scaling for record in used]
-    sources = _Sources(bank.store, sources_of(bank, used, progress), scaled, bank.layout.rank)
-    form = _form(bank, sources.stacked, rank)
+    return delta_sum(
+        delta_parts(bank, adapters, weights, rank, progress, method), bank.store, memory, progress
+    )
+
+
+def delta_parts(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    weights: NDArray[np.floating],
+    rank: int | str | None,
+    progress: Progress,
+    method: MergeMethod = SUM,
+) -> DeltaParts:
+    """Return what is combined, without reading it; raises what `delta_adapter` does of its arguments."""
+    used, single = used_sources(adapters, weights)
+    return DeltaParts(
+        sources_of(bank, used, progress),
+        single,
+        np.asarray([record.scaling for record in used]),
+        method if len(used) > 1 else SUM,
+        [record.row_sha256 for record in used],
+        bank.layout,
+        form_of(bank, used, rank, method),
+    )
+
+
+def delta_sum(
+    parts: DeltaParts, store: AdapterStore, memory: int | None, progress: Progress, threads: int | None = None
+) -> DeltaAdapter:
+    """Combine the parts, whose rows are in `store`, on so many threads, None for one a core: see `delta_adapter`."""
+    form = parts.form
+    sources = _Sources(store, parts)
     budget = max(memory_budget(memory) - 8 * form.layout.size, 0)
     root = np.sqrt(form.scaling)
-    modules = modules_of(bank.layout)
+    modules = modules_of(parts.layout)
     tensors, retained = {}, {}
     progress.begin("delta space", len(modules))
-    for module, factors in _combined(sources, modules, form.layout.rank, budget):
+    for module, factors in _combined(sources, modules, form.layout.rank, budget, threads or core_count()):
         tensors[module.a.name] = (factors.a / root).astype(np.float32)
         tensors[module.b.name] = (factors.b / root).astype(np.float32)
         retained[module.name] = factors.retained
@@ -159,15 +197,15 @@ def delta_adapter(
 
 
 def _combined(
-    sources: _Sources, modules: Sequence[Module], rank: int, budget: int
+    sources: _Sources, modules: Sequence[Module], rank: int, budget: int, most: int
 ) -> Iterator[tuple[Module, LowRank]]:
-    """Yield each module's sum, cut to the rank: on all cores where memory allows, a module a core.
+    """Yield each module's sum, cut to the rank: on at most so many threads where memory allows, a module a thread.
 
     LAPACK on one thread each: on two, matrices of a few hundred rows take three times as long.
     """
     largest = _check_budget(sources, modules, budget)
     # Half of the memory is for what is read at once.
-    threads = max(1, min(core_count(), budget // (2 * largest)))
+    threads = max(1, min(most, budget // (2 * largest)))
     left = budget - threads * largest
     with bounded_blas(1), ThreadPoolExecutor(threads, thread_name_prefix="delta") as pool:
         for group in _groups(modules, min(_PANEL, left // (4 * len(sources)))):
@@ -177,66 +215,13 @@ def _combined(
             yield from zip(group, pool.map(combine, group), strict=True)
 
 
-def delta_form(
-    bank: AdapterBank,
-    adapters: Sequence[AdapterRecord],
-    weights: NDArray[np.floating],
-    rank: int | str | None = None,
-) -> DeltaForm:
-    """Return shapes and scaling of what `delta_adapter` makes of the same arguments, reading no adapter."""
-    return _form(bank, len(_used(adapters, weights)[0]) * bank.layout.rank, rank)
-
-
-def _used(
-    adapters: Sequence[AdapterRecord], weights: NDArray[np.floating]
-) -> tuple[list[AdapterRecord], Float64]:
-    """Return the sources whose weight is not zero, and their weights in single precision, as double."""
-    single = np.asarray(weights, dtype=np.float32)
-    if single.shape != (len(adapters),) or not np.isfinite(single).all() or not single.any():
-        raise ParameterError(
-            f"weights: expected {len(adapters)} finite numbers, not all zero, found an array of shape "
-            f"{single.shape}; give a coefficient for each adapter"
-        )
-    used = np.flatnonzero(single)
-    return [adapters[index] for index in used.tolist()], single[used].astype(np.float64)
-
-
-def check_rank_fits(bank: AdapterBank, rank: int | str | None) -> None:
-    """Raise the ParameterError of a rank above what the bank's modules can have, before any work is done."""
-    if rank is not None:
-        _form(bank, bank.layout.rank, rank)
-
-
-def _form(bank: AdapterBank, stacked: int, rank: int | str | None) -> DeltaForm:
-    layout = bank.layout
-    shapes = [(module.d_out, module.d_in) for module in modules_of(layout)]
-    chosen = chosen_rank(rank, layout.rank, stacked, shapes)
-    return DeltaForm(
-        layout if chosen == layout.rank else layout_of_rank(layout, chosen), *_alpha(bank, chosen)
-    )
-
-
-def _alpha(bank: AdapterBank, rank: int) -> tuple[float, bool]:
-    """Return lora_alpha and use_rslora at a rank: whole, and near the bank's scaling.
-
-    vLLM and PEFT declare lora_alpha a whole number; the factors take up what the scaling lacks.
-    """
-    about, own = bank.record, bank.layout.rank
-    if about.alpha is None or about.use_rslora is None:
-        raise BankError(
-            f"{bank.path}: the bank has a layout but no scaling; restore the database from a copy"
-        )
-    if rank == own:
-        return about.alpha, about.use_rslora
-    ratio = rank / own
-    same = about.alpha * (ratio**0.5 if about.use_rslora else ratio)
-    return float(max(1, round(same))), about.use_rslora
-
-
 def _needed(sources: _Sources, module: Module) -> tuple[int, int]:
     """Return the bytes that a module takes whatever is read at once, and those for each source read."""
     shape = sources.stacked, module.d_out, module.d_in
-    fixed = product_bytes(*shape) if is_stacked(*shape) else matrix_bytes(*shape[1:])
+    if not sources.parts.method.is_linear:
+        fixed = matrix_bytes(*shape[1:]) + merged_bytes(*shape[1:])
+    else:
+        fixed = product_bytes(*shape) if is_stacked(*shape) else matrix_bytes(*shape[1:])
     # As it is read, and in double precision twice.
     return fixed, 20 * (module.a.size + module.b.size)
 
@@ -276,6 +261,10 @@ def _combine_module(
     sources: _Sources, module: Module, panel: _Panel | None, rank: int, budget: int
 ) -> LowRank:
     """Combine one module in so many bytes, beside the panel."""
+    if not sources.parts.method.is_linear:
+        shape = module.d_out, module.d_in
+        merged = merge_products(_products(sources, module, panel), shape, sources.parts.method, module.name)
+        return truncate_matrix(merged, rank)
     fixed, each = _needed(sources, module)
     batch = max(1, (budget - fixed) // each)
     pieces = _factors(sources, module, panel, batch)
@@ -296,12 +285,26 @@ def _factors(
     """Yield the factors of some sources below each other: w s B transposed, A, and their place in all."""
     for first in range(0, len(sources), batch):
         some = slice(first, min(first + batch, len(sources)))
-        weights = sources.factors[some, None, None]
+        weights = (sources.parts.weights * sources.parts.scalings)[some, None, None]
         b = _tensor(sources, some, module.b, panel).reshape(-1, *module.b.shape)
         weighted = b.transpose(0, 2, 1) * weights
         a = _tensor(sources, some, module.a, panel).reshape(-1, module.d_in).astype(np.float64)
-        start = first * sources.rank
+        start = first * sources.parts.layout.rank
         yield weighted.reshape(-1, module.d_out), a, slice(start, start + len(a))
+
+
+def _products(
+    sources: _Sources, module: Module, panel: _Panel | None
+) -> Iterator[tuple[NDArray[np.float32], np.float32, Key]]:
+    """Yield of each source `s B A` in single precision, its weight, and the key of what is dropped."""
+    for index, sha256 in enumerate(sources.parts.row_sha256):
+        some = slice(index, index + 1)
+        b = _tensor(sources, some, module.b, panel).reshape(module.b.shape)
+        a = _tensor(sources, some, module.a, panel).reshape(module.a.shape)
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever merges looks at it
+            product = (b @ a) * np.float32(sources.parts.scalings[index])
+        key = drop_key(sources.parts.method.seed or 0, sha256, module.name)
+        yield product, np.float32(sources.parts.weights[index]), key
 
 
 def _tensor(sources: _Sources, some: slice, tensor: TensorSpec, panel: _Panel | None) -> NDArray[np.float32]:
@@ -313,49 +316,11 @@ def _tensor(sources: _Sources, some: slice, tensor: TensorSpec, panel: _Panel | 
 
 def _read(sources: _Sources, which: Sequence[int], start: int, stop: int) -> NDArray[np.float32]:
     panel = np.empty((len(which), stop - start), dtype=np.float32)
-    sources.stored.read_into(panel, sources.store, which, start, stop)
-    for row, values in zip(sources.stored.rows[list(which)].tolist(), panel, strict=True):
+    sources.parts.stored.read_into(panel, sources.store, which, start, stop)
+    for row, values in zip(sources.parts.stored.rows[list(which)].tolist(), panel, strict=True):
         if not np.isfinite(values).all():
             raise BankFormatError(
                 f"{sources.store.file(row)}: row {row} holds values that are not finite numbers; "
                 "`bank verify --repair` restores it from its source"
             )
     return panel
-
-
-def exact_rank(stacked: int, d_out: int, d_in: int) -> int:
-    """Return the smallest rank that holds every sum of products whose ranks add up to `stacked`."""
-    return min(stacked, d_out, d_in)
-
-
-def chosen_rank(asked: int | str | None, own: int, stacked: int, shapes: Sequence[tuple[int, int]]) -> int:
-    """Return the one rank that all modules of a combined adapter get.
-
-    Parameters
-    ----------
-    asked
-        A whole number; `full` for the smallest that cuts nothing in any module; None for `own`.
-    own
-        Rank of the sources.
-    stacked
-        Sum of the ranks of the sources that are used.
-    shapes
-        (d_out, d_in) of each module.
-
-    Raises
-    ------
-    ParameterError
-        Not a rank, or above what any module of these shapes can have.
-    """
-    check_rank(asked)
-    if asked == FULL:
-        return max(exact_rank(stacked, *shape) for shape in shapes)
-    if asked is None:
-        return own
-    largest = max(min(shape) for shape in shapes)
-    if int(asked) > max(largest, own):
-        raise ParameterError(
-            f"rank: expected at most {max(largest, own)}, the largest rank of any module, found {asked}; "
-            f"{FULL!r} is the smallest that cuts nothing"
-        )
-    return int(asked)

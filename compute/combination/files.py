@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bankdb.arrays.durable import naming
 from bankdb.arrays.remote import Location, located
 from bankdb.scaled_rows import Sources
+from compute.combination.merged.panels import PanelMerge
 from compute.combination.panel import combine_into, narrowed, writing
 from compute.combination.plan import Panel
 from compute.combination.products import Float32
@@ -26,6 +27,7 @@ def combine_into_files(
     panel: Panel,
     following: tuple[int, int] = (0, 0),
     flush: bool = False,
+    merge: PanelMerge | None = None,
 ) -> int:
     """Compute a panel of the predictions of one run, and write it into their files; runs in a worker.
 
@@ -42,6 +44,8 @@ def combine_into_files(
         Of the files that are being filled: see `compute.combination.staged_files`. Targets without a file are left out.
     flush
         Whether what is written is durable at the end. Else whoever waits for the panel flushes, in this machine.
+    merge
+        How the sources are merged; None for the weighted sum.
 
     Returns
     -------
@@ -66,7 +70,7 @@ def combine_into_files(
 
         return write
 
-    combine_into(to_files, adapters_path, [located(group_path)], sources, panel, following, wanted)
+    combine_into(to_files, adapters_path, [located(group_path)], sources, panel, following, wanted, merge)
     return written
 
 

@@ -19,9 +19,10 @@ from bankdb.arrays.shards import shards_of
 from bankdb.arrays.zarr_arrays import chunk_file, open_array
 from bankdb.errors import AdapterError, BankFormatError, ComputeError
 from bankdb.peft.weights import DTYPES
-from bankdb.scaled_rows import Sources, read_scaled_into
+from bankdb.scaled_rows import Sources, read_scaled, read_scaled_into
 from compute.cluster.memory import give_back
 from compute.combination.combine import check_finite, combine_columns, combine_held
+from compute.combination.merged.panels import PanelMerge, check_source, merge_columns, merge_held
 from compute.combination.plan import SHARD_ROWS, Panel, PanelPart, split_panel
 from compute.combination.products import spread_rows
 
@@ -42,6 +43,7 @@ def combine_panel(
     chunk: int,
     following: tuple[int, int] = (0, 0),
     dtype: str = "float32",
+    merge: PanelMerge | None = None,
 ) -> int:
     """Compute a panel of the predictions of several runs and write its shards; runs in a worker.
 
@@ -60,6 +62,8 @@ def combine_panel(
         Columns that the same worker is likely to be given next: they are read ahead where the sources are held.
     dtype
         What values are rounded to before they are stored, as float32.
+    merge
+        How the sources are merged; None for the weighted sum.
 
     Returns
     -------
@@ -80,7 +84,7 @@ def combine_panel(
         round_to(rows, dtype)
         return _begin_shards(group / "adapters", rows, start, panel.start)
 
-    parts = combine_into(to_shards, adapters_path, groups, sources, panel, following)
+    parts = combine_into(to_shards, adapters_path, groups, sources, panel, following, merge=merge)
     for part in parts:
         _flush_folders(groups[part.group] / "adapters", part, panel.start // chunk)
     return sum(4 * (part.stop - part.start) * (panel.stop - panel.start) for part in parts)
@@ -94,6 +98,7 @@ def combine_into(
     panel: Panel,
     following: tuple[int, int],
     wanted: NDArray[np.bool_] | None = None,
+    merge: PanelMerge | None = None,
 ) -> tuple[PanelPart, ...]:
     """Compute a panel of the predictions of several runs, and let a sink write them, while the next are multiplied.
 
@@ -102,6 +107,8 @@ def combine_into(
     wanted
         Shape (M,): targets that the sink takes; blocks without any are not computed. Others are cut, and rounded,
         as if all were.
+    merge
+        See `combine_panel`.
 
     Returns
     -------
@@ -117,9 +124,9 @@ def combine_into(
     parts = split_panel(panel, targets, len(groups))
     store = AdapterStore(located(adapters_path))
     if panel.held:
-        _combine_holding(sink, store, groups, sources, panel, parts, following, wanted)
+        _combine_holding(sink, store, groups, sources, panel, parts, following, wanted, merge)
     else:
-        _combine_in_batches(sink, store, groups, sources, panel, parts)
+        _combine_in_batches(sink, store, groups, sources, panel, parts, merge)
     return parts
 
 
@@ -152,6 +159,7 @@ def _combine_holding(
     parts: Sequence[PanelPart],
     following: tuple[int, int],
     wanted: NDArray[np.bool_] | None,
+    merge: PanelMerge | None,
 ) -> None:
     """Hold the sources that are used, and let blocks of targets pass; two at a time, one of them being written."""
     # A block never reaches from one run into the next: it is cut, and rounded, alike whatever is computed with it.
@@ -168,6 +176,11 @@ def _combine_holding(
     which = np.flatnonzero(used)
     rows = sources.rows[which].tolist()
     written: list[Future[None]] = []
+
+    def copy(source: int) -> Float32:
+        one: Float32 = read_scaled(store, sources, [source], panel.start, panel.stop)[0]
+        return one
+
     with (
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as ahead,
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="write") as writer,
@@ -175,7 +188,7 @@ def _combine_holding(
         ahead.submit(store.prefetch, rows, panel.start, panel.stop)
         width = panel.stop - panel.start
         held = spread_rows(len(which), width)
-        read_scaled_into(held, store, sources, which.tolist(), panel.start, panel.stop)
+        _read_held(held, store, sources, which, panel, merge)
         ahead.submit(store.prefetch, rows, *following)
         buffers = [spread_rows(panel.block, width) for _ in blocks[:2]]
         for number, (group, start, stop) in enumerate(blocks):
@@ -183,12 +196,34 @@ def _combine_holding(
                 written[number - len(buffers)].result()  # its buffer is free
             out = buffers[number % len(buffers)][: stop - start]
             coefficients = _read_coefficients(group, start, stop)
-            combine_held(out, coefficients, which, held)
+            if merge is None:
+                combine_held(out, coefficients, which, held)
+            else:
+                merge_held(out, coefficients, which, held, panel.start, merge, copy)
             check_finite(out, store, sources, coefficients, panel.start, panel.stop)
             # What computes is done here: a worker has one core. What waits for the disk, or for a store, has a thread.
             written.append(writer.submit(sink(group, start, out)))
         for future in written:
             future.result()
+
+
+def _read_held(
+    held: Float32,
+    store: AdapterStore,
+    sources: Sources,
+    which: NDArray[np.int64],
+    panel: Panel,
+    merge: PanelMerge | None,
+) -> None:
+    """Read the columns of some sources, as they are multiplied."""
+    some = which.tolist()
+    if merge is None:
+        read_scaled_into(held, store, sources, some, panel.start, panel.stop)
+        return
+    read_scaled_into(held, store, merge.as_read(sources), some, panel.start, panel.stop)
+    for values, source in zip(held, some, strict=True):
+        check_source(values, store, int(sources.rows[source]))
+    merge.prune(held, which, panel.start)
 
 
 def _combine_in_batches(
@@ -198,12 +233,16 @@ def _combine_in_batches(
     sources: Sources,
     panel: Panel,
     parts: Sequence[PanelPart],
+    merge: PanelMerge | None,
 ) -> None:
     """Hold all targets of the panel, and let the sources pass in batches."""
     coefficients = np.concatenate(
         [_read_coefficients(groups[part.group], part.start, part.stop) for part in parts]
     )
-    out = combine_columns(store, sources, coefficients, panel.start, panel.stop, panel.batch)
+    if merge is None:
+        out = combine_columns(store, sources, coefficients, panel.start, panel.stop, panel.batch)
+    else:
+        out = merge_columns(store, sources, coefficients, panel.start, panel.stop, panel.batch, merge)
     check_finite(out, store, sources, coefficients, panel.start, panel.stop)
     written = 0
     for part in parts:

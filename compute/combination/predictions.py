@@ -12,14 +12,17 @@ from bankdb.bank import AdapterBank
 from bankdb.derived import OLD_PREDICTIONS, WHOLE, digest_of, find_array, make_array, set_attributes
 from bankdb.errors import ParameterError, PlanError
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import RunRecord
+from bankdb.records import AdapterRecord, RunRecord
 from bankdb.scaled_rows import Sources
 from compute.cluster.options import Cluster
 from compute.cluster.tasks import run_tasks
+from compute.combination.merged.borders import merge_of, plan_merged
 from compute.combination.panel import combine_panel
-from compute.combination.plan import SHARD_ROWS, PanelPart, following, plan_combination
+from compute.combination.plan import SHARD_ROWS, PanelPart, following
 from compute.combination.runs import ADAPTERS, Opened
+from compute.merge_methods.method import SUM, MergeMethod
 
+Merging = tuple[Sequence[AdapterRecord], MergeMethod]
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -82,13 +85,19 @@ def combine_missing(
     cluster: Cluster,
     progress: Progress,
     dtype: str = "float32",
+    merging: Merging | None = None,
 ) -> None:
     """Compute what the runs lack of their stored predictions, in one pass over the adapters for all of them.
 
     Reading the adapters is the cost that the runs share. A panel's parts are marked as done when its task
     is; the caller holds the compute lock.
+
+    Parameters
+    ----------
+    merging
+        The adapters and the merge method of all runs; None for the weighted sum.
     """
-    _combine_missing(bank, runs, sources, cluster, progress, dtype)
+    _combine_missing(bank, runs, sources, cluster, progress, dtype, merging)
     for opened in runs:
         if not _is_older(bank, opened):
             set_attributes(bank, opened[1] / ADAPTERS, **{WHOLE: True})
@@ -101,17 +110,19 @@ def _combine_missing(
     cluster: Cluster,
     progress: Progress,
     dtype: str,
+    merging: Merging | None,
 ) -> None:
     chunk = column_chunk(bank.layout.size)
     targets = len(sources.rows)
     size, budget = bank.layout.size, cluster.task_budget
-    single = plan_combination(targets, size, 1, chunk=chunk, budget=budget)
+    method = SUM if merging is None else merging[1]
+    single, _ = plan_merged(targets, size, 1, method, chunk=chunk, budget=budget)
     wanted = [part for panel in single.panels for part in single.parts(panel)]
     done = {run.id: _Done(path, bank.runs.done_pieces(run.id), chunk) for run, path in runs}
     open_runs = [item for item in runs if not all(done[item[0].id].has(part) for part in wanted)]
     if not open_runs:
         return
-    plan = plan_combination(targets, size, len(open_runs), chunk=chunk, budget=budget)
+    plan, beside = plan_merged(targets, size, len(open_runs), method, chunk=chunk, budget=budget)
     panels = plan.panels
     parts = {panel.name: plan.parts(panel) for panel in panels}
     missing = {
@@ -121,6 +132,7 @@ def _combine_missing(
     columns = [range(panel.start, panel.stop) for panel in panels]
     store = str(bank.store.path.absolute())
     groups = tuple(str(path.absolute()) for _, path in open_runs)
+    merge = None if merging is None else merge_of(bank, merging[0], sources, method, cluster, progress)
     tasks = {
         panel.name: (
             store,
@@ -130,6 +142,7 @@ def _combine_missing(
             chunk,
             following(columns, index, cluster.slots),
             dtype,
+            None if merge is None else merge.within(panel.start, panel.stop),
         )
         for index, panel in enumerate(panels)
         if missing[panel.name]
@@ -140,7 +153,7 @@ def _combine_missing(
         for part in missing[panel.name]
     )
     _check_space(bank.array_path("predictions"), needed)
-    for name, _ in run_tasks(cluster, "combine", combine_panel, tasks, progress, memory=plan.memory):
+    for name, _ in run_tasks(cluster, "combine", combine_panel, tasks, progress, memory=plan.memory + beside):
         for part in parts[name]:
             run, _ = open_runs[part.group]
             bank.runs.mark_done(run.id, {part.name: run.inputs_sha256})

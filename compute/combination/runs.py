@@ -251,6 +251,8 @@ def options_key(options: PredictionOptions) -> dict[str, Any]:
         "leave_out": options.leave_out,
         "space": options.space,
         "rank": options.rank,
+        # What came later is stated where it is not the default: keys of before stay what they were.
+        **options.merge_method.parameters(),
     }
 
 
@@ -266,7 +268,9 @@ def _old_run(
     metric: str,
     options: PredictionOptions,
 ) -> RunRecord | None:
-    """Return the run of the same predictions by version 0.1.0, whose key had another form."""
+    """Return the run of the same predictions by version 0.1.0, whose key had another form; it knew sums alone."""
+    if not options.merge_method.is_linear:
+        return None
     rows = " ".join(f"{record.row}:{record.row_sha256}:{record.scaling}" for record in adapters)
     named = (
         f"metric={options.metric!r}, approach={options.approach!r}, temperature={options.temperature!r}, "

@@ -29,8 +29,9 @@ from compute.curves.runs import (
     train_and_answer,
 )
 from compute.evaluation.adapters import adapter_tensors, evaluated_adapters, made_of
+from compute.evaluation.answering.job import Job
+from compute.evaluation.answering.missing import generate_missing
 from compute.evaluation.evaluate import EvaluationOptions, chosen_targets, test_splits
-from compute.evaluation.jobs import Job, generate_missing
 from compute.evaluation.scores import exact_match, rouge_l
 from compute.evaluation.systems import System, evaluated_ways
 from compute.finetuning.examples import TrainingExamples, training_examples

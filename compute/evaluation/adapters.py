@@ -14,8 +14,8 @@ from bankdb.progress import Progress
 from compute.approaches.options import PredictionOptions
 from compute.approaches.weight_errors import weight_space_errors
 from compute.cluster.options import Cluster
-from compute.combination.delta import check_rank_fits
-from compute.combination.tensors import combined_tensors
+from compute.combination.delta_shapes import check_rank_fits
+from compute.combination.tensors import AdapterParts, adapter_parts, combined_tensors
 from compute.evaluation.systems import EvaluatedAdapter, System, compared_systems
 from compute.labels.answer_labels import LabelOptions
 from compute.prediction.coefficients import compute_coefficients
@@ -71,4 +71,11 @@ def adapter_tensors(bank: AdapterBank, adapter: EvaluatedAdapter) -> tuple[dict[
     BankFormatError
         A row that is needed is damaged.
     """
-    return combined_tensors(bank, adapter.sources, adapter.weights, adapter.space, adapter.rank)
+    return combined_tensors(
+        bank, adapter.sources, adapter.weights, adapter.space, adapter.rank, adapter.method
+    )
+
+
+def parts_of(bank: AdapterBank, adapter: EvaluatedAdapter) -> AdapterParts:
+    """Return what a worker that can read the bank's rows makes the same tensors of."""
+    return adapter_parts(bank, adapter.sources, adapter.weights, adapter.space, adapter.rank, adapter.method)

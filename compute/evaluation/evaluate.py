@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -21,8 +22,9 @@ from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
 from compute.cluster.options import ClusterLike
 from compute.evaluation.adapters import evaluated_adapters, made_of
+from compute.evaluation.answering.job import Job
+from compute.evaluation.answering.missing import generate_missing
 from compute.evaluation.bootstrap import RESAMPLES
-from compute.evaluation.jobs import Job, Machine, generate_missing
 from compute.evaluation.records import Evaluation, store_evaluation
 from compute.evaluation.scores import (
     Failure,
@@ -43,6 +45,7 @@ from compute.evaluation.systems import (
 from compute.evaluation.weight_space import WeightSpaceTable, weight_space_table
 from compute.generation.base_model import model_folder
 from compute.generation.generate import check_extra
+from compute.generation.machine import Machine
 from compute.generation.prompts import MARGIN
 from compute.generation.settings import answer_settings
 from compute.labels.answer_labels import LabelOptions
@@ -145,7 +148,8 @@ def evaluate(
     weights_only
         Generate nothing, and tell how near predictions are to the trained weights; the oracle is a baseline too.
     cluster
-        Where distances are computed, before anything is generated: options, a `distributed.Client`, or None.
+        Where distances are computed: options, a `distributed.Client`, or None. Answers are generated there too where
+        workers were asked for: by a scheduler, a client, or their number; else by threads of this process.
 
     Returns
     -------
@@ -195,11 +199,17 @@ def _evaluate(
     settings = answer_settings(
         folder, bank.record.tokenizer_fingerprint, bank.path / "tokenizer", options.machine.dtype, progress
     )
+    generating = functools.partial(
+        generate_missing, bank, folder=folder, settings=settings, machine=options.machine, progress=progress
+    )
     with open_cluster(cluster, progress, bank.store.path) as workers:
         systems, rows = evaluated_adapters(bank, ways, workers, progress, _labels(options, splits))
-    keys = _keys(bank, systems, rows, splits, settings.sha256)
-    jobs = [Job(key, name, splits[name], rows[name][system]) for (system, name), key in keys.items()]
-    failed |= generate_missing(bank, jobs, folder, settings, options.machine, progress)
+        keys = _keys(bank, systems, rows, splits, settings.sha256)
+        jobs = [Job(key, name, splits[name], rows[name][system]) for (system, name), key in keys.items()]
+        if workers.asked:
+            failed |= generating(jobs=jobs, cluster=workers)
+    if not workers.asked:  # threads of this process are as quick, and read the base model once
+        failed |= generating(jobs=jobs)
     evaluated = [record for record in chosen if record.name not in failed]
     if not evaluated:
         reasons = "; ".join(list(failed.values())[:2])

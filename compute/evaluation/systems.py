@@ -21,6 +21,7 @@ from bankdb.records import AdapterRecord
 from compute.approaches.groups import LEAVE_OUT
 from compute.approaches.options import PredictionOptions, each_way
 from compute.approaches.registry import approaches, is_baseline, is_bound, names
+from compute.merge_methods.method import SUM, MergeMethod
 from compute.prediction.ways import EVERY, combinations
 from compute.types import FloatArray
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 PAPER_SHARE = 0.59
 """Share of the Rouge-L gap that the paper's best, Jensen-Shannon with normalized, closes on its 502 tasks."""
 LISTED_SOURCES = 8
-_CHANGES_NORMALIZED = {"temperature", "top_k", "compatible"}
+_CHANGES_NORMALIZED = {"temperature", "top_k", "compatible", "merge"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class System:
     @property
     def is_uniform(self) -> bool:
         """Whether it is the mean of all sources, of factors."""
-        return is_baseline(self.approach) and self.space == "factors"
+        return is_baseline(self.approach) and self.space == "factors" and "merge" not in self.parameters
 
     @property
     def is_papers_best(self) -> bool:
@@ -126,7 +127,7 @@ class EvaluatedAdapter:
         float32, shape (number of sources,).
     effective
         1 / sum of squared coefficients.
-    space, rank
+    space, rank, method
         See `PredictionOptions`.
     weight_error
         `norm(predicted - own) / norm(own)`, of factors; None where it was not computed.
@@ -138,6 +139,7 @@ class EvaluatedAdapter:
     space: str = "factors"
     rank: int | str | None = None
     weight_error: float | None = None
+    method: MergeMethod = SUM
 
     def sha256(self, scaling: float) -> str:
         """Return a hash of all that determines its weights, at the bank's scaling: equal ones are equal."""
@@ -145,7 +147,8 @@ class EvaluatedAdapter:
             (source.row_sha256, source.scaling, float(weight).hex())
             for source, weight in zip(self.sources, self.weights, strict=True)
         )
-        text = json.dumps([rows, scaling, self.space, self.rank], separators=(",", ":"))
+        merged = [] if self.method.is_linear else [dict(self.method.parameters())]
+        text = json.dumps([rows, scaling, self.space, self.rank, *merged], separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def largest(self) -> tuple[tuple[str, float], ...]:
@@ -238,7 +241,8 @@ class Combination(EvaluatedSystem):
             float(made.effective[row]),
             way.space,
             way.rank,
-            error if way.space == "factors" and math.isfinite(error) else None,
+            error if way.space == "factors" and way.merge_method.is_linear and math.isfinite(error) else None,
+            way.merge_method,
         )
 
 
@@ -329,3 +333,10 @@ def with_baselines(ways: Sequence[PredictionOptions]) -> list[PredictionOptions]
 def compared_ways(ways: Sequence[PredictionOptions]) -> list[PredictionOptions]:
     """Return the ways between the baselines and the bound, for a comparison of weights."""
     return list(dict.fromkeys([*BASELINES, *ways, PredictionOptions(approach="oracle")]))
+
+
+def check_sums(ways: Sequence[PredictionOptions]) -> None:
+    """Raise ParameterError for a merge method, whose errors the Gram matrix does not tell."""
+    merged = next((way.merge for way in ways if not way.merge_method.is_linear), None)
+    if merged is not None:
+        raise ParameterError(f"weight space: expected weighted sums, merge {merged} found; leave it out")

@@ -33,7 +33,7 @@ from compute.cluster.options import ClusterLike
 from compute.evaluation.bank_sizes import SizeCurve, bank_size_curve
 from compute.evaluation.bootstrap import RESAMPLES, Interval, mean_difference, task_weights
 from compute.evaluation.scores import of_predicted
-from compute.evaluation.systems import System, system_of
+from compute.evaluation.systems import System, check_sums, system_of
 from compute.prediction.coefficients import Coefficients, compute_coefficients
 from compute.prediction.matrices import compute_gram, compute_matrices
 from compute.prediction.session import computing
@@ -223,6 +223,7 @@ def weight_space_table(
     wanted = [replace(options, leave_out=one) for one in leave_out for options in ways]
     if not wanted:
         raise ParameterError("weight space: expected at least one approach, found none; name some")
+    check_sums(wanted)
     shown = progress or SilentProgress()
     with computing(bank, cluster, shown) as used:
         gram = compute_gram(bank, used, shown)
@@ -298,6 +299,7 @@ def bank_size_curves(
     ParameterError
         For sizes, draws or a seed out of range, and an approach that trains a network.
     """
+    check_sums(ways)
     shown = progress or SilentProgress()
     with computing(bank, cluster, shown) as used:
         matrices = compute_matrices(bank, [*ways, PredictionOptions(approach="oracle")], used, shown)

@@ -3,55 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bankdb.errors import BankError, ParameterError, PlanError, one_line
-from compute.generation.base_model import weight_files
+from bankdb.errors import ParameterError, PlanError
 from compute.generation.labelled import LabelledExample
+from compute.generation.model_size import BYTES as BYTES
+from compute.generation.model_size import ModelSize as ModelSize
+from compute.generation.model_size import model_size as model_size
 
 if TYPE_CHECKING:
     import torch
 
-BYTES = {"float32": 4, "bfloat16": 2}
 # Of an adapter in float32: the last iterate, its gradient, the average, both means of AdamW, the best so far, and a
 # copy of all but the gradient to be kept.
 _ADAPTER_COPIES = 11
-# Values that the backward pass reads, for each that goes into or comes out of a linear layer; and for each logit.
-_KEPT_VALUES, _KEPT_LOGITS = 1.6, 4
 _MARGIN = 1.2
 """How many times faster bfloat16 has to be: by less it may be chance, and it rounds."""
 _REPEATED, _MOST_VALUES = 3, 1 << 24
 # Python with torch and transformers in it, and what a step needs beside the rest.
 _BESIDE = 3 << 28
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """The base model's weights, by the headers of its files.
-
-    Attributes
-    ----------
-    parameters
-        Their number.
-    linear
-        Shapes of weights that are matrices, and how often each occurs; the embedding is not among them.
-    vocabulary
-        Rows of the embedding.
-    """
-
-    parameters: int
-    linear: tuple[tuple[tuple[int, int], int], ...]
-    vocabulary: int
-
-    def example_bytes(self, tokens: int, answer: int, dtype: str) -> int:
-        """Return the bytes, roughly, that training on an example of so many tokens keeps until the backward pass."""
-        width = sum((rows + columns) * count for (rows, columns), count in self.linear)
-        kept = _KEPT_VALUES * tokens * width * BYTES[dtype]
-        return int(kept + _KEPT_LOGITS * 4 * answer * self.vocabulary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,44 +54,6 @@ def check_training_extra() -> None:
         raise ParameterError(
             f"expected the extra torch: pip install 'lora-bank[torch]'; found no {' and no '.join(lacking)}"
         )
-
-
-def model_size(folder: Path) -> ModelSize:
-    """Return the size of a base model from the headers of its files.
-
-    Raises
-    ------
-    BankError
-        A file is no safetensors file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    shapes: list[tuple[int, ...]] = []
-    for name in weight_files(folder):
-        try:
-            with safe_open(folder / name, framework="np") as file:
-                shapes += [tuple(file.get_slice(key).get_shape()) for key in file.keys()]  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise BankError(
-                f"{folder / name}: expected weights in safetensors, found something else ({one_line(error)}); copy "
-                "the model again"
-            ) from error
-    matrices = Counter((shape[0], shape[1]) for shape in shapes if len(shape) == 2)
-    if not matrices:
-        raise BankError(
-            f"{folder}: expected a language model, found no matrices among its weights; pass --model"
-        )
-    vocabulary = max(max(shape) for shape in matrices)
-    linear = {shape: count for shape, count in matrices.items() if vocabulary not in shape} or matrices
-    parameters = sum(_product(shape) for shape in shapes)
-    return ModelSize(parameters, tuple(sorted(linear.items())), vocabulary)
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
 
 
 def chosen_reading(

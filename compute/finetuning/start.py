@@ -18,7 +18,7 @@ from bankdb.progress import Progress
 from bankdb.records import AdapterRecord, library_versions, published
 from compute.approaches.options import PredictionOptions
 from compute.cluster.options import ClusterLike
-from compute.combination.delta import DeltaForm
+from compute.combination.delta_shapes import DeltaForm
 from compute.combination.tensors import combined_vector
 from compute.finetuning.options import PREDICTED, ZERO
 from compute.finetuning.trainer import Vector, untrained

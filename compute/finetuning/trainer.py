@@ -16,7 +16,7 @@ from bankdb.errors import AdapterError, ComputeError, listed
 from bankdb.peft.config import render_config
 from bankdb.peft.layout import AdapterLayout
 from bankdb.progress import quiet_loggers
-from compute.combination.delta import DeltaForm
+from compute.combination.delta_shapes import DeltaForm
 from compute.generation.labelled import AnswerLoss, LabelledExample, batches_by_length
 
 if TYPE_CHECKING:

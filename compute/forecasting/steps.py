@@ -20,9 +20,11 @@ from compute.approaches.neural.network import BATCH
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.piecewise import is_quicker
 from compute.approaches.options import PredictionOptions
-from compute.combination.plan import SHARD_ROWS, plan_combination
+from compute.combination.merged.borders import plan_merged
+from compute.combination.plan import SHARD_ROWS
 from compute.forecasting.shape import BankShape
 from compute.gram.plan import plan_gram
+from compute.merge_methods.method import MergeMethod
 from compute.metrics.base import Metric
 from compute.metrics.registry import get_metric
 from compute.pairwise.plan import PlannedTile, plan_distances, tile_bytes
@@ -279,37 +281,53 @@ def _neural(step: StepForecast, n: int, options: NeuralOptions) -> StepForecast:
 
 
 def _combine(shape: BankShape, ways: Sequence[PredictionOptions], budget: int) -> StepForecast:
+    """Return the step that stores all predictions: those of one merge method in one pass."""
     n, p = shape.adapters, shape.parameters
-    plan = plan_combination(n, p, len(ways), chunk=column_chunk(p), budget=budget)
-    # A single source is copied; of other approaches every source may have a coefficient, and mostly has.
-    dense = sum(not way.how.single_source for way in ways)
-    chunks = len({panel.start for panel in plan.panels})
-    return StepForecast(
-        "combine",
-        "combine",
-        tasks=len(plan.panels),
-        read=plan.read,
-        written=plan.written,
-        files=len(ways) * chunks * -(-n // SHARD_ROWS),
-        flops=2 * dense * n * (n - 1) * p,
-        memory=plan.memory,
-    )
+    made = StepForecast("combine", "combine", timed=all(way.merge_method.is_linear for way in ways))
+    for method in dict.fromkeys(way.merge_method for way in ways):
+        some = [way for way in ways if way.merge_method == method]
+        plan, beside = plan_merged(n, p, len(some), method, chunk=column_chunk(p), budget=budget)
+        chunks = len({panel.start for panel in plan.panels})
+        made = replace(
+            made,
+            tasks=made.tasks + len(plan.panels),
+            read=made.read + plan.read + _read_before(shape, method),
+            written=made.written + plan.written,
+            files=made.files + len(some) * chunks * -(-n // SHARD_ROWS),
+            flops=made.flops + sum(_flops(shape, way) for way in some),
+            memory=max(made.memory, plan.memory + beside),
+        )
+    return made
 
 
 def _one_pass(shape: BankShape, way: PredictionOptions, budget: int) -> StepForecast:
     """Return the step that combines one way's predictions into the files of their folders."""
-    n, p = shape.adapters, shape.parameters
-    plan = plan_combination(n, p, 1, chunk=column_chunk(p), budget=budget)
+    n, p, method = shape.adapters, shape.parameters, way.merge_method
+    plan, beside = plan_merged(n, p, 1, method, chunk=column_chunk(p), budget=budget)
     return StepForecast(
         "combine",
         "export",
         tasks=len(plan.panels),
-        read=plan.read,
+        read=plan.read + _read_before(shape, method),
         written=shape.exported * n * p,
         files=_EXPORT_FILES * n,
-        flops=0 if way.how.single_source else 2 * n * (n - 1) * p,
-        memory=plan.memory,
+        flops=_flops(shape, way),
+        memory=plan.memory + beside,
+        timed=method.is_linear,
     )
+
+
+def _flops(shape: BankShape, way: PredictionOptions) -> int:
+    """Operations of all products. One source is copied; of others every one may have a coefficient, and mostly has."""
+    n, p = shape.adapters, shape.parameters
+    # An election is a product in double precision, which counts as two; each of two sides has a sum and a divisor.
+    products = 6 if way.merge_method.elects else 1
+    return 0 if way.how.single_source else 2 * products * n * (n - 1) * p
+
+
+def _read_before(shape: BankShape, method: MergeMethod) -> int:
+    """Bytes that are read to find what of each tensor is trimmed."""
+    return 4 * shape.adapters * shape.parameters if method.trims else 0
 
 
 def _export(shape: BankShape) -> StepForecast:

@@ -95,6 +95,13 @@ class AdaptedModel:
                 raise AdapterError(f"{name}: merged weights are not finite; check the adapter's scaling")
             slot.weight.data.copy_(merged)
 
+    def exchange(self, tensors: Mapping[str, NDArray[Any]] | None, scaling: float = 1.0) -> None:
+        """Put an adapter in, as `apply` does, or for None the base model's own weights."""
+        if tensors is None:
+            self.restore()
+        else:
+            self.apply(tensors, scaling)
+
     def restore(self) -> None:
         """Put the base model's own weights back, bit for bit."""
         for slot in self._slots.values():

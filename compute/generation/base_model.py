@@ -111,6 +111,13 @@ def end_ids(folder: Path) -> frozenset[int]:
     return _end_ids(settings if settings.is_file() else folder / "config.json")
 
 
+def config_of(folder: Path) -> Mapping[str, Any]:
+    """Return the model's configuration, of a model of several parts its decoder's; raises BankError if it is none."""
+    whole = _object(folder / "config.json")
+    parts = (whole.get(name) for name in _DECODERS)
+    return next((part for part in parts if isinstance(part, dict)), whole)
+
+
 def earlier_fingerprint(folder: Path) -> tuple[str, bool]:
     """Return the fingerprint that version 0.1.0 kept answers under, and whether it tells all that it should.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 Choose: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
+
+# Of `threads_of_torch`.
+_turn = threading.Lock()
+_limited = _before = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ class Generator:
     adapted
         The base model.
     tokenizer
-        The bank's.
+        The bank's; None where token ids are all that is asked for.
     ends
         Token ids that end an answer.
     batch_size
@@ -82,7 +87,7 @@ class Generator:
     def __init__(
         self,
         adapted: AdaptedModel,
-        tokenizer: BankTokenizer,
+        tokenizer: BankTokenizer | None,
         ends: Iterable[int],
         batch_size: int | None = None,
     ) -> None:
@@ -136,11 +141,9 @@ class Generator:
         done
             Is told after each batch how many prompts were answered.
         """
+        assert self._tokenizer is not None, "answers are text"
         started = time.perf_counter()
-        if tensors is None:
-            self.adapted.restore()
-        else:
-            self.adapted.apply(tensors, scaling)
+        self.adapted.exchange(tensors, scaling)
         found = self.answer_ids(prompts, done=done)
         texts = tuple(self._tokenizer.decode(ids) for ids in found)
         return Answers(texts, sum(map(len, found)), time.perf_counter() - started)
@@ -338,12 +341,19 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
 
 @contextlib.contextmanager
 def threads_of_torch(number: int) -> Iterator[None]:
-    """Let each operation of torch use so many threads."""
+    """Let each operation of torch use so many threads; of those that overlap, the last to end sets what was before."""
     import torch
 
-    before = torch.get_num_threads()
+    global _limited, _before
+    with _turn:
+        if not _limited:
+            _before = torch.get_num_threads()
+        _limited += 1
     torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _turn:
+            _limited -= 1
+            if not _limited:
+                torch.set_num_threads(_before)

@@ -166,7 +166,8 @@ class AnswerLabels:
         kept, adapter = self._kept[target], self._adapter(sources, single)
         found = kept.find(adapter)
         if found is None:
-            tensors = combined_tensors(self._bank, sources, single, self._way.space, self._way.rank)
+            way = self._way
+            tensors = combined_tensors(self._bank, sources, single, way.space, way.rank, way.merge_method)
             found = self._model.loss(*tensors, self._examples[target])
             kept.keep(adapter, found)
         return found
@@ -198,4 +199,6 @@ class AnswerLabels:
         rows = sorted(
             (row_of(source), float(weight).hex()) for source, weight in zip(sources, weights, strict=True)
         )
-        return digest_of(rows=rows, space=self._way.space, rank=self._way.rank, **space_of(self._bank))
+        way = self._way
+        merged = way.merge_method.parameters()
+        return digest_of(rows=rows, space=way.space, rank=way.rank, **merged, **space_of(self._bank))

@@ -17,7 +17,7 @@ from compute.approaches.by_distance import effective_sources
 from compute.approaches.coefficients import leave_one_out_coefficients
 from compute.approaches.options import PredictionOptions, each_way
 from compute.cluster.options import Cluster, ClusterLike
-from compute.combination.delta import check_rank_fits
+from compute.combination.delta_shapes import check_rank_fits
 from compute.labels.answer_labels import LabelOptions
 from compute.labels.reader import LabelReader
 from compute.pairwise.labelled import LabelledMatrix

@@ -19,7 +19,8 @@ from bankdb.peft.folder import clear_unfinished
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import BankRecord, RunRecord
 from compute.cluster.machine import core_count
-from compute.combination.delta import delta_adapter, delta_form
+from compute.combination.delta import delta_adapter
+from compute.combination.delta_shapes import delta_form
 from compute.prediction.coefficients import Coefficients
 from compute.prediction.provenance import (
     RETAINED,
@@ -162,13 +163,14 @@ def _export_delta_one(
 ) -> DeltaExport:
     """Make and write one prediction in delta space, unless it is there already."""
     sources, weights, rank = found.adapters, found.values[index], found.options.rank
+    method = found.options.merge_method
     record, _ = leave_one_out_record(about, found, index, dtype)
-    form = delta_form(bank, sources, weights, rank)
+    form = delta_form(bank, sources, weights, rank, method)
     record |= form_record(form)
     kept = already_there(folder, record, overwrite, gguf)
     if kept is not None and RETAINED in kept:
         return DeltaExport(folder, form.layout.rank, kept[RETAINED])
-    made = delta_adapter(bank, sources, weights, rank, memory=memory)
+    made = delta_adapter(bank, sources, weights, rank, method=method, memory=memory)
     record[RETAINED] = dict(made.retained)
     write_prediction(about, folder, made.vector, record, overwrite, form, gguf)
     return DeltaExport(folder, form.layout.rank, made.retained)

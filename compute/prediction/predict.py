@@ -23,7 +23,8 @@ from compute.approaches.neural.leave_one_out import apply
 from compute.approaches.options import PredictionOptions, each_way
 from compute.cluster.machine import memory_budget
 from compute.cluster.options import ClusterLike
-from compute.combination.delta import DeltaAdapter, check_rank_fits, delta_adapter
+from compute.combination.delta import DeltaAdapter, delta_adapter
+from compute.combination.delta_shapes import check_rank_fits
 from compute.combination.tensors import beside_vector, combined_vector
 from compute.generation.machine import Machine
 from compute.labels.answer_labels import LabelOptions
@@ -328,13 +329,15 @@ def _combined(
     budget: int,
     progress: Progress,
 ) -> tuple[NDArray[np.float32], DeltaAdapter | None]:
+    method = options.merge_method
     if options.space == "delta":
-        made = delta_adapter(bank, adapters, weights, options.rank, memory=budget, progress=progress)
+        made = delta_adapter(
+            bank, adapters, weights, options.rank, method=method, memory=budget, progress=progress
+        )
         return made.vector, made
     progress.begin("combine", 1)
-    vector = combined_vector(
-        bank, adapters, weights.astype(np.float32), beside_vector(bank, budget), progress
-    )
+    single = weights.astype(np.float32)
+    vector = combined_vector(bank, adapters, single, beside_vector(bank, budget), progress, method)
     progress.end()
     return vector, None
 

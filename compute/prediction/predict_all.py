@@ -22,7 +22,7 @@ from compute.approaches.options import PredictionOptions, each_way
 from compute.approaches.weight_errors import weight_space_errors
 from compute.cluster.options import Cluster, ClusterLike
 from compute.combination.predictions import check_dtype, combine_missing, open_stored, stored_dtype
-from compute.combination.runs import ADAPTERS, COEFFICIENTS, open_run
+from compute.combination.runs import ADAPTERS, COEFFICIENTS, Opened, open_run
 from compute.labels.answer_labels import LabelOptions
 from compute.prediction.coefficients import Coefficients, compute_coefficients, described
 from compute.prediction.export import AGAIN, export_all
@@ -91,7 +91,8 @@ class PredictedBank:
             )
         if self.stored is not None:
             return read_row(self.path / ADAPTERS, index, AGAIN)
-        return combined(self.bank, found.adapters, found.values[index].astype(np.float32), memory)
+        weights, method = found.values[index].astype(np.float32), found.options.merge_method
+        return combined(self.bank, found.adapters, weights, memory, method=method)
 
     def save(
         self,
@@ -245,13 +246,21 @@ def predict_all(
         raise ParameterError(
             "targets: all adapters are predicted; leave the targets out, or use compute.coefficients"
         )
+    _check_ways(ways, weight_errors)
+    with computing(bank, cluster, shown) as used:
+        predicted = _predict_all(bank, ways, used, weight_errors, store, shown, labels)
+    return predicted[0] if options is None or isinstance(options, PredictionOptions) else predicted
+
+
+def _check_ways(ways: Sequence[PredictionOptions], weight_errors: bool) -> None:
     if any(way.space != "factors" for way in ways):
         raise ParameterError(
             "space: stored predictions are of factors, delta found; export folders: with --export, or export_delta"
         )
-    with computing(bank, cluster, shown) as used:
-        predicted = _predict_all(bank, ways, used, weight_errors, store, shown, labels)
-    return predicted[0] if options is None or isinstance(options, PredictionOptions) else predicted
+    if weight_errors and not all(way.merge_method.is_linear for way in ways):
+        raise ParameterError(
+            "weight errors: of weighted sums alone, a merge method found; leave one of the two out"
+        )
 
 
 def _predict_all(
@@ -269,7 +278,13 @@ def _predict_all(
     if weight_errors or any(way.how.reads_gram for way in ways):
         gram = compute_gram(bank, cluster, progress)
         targets, size = np.arange(len(adapters)), bank.layout.size
-        errors = [weight_space_errors(way.values, gram, targets, size).relative for way in found]
+        errors = [
+            # The Gram matrix knows weighted sums alone.
+            weight_space_errors(way.values, gram, targets, size).relative
+            if way.options.merge_method.is_linear
+            else None
+            for way in found
+        ]
     runs = [
         open_run(bank, adapters, way.values, way.metric, way.options, way.fitted, progress, way.labels)
         for way in found
@@ -277,7 +292,7 @@ def _predict_all(
     if store is not None:
         for opened in runs:
             open_stored(bank, opened, len(adapters), store, progress)
-        combine_missing(bank, runs, sources_of(bank, adapters, progress), cluster, progress, store)
+        _combine_by_method(bank, found, runs, cluster, store, progress)
     for (run, _), way, error in zip(runs, found, errors, strict=True):
         _store_records(bank, run, way, error)
         bank.runs.finish(run.id)
@@ -285,6 +300,23 @@ def _predict_all(
         PredictedBank(run, way, path, error, bank, stored_dtype(bank, (run, path), len(adapters)))
         for (run, path), way, error in zip(runs, found, errors, strict=True)
     ]
+
+
+def _combine_by_method(
+    bank: AdapterBank,
+    found: Sequence[Coefficients],
+    runs: Sequence[Opened],
+    cluster: Cluster,
+    store: str,
+    progress: Progress,
+) -> None:
+    """Store all numbers of the runs: those of one merge method in one pass over the adapters."""
+    adapters = found[0].adapters
+    sources = sources_of(bank, adapters, progress)
+    for method in dict.fromkeys(way.options.merge_method for way in found):
+        some = [run for run, way in zip(runs, found, strict=True) if way.options.merge_method == method]
+        merging = None if method.is_linear else (adapters, method)
+        combine_missing(bank, some, sources, cluster, progress, store, merging)
 
 
 def _store_records(

@@ -54,7 +54,7 @@ class Prediction:
         float64, shape (N,); NaN throughout for an approach that reads none. For `ridge`, and others that say so,
         the mean of both directions where they differ.
     coefficients
-        float64, shape (N,), sum 1.
+        float64, shape (N,), sum 1; some may be negative if the approach is `signed`.
     effective_sources
         1 / sum of squared coefficients.
     left_out
@@ -145,12 +145,15 @@ class Prediction:
         return record
 
     def sources(self) -> list[tuple[str, float, float]]:
-        """Return name, coefficient and distance of every source that has a coefficient, the largest first."""
-        order = np.argsort(-self.coefficients, kind="stable").tolist()
+        """Return name, coefficient and distance of every source that has a coefficient, the largest first.
+
+        The largest by its magnitude, where some are negative.
+        """
+        order = np.argsort(-np.abs(self.coefficients), kind="stable").tolist()
         return [
             (self.adapters[i].name, float(self.coefficients[i]), float(self.distances[i]))
             for i in order
-            if self.coefficients[i] > 0
+            if self.coefficients[i] != 0
         ]
 
     def to_xarray(self) -> xarray.Dataset:
@@ -180,6 +183,9 @@ class Prediction:
             "dataset": f"{len(self.dataset):,} examples, {self.tokens:,} tokens",
             "effective sources": f"{self.effective_sources:.4g} of {len(self.adapters):,}",
         }
+        negative = self.coefficients[self.coefficients < 0]
+        if len(negative):
+            facts["negative coefficients"] = f"{len(negative):,}, sum {negative.sum():.4g}"
         if self.left_out:
             facts["left out"] = listed(self.left_out)
         if self.novelty is not None and self.novelty.novel:

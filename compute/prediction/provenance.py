@@ -22,7 +22,7 @@ from bankdb.records import AdapterRecord, BankRecord, library_versions, publishe
 from bankdb.strict_json import parse_object
 from compute.approaches.base import Fitted
 from compute.approaches.options import PredictionOptions
-from compute.combination.delta import DeltaForm
+from compute.combination.delta_shapes import DeltaForm
 
 DTYPES = ("source", "float32", "float16", "bfloat16")
 RETAINED = "retained_energy"
@@ -97,7 +97,9 @@ def provenance(
     dtype: str,
 ) -> dict[str, Any]:
     """Return everything that determines a prediction. Depends on that alone: no time, no machine."""
-    used = sorted(np.flatnonzero(weights).tolist(), key=lambda index: (-weights[index], adapters[index].name))
+    used = sorted(
+        np.flatnonzero(weights).tolist(), key=lambda index: (-abs(weights[index]), adapters[index].name)
+    )
     double, rank = weights.astype(np.float64), adapters[0].rank
     return {
         "name": name,

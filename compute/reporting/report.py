@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bankdb.arrays.durable import write_whole
 from bankdb.bank import AdapterBank
-from bankdb.errors import ConflictError
+from bankdb.errors import ConflictError, ParameterError
 from bankdb.progress import Progress, SilentProgress
 from bankdb.shown import html_summary, text_summary
 from compute.approaches.options import PredictionOptions, each_way
@@ -110,7 +110,7 @@ def report(
     _ = bank.layout
     shown = progress or SilentProgress()
     every = combinations("all", untrained())
-    ways = those_shown(bank, every, shown) if options is None else each_way(options)
+    ways = those_shown(bank, every, shown) if options is None else _checked(each_way(options))
     scored = reported_evaluations(bank, evaluations)
     data = gather(bank, ways, evaluations=scored, cluster=cluster, progress=progress)
     page = ReportPage(data, render(data, title=title, command=command))
@@ -135,8 +135,23 @@ def those_shown(
 
 
 def untrained() -> list[str]:
-    """Return the approaches of a report by default: those that train no network, which takes minutes."""
-    return [approach.name for approach in approaches() if approach.of_matrices_alone]
+    """Return the approaches of a report by default: those that train no network, which takes minutes.
+
+    Nor those of negative coefficients, for which its pictures have no colours.
+    """
+    return [approach.name for approach in approaches() if approach.of_matrices_alone and not approach.signed]
+
+
+def _checked(ways: Sequence[PredictionOptions]) -> Sequence[PredictionOptions]:
+    """Return the ways. Raises ParameterError for one that its pictures and tables cannot tell of."""
+    for way in ways:
+        if way.how.signed or not way.merge_method.is_linear:
+            what = way.approach if way.how.signed else f"merge {way.merge}"
+            raise ParameterError(
+                f"report: pictures are of coefficients from 0 on, errors of weighted sums, {what} found; leave it out, "
+                "and show what an evaluation of it found (`bank evaluate`)"
+            )
+    return ways
 
 
 def check_free(path: Path, overwrite: bool) -> None:

@@ -19,31 +19,35 @@ ALWAYS = {
     "init": "bank_path base_model tokenizer like aliases database arrays as_json",
     "alias": "bank_path action names as_json",
     "ingest": "bank_path sources hub collections text_column skip_bad_rows group_pattern replace memory "
-    "downloads keep_downloads assume_base_model adapt_rank as_json",
+    "downloads keep_downloads assume_base_model adapt_rank as_json scheduler scheduler_file tls_ca tls_cert tls_key "
+    "wait_workers workers",
     "list": "bank_path limit offset as_json",
     "show": "bank_path name as_json",
-    "verify": "bank_path repair as_json",
+    "verify": "bank_path repair as_json scheduler scheduler_file tls_ca tls_cert tls_key wait_workers workers",
     "clean": "bank_path kinds dry_run yes as_json",
     "group": "bank_path names pattern as_json",
     "remove": "bank_path names",
+    "backup": "bank_path target catalogue_only as_json",
+    "restore": "bank_path source only as_json",
     "push": "bank_path target names include_unlicensed public replace as_json",
     "pull": "bank_path source names replace as_json",
     "export": "name merge",
     "distances": f"bank_path metrics compatible csv parquet zarr as_json {CLUSTER}",
     "coefficients": f"bank_path approaches compatible leave_out csv parquet zarr as_json {CLUSTER}",
     # The command itself refuses out, name and include_same with --all, export and weight_error without.
-    "predict": "bank_path newdata whole_bank approaches compatible space rank out export name include_same "
+    "predict": "bank_path newdata whole_bank approaches compatible space rank merge out export name include_same "
     "weight_error store as_json memory",
     "finetune": "bank_path newdata out start steps budget examples batch_size learning_rate model train_dtype device "
     "threads seed name text_column skip_bad_rows dtype file_format overwrite as_json memory test push_to",
     "evaluate": "bank_path adapters csv out as_json",
     "generate": "adapter prompt input_file model max_tokens temperature chat device dtype threads",
-    "report": "bank_path out metrics approaches evaluations title overwrite",
-    "plan": "adapters parameters approaches weight_error store workers memory measure rates_file save_rates as_json",
+    "report": f"bank_path out metrics approaches evaluations title overwrite {CLUSTER}",
+    "plan": "adapters parameters approaches workers memory measure as_json",
 }
 NEW = ["x.jsonl", "--out", "o"]
 # Command, arguments with which an option does nothing, and the options.
 NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
+    ("ingest", ["x"], [["--wait-seconds", "3"]]),
     ("ingest", ["x"], [["--include", "x"], ["--exclude", "x"], ["--limit", "3"], ["--dry-run"], ["--yes"]]),
     ("export", ["x", "--out", "o"], [["--dtype", "float16"], ["--memory", "1GiB"], ["--base-gguf", "x"],
                                      ["--model", "x"]]),
@@ -67,7 +71,8 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
                        ["--width", "7"], ["--protocol", "published"], ["--compare", "uniform"],
                        ["--max-examples", "3"]]),
     ("finetune", [*NEW, "--start", "zero"], [["--approach", "uniform"], ["--compatible", "published"],
-                                             ["--space", "delta"], ["--rank", "2"], ["--include-same"],
+                                             ["--space", "delta"], ["--rank", "2"], ["--merge", "ties"],
+                                             ["--include-same"],
                                              ["--metric", "js"]]),
     ("finetune", [*NEW, "--approach", "uniform"], [["--metric", "js"], ["--temperature", "2"]]),
     ("finetune", [*NEW, "--approach", "ridge"], [["--top-k", "2"]]),
@@ -92,6 +97,7 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
     ("evaluate", ["--weights-only"], [["--targets", "x"], ["--max-examples", "3"], ["--data", "x"], ["--model", "x"],
                                       ["--device", "cpu"], ["--dtype", "float16"], ["--batch-size", "2"],
                                       ["--threads", "2"], ["--resamples", "7"], ["--space", "delta"], ["--rank", "2"],
+                                      ["--merge", "ties"],
                                       ["--draws", "3"], ["--wait-seconds", "3"]]),
     ("evaluate", ["--adapter", "x", "--test", "y"],
      [["--targets", "x"], ["--metric", "js"], ["--approach", "uniform"], ["--leave-out", "group"], ["--space", "delta"],
@@ -99,7 +105,15 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
       ["--workers", "2"], ["--scheduler", "x"], ["--scheduler-file", "x"], ["--tls-ca", "x"], ["--tls-cert", "x"],
       ["--tls-key", "x"], ["--wait-workers", "2"], ["--wait-seconds", "2"], ["--sigma", "3"], ["--top-k", "2"],
       ["--temperature", "2"], ["--protocol", "published"], ["--width", "7"], ["--data", "x"], ["--memory", "1GiB"],
-      ["--finetune", "2"]]),
+      ["--finetune", "2"], ["--merge", "ties"]]),
+    *((command, arguments, [["--density", "0.3"], ["--merge-weights", "peft"], ["--majority-sign", "total"],
+                            ["--merge-seed", "3"]])
+      for command, arguments in (("predict", NEW), ("predict", ["--all"]), ("finetune", NEW), ("evaluate", []))),
+    *((command, [*arguments, "--merge", "ties"], [["--merge-seed", "3"]])
+      for command, arguments in (("predict", NEW), ("finetune", NEW), ("evaluate", []))),
+    *((command, [*arguments, "--merge", "dare-linear"], [["--majority-sign", "total"]])
+      for command, arguments in (("predict", NEW), ("finetune", NEW), ("evaluate", []))),
+    ("evaluate", ["--merge", "ties"], [["--bank-sizes", "3"]]),
     ("evaluate", [], [["--examples", "3"], ["--train-batch-size", "2"], ["--learning-rate", "0.1"],
                       ["--train-dtype", "float16"]]),
     ("evaluate", [], [["--test", "x"], ["--compare", "uniform"], ["--input-column", "x"], ["--output-column", "x"],
@@ -112,15 +126,23 @@ NOTHING: list[tuple[str, list[str], list[list[str]]]] = [
       for command, arguments in (("coefficients", []), ("predict", NEW), ("predict", ["--all"]))),
     ("evaluate", [], [["--examples", "4"], ["--train-batch-size", "4"], ["--learning-rate", "0.1"],
                       ["--train-dtype", "bfloat16"]]),
-    ("evaluate", ["--finetune", "0,1"], [["--bank-sizes", "3"], ["--space", "delta"], ["--rank", "2"]]),
+    ("evaluate", ["--finetune", "0,1"], [["--bank-sizes", "3"], ["--space", "delta"], ["--rank", "2"],
+                                          ["--merge", "ties"]]),
     ("evaluate", ["--finetune", "0,1", "--approach", "normalized"], [["--weights-only"]]),
     ("evaluate", ["--adapter", "x", "--test", "y"], [["--finetune", "0,1"]]),
     ("predict", [*NEW, "--approach", "selected"], [["--leave-out", "group"], ["--metric", "js"], ["--top-k", "2"]]),
+    ("restore", ["x", "--only", "arrays"], [["--database", "x"], ["--arrays", "x"]]),
     ("plan", [], [["--vocabulary", "9"], ["--tokens", "9"], ["--distinct", "9"]]),
     ("plan", ["--approach", "uniform"], [["--metric", "js"]]),
+    ("plan", [], [["--model", "x"], ["--data", "x"], ["--max-examples", "3"]]),
+    ("plan", ["--evaluate"], [["--merge", "ties"], ["--weight-error"], ["--store"], ["--rates", "x"]]),
+    ("plan", ["--evaluate", "--measure"], [["--save-rates", "x"]]),
+    ("plan", ["--adapters", "9", "--parameters", "9"], [["--evaluate"]]),
     ("plan", ["--adapters", "9", "--parameters", "9"], [["--bank", "x"]]),
     ("coefficients", [], [["--wait-seconds", "3"]]),
     ("distances", [], [["--wait-seconds", "3"]]),
+    ("report", [], [["--wait-seconds", "3"]]),
+    ("verify", [], [["--memory", "1GiB"], ["--wait-seconds", "3"]]),
 ]  # fmt: skip
 CASES = [(command, arguments, option) for command, arguments, options in NOTHING for option in options]
 
@@ -170,7 +192,7 @@ def test_an_option_that_would_do_nothing_is_refused(
         "with NAME", "with --NAME"
     ).replace("with answers", "with --answers").replace(
         "with the bank's own tasks", "with --the bank's own tasks"
-    ).replace("with two", "with --two")
+    ).replace("with two", "with --two").replace("with the plan", "with --the plan")
 
 
 @pytest.mark.parametrize(
@@ -209,6 +231,8 @@ WITH = {
     "--bank-sizes": ["--workers", "1", "--approach", "uniform"],
     "--sigma": ["--metric", "mmd", "--mmd-kernel", "gaussian"],
     "--rank": ["--space", "delta"],
+    "--density": ["--merge", "ties"],
+    "--merge-seed": ["--merge", "dare-linear"],
     "--wait-seconds": ["--scheduler", "tcp://127.0.0.1:1", "--wait-workers", "2"],
     "--wait-workers": ["--scheduler", "tcp://127.0.0.1:1"],
     "--adapters": ["--parameters", "9"],

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from bankdb.bank import AdapterBank
 from cli.main import cli
 
-FITTED = {"tuned": 3, "ridge": 3, "neural": 5}
+FITTED = {"tuned": 3, "ridge": 3, "ridge-signed": 3, "neural": 5}
 
 
 def run(bank: Path, command: str, *arguments: str | Path) -> Result:

@@ -20,7 +20,7 @@ KERNELS = (
     "types",
     *(
         path.relative_to(ROOT / "compute").with_suffix("").as_posix().replace("/", ".")
-        for folder in ("metrics", "approaches")
+        for folder in ("metrics", "approaches", "merge_methods")
         for path in sorted((ROOT / "compute" / folder).rglob("*.py"))
     ),
     "combination.plan",
@@ -209,7 +209,7 @@ COMMON = {
 }
 ARROWS = {
     "bankdb.arrays": set(),
-    "bankdb.catalog": set(),
+    "bankdb.catalog": {"bankdb.arrays"},
     "bankdb.patterns": set(),
     "bankdb.templates": set(),
     "bankdb.peft": {"bankdb.arrays", "bankdb.patterns"},
@@ -231,6 +231,7 @@ ARROWS = {
         "bankdb.storage",
         "bankdb.verify",
     },
+    "bankdb.backup": {"bankdb.arrays", "bankdb.catalog", "bankdb.storage"},
     "bankdb.snapshot": set(),
     "bankdb.scaled_rows": {"bankdb.arrays", "bankdb.bank", "bankdb.peft"},
     "bankdb.derived": {"bankdb.arrays", "bankdb.catalog", "bankdb.storage"},
@@ -275,12 +276,13 @@ ARROWS = {
         "bankdb.storage",
     },
     "compute.metrics": set(),
-    "compute.approaches": {"compute.metrics"},
+    "compute.merge_methods": set(),
+    "compute.approaches": {"compute.merge_methods", "compute.metrics"},
     "compute.cluster": set(),
     "compute.generation": set(),
     "compute.pairwise": {"compute.cluster", "compute.metrics"},
     "compute.gram": {"compute.cluster"},
-    "compute.combination": {"compute.approaches", "compute.cluster"},
+    "compute.combination": {"compute.approaches", "compute.cluster", "compute.merge_methods"},
     "compute.labels": {
         "compute.approaches",
         "compute.cluster",
@@ -294,6 +296,7 @@ ARROWS = {
         "compute.generation",
         "compute.gram",
         "compute.labels",
+        "compute.merge_methods",
         "compute.metrics",
         "compute.pairwise",
     },
@@ -321,6 +324,7 @@ ARROWS = {
         "compute.combination",
         "compute.generation",
         "compute.labels",
+        "compute.merge_methods",
         "compute.prediction",
     },
     "compute.assessment": {
@@ -329,6 +333,13 @@ ARROWS = {
         "compute.evaluation",
         "compute.generation",
         "compute.prediction",
+    },
+    "compute.upkeep": {
+        "bankdb.ingest",
+        "bankdb.ingesting",
+        "bankdb.public",
+        "bankdb.verify",
+        "compute.cluster",
     },
     "compute.reporting": {
         "compute.curves",
@@ -342,7 +353,10 @@ ARROWS = {
         "compute.approaches",
         "compute.cluster",
         "compute.combination",
+        "compute.evaluation",
+        "compute.generation",
         "compute.gram",
+        "compute.merge_methods",
         "compute.metrics",
         "compute.pairwise",
     },

@@ -170,7 +170,9 @@ class _Download:
 
     def _asked(self, content: Content) -> Path:
         """Ask for what is not there yet of a content; the caller holds its lock."""
-        if not self._is_small(content):
+        if self._is_small(content):
+            self._begin_anew()
+        else:
             self._resume(content)
         if self._received.size == content.size and content.size:
             return self._finish(content)
@@ -196,19 +198,30 @@ class _Download:
         """Receive a whole file in memory, and keep it if it is the one."""
         assert content.size is not None
         self._expect(content)
+        self._begin_anew()
         if response.status_code == 416 or range_start(response):
             raise _AskAgainError
-        self._session.count(-self._received.size)
         self._received = _Received(0, content.hasher(content.size))
         whole = io.BytesIO()
-        self._copy(response, whole, content)
+        try:
+            self._copy(response, whole, content)
+        except (_TruncatedError, transport_errors()):
+            self._leave(whole.getvalue(), content)
+            raise
         if self._received.digest.hexdigest() != content.etag:
-            self._session.count(-self._received.size)
-            self._received = _Received()
+            self._begin_anew()
             raise _DamagedError(self._unlike(content, f"{content.size} others"))
         self._cache.keep(content, whole.getbuffer())
         self._cache.link(self._pointer, content)
         return self._pointer
+
+    def _leave(self, begun: bytes, content: Content) -> None:
+        """Write what came of a small file, so that it is gone on with as a large one is."""
+        self._begin_anew()
+        if begun:
+            partial = self._cache.partial(content)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(begun)
 
     def _headers(self, start: int) -> dict[str, str]:
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -294,9 +307,12 @@ class _Download:
             self._expected = True
             self._session.count(expected=content.size)
 
-    def _forget(self, partial: Path) -> None:
+    def _begin_anew(self) -> None:
         self._session.count(-self._received.size)
         self._received = _Received()
+
+    def _forget(self, partial: Path) -> None:
+        self._begin_anew()
         partial.unlink(missing_ok=True)
 
     def _unlike(self, content: Content, found: str) -> str:

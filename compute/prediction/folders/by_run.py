@@ -20,6 +20,7 @@ from compute.cluster.machine import memory_budget
 from compute.combination.predictions import stored_dtype
 from compute.combination.runs import ADAPTERS, StoredRun, stored_run
 from compute.combination.tensors import beside_vector, combined_vector
+from compute.merge_methods.method import SUM, MergeMethod
 from compute.prediction.export import AGAIN
 from compute.prediction.provenance import (
     already_there,
@@ -36,12 +37,15 @@ def combined(
     weights: NDArray[np.float32],
     memory: int | None = None,
     progress: Progress | None = None,
+    method: MergeMethod = SUM,
 ) -> NDArray[np.float32]:
     """Combine adapters, reading those whose weight is not zero once; float32, shape (p,).
 
     Sums are made in another order than those of all predictions at once, so that the last digits may differ.
     """
-    return combined_vector(bank, adapters, weights, beside_vector(bank, memory_budget(memory)), progress)
+    return combined_vector(
+        bank, adapters, weights, beside_vector(bank, memory_budget(memory)), progress, method
+    )
 
 
 @of_one_snapshot
@@ -119,7 +123,7 @@ def _vector(
     if stored_dtype(bank, (found.run, found.path), len(found.sources)) == "float32":
         vector = read_row(found.path / ADAPTERS, index, AGAIN)
     else:
-        vector = combined(bank, sources, shares, memory, progress)
+        vector = combined(bank, sources, shares, memory, progress, found.options.merge_method)
     progress.end()
     return vector
 

@@ -34,7 +34,8 @@ from compute.cluster.machine import core_count
 from compute.cluster.options import Cluster, ClusterLike, ClusterOptions
 from compute.cluster.tasks import run_tasks
 from compute.combination.files import combine_into_files
-from compute.combination.plan import CombinationPlan, following, plan_combination
+from compute.combination.merged.borders import merge_of, plan_merged
+from compute.combination.plan import CombinationPlan, following
 from compute.combination.staged_files import StagedFiles, clear_staged
 from compute.prediction.coefficients import Coefficients
 from compute.prediction.export import leave_one_out_record
@@ -185,7 +186,8 @@ def _filled(export: _Export, missing: Mapping[int, str], cluster: Cluster, flush
     """Return the files of the targets that are missing, with all panels in them."""
     bank, layout, adapters = export.bank, export.bank.layout, export.found.adapters
     chunk = column_chunk(layout.size)
-    plan = plan_combination(len(adapters), layout.size, 1, chunk=chunk, budget=cluster.task_budget)
+    method = export.found.options.merge_method
+    plan, beside = plan_merged(len(adapters), layout.size, 1, method, chunk=chunk, budget=cluster.task_budget)
     starts = {dtype: safetensors_start(layout, dtype) for dtype in set(missing.values())}
     files = StagedFiles(export.root, bank.record.identity, _made_from(export.run, plan, starts))
     try:
@@ -197,6 +199,12 @@ def _filled(export: _Export, missing: Mapping[int, str], cluster: Cluster, flush
         raise _not_written(error, files.folder) from error
     done, sources = files.done(), sources_of(bank, adapters, export.progress)
     columns = [range(panel.start, panel.stop) for panel in plan.panels]
+    missing_panels = [
+        panel
+        for panel in plan.panels
+        if panel.name not in done and any(panel.target_start <= one < panel.target_stop for one in missing)
+    ]
+    merge = merge_of(bank, adapters, sources, method, cluster, export.progress) if missing_panels else None
     tasks = {
         panel.name: (
             str(bank.store.path.absolute()),
@@ -204,15 +212,17 @@ def _filled(export: _Export, missing: Mapping[int, str], cluster: Cluster, flush
             str(files.folder),
             sources.within(panel.start, panel.stop, chunk),
             panel,
-            following(columns, index, cluster.slots),
+            following(columns, plan.panels.index(panel), cluster.slots),
             flush,
+            None if merge is None else merge.within(panel.start, panel.stop),
         )
-        for index, panel in enumerate(plan.panels)
-        if panel.name not in done and any(panel.target_start <= one < panel.target_stop for one in missing)
+        for panel in missing_panels
     }
     if tasks:
         _check_space(files)
-        ended = run_tasks(cluster, "export", combine_into_files, tasks, export.progress, memory=plan.memory)
+        ended = run_tasks(
+            cluster, "export", combine_into_files, tasks, export.progress, memory=plan.memory + beside
+        )
         try:
             for name, _ in ended:
                 files.mark_done(name)

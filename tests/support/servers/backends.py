@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from alembic import command
+from alembic.config import Config
 from sqlalchemy import select
 
 from bankdb.bank import AdapterBank
@@ -23,6 +25,8 @@ from bankdb.catalog.url import parse_database
 from bankdb.storage.location import BankLocation
 from tests.support.servers.postgres_server import PostgresServer
 
+# The schema before the newest.
+BEFORE = "0002"
 BACKENDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgres))
 
 
@@ -70,3 +74,18 @@ def move_database(folder: Path, server: PostgresServer) -> None:
     assert location.database is not None
     url = parse_database(server.borrow(location.database.database))
     dataclasses.replace(location, database=url).record()
+
+
+def downgraded(database: Database) -> None:
+    """Have a database of the newest schema be one of the schema before, by that schema's own script."""
+    config = Config()
+    config.set_main_option("script_location", "bankdb:catalog/migrations")
+    with database.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, BEFORE)
+
+
+def take_back(folder: Path) -> None:
+    """Do so with the database of the bank in `folder`."""
+    with closing(Database(BankLocation.of(folder).database_url)) as database:
+        downgraded(database)

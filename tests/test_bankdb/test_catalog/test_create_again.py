@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import create_engine, inspect, text
 
 from bankdb.arrays.remote import filesystem
 from bankdb.bank import AdapterBank
 from bankdb.catalog.catalog import Catalog
-from bankdb.errors import BankError, BankNotFoundError
+from bankdb.errors import BankError, BankNotFoundError, ConflictError
 from bankdb.storage import new_bank
 from bankdb.storage.location import BankLocation
 from cli.main import cli
 from tests.support.banks.malformed_adapters import BASE_MODEL
 from tests.support.banks.small_bank import ingest_folder
+from tests.support.servers.backends import BEFORE, take_back
 
 EVERY_BACKEND = True
 
@@ -122,3 +124,47 @@ def _step(owner: Any, name: str) -> Callable[..., Any]:
     module = importlib.import_module(owner) if isinstance(owner, str) else owner
     found: Callable[..., Any] = getattr(module, name)
     return found
+
+
+def test_one_place_another_and_the_first_again(
+    tmp_path: Path, tokenizer_folder: Path, pairs_folder: Path, database: str | None
+) -> None:
+    """Killed with the first place marked as the bank's, then with the second."""
+    places = [str(tmp_path / name) for name in ("first", "second")]
+    for place in places:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("bankdb.storage.new_bank.record_bank", _interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                make(tmp_path / "bank", tokenizer_folder, database, place)
+    check(make(tmp_path / "bank", tokenizer_folder, database, places[0]), pairs_folder)
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_tokenizer_that_cannot_be_had_leaves_nothing(
+    tmp_path: Path, tokenizer_folder: Path, database: str | None, database_url: str
+) -> None:
+    with pytest.raises(BankError):
+        make(tmp_path / "bank", tmp_path / "absent", database, str(tmp_path / "arrays"))
+    assert list(tmp_path.iterdir()) == []
+    if database is not None:
+        engine = create_engine(database_url)
+        assert inspect(engine).get_table_names() == []
+        engine.dispose()
+    make(tmp_path / "bank", tokenizer_folder, database, str(tmp_path / "arrays")).close()
+
+
+def test_looking_at_a_bank_of_an_older_version_does_not_upgrade_it(
+    tmp_path: Path, tokenizer_folder: Path, database: str | None
+) -> None:
+    """`init` in its place is refused, and the older version can go on with it."""
+    make(tmp_path / "bank", tokenizer_folder, database, None).close()
+    take_back(tmp_path / "bank")
+    with pytest.raises(ConflictError, match="already"):
+        make(tmp_path / "bank", tokenizer_folder, database, None)
+    engine = create_engine(BankLocation.of(tmp_path / "bank").database_url)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == BEFORE
+    engine.dispose()

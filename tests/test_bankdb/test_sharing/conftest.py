@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.banks.shared_bank import share
+from tests.support.shared_bank import share
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from bankdb.errors import BankError, BankFormatError
 from bankdb.sharing.form import ABOUT, CATALOGUE, COUNTS, MOST_BYTES, SUMS, WEIGHTS
 from bankdb.sharing.pull import pull
 from tests.support.banks.bank_content import assert_nothing_else, content
-from tests.support.banks.shared_bank import changed, edit_about, edit_adapter
+from tests.support.shared_bank import changed, edit_about, edit_adapter
 
 SQL = "x'); DROP TABLE adapter; --"
 

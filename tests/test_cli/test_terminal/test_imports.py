@@ -85,7 +85,11 @@ QUICK = {
     "predict --all": (["predict", "--all", "--workers", "1"], (*TORCH, "transformers")),
     "report": (["report", "--out", "r.html"], (*TORCH, "transformers")),
     "push": (["push", "shared.tar", "--include-unlicensed"], (*TORCH, *LARGE)),
-    "pull": (["pull", "shared.tar", "--bank", "pulled"], (*TORCH, *LARGE)),
+    # It makes a bank, which zarr and Alembic do, with all of its databases.
+    "pull": (
+        ["pull", "shared.tar", "--bank", "pulled"],
+        (*TORCH, "dask", "distributed", "xarray", "transformers", "bokeh", "pyarrow", "numba"),
+    ),
     "group": (["group", "task001", "a"], (*TORCH, *LARGE, *ARRAYS)),
     "remove": (["remove", "task005"], (*TORCH, *LARGE)),
 }

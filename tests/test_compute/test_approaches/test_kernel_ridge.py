@@ -119,6 +119,24 @@ def test_negative_weights_go_to_the_nearest_point_of_the_simplex() -> None:
         assert_allclose(near, best.x, atol=1e-6)
 
 
+@pytest.mark.parametrize("groups", [None, 4])
+def test_signed_weights_are_the_regressions_own(groups: int | None) -> None:
+    """Of which `ridge` takes the nearest point of the simplex; here some are negative, and all rows sum to 1."""
+    distances, theta, units = draw_bank(4, groups=groups)
+    fitted = fit(distances, theta @ theta.T, units, [Ridge(3.0, 0.01)])
+    found = leave_one_out(distances, units, fitted, signed=True)
+    kernel = kernel_matrix(distances, 3.0 * fitted.median)
+    assert found.min() < 0
+    for row in range(len(units)):
+        sources = np.flatnonzero(units != units[row])
+        inner = kernel[np.ix_(sources, sources)]
+        assert_allclose(found[row, sources], by_saddle_point(inner, kernel[row, sources], 0.01), atol=1e-8)
+        near = project_to_simplex(found[row : row + 1, sources], np.ones((1, len(sources)), dtype=bool))
+        assert_allclose(leave_one_out(distances, units, fitted)[row, sources], near[0], atol=1e-8)
+    assert_allclose(found.sum(axis=1), 1)
+    assert (found[units[:, None] == units] == 0).all()
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

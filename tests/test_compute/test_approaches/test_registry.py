@@ -50,6 +50,7 @@ BUILT_IN = (
     "nearest",
     "tuned",
     "ridge",
+    "ridge-signed",
     "matching",
     "selected",
     "oracle",

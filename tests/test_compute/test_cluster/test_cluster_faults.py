@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
 import subprocess
 import sys
@@ -126,9 +127,12 @@ def test_four_worker_processes_give_what_threads_give_though_one_dies_in_each_st
             elif len(living()) < 4:
                 processes.start_worker(f"w{len(processes.processes)}")
 
+        progress = RecordedProgress(between)
         with opened(processes, bank) as cluster:
-            run(bank, cluster, tmp_path / "out", RecordedProgress(between))
+            run(bank, cluster, tmp_path / "out", progress)
         assert results(bank, tmp_path / "out") == local
+        told = [note for note in progress.notes if re.fullmatch(r"worker tcp://\S+ was lost: .*", note)]
+        assert len(told) >= len(orders), progress.notes
         killed = {path.name.split("-")[0] for path in processes.faults.glob("*-killed-*")}
         assert killed == set(orders)
         codes = [process.poll() for process in processes.processes.values()]

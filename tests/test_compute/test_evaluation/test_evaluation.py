@@ -25,7 +25,6 @@ from compute.evaluation import systems
 from compute.evaluation.adapters import adapter_tensors
 from compute.evaluation.correlation import weight_correlations
 from compute.evaluation.evaluate import EvaluationOptions, evaluate
-from compute.evaluation.jobs import Machine
 from compute.evaluation.records import Evaluation, store_evaluation, stored_evaluation, stored_evaluations
 from compute.evaluation.scores import Failure, Outcome, Target
 from compute.evaluation.systems import (
@@ -44,6 +43,7 @@ from compute.evaluation.tables import (
     table3,
     target_csv,
 )
+from compute.generation.machine import Machine
 from tests.support.banks.tiny_bank import BASE, NAMES, copy_pairs, make_bank
 
 OPTIONS = EvaluationOptions(model=str(BASE), max_examples=4, resamples=50)

@@ -12,7 +12,7 @@ import pytest
 from bankdb.errors import AdapterError, ComputeError
 from bankdb.peft.layout import AdapterLayout, layout_of_rank
 from bankdb.peft.weights import load_adapter
-from compute.combination.delta import DeltaForm
+from compute.combination.delta_shapes import DeltaForm
 from compute.finetuning.trainer import Trainer, averaging_weight, rate_at, untrained
 from compute.generation.labelled import LabelledExample
 from tests.support.banks.tiny_bank import BASE, TINY

@@ -28,14 +28,8 @@ from bankdb.records import AdapterRecord
 from bankdb.scaled_rows import sources_of
 from compute.approaches.options import PredictionOptions, check_rank
 from compute.combination.combine import combine_one
-from compute.combination.delta import (
-    DeltaAdapter,
-    DeltaForm,
-    chosen_rank,
-    delta_adapter,
-    delta_form,
-    exact_rank,
-)
+from compute.combination.delta import DeltaAdapter, delta_adapter
+from compute.combination.delta_shapes import DeltaForm, chosen_rank, delta_form, exact_rank
 from compute.prediction.coefficients import coefficients
 from compute.prediction.export import export_delta
 from compute.prediction.predict import predict

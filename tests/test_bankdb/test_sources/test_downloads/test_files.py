@@ -18,7 +18,7 @@ from bankdb.sources.downloads.session import HubSession, StoppedError
 from tests.support.servers.hub_listing_server import ListingHubServer
 
 REPO = "owner/one"
-WEIGHTS = random.Random(0).randbytes(300_000)
+WEIGHTS = random.Random(0).randbytes(3_000_000)
 CONFIG = b'{"r": 4}'
 
 
@@ -86,7 +86,7 @@ class Killed(HubSession):
 
     def count(self, received: int = 0, expected: int = 0) -> None:
         super().count(received, expected)
-        if self.bytes_received > 100_000:
+        if self.bytes_received > 1_200_000:
             raise StoppedError
 
 
@@ -100,7 +100,7 @@ def test_a_file_is_gone_on_with_by_the_next_process(
         have(hub, wanted, Killed())
     (partial,) = RepositoryCache.of("model", REPO).folder.glob("blobs/*.incomplete")
     begun = partial.stat().st_size
-    assert 100_000 < begun < len(WEIGHTS)
+    assert 1_200_000 < begun < len(WEIGHTS)
     if damage:
         partial.write_bytes(b"x" * begun)
     assert have(hub, wanted).read_bytes() == WEIGHTS

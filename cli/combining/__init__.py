@@ -1,0 +1,1 @@
+"""Options of how sources are combined, whatever their coefficients are."""

@@ -1,0 +1,1 @@
+"""Commands that keep a bank elsewhere and bring it back."""

@@ -1,0 +1,1 @@
+"""What a command logs for programs, where that is asked for."""

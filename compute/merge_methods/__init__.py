@@ -1,0 +1,1 @@
+"""Merge methods: how tensors of several adapters become one, beside their weighted sum; pure."""

@@ -1,0 +1,1 @@
+"""What fills and checks a bank, on the workers of a cluster."""
