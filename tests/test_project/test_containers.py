@@ -130,8 +130,9 @@ def test_services_predict_what_a_local_run_does(
     (number,) = re.findall(r"^ +(\d+) +jensen-shannon", said, re.MULTILINE)
     out = tmp_path / "out"
     out.mkdir()
-    for item in (out, tmp_path, *tmp_path.parents[:2]):
-        item.chmod(0o777)
+    out.chmod(0o777)
+    for item in (tmp_path, *tmp_path.parents[:2]):
+        item.chmod(item.stat().st_mode | 0o011)
     for name in NAMES:
         services.run(
             "-v",
