@@ -71,6 +71,7 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
         ),
         "A bank that is not there yet": ("adapters", "parameters", "vocabulary", "tokens", "distinct"),
         "Expected time": ("measure", "rates_file", "save_rates"),
+        "An evaluation": ("evaluate", "model", "data", "max_examples"),
         _OUTPUT: ("as_json",),
     },
     "ingest": {
@@ -81,7 +82,7 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
         ),
         _DATA: _ROWS,
         "What is taken of adapters": ("assume_base_model", "adapt_rank"),
-        "Memory": ("memory",),
+        _WHERE: _CLUSTER,
     },
     "distances": {
         EVERYDAY: ("bank_path", "metrics", "kernel", "sigma", "compatible"),
