@@ -45,7 +45,7 @@ class _Interrupted(_Failure):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message, over the `^C` that a terminal shows."""
         start = "\r" if sys.stderr.isatty() else ""
-        click.echo(f"{start}bank: {self.message}", file=file, err=file is None)
+        click.echo(f"{start}bank: {printable(self.message)}", file=file, err=file is None)
 
 
 # Which module of `cli.commands` has each command.

@@ -73,7 +73,7 @@ SIX = [f"task{index:03d}" for index in range(6)]
         (["group", "task002", "od"], ["odd ones"]),
         (["group", "task002", "even", "task005"], ["task005"]),
         (["clean", "--only", "g"], ["gram"]),
-        (["predict", "--approach", "ri"], ["ridge"]),
+        (["predict", "--approach", "ri"], ["ridge", "ridge-signed"]),
         (["predict", "--metric", "k"], ["kullback-leibler", "kl"]),
         (["predict", "--scheduler-"], ["--scheduler-file"]),
     ],
