@@ -8,6 +8,7 @@ stored when it is there and its turn has come: see `bankdb.ingesting.pipeline`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,10 +161,13 @@ class _Ingest:
             ahead=AHEAD if self.options.counter is None else self.options.counter.at_once,
         )
         self.progress.begin("ingest", len(incoming))
-        for outcome in pipeline.outcomes():
-            self._settle(outcome)
-            self.located.done(outcome.reference)
-            self.progress.advance()
+        with contextlib.closing(
+            pipeline.outcomes()
+        ) as outcomes:  # threads end with it, whatever is raised here
+            for outcome in outcomes:
+                self._settle(outcome)
+                self.located.done(outcome.reference)
+                self.progress.advance()
         self.progress.end()
 
     def _settle(self, outcome: Outcome) -> None:

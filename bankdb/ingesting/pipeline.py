@@ -8,7 +8,7 @@ one keeps so many others waiting that downloads would stand still are those stor
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ class Pipeline:
         self._coming: deque[tuple[PairReference, Future[Pair | None]]] = deque()
         self._preparing: deque[tuple[PairReference, Pair, Preparing]] = deque()
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Generator[Outcome, None, None]:
         """Yield what came of each pair; a prepared one is stored by the caller before it asks for the next.
 
         Raises
@@ -154,8 +154,9 @@ class Pipeline:
         wait(futures, return_when=FIRST_COMPLETED)
 
     def _give_up(self) -> None:
-        """End what runs; nothing does where all was yielded."""
-        self._stop()
+        """End what runs: nothing, where all was yielded."""
+        if self._left or self._coming or self._preparing:
+            self._stop()
         for _, future in self._coming:
             future.cancel()
         for _, _, preparing in self._preparing:

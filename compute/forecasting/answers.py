@@ -172,7 +172,8 @@ def _encoded(
             failures[name] = str(error)
             continue
         for references in split.references:
-            expected += max(map(len, bank.tokenizer.encode(list(references))))
+            longest = max(map(len, bank.tokenizer.encode(list(references))))
+            expected += max(1, longest - bank.tokenizer.added_tokens())
     return prompts, expected
 
 

@@ -31,11 +31,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_documentation_exist(page: Path) -> None:
     """Each `bank ...` line in a code block names a command and options that the program has."""
+    of_all = {name for option in cli.params if not getattr(option, "is_flag", False) for name in option.opts}
     for kind, block in re.findall(r"```(sh|bash|console)\n(.*?)```", page.read_text(), re.DOTALL):
         # What a console prints is no command.
         prompt = r"\$ " if kind == "console" else r"(?:\$ )?"
         for line in re.findall(rf"^{prompt}bank (.+)$", block, re.MULTILINE):
             words = line.split()
+            while words[0] in of_all:  # of `bank` itself, each with a value
+                words = words[2:]
             command = cli.commands[words[0]]
             known = {
                 name for option in command.params if isinstance(option, click.Option) for name in option.opts
