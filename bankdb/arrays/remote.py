@@ -275,7 +275,7 @@ def _begins_past_the_end(answer: OSError) -> bool:
     """Whether a range was refused as HTTP's 416: stores word it each in their own way."""
     response = getattr(answer.__cause__, "response", None) or {}
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status == 416 or "not satisfiable" in str(answer)
+    return bool(status == 416) or "not satisfiable" in str(answer)
 
 
 def object_size(file: RemotePath) -> int:
