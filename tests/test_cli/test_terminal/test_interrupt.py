@@ -21,7 +21,7 @@ LINE = "bank: interrupted; what was done is kept, run the same command again to 
 # Moments of each command by default; INTERRUPTS=3 is what a release is tried with.
 MOMENTS = int(os.environ.get("INTERRUPTS", "1"))
 NEW = "{new} --out {out}"
-STEPS = "--steps 2 --examples 4 --batch-size 2 --threads 1"
+STEPS = "--steps 2 --examples 6 --batch-size 2 --threads 1"
 TRAINING = ("finetune", "evaluate", "generate")
 COMMANDS = {
     "init": "--bank {out} --base-model tiny-bank/base --tokenizer {base}",
@@ -37,7 +37,7 @@ COMMANDS = {
     "coefficients": "--approach normalized --metric js --workers 1",
     "predict": NEW,
     "finetune": f"{NEW} --model {{base}} {STEPS}",
-    "evaluate": "--model {base} --approach uniform --target forms_plural --max-examples 2 --threads 1",
+    "evaluate": "--model {base} --approach uniform --targets forms_plural --max-examples 2 --threads 1",
     "generate": "--model {base} --prompt hello --max-tokens 8 --threads 1",
     "report": "--metric js --approach normalized --out {out}",
     "plan": "--adapters 10 --parameters 1000",
