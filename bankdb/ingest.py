@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bankdb.errors import BankError, FileSystemError, one_line
+from bankdb.errors import BankError, FileSystemError
 from bankdb.ingesting.counted import Counter
 from bankdb.ingesting.leftovers import clear_leftovers, clear_leftovers_locked
 from bankdb.ingesting.pipeline import OF_NO_PAIR, Incoming, Outcome, Pipeline
@@ -76,7 +76,9 @@ def ingest(
     with bank.ingesting():
         work.run(references)
     if work.report.added or work.report.replaced:
-        work.report.initialisations = _compared(bank, work.progress)
+        from bankdb.initialisation.compare import compared_advice
+
+        work.report.initialisations = compared_advice(bank, work.progress)
     return work.report
 
 
@@ -184,14 +186,3 @@ class _Ingest:
     def _stored(self) -> str:
         stored = len(self.report.added) + len(self.report.replaced)
         return f"{stored} pairs were stored before, and stay"
-
-
-def _compared(bank: StoredBank, progress: Progress) -> str:
-    from bankdb.initialisation.compare import compare
-    from bankdb.initialisation.shared import advice_of
-
-    try:
-        found = compare(bank, progress)
-        return advice_of(bank, bank.adapters()) if found is None else found.advice()
-    except (BankError, OSError) as error:  # what was stored is stored
-        return f"not compared: {one_line(error)}"

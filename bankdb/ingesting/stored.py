@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from functools import partial
 
 from bankdb.arrays.adapter_store import StoredRow
 from bankdb.errors import ArrayStoreUnavailableError, BankError, ComputeError, DatabaseUnavailableError
@@ -32,7 +33,8 @@ def store_outcome(
             _refresh_labels(bank, pair)
             report.skipped.append(pair.name)
             return
-        added, replaced = _store(bank, prepared, options)
+        new = partial(_new_adapter, prepared)
+        added, replaced = bank.store_adapter(pair.name, prepared.adapter, new, replace=options.replace)
     except (ArrayStoreUnavailableError, ComputeError, DatabaseUnavailableError):
         raise  # no fault of the pair's, and the others would fare no better
     except BankError as error:
@@ -52,26 +54,6 @@ def _refresh_labels(bank: StoredBank, pair: Pair) -> None:
     group, licence = pair.group or present.group, pair.licence or present.licence
     if (group, licence) != (present.group, present.licence):
         bank.catalog.set_group(pair.name, group, licence)
-
-
-def _store(bank: StoredBank, prepared: Prepared, options: IngestOptions) -> tuple[bool, bool]:
-    """Write a prepared pair; return whether it was stored, and whether in place of other content.
-
-    It is not if another process stored the same meanwhile.
-    """
-    row = bank.reserve(prepared.pair.name, prepared.adapter)
-    try:
-        stored = bank.store.write_row(row, prepared.adapter.vector)
-        added, freed = bank.catalog.make_ready(_new_adapter(prepared, row, stored), replace=options.replace)
-    except ArrayStoreUnavailableError:
-        raise  # what may be there of the row cannot be deleted now: it stays reserved, the next ingest clears it
-    except BaseException:
-        if bank.catalog.abandon(row):
-            bank.store.delete(row)
-        raise
-    for unused in freed:
-        bank.store.delete(unused)
-    return added, added and bool(freed)
 
 
 def _new_adapter(prepared: Prepared, row: int, stored: StoredRow) -> NewAdapter:

@@ -18,12 +18,14 @@ from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.arrays.chunks import read_chunks, write_chunks
 from bankdb.arrays.metadata import ArrayLayout
 from bankdb.derived import find_array, make_array, set_attributes
+from bankdb.errors import BankError, one_line
 from bankdb.initialisation.shared import (
     GROUPS,
     LISTED,
     NEAREST,
     SHARED,
     Initialisations,
+    advice_of,
     keys_of,
     known_of,
     place_of,
@@ -59,6 +61,15 @@ def compare(bank: StoredBank, progress: Progress) -> Initialisations | None:
         if keys:
             _compare(bank, keys, progress)
         return known_of(bank, keys)
+
+
+def compared_advice(bank: StoredBank, progress: Progress) -> str:
+    """Compare the adapters that came, and say what averaging their factors means; an error is said, not raised."""
+    try:
+        found = compare(bank, progress)
+        return advice_of(bank, bank.adapters()) if found is None else found.advice()
+    except (BankError, OSError) as error:  # what was stored is stored
+        return f"not compared: {one_line(error)}"
 
 
 def _compare(bank: StoredBank, rows: Mapping[int, str], progress: Progress) -> None:

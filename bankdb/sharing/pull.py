@@ -122,7 +122,9 @@ def pull(
         with bank_for(shared, path, folder, report) as opened_bank:
             _store_all(opened_bank, shared, wanted, folder, replace, report, progress)
             if report.added or report.replaced:
-                report.initialisations = _compared(opened_bank, progress)
+                from bankdb.initialisation.compare import compared_advice
+
+                report.initialisations = compared_advice(opened_bank, progress)
     return report
 
 
@@ -341,14 +343,3 @@ def _read(bank: AdapterBank, shared: SharedBank, one: SharedAdapter, folder: Pat
     if not record.layout:
         checked_layout(shared.about.layout, received.adapter.header)
     return received
-
-
-def _compared(bank: AdapterBank, progress: Progress) -> str:
-    from bankdb.initialisation.compare import compare
-    from bankdb.initialisation.shared import advice_of
-
-    try:
-        found = compare(bank, progress)
-        return advice_of(bank, bank.adapters()) if found is None else found.advice()
-    except (BankError, OSError) as error:  # what was stored is stored
-        return f"not compared: {one_line(error)}"

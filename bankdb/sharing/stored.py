@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from bankdb.arrays.adapter_store import StoredRow
-from bankdb.errors import ArrayStoreUnavailableError
 from bankdb.records import NewAdapter
 from bankdb.sharing.form import About
 from bankdb.sharing.received import ReceivedAdapter
@@ -25,18 +26,9 @@ def store_received(bank: StoredBank, about: About, received: ReceivedAdapter, re
         of it.
     """
     one = received.record
-    row = bank.reserve(one.name, received.adapter, {key: getattr(about, key) for key in _OF_LAYOUT})
-    try:
-        stored = bank.store.write_row(row, received.adapter.vector)
-        _, freed = bank.catalog.make_ready(_new(received, row, stored), replace=replace)
-    except ArrayStoreUnavailableError:
-        raise  # the row stays reserved; the next pull or ingest clears it
-    except BaseException:
-        if bank.catalog.abandon(row):
-            bank.store.delete(row)
-        raise
-    for unused in freed:
-        bank.store.delete(unused)
+    first = {key: getattr(about, key) for key in _OF_LAYOUT}
+    new = partial(_new, received)
+    bank.store_adapter(one.name, received.adapter, new, replace=replace, first=first)
 
 
 def _new(received: ReceivedAdapter, row: int, stored: StoredRow) -> NewAdapter:
