@@ -18,7 +18,7 @@ from bankdb.records import AdapterRecord
 from bankdb.scaled_rows import Sources, sources_of
 from compute.combination.combine import combine_one
 from compute.combination.delta import DeltaParts, delta_parts, delta_sum
-from compute.combination.merged.single import MergedSources, merge_one, merged_sources
+from compute.combination.merged.single import merge_one, merged_sources
 from compute.merge_methods.method import SUM, MergeMethod
 
 _MEMORY, _LEAST = 2**28, 2**26
@@ -52,16 +52,7 @@ def combined_vector(
     PlanError
         A merge method does not fit the budget.
     """
-    sources = sources_of(bank, adapters, progress)
-    if (merged := _merged(sources, adapters, weights, method)) is not None:
-        return merge_one(bank.store, merged, bank.layout, method, budget=budget)
-    return combine_one(
-        bank.store,
-        sources,
-        weights,
-        chunk=column_chunk(bank.layout.size),
-        budget=budget,
-    )
+    return _factor_parts(bank, adapters, weights, method, progress).vector(bank.store, budget)
 
 
 def beside_vector(bank: AdapterBank, memory: int) -> int:
@@ -91,12 +82,12 @@ def combined_tensors(
     BankFormatError
         A row that is needed is damaged.
     """
-    return adapter_parts(bank, adapters, weights, space, rank, method).tensors(bank.store)
+    return tensors_of(adapter_parts(bank, adapters, weights, space, rank, method), bank.store)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AdapterParts:
-    """All that an adapter is combined from but the bank's rows, for whoever can read these.
+class FactorParts:
+    """What an adapter of averaged factors is combined from but the bank's rows, for whoever can read these.
 
     Attributes
     ----------
@@ -104,47 +95,32 @@ class AdapterParts:
         The N rows.
     weights
         float32, shape (N,).
-    layout, scaling
-        The bank's.
+    row_sha256
+        Of each row.
     method
         How they are merged.
-    merged
-        In place of sources and weights, where the method is another than the weighted sum.
-    delta
-        In place of all these, for an adapter that is combined in delta space.
+    layout, scaling
+        The bank's.
     """
 
     sources: Sources
     weights: NDArray[np.float32]
+    row_sha256: Sequence[str]
+    method: MergeMethod
     layout: AdapterLayout
     scaling: float
-    method: MergeMethod = SUM
-    merged: MergedSources | None = None
-    delta: DeltaParts | None = None
 
-    def tensors(
-        self, store: AdapterStore, memory: int | None = None, threads: int | None = None
-    ) -> tuple[dict[str, NDArray[Any]], float]:
-        """Return what `combined_tensors` does.
-
-        Parameters
-        ----------
-        store
-            Where the rows are.
-        memory, threads
-            What may be used; None chooses. More threads, or more memory to combine factors, change no bit.
-        """
-        if self.delta is not None:
-            made = delta_sum(self.delta, store, memory, SilentProgress(), threads)
-            return made.form.layout.unflatten(made.vector), made.form.scaling
-        budget = _MEMORY if memory is None else min(memory, _MEMORY)
-        return self.layout.unflatten(self._vector(store, budget, threads)), self.scaling
-
-    def _vector(self, store: AdapterStore, budget: int, threads: int | None) -> NDArray[np.float32]:
-        if self.merged is not None:
-            return merge_one(store, self.merged, self.layout, self.method, budget=budget, threads=threads)
+    def vector(self, store: AdapterStore, budget: int, threads: int | None = None) -> NDArray[np.float32]:
+        """Return what `combined_vector` does, of the rows in `store`."""
+        if not self.method.is_linear and np.count_nonzero(self.weights) > 1:
+            merged = merged_sources(self.sources, self.weights, self.row_sha256, self.method)
+            return merge_one(store, merged, self.layout, self.method, budget=budget, threads=threads)
         chunk = column_chunk(self.layout.size)
         return combine_one(store, self.sources, self.weights, chunk=chunk, budget=budget, threads=threads)
+
+
+AdapterParts = FactorParts | DeltaParts
+"""What an adapter is combined from: see `adapter_parts`."""
 
 
 def adapter_parts(
@@ -156,20 +132,36 @@ def adapter_parts(
     method: MergeMethod = SUM,
 ) -> AdapterParts:
     """Return what an adapter is combined from, reading no row: see `combined_tensors`."""
+    if space == "delta":
+        return delta_parts(bank, adapters, weights, rank, SilentProgress(), method)
+    return _factor_parts(bank, adapters, weights, method)
+
+
+def tensors_of(
+    parts: AdapterParts, store: AdapterStore, memory: int | None = None, threads: int | None = None
+) -> tuple[dict[str, NDArray[Any]], float]:
+    """Return what `combined_tensors` does, of the rows in `store`.
+
+    Parameters
+    ----------
+    memory, threads
+        What may be used; None chooses. More threads, or more memory to combine factors, change no bit.
+    """
+    if isinstance(parts, DeltaParts):
+        made = delta_sum(parts, store, memory, SilentProgress(), threads)
+        return made.form.layout.unflatten(made.vector), made.form.scaling
+    budget = _MEMORY if memory is None else min(memory, _MEMORY)
+    return parts.layout.unflatten(parts.vector(store, budget, threads)), parts.scaling
+
+
+def _factor_parts(
+    bank: AdapterBank,
+    adapters: Sequence[AdapterRecord],
+    weights: NDArray[np.float32],
+    method: MergeMethod,
+    progress: Progress | None = None,
+) -> FactorParts:
     scaling = bank.record.scaling
     assert scaling is not None, "a bank with adapters has a scaling"
-    if space == "delta":
-        delta = delta_parts(bank, adapters, weights, rank, SilentProgress(), method)
-        return AdapterParts(delta.stored, weights, bank.layout, scaling, method, delta=delta)
-    sources = sources_of(bank, adapters)
-    merged = _merged(sources, adapters, weights, method)
-    return AdapterParts(sources, weights, bank.layout, scaling, method, merged)
-
-
-def _merged(
-    sources: Sources, adapters: Sequence[AdapterRecord], weights: NDArray[np.float32], method: MergeMethod
-) -> MergedSources | None:
-    """Return how sources enter, unless by a weighted sum; one alone is itself, by whatever method."""
-    if method.is_linear or np.count_nonzero(weights) < 2:
-        return None
-    return merged_sources(sources, weights, [record.row_sha256 for record in adapters], method)
+    sources, hashes = sources_of(bank, adapters, progress), [record.row_sha256 for record in adapters]
+    return FactorParts(sources, weights, hashes, method, bank.layout, scaling)

@@ -19,7 +19,7 @@ from bankdb.peft.layout import AdapterLayout, modules_of
 from bankdb.progress import Progress
 from compute.cluster.options import Cluster
 from compute.cluster.tasks import gpu_slots, run_tasks
-from compute.combination.tensors import AdapterParts
+from compute.combination.tensors import AdapterParts, tensors_of
 from compute.evaluation.adapters import parts_of
 from compute.evaluation.answering.job import Job, Refused
 from compute.generation.generate import Answers, answer_ends, threads_of_torch
@@ -166,7 +166,7 @@ def answer_prompts(
                 generator.adapted.exchange(None)
             else:
                 rows = AdapterStore(located(store))
-                generator.adapted.exchange(*parts.tensors(rows, memory, threads))
+                generator.adapted.exchange(*tensors_of(parts, rows, memory, threads))
             return AnsweredIds(generator.answer_ids(prompts), time.perf_counter() - begin)
     except ModelNotFoundError as error:
         raise ComputeError(f"worker {_own_address()}: {error}") from error
