@@ -63,7 +63,7 @@ def _check_no_bank(folder: Path) -> None:
     location = BankLocation.of(folder)
     if location.database is None and not (folder / "bank.db").is_file():
         return
-    present = _bank_in(location)
+    present = identity_in(location.database_url)
     if present is not None and location.identity in {None, present}:  # else the database is another bank's
         raise ConflictError(f"{folder}: a bank is already here; use it, or choose another folder with --bank")
 
@@ -86,7 +86,7 @@ def making(location: BankLocation) -> Iterator[None]:
 def check_places_free(location: BankLocation) -> None:
     """Raise ConflictError if the server's database, or the place of the arrays, is not the folder's and not empty."""
     check_arrays_free(location)
-    if location.database is not None and _bank_in(location) is not None:
+    if location.database is not None and identity_in(location.database_url) is not None:
         raise ConflictError(
             f"{shown_database(location.database)}: the database already holds a bank; "
             "use that bank's folder with --bank, or make a database for this one"
@@ -114,11 +114,6 @@ def new_location(folder: Path, database: str | None, arrays: str | None) -> Bank
     )
     begun = BankLocation.of(folder).identity
     return wanted if begun is None else replace(wanted, identity=begun)
-
-
-def _bank_in(location: BankLocation) -> str | None:
-    """Return the identity of the bank in the database, None if there is none; changes nothing there."""
-    return identity_in(location.database_url)
 
 
 def record_bank(

@@ -257,7 +257,7 @@ class _Download:
             raise _AskAgainError
         with partial.open("r+b" if begins else "wb") as out:
             if not begins:
-                self._session.count(-self._received.size)
+                self._begin_anew()
                 size = content.size if content.size is not None else 0
                 self._received = _Received(0, content.hasher(size))
             out.seek(self._received.size)

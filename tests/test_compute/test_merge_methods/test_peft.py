@@ -12,7 +12,7 @@ from bankdb.peft.layout import AdapterLayout
 from bankdb.records import AdapterRecord
 from compute.combination.delta import delta_adapter
 from compute.combination.tensors import combined_vector
-from compute.merge_methods.method import METHODS, merge_method
+from compute.merge_methods.method import METHODS, MergeMethod, merge_method
 from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector
 from tests.test_compute.test_merge_methods.peft_model import (
     PREFIX,
@@ -70,6 +70,23 @@ def products(tensors: dict[str, np.ndarray], scaling: float) -> dict[str, np.nda
     }
 
 
+def with_pefts_weights(name: str, density: float, sign: str, seed: int) -> MergeMethod:
+    """Return a method that reads what it has a use for."""
+    elects, drops = "ties" in name, name.startswith("dare")
+    return merge_method(name, density, sign if elects else None, "peft", seed if drops else None)
+
+
+def merged_by_peft(
+    made: SyntheticBank, weights: list[float], name: str, density: float, sign: str, rank: int | None = None
+) -> tuple[dict[str, np.ndarray], float]:
+    """All sources, each with its own scaling."""
+    names = list(ALPHAS)
+    kind = name.replace("-", "_")
+    return peft_merged(
+        made, names, weights, kind, scalings=scalings(names), density=density, majority_sign=sign, rank=rank
+    )
+
+
 @pytest.mark.parametrize("density", [0.3, 1.0])
 @pytest.mark.parametrize(("name", "sign"), SIGNS)
 @pytest.mark.parametrize("weights", [[0.5, 0.2, 0.1, 0.2], [0.7, -0.3, 0.4, 0.2]], ids=["convex", "signed"])
@@ -83,20 +100,12 @@ def test_factors_with_pefts_weights_are_what_peft_makes(
 ) -> None:
     """Sources of other scaling too: A and B of the very values, but for the scaling that is written."""
     names = list(ALPHAS)
-    elects, drops = "ties" in name, name.startswith("dare")
-    method = merge_method(name, density, sign if elects else None, "peft", 7 if drops else None)
+    drops = name.startswith("dare")
+    method = with_pefts_weights(name, density, sign, 7)
     found = combined_vector(made.bank, by_name(made), np.asarray(weights, np.float32), method=method)
     masks = masks_of_factors(made, names, 7, density) if drops and density < 1 else iter(())
     with given_masks(monkeypatch, masks):
-        expected, scaling = peft_merged(
-            made,
-            names,
-            weights,
-            name.replace("-", "_"),
-            scalings=scalings(names),
-            density=density,
-            majority_sign=sign,
-        )
+        expected, scaling = merged_by_peft(made, weights, name, density, sign)
     assert scaling == 1
     root = np.sqrt(made.bank.record.scaling or 0)
     for tensor, values in made.layout.unflatten(found).items():
@@ -138,20 +147,11 @@ def test_delta_space_is_what_peft_makes_by_svd(
     weights: list[float],
 ) -> None:
     names = list(ALPHAS)
-    elects, drops = "ties" in name, name.startswith("dare")
-    method = merge_method(name, density, sign if elects else None, "peft", 3 if drops else None)
+    drops = name.startswith("dare")
+    method = with_pefts_weights(name, density, sign, 3)
     found = delta_adapter(made.bank, by_name(made), np.asarray(weights), 4, method=method)
     with given_masks(monkeypatch, masks_of_products(made, names, 3, density) if drops else iter(())):
-        expected, scaling = peft_merged(
-            made,
-            names,
-            weights,
-            f"{name.replace('-', '_')}_svd",
-            scalings=scalings(names),
-            density=density,
-            majority_sign=sign,
-            rank=4,
-        )
+        expected, scaling = merged_by_peft(made, weights, f"{name}-svd", density, sign, rank=4)
     ours = products(found.form.layout.unflatten(found.vector), found.form.scaling)
     for module, values in products(expected, scaling).items():
         np.testing.assert_allclose(ours[module], values, rtol=2e-4, atol=2e-5, err_msg=module)
