@@ -16,7 +16,7 @@ from pathlib import Path
 from bankdb.errors import BankError, FileSystemError
 from bankdb.ingesting.counted import Counter
 from bankdb.ingesting.leftovers import clear_leftovers, clear_leftovers_locked
-from bankdb.ingesting.pipeline import OF_NO_PAIR, Incoming, Outcome, Pipeline
+from bankdb.ingesting.pipeline import OF_NO_PAIR, Incoming, Outcome, Pipeline, Preparing
 from bankdb.ingesting.prepared import AHEAD, Prepared, prepare
 from bankdb.ingesting.report import IngestOptions, IngestReport
 from bankdb.ingesting.stored import store_outcome
@@ -150,6 +150,9 @@ class _Ingest:
         def prepare_one(pair: Pair) -> Prepared | None:
             return prepare(self.bank, pair, expected, self.options)
 
+        def store(pair: Pair, prepared: Preparing) -> None:
+            store_outcome(self.bank, pair, prepared, self.options, self.report)
+
         def screen(folder: Path) -> None:
             expected.check_configuration(folder, self.options.taking)
 
@@ -158,6 +161,7 @@ class _Ingest:
             incoming,
             self.located.pair,
             prepare_one,
+            store,
             downloads=self.options.downloads,
             stop=self.located.stop,
             ahead=AHEAD if self.options.counter is None else self.options.counter.at_once,
@@ -175,10 +179,8 @@ class _Ingest:
     def _settle(self, outcome: Outcome) -> None:
         if outcome.error is not None:
             self._refuse(outcome.reference, outcome.error)
-        elif outcome.pair is None or outcome.prepared is None:
+        elif outcome.pair is None:
             self.report.skipped.append(outcome.reference.name)
-        else:
-            store_outcome(self.bank, outcome.pair, outcome.prepared, self.options, self.report)
 
     def _refuse(self, reference: PairReference, error: BankError) -> None:
         self.report.refused.append(RefusedPair(reference.name, str(error)))

@@ -38,6 +38,8 @@ class Pair:
         As stated by the source, if known.
     notes
         How the adapter was found, where that is to be said; a line each.
+    weights_sha256
+        Of the weights' file, where it was found to be that a moment ago, as what is downloaded is.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Pair:
     group: str | None = None
     licence: str | None = None
     notes: tuple[str, ...] = ()
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

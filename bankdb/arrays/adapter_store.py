@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays.durable import fsync_path, fsync_written, is_partial, partial_files
+from bankdb.arrays.durable import fsync_folders, fsync_path, is_partial, partial_files
 from bankdb.arrays.metadata import ArrayLayout, read_rows_metadata, write_unsealed_array
 from bankdb.arrays.remote import Location, RemotePath, delete, objects_below
 from bankdb.arrays.remote_shards import RemoteShards, forget
@@ -48,6 +49,8 @@ class StoredRow(NamedTuple):
 
 
 _ROW_FOLDER = re.compile(r"0|[1-9][0-9]*")
+# Bytes of a row from which on it is worth another thread to hash it.
+_LARGE = 1 << 20
 _OBJECT = re.compile(r"zarr\.json|c/(0|[1-9][0-9]*)/0")
 _RESTORE = "`bank verify --repair` restores it from its source"
 
@@ -82,9 +85,16 @@ class AdapterStore:
         )
         self._opened = None
 
-    def grow(self, rows: int) -> None:
-        """Make room for row numbers below `rows`; the caller holds the bank's write lock."""
-        self._opened = None
+    def grow(self, rows: int, *, opened: bool = False) -> None:
+        """Make room for row numbers below `rows`; the caller holds the bank's write lock.
+
+        Parameters
+        ----------
+        opened
+            Whether the metadata were read since that is held.
+        """
+        if not opened:
+            self._opened = None
         layout, attributes = self._metadata()
         there, columns = layout.shape
         if rows > there:
@@ -151,11 +161,19 @@ class AdapterStore:
             )
         if not np.isfinite(vector).all():
             raise AdapterError(f"{self.path}: row {row} was expected to be finite, NaN or Inf found")
+        if vector.nbytes < _LARGE:
+            return StoredRow(row_sha256(vector), self._write(row, vector))
+        with ThreadPoolExecutor(1, "row-sha256") as beside:  # hashing takes as long as writing
+            digest = beside.submit(row_sha256, vector)
+            checksums = self._write(row, vector)
+            return StoredRow(digest.result(), checksums)
+
+    def _write(self, row: int, vector: Vector) -> NDArray[np.uint32]:
+        """Write a row that was checked; return what its chunks end with."""
         written: list[int] = []
         self._known_shards().write(row, 0, [np.ascontiguousarray(vector, dtype=np.float32)[None, :]], written)
-        checksums = np.asarray(written, dtype="<u4")
-        fsync_written(self.path, [self.file(row)])
-        return StoredRow(row_sha256(vector), checksums)
+        fsync_folders(self.path, [self.file(row)])
+        return np.asarray(written, dtype="<u4")
 
     def read(self, row: int) -> Vector:
         """Read one row, shape (p,). Raises BankFormatError if it is missing or damaged."""

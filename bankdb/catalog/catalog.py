@@ -12,13 +12,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from bankdb.catalog.database import Database, counted, every, found, some
+from bankdb.catalog.origins import Blobs
 from bankdb.catalog.plain.records import quick_records
 from bankdb.catalog.schema import (
     DAMAGED,
     FORMAT_VERSION,
     AdapterRow,
     BankRow,
-    BlobRow,
     DatasetRow,
     Sealed,
     TokenDistributionRow,
@@ -48,6 +48,9 @@ class Catalog:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._blobs = Blobs(database)
+        # By which tokenizer and rule: of a bank always the same.
+        self._tokenized: tuple[str, str] | None = None
 
     # -- the bank itself ------------------------------------------------------------------------
 
@@ -145,7 +148,8 @@ class Catalog:
                     "`bank verify --repair`; ingest it again"
                 )
             freed: list[int] = []
-            present = found(session, AdapterRow, name=new.name, state="ready")
+            # Mostly there is none, of which the index's word is not enough.
+            present = next(iter(some(session, AdapterRow, name=new.name, state="ready")), None)
             if present is not None:
                 same = _same_content(session, present, new)
                 if same or not replace:
@@ -157,17 +161,19 @@ class Catalog:
                 freed.append(present.row)
                 session.delete(present)
                 session.flush()
-            self._fill(session, reserved, new)
-            return True, freed
+            blobs = self._fill(session, reserved, new)
+        self._blobs.committed(blobs)
+        return True, freed
 
-    def _fill(self, session: Session, row: AdapterRow, new: NewAdapter) -> None:
+    def _fill(self, session: Session, row: AdapterRow, new: NewAdapter) -> set[str]:
+        """Fill a reserved row; return the hashes of the bytes that it refers to."""
         stamp = now()
         row.state, row.created = "ready", stamp
         row.rank, row.alpha, row.use_rslora = new.rank, new.alpha, int(new.use_rslora)
         row.scaling, row.dtype = new.scaling, new.dtype
         row.source, row.revision, row.source_sha256 = new.source, new.revision, new.source_sha256
-        row.header_sha256 = _keep_blob(session, new.header)
-        row.config_sha256 = _keep_blob(session, new.config.encode())
+        row.header_sha256 = self._blobs.keep(session, new.header)
+        row.config_sha256 = self._blobs.keep(session, new.config.encode())
         row.row_sha256, row.checksums, row.licence = new.row_sha256, new.checksums, new.licence
         dataset = DatasetRow(
             adapter_id=row.id,
@@ -183,17 +189,21 @@ class Catalog:
         )
         session.add(dataset)
         session.flush()
-        bank = the_bank(session)
+        if self._tokenized is None:
+            bank = the_bank(session)
+            self._tokenized = bank.tokenizer_fingerprint, bank.text_rule
+        fingerprint, rule = self._tokenized
         session.add(
             TokenDistributionRow(
                 dataset_id=dataset.id,
-                tokenizer_fingerprint=bank.tokenizer_fingerprint,
-                text_rule=new.text_rule or bank.text_rule,
+                tokenizer_fingerprint=fingerprint,
+                text_rule=new.text_rule or rule,
                 ids=new.ids,
                 counts=new.counts,
                 sha256=_counts_sha256(new.ids, new.counts),
             )
         )
+        return {row.header_sha256, row.config_sha256}
 
     def abandon(self, row: int) -> bool:
         """Forget a reserved row after its pair was refused; return whether its file can go.
@@ -300,15 +310,7 @@ class Catalog:
 
     def blob(self, sha256: str) -> bytes:
         """Return stored bytes by their hash. Raises BankFormatError if they are missing or damaged."""
-        with self._database.read() as session:
-            row = session.get(BlobRow, sha256)
-            data = None if row is None else row.data
-        if not isinstance(data, bytes) or hashlib.sha256(data).hexdigest() != sha256:
-            raise BankFormatError(
-                f"{self._database.shown}: stored bytes {sha256[:12]} are {'missing' if data is None else 'damaged'}: "
-                "restore the database from a copy, or remove and ingest the adapter again"
-            )
-        return data
+        return self._blobs.read(sha256)
 
     def token_counts(self, rows: Sequence[int]) -> list[tuple[NDArray[np.uint32], NDArray[np.uint32]]]:
         """Return (ids, counts) for each of `rows`, in that order; arrays of uint32, ids ascending.
@@ -377,17 +379,6 @@ def _same_content(session: Session, present: AdapterRow, new: NewAdapter) -> boo
         hashlib.sha256(new.config.encode()).hexdigest(),
         new.content_sha256,
     )
-
-
-def _keep_blob(session: Session, data: bytes) -> str:
-    digest = hashlib.sha256(data).hexdigest()
-    row = session.get(BlobRow, digest)
-    if row is None:
-        session.add(BlobRow(sha256=digest, data=data))
-    elif row.data != data:
-        row.data = data  # damaged since it was stored
-    session.flush()
-    return digest
 
 
 def _counts_sha256(ids: bytes, counts: bytes) -> str:

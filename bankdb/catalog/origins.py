@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Iterable
 
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from bankdb.catalog.database import Database
 from bankdb.catalog.schema import AdapterRow, BlobRow, DatasetRow, TokenDistributionRow, the_bank
+from bankdb.errors import BankFormatError
 from bankdb.strict_json import parse_object
 
 _AT_ONCE = 500
@@ -107,3 +109,47 @@ def _value(config: str, key: str) -> str | None:
     except ValueError:
         return None  # damaged: whoever reads the blob itself says so
     return value if isinstance(value, str) else None
+
+
+class Blobs:
+    """Stored headers and configurations by their hash, most of a bank's being the same; none is ever deleted.
+
+    Parameters
+    ----------
+    database
+        An open database.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        # Hashes of what is stored for certain, and not asked for again.
+        self._stored: set[str] = set()
+
+    def read(self, sha256: str) -> bytes:
+        """Return stored bytes by their hash. Raises BankFormatError if they are missing or damaged."""
+        with self._database.read() as session:
+            row = session.get(BlobRow, sha256)
+            data = None if row is None else row.data
+        if not isinstance(data, bytes) or hashlib.sha256(data).hexdigest() != sha256:
+            raise BankFormatError(
+                f"{self._database.shown}: stored bytes {sha256[:12]} are {'missing' if data is None else 'damaged'}: "
+                "restore the database from a copy, or remove and ingest the adapter again"
+            )
+        return data
+
+    def keep(self, session: Session, data: bytes) -> str:
+        """Store bytes in the caller's transaction, unless they are there; return their hash."""
+        digest = hashlib.sha256(data).hexdigest()
+        if digest in self._stored:
+            return digest
+        row = session.get(BlobRow, digest)
+        if row is None:
+            session.add(BlobRow(sha256=digest, data=data))
+        elif row.data != data:
+            row.data = data  # damaged since it was stored
+        session.flush()
+        return digest
+
+    def committed(self, digests: Iterable[str]) -> None:
+        """Note what is stored for certain: a transaction that kept it was committed."""
+        self._stored.update(digests)

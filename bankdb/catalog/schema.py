@@ -40,7 +40,7 @@ from bankdb.records import AdapterRecord, BankRecord
 
 FORMAT_VERSION = 1
 # Of a session's `info`: how messages name its database; and where damaged records go, which are errors without.
-SHOWN, DAMAGED = "shown", "damaged"
+SHOWN, DAMAGED, _BANK = "shown", "damaged", "bank"
 
 _NAMING = {
     "ix": "ix_%(column_0_label)s",
@@ -343,6 +343,9 @@ def the_bank(session: Session) -> BankRow:
     BankFormatError
         It is of a newer version, or damaged.
     """
+    known: BankRow | None = session.info.get(_BANK)  # a session is one transaction
+    if known is not None:
+        return known
     rows = session.scalars(select(BankRow).limit(1)).all()
     row = rows[0] if rows else None
     if rows and row is None:  # so SQLAlchemy gives a record whose primary key reads NULL
@@ -358,6 +361,7 @@ def the_bank(session: Session) -> BankRow:
             f"{session.info[SHOWN]}: the bank has format version {row.format_version}, this version reads "
             f"{FORMAT_VERSION}: upgrade lora-bank"
         )
+    session.info[_BANK] = row
     return row
 
 

@@ -60,6 +60,8 @@ class Pipeline:
         Has a pair's files on this machine; None says that the bank has it. Called by `downloads` threads.
     prepare
         Reads and tokenizes a pair. Called by `ahead` threads.
+    store
+        Stores a pair that is prepared. Called by one thread, in which each is whole before the next begins.
     stop
         Makes `fetch` end soon.
     ahead
@@ -71,19 +73,21 @@ class Pipeline:
         incoming: Sequence[Incoming],
         fetch: Callable[[PairReference], Pair | None],
         prepare: Callable[[Pair], Prepared | None],
+        store: Callable[[Pair, Preparing], None],
         *,
         downloads: int,
         stop: Callable[[], None],
         ahead: int = AHEAD,
     ) -> None:
         self._left = deque(incoming)
-        self._fetch, self._prepare, self._stop = fetch, prepare, stop
+        self._fetch, self._prepare, self._store, self._stop = fetch, prepare, store, stop
         self._downloads, self._ahead = downloads, ahead
         self._coming: deque[tuple[PairReference, Future[Pair | None]]] = deque()
         self._preparing: deque[tuple[PairReference, Pair, Preparing]] = deque()
+        self._storing: tuple[Outcome, Future[None]] | None = None
 
     def outcomes(self) -> Generator[Outcome, None, None]:
-        """Yield what came of each pair; a prepared one is stored by the caller before it asks for the next.
+        """Yield what came of each pair, of a prepared one once it was stored.
 
         Raises
         ------
@@ -93,17 +97,36 @@ class Pipeline:
         with ExitStack() as stack:
             fetching = stack.enter_context(ThreadPoolExecutor(self._downloads, "download"))
             preparing = stack.enter_context(ThreadPoolExecutor(self._ahead, "prepare"))
+            storing = stack.enter_context(ThreadPoolExecutor(1, "store"))
             stack.callback(self._give_up)  # first, so that the threads end
-            while self._left or self._coming or self._preparing:
+            while self._left or self._coming or self._preparing or self._storing:
                 self._begin(fetching)
-                if (arrived := self._arrived()) is not None:
+                stored = self._stored()
+                self._begin_storing(storing)
+                if stored is not None:
+                    yield stored
+                elif (arrived := self._arrived()) is not None:
                     outcome = self._prepared(*arrived, preparing)
                     if outcome is not None:
                         yield outcome
-                elif self._preparing and self._preparing[0][2].done():
-                    yield Outcome(*self._preparing.popleft())
                 else:
                     self._wait()
+
+    def _begin_storing(self, pool: ThreadPoolExecutor) -> None:
+        if self._storing is None and self._preparing and self._preparing[0][2].done():
+            outcome = Outcome(*self._preparing.popleft())
+            assert outcome.pair is not None
+            assert outcome.prepared is not None
+            self._storing = outcome, pool.submit(self._store, outcome.pair, outcome.prepared)
+
+    def _stored(self) -> Outcome | None:
+        """Take what is stored now. Raises what storing did."""
+        if self._storing is None or not self._storing[1].done():
+            return None
+        outcome, stored = self._storing
+        self._storing = None
+        stored.result()
+        return outcome
 
     def _begin(self, pool: ThreadPoolExecutor) -> None:
         while self._left and len(self._coming) < _WINDOW * self._downloads:
@@ -147,7 +170,9 @@ class Pipeline:
 
     def _wait(self) -> None:
         futures: set[Future[Any]] = set()
-        if self._preparing:
+        if self._storing is not None:
+            futures.add(self._storing[1])
+        elif self._preparing:
             futures.add(self._preparing[0][2])
         if len(self._preparing) <= self._ahead:
             futures |= {future for _, future in self._coming if not future.done()}
@@ -155,7 +180,7 @@ class Pipeline:
 
     def _give_up(self) -> None:
         """End what runs: nothing, where all was yielded."""
-        if self._left or self._coming or self._preparing:
+        if self._left or self._coming or self._preparing or self._storing:
             self._stop()
         for _, future in self._coming:
             future.cancel()

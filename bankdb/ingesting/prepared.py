@@ -49,7 +49,7 @@ def prepare(
             return None
         if not options.replace:
             raise changed_pair(pair.name)
-    adapter = expected.load(pair.adapter, options.taking)
+    adapter = expected.load(pair.adapter, options.taking, pair.weights_sha256)
     adapter = replace(adapter, notes=(*pair.notes, *notes_on(adapter, pair.adapter)))
     return Prepared(pair, adapter, _counted(bank, pair, options))
 

@@ -69,3 +69,9 @@ def read_exactly(file: BinaryIO, size: int, name: str, path: Path) -> bytes:
     if len(data) != size:
         raise AdapterError(f"{path}: ended while {name} was read; copy the file again")
     return data
+
+
+def read_into(file: BinaryIO, out: memoryview, name: str, path: Path) -> None:
+    """Read a tensor's bytes into memory that has their length. Raises AdapterError where the file ends before."""
+    if file.readinto(out) != len(out):  # type: ignore[attr-defined]
+        raise AdapterError(f"{path}: ended while {name} was read; copy the file again")

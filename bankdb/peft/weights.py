@@ -27,7 +27,7 @@ from bankdb.peft.conversion.source_layout import SourceLayout, check_idle, sourc
 from bankdb.peft.header import TensorEntry, check_data_bytes, parse_header, read_header, renamed_header
 from bankdb.peft.layout import AdapterLayout, TensorSpec
 from bankdb.peft.names import tensor_names
-from bankdb.peft.opened import check_folder, check_weights_file, opened, read_exactly
+from bankdb.peft.opened import check_folder, check_weights_file, opened, read_exactly, read_into
 from bankdb.records import AS_BEFORE, AS_IT_COMES, Taking
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -90,6 +90,7 @@ def load_adapter(
     expected: AdapterLayout | None = None,
     base_models: Sequence[str] | None = None,
     taking: Taking = AS_IT_COMES,
+    sha256: str | None = None,
 ) -> SourceAdapter:
     """Read an adapter folder; its data only if everything else about it is as expected.
 
@@ -105,6 +106,8 @@ def load_adapter(
         Names under which the bank's base model is accepted, its own first; None takes any.
     taking
         What may be assumed of it, or done to it.
+    sha256
+        Of the file, where it was found to be that a moment ago, as of a download; else it is hashed while it is read.
 
     Raises
     ------
@@ -117,7 +120,7 @@ def load_adapter(
     with opened(path) as (file, file_bytes):
         found = _described(file, file_bytes, config, expected, taking, path)
         check_data_bytes(found.entries, file_bytes - 8 - len(found.header), path)
-        digest = hashlib.sha256(struct.pack("<Q", len(found.header)) + found.header)
+        digest = None if sha256 else hashlib.sha256(struct.pack("<Q", len(found.header)) + found.header)
         vector = _read_tensors(file, found, path, digest)
     vector, converted = found.conversion.vector(vector)
     notes = (*found.source.notes(), *converted)
@@ -127,7 +130,7 @@ def load_adapter(
         layout=found.conversion.stored,
         dtype=dtype_of(parse_header(header, path)),
         header=header,
-        sha256=digest.hexdigest(),
+        sha256=digest.hexdigest() if digest else str(sha256),
         vector=vector,
         notes=(*config.notes, *notes),
         is_cut=found.conversion.is_cut,
@@ -362,16 +365,32 @@ def _read_tensors(file: BinaryIO, found: _Described, path: Path, digest: Any) ->
     for entry in found.entries:
         if entry.name in names.copies:
             for start in range(entry.start, entry.stop, _PIECE):
-                digest.update(read_exactly(file, min(_PIECE, entry.stop - start), entry.name, path))
+                piece = read_exactly(file, min(_PIECE, entry.stop - start), entry.name, path)
+                if digest is not None:
+                    digest.update(piece)
             continue
-        data = read_exactly(file, entry.stop - entry.start, entry.name, path)
-        digest.update(data)
-        columns = specs[names.clean(entry.name)].columns
-        vector[columns] = np.frombuffer(data, dtype=DTYPES[_DTYPE_NAMES[entry.dtype]])
-        finite = np.isfinite(vector[columns])
+        part = vector[specs[names.clean(entry.name)].columns]
+        data = _read_tensor(file, entry, part, path)
+        if digest is not None:
+            digest.update(data)
+        finite = np.isfinite(part)
         if not finite.all():
             raise AdapterError(
                 f"{path}: {entry.name} was expected to have finite values, "
                 f"{finite.size - np.count_nonzero(finite)} NaN or Inf of {finite.size} found; train it again"
             )
     return vector
+
+
+def _read_tensor(
+    file: BinaryIO, entry: TensorEntry, part: NDArray[np.float32], path: Path
+) -> bytes | memoryview:
+    """Read a tensor into its part of the vector; return its bytes as they are in the file."""
+    dtype = DTYPES[_DTYPE_NAMES[entry.dtype]]
+    if dtype != part.dtype:
+        data = read_exactly(file, entry.stop - entry.start, entry.name, path)
+        part[:] = np.frombuffer(data, dtype=dtype)
+        return data
+    view = part.view(np.uint8).data
+    read_into(file, view, entry.name, path)
+    return view

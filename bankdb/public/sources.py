@@ -88,7 +88,9 @@ def search_hub(
     arguments = list(arguments)
     named = references_from_arguments([one for one in arguments if not names_owner(one)])
     searched = Searched(listing=Listing(HubSession(note)))
-    wanting = Wanting((bank.record.base_model, *bank.record.base_model_aliases), bank.catalog.find, selection)
+    # One reading, where hundreds are looked for.
+    present = {record.name: record for record in bank.adapters()}
+    wanting = Wanting((bank.record.base_model, *bank.record.base_model_aliases), present.get, selection)
     search = Search(wanting, searched.listing)
     searched.found += [search.collection(slug) for slug in dict.fromkeys(collections)]
     searched.found += [search.owner(owner) for owner in dict.fromkeys(arguments) if names_owner(owner)]

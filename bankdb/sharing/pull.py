@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from bankdb.errors import (
     BankNotFoundError,
     ConflictError,
     DatabaseUnavailableError,
+    ParameterError,
     SourceError,
     TokenizerError,
     one_line,
@@ -82,6 +83,8 @@ def pull(
     names: Sequence[str] = (),
     *,
     replace: bool = False,
+    database: str | None = None,
+    arrays: str | None = None,
     progress: Progress | None = None,
 ) -> PullReport:
     """Take a shared bank, or some of its adapters, into a bank that is made if there is none.
@@ -100,6 +103,8 @@ def pull(
         Names of adapters, or patterns such as `task1*`; all if none is given.
     replace
         Store an adapter anew where the bank has another one, or other data, under its name.
+    database, arrays
+        Where a bank that is made keeps its catalogue and its arrays: see `AdapterBank.create`.
 
     Raises
     ------
@@ -111,15 +116,17 @@ def pull(
         It has no adapter of a name.
     ConflictError
         The bank is of another base model, tokenizer or layout.
+    ParameterError
+        `database` or `arrays` is given, and the bank is there already.
     """
     place, progress, path = parse_place(source), progress or SilentProgress(), Path(bank)
     quiet = quiet_client() if place.kind == "hub" else contextlib.nullcontext()
-    with quiet, staging(path, progress) as folder, closing(opened(place, folder)) as there:
+    with quiet, staging(path, progress) as folder, closing(opened(place, folder, progress.note)) as there:
         shared = read_shared(there, folder)
         wanted = list(named({one.name: one for one in shared.adapters}, names, there.where).values())
         revision = f"@{there.revision}" if isinstance(there, SharedHub) else ""
         report = PullReport(f"{there.where}{revision}")
-        with bank_for(shared, path, folder, report) as opened_bank:
+        with bank_for(shared, path, folder, report, Kept(database, arrays, progress.note)) as opened_bank:
             _store_all(opened_bank, shared, wanted, folder, replace, report, progress)
             if report.added or report.replaced:
                 from bankdb.initialisation.compare import compared_advice
@@ -128,10 +135,10 @@ def pull(
     return report
 
 
-def opened(place: Place, folder: Path) -> Shared:
+def opened(place: Place, folder: Path, note: Callable[[str], None] | None = None) -> Shared:
     """Open the place that a bank comes from."""
     if place.reference is not None:
-        return SharedHub(place.reference, folder / "hub")
+        return SharedHub(place.reference, folder / "hub", note)
     return SharedTar(place.path) if place.kind == "tar" else SharedFolder(place.path)
 
 
@@ -160,27 +167,45 @@ def staging(bank: Path, progress: Progress) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where a bank that is made keeps its catalogue and arrays; `told` hears of an upgrade of one that is there."""
+
+    database: str | None = None
+    arrays: str | None = None
+    told: Callable[[str], None] | None = None
+
+
 @contextlib.contextmanager
-def bank_for(shared: SharedBank, path: Path, folder: Path, report: PullReport) -> Iterator[AdapterBank]:
+def bank_for(
+    shared: SharedBank, path: Path, folder: Path, report: PullReport, kept: Kept
+) -> Iterator[AdapterBank]:
     """Open the bank that takes a shared one, or make it.
 
     Raises
     ------
+    ParameterError
+        It is there already, and said to be kept elsewhere.
     ConflictError
         It is of another kind.
     TokenizerError
         The tokenizer that came is not the one that the records name.
     """
     try:
-        bank = AdapterBank.open(path)
+        bank = AdapterBank.open(path, told=kept.told)
     except BankNotFoundError:
-        bank, report.made = _made(shared, path, folder), True
+        bank, report.made = _made(shared, path, folder, kept), True
     with bank:
+        if not report.made and (kept.database or kept.arrays):
+            raise ParameterError(
+                f"database, arrays: expected with a bank that is made, found one in {bank.path}, which keeps its own; "
+                "leave them out, or give another folder"
+            )
         _check_kind(bank, shared)
         yield bank
 
 
-def _made(shared: SharedBank, path: Path, folder: Path) -> AdapterBank:
+def _made(shared: SharedBank, path: Path, folder: Path, kept: Kept) -> AdapterBank:
     from bankdb.datasets.tokenizer import BankTokenizer
 
     about = shared.about
@@ -193,7 +218,12 @@ def _made(shared: SharedBank, path: Path, folder: Path) -> AdapterBank:
         )
     tokenizer.name = about.tokenizer_name
     return AdapterBank.create(
-        path, base_model=about.base_model, tokenizer=tokenizer, aliases=about.base_model_aliases
+        path,
+        base_model=about.base_model,
+        tokenizer=tokenizer,
+        aliases=about.base_model_aliases,
+        database=kept.database,
+        arrays=kept.arrays,
     )
 
 

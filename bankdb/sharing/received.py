@@ -169,7 +169,9 @@ def read_adapter(
     from bankdb.peft.weights import load_adapter
 
     try:
-        adapter = load_adapter(folder, expected=layout, base_models=base_models)
+        # What was fetched was held against its hash then.
+        known = shared.sums[f"{one.folder}/{WEIGHTS}"]
+        adapter = load_adapter(folder, expected=layout, base_models=base_models, sha256=known)
         if adapter.config.revision != revision:
             raise AdapterError(other_revision(one.name, revision, adapter.config.revision))
         check_range(adapter, folder)

@@ -209,8 +209,9 @@ def fetch(pinned: PinnedPair, session: HubSession | None = None, held: HeldFiles
     FileSystemError
         When the disk is full.
     """
-    adapter, dataset = pinned.adapter, pinned.dataset
+    adapter, dataset, weights = pinned.adapter, pinned.dataset, None
     if isinstance(adapter, PinnedRepository):
+        weights = next((file.sha256 for file in adapter.files if file.path.endswith(WEIGHTS_FILE)), None)
         # All files of an adapter repository that are read lie in one folder.
         adapter = downloaded(adapter, session, held, pinned.name)[0].parent
     if isinstance(dataset, PinnedRepository):
@@ -226,6 +227,7 @@ def fetch(pinned: PinnedPair, session: HubSession | None = None, held: HeldFiles
         group=pinned.group,
         licence=pinned.licence,
         notes=pinned.notes,
+        weights_sha256=weights,
     )
 
 

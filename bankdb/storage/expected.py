@@ -26,8 +26,8 @@ class Expected:
     layout: AdapterLayout | None
     revision: str | None
 
-    def load(self, folder: Path, taking: Taking) -> SourceAdapter:
-        """Read an adapter that is this, or becomes it.
+    def load(self, folder: Path, taking: Taking, sha256: str | None = None) -> SourceAdapter:
+        """Read an adapter that is this, or becomes it; `sha256` is that of its file, where that is known.
 
         Raises
         ------
@@ -36,7 +36,9 @@ class Expected:
         """
         from bankdb.peft.weights import load_adapter
 
-        found = load_adapter(folder, expected=self.layout, base_models=self.base_models, taking=taking)
+        found = load_adapter(
+            folder, expected=self.layout, base_models=self.base_models, taking=taking, sha256=sha256
+        )
         self._check_revision(folder, found.config.revision)
         return found
 

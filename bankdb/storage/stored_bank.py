@@ -280,7 +280,7 @@ class StoredBank:
             else:
                 check_fits(record, AdapterLayout.from_json(record.layout), name, adapter)
             row = self.catalog.reserve(session, name)
-            self.store.grow(row + 1)
+            self.store.grow(row + 1, opened=True)
             return row
 
     def store_adapter(

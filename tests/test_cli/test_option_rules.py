@@ -30,7 +30,7 @@ ALWAYS = {
     "backup": "bank_path target catalogue_only as_json",
     "restore": "bank_path source only as_json",
     "push": "bank_path target names include_unlicensed public replace as_json",
-    "pull": "bank_path source names replace as_json",
+    "pull": "bank_path source names replace database arrays as_json",
     "export": "name merge",
     "distances": f"bank_path metrics compatible csv parquet zarr as_json {CLUSTER}",
     "coefficients": f"bank_path approaches compatible leave_out csv parquet zarr as_json {CLUSTER}",

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +18,9 @@ from bankdb.errors import BankFormatError, ParameterError, PublishError, SourceE
 from bankdb.progress import quiet_loggers
 from bankdb.sharing.form import AGAIN
 from bankdb.sharing.places.opened import file_sha256
+from bankdb.sources.downloads.cache import RepositoryCache, content_of
+from bankdb.sources.downloads.files import RemoteFile, download
+from bankdb.sources.downloads.session import HubSession
 from bankdb.sources.hub_client import HubReference, repository_information
 
 if TYPE_CHECKING:
@@ -34,6 +39,8 @@ class SharedHub:
         The repository, of kind dataset.
     folder
         Where files are put while they are downloaded.
+    note
+        Is told when the hub asks to wait.
 
     Raises
     ------
@@ -43,14 +50,16 @@ class SharedHub:
 
     side_by_side = 4
 
-    def __init__(self, reference: HubReference, folder: Path) -> None:
+    def __init__(
+        self, reference: HubReference, folder: Path, note: Callable[[str], None] | None = None
+    ) -> None:
         from huggingface_hub import is_offline_mode
 
         if is_offline_mode():
             raise SourceError(
                 f"{reference.repo_id}: HF_HUB_OFFLINE is set; unset it, or pull from a folder or FILE.tar"
             )
-        self.where, self._folder = reference.repo_id, folder
+        self.where, self._folder, self._session = reference.repo_id, folder, HubSession(note)
         found = repository_information("dataset", reference)
         self.revision, self._files = found.revision, found.files
 
@@ -64,35 +73,27 @@ class SharedHub:
 
     def fetch(self, path: str, target: Path, most: int) -> str:
         """Download a file: see `bankdb.sharing.places.opened.Shared`."""
-        from huggingface_hub import hf_hub_download
-
         if path not in self._files:
             raise BankFormatError(f"{self.where}: {path}: is missing; {AGAIN}")
-        size = self._files[path].size
-        if size is None or size > most:
+        file = self._files[path]
+        if file.size is None or file.size > most:
             raise BankFormatError(
-                f"{self.where}: {path}: at most {most:,} bytes were expected, {size} found; {AGAIN}"
+                f"{self.where}: {path}: at most {most:,} bytes were expected, {file.size} found; {AGAIN}"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
+        # A place for each: what several have in common is not taken away from one that is still to read it.
+        cache = RepositoryCache(self._folder / hashlib.sha256(path.encode()).hexdigest()[:32])
+        content = content_of(file.sha256 or file.git_hash, file.size)
+        wanted = RemoteFile("dataset", self.where, self.revision, path, content)
         with hub_errors("dataset", self.where, downloading=True):
-            found = Path(
-                hf_hub_download(
-                    self.where,
-                    path,
-                    repo_type="dataset",
-                    revision=self.revision,
-                    local_dir=self._folder,
-                    endpoint=endpoint(),
-                )
-            )
-        if found.stat().st_size != size:
-            found.unlink()
-            raise SourceError(f"{self.where}: {path}: {size:,} bytes were announced, others came; try again")
-        found.replace(target)
-        return str(file_sha256(target))
+            found = download(wanted, self._session, endpoint(), cache)
+        os.replace(os.path.realpath(found), target)
+        shutil.rmtree(cache.folder)
+        return file.sha256 or str(file_sha256(target))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Give up what is still being downloaded."""
+        self._session.stop()
 
 
 def endpoint() -> str:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
 
 from bankdb.errors import FileSystemError, SourceError
+from bankdb.sources.downloads.body import body
 from bankdb.sources.downloads.cache import Content, RepositoryCache, content_of
 from bankdb.sources.downloads.session import HubSession, transport_errors
 
@@ -73,8 +74,15 @@ def is_cached(file: RemoteFile) -> bool:
     return content is None or content.is_in(pointer)
 
 
-def download(file: RemoteFile, session: HubSession, endpoint: str) -> Path:
+def download(
+    file: RemoteFile, session: HubSession, endpoint: str, cache: RepositoryCache | None = None
+) -> Path:
     """Have a file in the hub's cache, whole.
+
+    Parameters
+    ----------
+    cache
+        Another place than the hub's cache; a full disk is raised as it is then.
 
     Returns
     -------
@@ -93,9 +101,9 @@ def download(file: RemoteFile, session: HubSession, endpoint: str) -> Path:
         The hub refused, or could not be reached, also when it was asked again.
     """
     try:
-        return _Download(file, session, endpoint).run()
+        return _Download(file, session, endpoint, cache).run()
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _FULL or cache is not None:
             raise
         where = RepositoryCache.of(file.kind, file.repo_id).folder.parent
         raise FileSystemError(
@@ -106,11 +114,13 @@ def download(file: RemoteFile, session: HubSession, endpoint: str) -> Path:
 
 
 class _Download:
-    def __init__(self, file: RemoteFile, session: HubSession, endpoint: str) -> None:
+    def __init__(
+        self, file: RemoteFile, session: HubSession, endpoint: str, cache: RepositoryCache | None
+    ) -> None:
         from huggingface_hub import hf_hub_url
 
         self._file, self._session = file, session
-        self._cache = RepositoryCache.of(file.kind, file.repo_id)
+        self._cache = cache or RepositoryCache.of(file.kind, file.repo_id)
         self._pointer = self._cache.pointer(file.commit, file.path)
         self._content = file.content
         self._received, self._expected = _Received(), False
@@ -131,6 +141,7 @@ class _Download:
                         f"{self._url}: the hub sends other parts than it is asked for; try again later"
                     ) from None
             except _DamagedError:
+                self._session.reads_connections = False  # should that be why
                 damaged += 1
                 if damaged > 1:
                     raise
@@ -269,25 +280,27 @@ class _Download:
         most = _LARGEST_UNSTATED if content.size is None else content.size
         received, held = self._received, bytearray()
         try:
-            for piece in response.iter_raw():
+            for piece in body(response, direct=self._session.reads_connections):
                 if received.size + len(held) + len(piece) > most:
                     raise _DamagedError(self._unlike(content, f"more than {most} bytes"))
+                if len(piece) >= _AT_ONCE and not held:
+                    self._keep(piece, out)
+                    continue
                 held += piece
                 if len(held) >= _AT_ONCE:
                     self._keep(held, out)
+                    held.clear()
         finally:
             self._keep(held, out)
             out.flush()
         if content.size is not None and received.size < content.size:
             raise _TruncatedError(self._unlike(content, f"{received.size} bytes"))
 
-    def _keep(self, held: bytearray, out: BinaryIO) -> None:
-        out.write(held)
-        self._received.digest.update(held)
-        self._received.size += len(held)
-        size = len(held)
-        held.clear()
-        self._session.count(size)
+    def _keep(self, piece: bytes | bytearray | memoryview, out: BinaryIO) -> None:
+        out.write(piece)
+        self._received.digest.update(piece)
+        self._received.size += len(piece)
+        self._session.count(len(piece))
 
     def _finish(self, content: Content) -> Path:
         partial, received = self._cache.partial(content), self._received

@@ -53,6 +53,8 @@ class HubSession:
         self._lock = threading.Lock()
         self._pause_ends = 0.0
         self._reached = False
+        self.reads_connections = True
+        """Whether large bodies are read from the connection, past the client: until that gives other bytes."""
         self.bytes_received = self.bytes_expected = 0
 
     def tell(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bankdb.bank import AdapterBank
     from bankdb.public.found import FoundPairs
     from bankdb.public.sources import Searched, WideSource
+    from bankdb.records import AdapterRecord
 
 _MOST_REASONS = 20
 
@@ -135,7 +136,7 @@ def _tell(bank: AdapterBank, found: FoundPairs, *, err: bool) -> None:
     tell(f"{found.where}:", err=err)
     for label, value in found.facts().items():
         tell(f"  {label}: {shown(value)}", err=err)
-    tell(f"  to download: {download_text(*found.size(bank.catalog.find))}", err=err)
+    tell(f"  to download: {download_text(*found.size(_present(bank).get))}", err=err)
     for note in found.notes:
         tell(f"  note: {note}", err=err)
     for item in found.refused[:_MOST_REASONS]:
@@ -148,7 +149,7 @@ def _tell(bank: AdapterBank, found: FoundPairs, *, err: bool) -> None:
 
 def _values(bank: AdapterBank, found: FoundPairs) -> dict[str, Any]:
     """Return what was found, for --json."""
-    size, unknown = found.size(bank.catalog.find)
+    size, unknown = found.size(_present(bank).get)
     return {
         "where": found.where,
         "adapters": found.adapters,
@@ -162,3 +163,7 @@ def _values(bank: AdapterBank, found: FoundPairs) -> dict[str, Any]:
         "pairs_of_unknown_size": unknown,
         "notes": list(found.notes),
     }
+
+
+def _present(bank: AdapterBank) -> dict[str, AdapterRecord]:
+    return {record.name: record for record in bank.adapters()}

@@ -99,8 +99,22 @@ def _tell_pushed(report: PushReport) -> None:
 @click.option(
     "--replace", is_flag=True, help="Store an adapter anew where the bank has other content under its name."
 )
+@click.option(
+    "--database",
+    metavar="URL",
+    help="Keep a new bank's catalogue in this empty PostgreSQL database; as of `init`.",
+)
+@click.option("--arrays", metavar="URL", help="Where a new bank's arrays are to be; as of `init`.")
 @json_option
-def pull(bank_path: Path, source: str, names: tuple[str, ...], replace: bool, as_json: bool) -> None:
+def pull(
+    bank_path: Path,
+    source: str,
+    names: tuple[str, ...],
+    replace: bool,
+    database: str | None,
+    arrays: str | None,
+    as_json: bool,
+) -> None:
     """Take a bank that was pushed, or some of its adapters, into a new bank or one of the same kind.
 
     Every file is held against its checksum, and every value looked at, before an adapter is ready. One that is not
@@ -108,7 +122,9 @@ def pull(bank_path: Path, source: str, names: tuple[str, ...], replace: bool, as
     """
     from bankdb.sharing.pull import pull as pull_bank
 
-    report = pull_bank(source, bank_path, names, replace=replace, progress=shown_progress())
+    report = pull_bank(
+        source, bank_path, names, replace=replace, database=database, arrays=arrays, progress=shown_progress()
+    )
     with opened(bank_path) as bank:
         total = len(bank)
     if as_json:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bankdb.errors import FileSystemError, SourceError
-from bankdb.ingesting.pipeline import Incoming, Outcome, Pipeline
+from bankdb.ingesting.pipeline import Incoming, Outcome, Pipeline, Preparing
 from bankdb.records import Pair, PairReference
 
 
@@ -24,8 +24,17 @@ def pair_of(one: PairReference) -> Pair:
     return Pair(one.name, Path("a"), (Path("d"),), "a", "d")
 
 
+def kept_in(stored: list[int]):
+    def store(pair: Pair, prepared: Preparing) -> None:
+        assert prepared.done()
+        stored.append(int(pair.name))
+
+    return store
+
+
 def run(incoming: list[Incoming], fetch, downloads: int = 2, prepare=lambda pair: None) -> list[Outcome]:
-    return list(Pipeline(incoming, fetch, prepare, downloads=downloads, stop=lambda: None).outcomes())
+    pipeline = Pipeline(incoming, fetch, prepare, kept_in([]), downloads=downloads, stop=lambda: None)
+    return list(pipeline.outcomes())
 
 
 @settings(max_examples=25, deadline=None)
@@ -70,18 +79,15 @@ def test_one_that_is_late_stops_no_others() -> None:
             assert all_there.wait(60)
         return pair_of(one)
 
-    def settle(outcome: Outcome) -> None:
-        arrived.append(int(outcome.reference.name))
-
     pipeline = Pipeline(
         [Incoming(reference(number)) for number in range(others + 1)],
         fetch,
         lambda pair: all_there.set() if int(pair.name) == others - 20 else None,
+        kept_in(arrived),
         downloads=2,
         stop=lambda: None,
     )
-    for outcome in pipeline.outcomes():
-        settle(outcome)
+    assert [int(one.reference.name) for one in pipeline.outcomes()] == arrived
     assert sorted(arrived) == list(range(others + 1))
     assert arrived.index(0) > 1
     # What was not passed over by need has its place.
@@ -120,6 +126,7 @@ def test_a_full_disk_ends_it_and_stops_the_others() -> None:
         [Incoming(reference(number)) for number in range(9)],
         fetch,
         lambda pair: None,
+        kept_in([]),
         downloads=4,
         stop=stopped.set,
     )
