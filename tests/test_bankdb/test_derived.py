@@ -169,6 +169,7 @@ def meaning(raw: bytes) -> object:
         return None
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_flipped_bit(path: Path, template: Path, right: Result, cluster: Cluster, kind: str) -> None:
     rng = random.Random(f"{kind} {os.environ.get('DERIVED_SEED', '0')}")
@@ -191,6 +192,7 @@ def test_any_flipped_bit(path: Path, template: Path, right: Result, cluster: Clu
         shutil.copytree(template, path)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_deleted_file(path: Path, template: Path, right: Result, cluster: Cluster, kind: str) -> None:
     for file in derived_files(path, kind):
@@ -226,6 +228,7 @@ def test_verify_repairs_what_is_damaged(path: Path, right: Result, cluster: Clus
 # -- databases from an hour ago ------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_databases_from_an_hour_ago(
     tokenizer_folder: Path, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,6 +446,7 @@ def test_another_banks_array_is_refused_and_stays(path: Path, tmp_path: Path) ->
 # -- metadata ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_a_flip_anywhere_in_metadata_is_seen(path: Path) -> None:
     """Every bit of it: refused, or the same meaning."""
     array = path / "distances.zarr" / "jensen-shannon"

@@ -257,6 +257,7 @@ def test_a_wrong_scaling_is_found(bank: AdapterBank, change: str) -> None:
     assert_heals(bank, "task004")
 
 
+@pytest.mark.faults
 @pytest.mark.sqlite
 def test_any_flipped_bit_of_the_layout_is_found_and_nothing_is_written_from_it(
     bank: AdapterBank, tmp_path: Path

@@ -93,6 +93,7 @@ def stored(place: str) -> dict[str, bytes]:
 # -- rows and chunks exchanged -------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_two_rows_exchanged_are_an_error_wherever_they_are_read(apart: AdapterBank, tmp_path: Path) -> None:
     new = write_dataset(tmp_path / "new", 99)
     before = predict(apart, new, UNIFORM)
@@ -380,6 +381,7 @@ def orphans(bank: AdapterBank) -> Iterator[object]:
         yield from (file for file in place.rglob("*") if file.is_file())
 
 
+@pytest.mark.faults
 def test_a_command_in_processes_says_it_too(apart: AdapterBank, tmp_path: Path) -> None:
     """The workers have the checksums from the client, and no database."""
     exchange(apart.store, 0, 5)

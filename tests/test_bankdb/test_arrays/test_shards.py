@@ -132,6 +132,7 @@ def plain_file(path: Path) -> tuple[Shards, Path, bytes]:
     return shards, file, raw
 
 
+@pytest.mark.faults
 @SOME
 @given(bit=st.integers(0, 7), first=st.integers(0, 10))
 def test_any_flipped_byte_of_plain_chunks_is_an_error(tmp_path: Path, bit: int, first: int) -> None:

@@ -253,6 +253,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.faults
 @pytest.mark.sqlite
 @pytest.mark.parametrize(("owner", "name", "number"), STEPS)
 def test_killed_it_goes_on(

@@ -70,6 +70,7 @@ def _is_no_bank(folder: Path) -> bool:
     return True
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("again", ["the same place", "another place"])
 @pytest.mark.parametrize(
     ("owner", "name"),

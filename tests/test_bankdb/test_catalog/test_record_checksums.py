@@ -68,6 +68,7 @@ def changed(table: str, column: str) -> str:
     return "x'0102030405'" if kind is bytes else f"coalesce({column}, 0) + 1000"
 
 
+@pytest.mark.faults
 @pytest.mark.sqlite
 @pytest.mark.parametrize("table", [model.__tablename__ for model in MODELS])
 def test_a_changed_value_of_any_column_is_found(filled_template: Path, tmp_path: Path, table: str) -> None:
@@ -202,6 +203,7 @@ def test_numbers_have_the_checksum_of_what_a_database_gives_back(value: float) -
 # -- bits ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 @pytest.mark.sqlite
 def test_no_flipped_bit_of_the_database_gives_another_value(filled_template: Path, tmp_path: Path) -> None:
     """Everywhere in the file, the schema and the indexes among it."""
@@ -237,6 +239,7 @@ def test_no_flipped_bit_of_a_stored_value_is_taken(filled_template: Path, tmp_pa
             assert flipped.outcome(at + rng.randrange(len(data)), 1 << rng.randrange(8)) == "error"
 
 
+@pytest.mark.faults
 @pytest.mark.sqlite
 def test_a_damaged_index_leads_to_an_error(filled_template: Path, tmp_path: Path) -> None:
     """Wherever a key lies in the file, in a record or in an index: nothing is found under another, or not found."""

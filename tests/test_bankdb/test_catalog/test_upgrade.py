@@ -232,6 +232,7 @@ def points(path: Path) -> list[str]:
     return [*single, *many, "upgrade end 1", "commit begin 1", "commit end 1"]
 
 
+@pytest.mark.faults
 def test_killed_at_every_statement(old: Path, server: FaultServer, tmp_path: Path, backend: str) -> None:
     before, places = tables(old), points(old)
     after = tables(old)

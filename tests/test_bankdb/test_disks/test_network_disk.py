@@ -65,6 +65,7 @@ def init(tokenizer: Path, bank: Path, *more: str | Path) -> list[str | Path]:
     return ["init", "--bank", bank, "--base-model", BASE_MODEL, "--tokenizer", tokenizer, *more]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("disk", ["folders"], indirect=True)
 def test_a_disk_that_does_not_flush_folders(disk: Disk, tokenizer_folder: Path, pairs_folder: Path) -> None:
     bank = disk.folder / "bank"
@@ -75,6 +76,7 @@ def test_a_disk_that_does_not_flush_folders(disk: Disk, tokenizer_folder: Path, 
     assert len(list((disk.folder / "out").glob("*/adapter_model.safetensors"))) == 6
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("disk", "call"),
     [("flock", "flock: No locks"), ("flocks", "flock: Function not"), ("ranges", "fcntl: No locks")],

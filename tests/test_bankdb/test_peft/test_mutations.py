@@ -21,6 +21,7 @@ NUMBER = int(os.environ.get("ADAPTER_MUTATIONS", "120"))
 FIRST = int(os.environ.get("ADAPTER_MUTATIONS_FROM", "0"))
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(600 + 2 * NUMBER)
 def test_mutated_adapters_are_stored_right_or_refused_by_name(tmp_path: Path) -> None:
     done = subprocess.run(

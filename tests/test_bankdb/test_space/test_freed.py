@@ -219,6 +219,7 @@ with AdapterBank.open(sys.argv[1]) as bank:
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("share", [0.03, 0.2, 0.45, 0.7, 0.9, 1])
 def test_killed_in_the_middle_it_leaves_a_bank_that_works(
     path: Path, tmp_path: Path, share: float, cluster: Cluster

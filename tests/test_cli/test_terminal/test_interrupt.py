@@ -106,6 +106,7 @@ def test_every_command_is_tried() -> None:
     assert COMMANDS.keys() == _PLACES.keys()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "command",
     [pytest.param(name, marks=pytest.mark.torch) if name in TRAINING else name for name in COMMANDS],
@@ -127,6 +128,7 @@ def test_a_command_is_interrupted(
         assert (status, left) == (0, []), seen
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "place", ["compute.cluster.tasks _Flight.next 2", "compute.cluster.local local_client 1"]
 )

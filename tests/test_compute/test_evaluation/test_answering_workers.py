@@ -84,6 +84,7 @@ def thread_workers(workers: int = 2, **options: object) -> Iterator[Client]:
         yield client
 
 
+@pytest.mark.faults
 def test_two_processes_answer_as_the_client_does_though_one_is_killed(
     tiny: AdapterBank, by_client: Texts
 ) -> None:

@@ -62,12 +62,14 @@ def read(text: str) -> Evaluation | None:
     return found
 
 
+@pytest.mark.faults
 @given(path=st.sampled_from(PLACES), value=OTHERS)
 @settings(max_examples=400)
 def test_any_value_in_any_place(path: tuple[Any, ...], value: Any) -> None:
     read(edited(path, value))
 
 
+@pytest.mark.faults
 @given(path=st.sampled_from(PLACES))
 @settings(max_examples=200)
 def test_anything_taken_out(path: tuple[Any, ...]) -> None:
