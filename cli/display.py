@@ -44,11 +44,15 @@ def tell_piece(text: str) -> None:
 
 
 def shown_progress() -> Progress:
-    """Return bars on a terminal, and plain lines anywhere else; logged too, where a log was asked for."""
+    """Return bars on a terminal, and plain lines anywhere else; logged too, where a log was asked for.
+
+    A scheduler with a dashboard shows it as well.
+    """
+    from bankdb.progress import PublishedProgress
     from cli.logs.json_lines import LoggedProgress, logs_progress
 
     shown = _on_screen()
-    return LoggedProgress(shown) if logs_progress() else shown
+    return PublishedProgress(LoggedProgress(shown) if logs_progress() else shown)
 
 
 def _on_screen() -> Progress:

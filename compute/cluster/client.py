@@ -71,8 +71,15 @@ def _started(options: ClusterOptions, progress: Progress, stack: contextlib.Exit
 
     client = stack.enter_context(local_client(options))
     if client.dashboard_link:  # threads of this process have none
-        progress.note(f"dashboard: {client.dashboard_link}")
+        _tell_dashboard(client, progress)
     return client
+
+
+def _tell_dashboard(client: Client, progress: Progress) -> None:
+    from compute.cluster.bank_page import publish
+
+    progress.note(f"dashboard: {client.dashboard_link}")
+    publish(progress, client)
 
 
 def _usable(given: object) -> Client | None:
@@ -118,7 +125,7 @@ def _running(
     slots = sum(client.nthreads().values())
     if not slots:
         raise ComputeError(f"{name}: the scheduler has no workers; start some first")
-    progress.note(f"dashboard: {client.dashboard_link}")
+    _tell_dashboard(client, progress)
     blas = check_workers(client, folder)
     budget = _worker_budget(client) if memory is None else None
     if budget is None:

@@ -36,7 +36,12 @@ _CALMED = {
 # Of the user's own configuration of Dask, which is made for clusters of many machines, a local one takes these alone.
 _USERS_OWN = ("distributed.admin", "distributed.worker.profile", "distributed.nanny.pre-spawn-environ")
 # Pages that only show. Dask's others pass requests on to any port of a worker's host.
-_PAGES = ["distributed.http.scheduler.info", "distributed.http.health", "distributed.http.statics"]
+_PAGES = [
+    "distributed.http.scheduler.info",
+    "distributed.http.health",
+    "distributed.http.statics",
+    "compute.cluster.bank_page",
+]
 
 
 class _NoPages:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,13 +29,8 @@ def told_of_lost_workers(client: Client) -> Iterator[Lines]:
         return
 
     def heard(event: tuple[float, Any]) -> None:
-        message = event[1]
-        if (
-            isinstance(message, dict)
-            and message.get("action") == "remove-worker"
-            and not message.get("expected")
-        ):
-            lines.put(_line(str(message.get("worker")), len(message.get("processing-tasks") or ())))
+        for line in lost_workers([event[1]]):
+            lines.put(line)
 
     given.subscribe_topic(_TOPIC, heard)
     try:
@@ -44,6 +39,17 @@ def told_of_lost_workers(client: Client) -> Iterator[Lines]:
         if client.status == "running":
             given.unsubscribe_topic(_TOPIC)
         given._event_handlers.pop(_TOPIC, None)
+
+
+def lost_workers(messages: Iterable[Any]) -> list[str]:
+    """Return a line for each worker that was lost, from the scheduler's events."""
+    return [
+        _line(str(message.get("worker")), len(message.get("processing-tasks") or ()))
+        for message in messages
+        if isinstance(message, dict)
+        and message.get("action") == "remove-worker"
+        and not message.get("expected")
+    ]
 
 
 def _line(address: str, tasks: int) -> str:
