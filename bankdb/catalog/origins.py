@@ -131,6 +131,7 @@ class Blobs:
             row = session.get(BlobRow, sha256)
             data = None if row is None else row.data
         if not isinstance(data, bytes) or hashlib.sha256(data).hexdigest() != sha256:
+            self._stored.discard(sha256)  # whoever brings them again heals them
             raise BankFormatError(
                 f"{self._database.shown}: stored bytes {sha256[:12]} are {'missing' if data is None else 'damaged'}: "
                 "restore the database from a copy, or remove and ingest the adapter again"

@@ -288,8 +288,8 @@ class _Download:
                     continue
                 held += piece
                 if len(held) >= _AT_ONCE:
-                    self._keep(held, out)
-                    held.clear()
+                    whole, held = held, bytearray()
+                    self._keep(whole, out)
         finally:
             self._keep(held, out)
             out.flush()
