@@ -98,15 +98,19 @@ class RepositoryCache:
 
     def keep(self, content: Content, data: bytes | memoryview) -> None:
         """Keep a whole content."""
-        blob = self.blob(content)
-        aside = blob.with_name(f"{content.etag}.{uuid.uuid4().hex[:8]}.incomplete")
-        if not blob.parent.is_dir():
-            blob.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.path.join(self.folder, "blobs")
+        if not os.path.isdir(folder):
+            os.makedirs(folder, exist_ok=True)
+        blob = os.path.join(folder, content.etag)
+        aside = f"{blob}.{uuid.uuid4().hex[:8]}.incomplete"
         try:
-            aside.write_bytes(data)
+            with open(aside, "wb") as out:
+                out.write(data)
             os.replace(aside, blob)
-        finally:
-            aside.unlink(missing_ok=True)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(aside)
+            raise
 
     def linked_content(self, pointer: Path) -> Content | None:
         """Return what a link in a snapshot says that the content is; None if it is no link, or to something else."""
@@ -119,7 +123,8 @@ class RepositoryCache:
         """Let a snapshot have a content; a copy of the link that is there already is replaced."""
         if not pointer.parent.is_dir():
             pointer.parent.mkdir(parents=True, exist_ok=True)
-        target = os.path.relpath(self.blob(content), pointer.parent)
+        depth = str(pointer).count(os.sep) - str(self.folder).count(os.sep) - 1
+        target = f"{'../' * depth}blobs/{content.etag}"
         with contextlib.suppress(OSError, NotImplementedError):
             os.symlink(target, pointer)
             return

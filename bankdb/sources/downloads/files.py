@@ -235,10 +235,8 @@ class _Download:
             partial.write_bytes(begun)
 
     def _headers(self, start: int) -> dict[str, str]:
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
         # Compressed on the way, a file would be of another size than is stated, and no range of it could be asked for.
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        headers = {**self._session.headers(), "Accept-Encoding": "identity"}
         return headers | {"Range": f"bytes={start}-"} if start else headers
 
     def _resume(self, content: Content) -> None:

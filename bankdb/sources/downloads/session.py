@@ -52,6 +52,7 @@ class HubSession:
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._pause_ends = 0.0
+        self._headers: Mapping[str, str] | None = None
         self._reached = False
         self.reads_connections = True
         """Whether large bodies are read from the connection, past the client: until that gives other bytes."""
@@ -64,6 +65,14 @@ class HubSession:
     ) -> None:
         """Tell somebody else of pauses and of bytes."""
         self._note, self._received = note, received
+
+    def headers(self) -> Mapping[str, str]:
+        """Return the client's headers, the token among them: made once."""
+        if self._headers is None:
+            from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+            self._headers = build_hf_headers()
+        return self._headers
 
     def stop(self) -> None:
         """Give up: whoever waits or downloads ends with StoppedError."""
