@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bankdb.arrays.adapter_store import AdapterStore
+from bankdb.arrays.shard_format import Checksums
 from bankdb.arrays.zarr_arrays import column_chunk
 from bankdb.bank import AdapterBank
 from bankdb.peft.layout import AdapterLayout
@@ -82,7 +83,7 @@ def combined_tensors(
     BankFormatError
         A row that is needed is damaged.
     """
-    return tensors_of(adapter_parts(bank, adapters, weights, space, rank, method), bank.store)
+    return tensors_of(BankParts(bank).of(adapters, weights, space, rank, method), bank.store)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,21 +121,55 @@ class FactorParts:
 
 
 AdapterParts = FactorParts | DeltaParts
-"""What an adapter is combined from: see `adapter_parts`."""
+"""What an adapter is combined from: see `BankParts`."""
 
 
-def adapter_parts(
-    bank: AdapterBank,
-    adapters: Sequence[AdapterRecord],
-    weights: NDArray[np.float32],
-    space: str,
-    rank: int | str | None,
-    method: MergeMethod = SUM,
-) -> AdapterParts:
-    """Return what an adapter is combined from, reading no row: see `combined_tensors`."""
-    if space == "delta":
-        return delta_parts(bank, adapters, weights, rank, SilentProgress(), method)
-    return _factor_parts(bank, adapters, weights, method)
+class BankParts:
+    """What many adapters of one bank are combined from; the catalogue is asked once for what they have in common.
+
+    Parameters
+    ----------
+    bank
+        Whose catalogue nobody changes meanwhile, as within a snapshot of it.
+    """
+
+    def __init__(self, bank: AdapterBank) -> None:
+        self._bank = bank
+        self._common: FactorParts | None = None
+        self._known: dict[int, tuple[np.float32, Checksums]] = {}  # by row: ratio of scalings, checksums
+
+    def of(
+        self,
+        adapters: Sequence[AdapterRecord],
+        weights: NDArray[np.float32],
+        space: str,
+        rank: int | str | None,
+        method: MergeMethod = SUM,
+    ) -> AdapterParts:
+        """Return what an adapter is combined from, reading no row: see `combined_tensors`."""
+        if space == "delta":
+            return delta_parts(self._bank, adapters, weights, rank, SilentProgress(), method)
+        common, known = self._asked(adapters), [self._known[record.row] for record in adapters]
+        sources = replace(
+            common.sources,
+            rows=np.asarray([record.row for record in adapters], dtype=np.int64),
+            ratios=np.asarray([ratio for ratio, _ in known], dtype=np.float32),
+            checksums=np.stack([checksums for _, checksums in known]),
+        )
+        hashes = [record.row_sha256 for record in adapters]
+        return replace(common, sources=sources, weights=weights, row_sha256=hashes, method=method)
+
+    def _asked(self, adapters: Sequence[AdapterRecord]) -> FactorParts:
+        """Return what all have in common, with all rows known that are asked for; no row is ever another adapter's."""
+        lacking = [record for record in adapters if record.row not in self._known]
+        if self._common is None or lacking:
+            none = np.zeros(len(lacking), dtype=np.float32)
+            self._common = _factor_parts(self._bank, lacking, none, SUM)
+            sources = self._common.sources
+            assert sources.checksums is not None
+            for place, record in enumerate(lacking):
+                self._known[record.row] = sources.ratios[place], sources.checksums[place]
+        return self._common
 
 
 def tensors_of(

@@ -15,7 +15,7 @@ from compute.approaches.options import PredictionOptions
 from compute.approaches.weight_errors import weight_space_errors
 from compute.cluster.options import Cluster
 from compute.combination.delta_shapes import check_rank_fits
-from compute.combination.tensors import AdapterParts, adapter_parts, combined_tensors
+from compute.combination.tensors import AdapterParts, BankParts, combined_tensors
 from compute.evaluation.systems import EvaluatedAdapter, System, compared_systems
 from compute.labels.answer_labels import LabelOptions
 from compute.prediction.coefficients import compute_coefficients
@@ -76,6 +76,6 @@ def adapter_tensors(bank: AdapterBank, adapter: EvaluatedAdapter) -> tuple[dict[
     )
 
 
-def parts_of(bank: AdapterBank, adapter: EvaluatedAdapter) -> AdapterParts:
-    """Return what a worker that can read the bank's rows makes the same tensors of."""
-    return adapter_parts(bank, adapter.sources, adapter.weights, adapter.space, adapter.rank, adapter.method)
+def parts_of(parts: BankParts, adapter: EvaluatedAdapter) -> AdapterParts:
+    """Return what whoever can read the bank's rows makes the same tensors of."""
+    return parts.of(adapter.sources, adapter.weights, adapter.space, adapter.rank, adapter.method)

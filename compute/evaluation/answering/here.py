@@ -10,7 +10,8 @@ from pathlib import Path
 from bankdb.bank import AdapterBank
 from bankdb.progress import Progress
 from compute.cluster.machine import core_count
-from compute.evaluation.adapters import adapter_tensors
+from compute.combination.tensors import BankParts, tensors_of
+from compute.evaluation.adapters import parts_of
 from compute.evaluation.answering.job import Job, Refused
 from compute.generation.generate import Answers, Generator, load_generator, threads_of_torch
 from compute.generation.machine import Machine
@@ -24,7 +25,7 @@ class AnswersHere:
     """The base model, loaded into this process."""
 
     def __init__(self, bank: AdapterBank, folder: Path, machine: Machine, progress: Progress) -> None:
-        self._bank, self._machine = bank, machine
+        self._store, self._parts, self._machine = bank.store, BankParts(bank), machine
         progress.begin("load the base model", 1)
         self._generator = load_generator(
             folder,
@@ -92,7 +93,7 @@ class AnswersHere:
         try:
             if job.adapter is None:
                 return generator.answer(prompts)
-            tensors, scaling = adapter_tensors(self._bank, job.adapter)
+            tensors, scaling = tensors_of(parts_of(self._parts, job.adapter), self._store)
             return generator.answer(prompts, tensors, scaling)
         finally:
             self._free.put(generator)

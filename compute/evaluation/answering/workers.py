@@ -19,7 +19,7 @@ from bankdb.peft.layout import AdapterLayout, modules_of
 from bankdb.progress import Progress
 from compute.cluster.options import Cluster
 from compute.cluster.tasks import gpu_slots, run_tasks
-from compute.combination.tensors import AdapterParts, tensors_of
+from compute.combination.tensors import AdapterParts, BankParts, tensors_of
 from compute.evaluation.adapters import parts_of
 from compute.evaluation.answering.job import Job, Refused
 from compute.generation.generate import Answers, answer_ends, threads_of_torch
@@ -48,6 +48,7 @@ class AnswersByWorkers:
         self, bank: AdapterBank, folder: Path, settings: AnswerSettings, machine: Machine, cluster: Cluster
     ) -> None:
         self._bank, self._machine, self._cluster = bank, machine, cluster
+        self._parts, self._store = BankParts(bank), str(bank.store.path.absolute())
         self._model = ModelToKeep(
             str(folder.absolute()),
             settings.model,
@@ -101,9 +102,8 @@ class AnswersByWorkers:
 
     def arguments(self, job: Job, prompts: Prompts, threads: int) -> tuple[object, ...]:
         """Return what `answer_prompts` is given."""
-        parts = None if job.adapter is None else parts_of(self._bank, job.adapter)
-        store = self._bank.store.path.absolute()
-        return self._model, str(store), parts, prompts, job.target, threads, self._left
+        parts = None if job.adapter is None else parts_of(self._parts, job.adapter)
+        return self._model, self._store, parts, prompts, job.target, threads, self._left
 
 
 class _Tasks(Mapping[str, tuple[object, ...]]):
