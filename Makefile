@@ -134,14 +134,17 @@ $(VENV)/core.stamp: pyproject.toml
 	$(BIN)/pip install --quiet -e .
 	touch $@
 
-$(VENV)/dev.stamp: $(VENV)/core.stamp
+# One command with all that is needed, since finding what fits takes pip as long each time.
+$(VENV)/dev.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -e .[dev]
-	touch $@
+	touch $(VENV)/core.stamp $@
 
-$(VENV)/torch.stamp: $(VENV)/dev.stamp
+$(VENV)/torch.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet -e .[torch,dev]
-	touch $@
+	touch $(VENV)/core.stamp $(VENV)/dev.stamp $@
 
 $(VENV)/docs.stamp: $(VENV)/core.stamp
 	$(BIN)/pip install --quiet -e .[docs]
