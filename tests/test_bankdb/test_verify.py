@@ -337,6 +337,7 @@ def test_broken_references_within_the_database_are_found(bank: AdapterBank) -> N
     assert any(line.startswith("task000: ") and "missing" in line for line in report.damage)
 
 
+@pytest.mark.slow
 @pytest.mark.sqlite
 def test_an_overwritten_database_is_an_error_and_no_traceback(bank: AdapterBank, tmp_path: Path) -> None:
     """Wherever bytes are overwritten: an error, or damage that is named, or they were not in use."""

@@ -35,6 +35,7 @@ def run(bank: Path, *arguments: str | Path) -> click.testing.Result:
     return click.testing.CliRunner().invoke(cli, [*words, *map(str, arguments)])
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_curves_from_a_prediction_uniform_and_zero(tiny: Path, tmp_path: Path) -> None:
     some = ("--targets", NAMES[0], "--targets", NAMES[4])
@@ -71,6 +72,7 @@ def test_curves_from_a_prediction_uniform_and_zero(tiny: Path, tmp_path: Path) -
     assert zero["held_out"][:3] == [list(losses) for losses in curves.starts[-1].held_out]
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_what_determines_a_run_is_in_its_key(tiny: Path) -> None:
     words = ("--targets", NAMES[0], "--json")

@@ -126,6 +126,7 @@ def test_sizes_that_cannot_be(tiny: Path, sizes: str, message: str, status: int)
     assert message in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_a_target_without_a_test_split_is_named_at_the_end(
     tiny: Path, template: Path, tmp_path: Path
@@ -155,6 +156,7 @@ def test_a_target_without_a_test_split_is_named_at_the_end(
     assert "bank: error: no target could be evaluated" in none.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_delta_space_comes_beside_factors(tiny: Path) -> None:
     done = run(tiny, *WAYS, "--targets", NAMES[0], "--space", "delta", "--json")

@@ -33,6 +33,7 @@ def told(result: Result) -> set[str]:
     return {name for name in FITTED if any(f"{name} (at least {FITTED[name]})" in line for line in lines)}
 
 
+@pytest.mark.slow
 def test_a_report(small: tuple[Path, int], tmp_path: Path) -> None:
     bank, number = small
     done = run(bank, "report", "--out", tmp_path / "page.html")

@@ -154,6 +154,7 @@ def chunk_bytes(path: Path) -> int:
     return item * sum(rows * columns for rows, columns in zip(covered[::2], covered[1::2], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budget", "weight_errors"), [(1 << 30, True), (24 << 20, False)])
 def test_a_run_does_what_was_forecast(
     opened: AdapterBank,
@@ -437,6 +438,7 @@ def test_rates_lack_a_metric(tmp_path: Path) -> None:
     assert "expected one of jensen-shannon, found mmd" in run(*sizes, status=2).stderr
 
 
+@pytest.mark.slow
 def test_measured_rates_are_this_machines(opened: AdapterBank, tmp_path: Path) -> None:
     opened.close()
     before = files_of(opened.path)

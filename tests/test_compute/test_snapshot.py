@@ -90,6 +90,7 @@ def errors(bank: AdapterBank, progress: Any) -> list[Any]:
     return list(made.relative_error.tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["further", "replaced"])
 @pytest.mark.parametrize(
     ("command", "stage"),

@@ -66,6 +66,7 @@ def test_reads_what_zarr_wrote(
     assert np.array_equal(out.view(np.uint32), stored[row, start:stop].view(np.uint32))
 
 
+@pytest.mark.slow
 @SOME
 @given(shapes, dtypes)
 def test_zarr_reads_what_it_wrote(tmp_path: Path, shape: tuple[int, ...], dtype: str) -> None:

@@ -156,6 +156,7 @@ def test_every_form_is_predicted_for_like_the_plain_one(place: Path) -> None:
     assert len(weights) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -157,6 +157,7 @@ def test_dtype_rounds_the_numbers_of_both(tiny_bank: Path, data: Path, tmp_path:
         check_same_weights(out / "adapter.gguf", out)
 
 
+@pytest.mark.slow
 def test_all_predictions(tiny_bank: Path, tmp_path: Path) -> None:
     bank, out = tmp_path / "bank", tmp_path / "out"
     shutil.copytree(tiny_bank, bank)

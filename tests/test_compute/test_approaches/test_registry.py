@@ -229,6 +229,7 @@ def test_it_is_evaluated_by_weights(bank: AdapterBank) -> None:
     assert "blend" in {row["approach"] for row in every}
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.usefixtures("blend")
 def test_it_is_evaluated_by_generation(tmp_path: Path) -> None:
@@ -485,6 +486,7 @@ def test_an_approach_may_have_a_network_of_its_own(bank: AdapterBank, newdata: P
         registry.unregister("narrow")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["cross-fitted", "published"])
 @pytest.mark.parametrize("leave_out", ["adapter", "group"])
 def test_a_network_that_is_not_kept_is_the_one_that_is(

@@ -86,6 +86,7 @@ def test_each_row_has_the_setting_that_is_best_for_the_others(groups: int | None
         assert_allclose(weights[row], expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

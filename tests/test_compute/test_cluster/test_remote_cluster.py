@@ -193,6 +193,7 @@ def test_a_changed_line_in_any_folder_is_other_code(tmp_path: Path, changed: str
     assert done.stdout.strip() != workers.code_digest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "version", "message"),
     [

@@ -203,6 +203,7 @@ def test_groups_count_where_they_are_drawn_whole() -> None:
         assert (found.units, found.has_bounds) == (groups, told)
 
 
+@pytest.mark.slow
 def test_below_ten_an_interval_holds_the_mean_less_often_than_it_says() -> None:
     """Why it is not told: of 1,000 samples of a normal distribution, of as many targets."""
     rng = np.random.default_rng(0)

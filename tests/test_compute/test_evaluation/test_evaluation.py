@@ -214,6 +214,7 @@ class Halved(EvaluatedSystem):
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_a_class_and_a_line_make_a_system(
     tiny: AdapterBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -249,6 +250,7 @@ def test_a_class_and_a_line_make_a_system(
     assert "half of the own adapter" in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_both_commands_show_the_same_figures(tiny: AdapterBank, tmp_path: Path) -> None:
     """Mean and standard deviation over targets, with n - 1, on the screen and on the page."""

@@ -120,6 +120,7 @@ def losses_one_by_one(
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leave_out", ["adapter", "group"])
 def test_the_choice_is_that_of_a_loop_over_all_candidates(tiny: AdapterBank, leave_out: str) -> None:
     import torch
@@ -185,6 +186,7 @@ def test_kept_losses_need_no_torch(tiny: AdapterBank, monkeypatch: pytest.Monkey
         coefficients(tiny, dataclasses.replace(WAY, examples=5), labels=ONE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["seed", "examples", "model", "dtype"])
 def test_what_changes_the_choice_is_part_of_what_it_is_kept_under(
     tiny: AdapterBank, losses: list[str], tmp_path: Path, changed: str

@@ -103,6 +103,7 @@ def test_values_are_those_of_the_definition(
     assert_allclose(made.values(), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(points=POINTS, seed=st.integers(0, 999), in_order=st.booleans())
 def test_gradient_is_that_of_the_dense_way(points: np.ndarray, seed: int, in_order: bool) -> None:
