@@ -95,14 +95,14 @@ class PublishedProgress:
     """
 
     def __init__(self, shown: Progress) -> None:
-        self._shown, self._told = shown, list[Told]()
+        self._shown, self._told = shown, dict[str, Told]()
         self._begun, self._lock = time.time(), threading.Lock()
         self._stages: deque[_Stage] = deque(maxlen=_KEPT)
         self._notes: deque[str] = deque(maxlen=_KEPT)
 
-    def tell(self, told: Told) -> None:
-        """Tell somebody now, and whenever the state changes."""
-        self._told.append(told)
+    def tell(self, name: str, told: Told) -> None:
+        """Tell somebody now, and whenever the state changes; whoever was told under that name before is not."""
+        self._told[name] = told
         told(True)
 
     def state(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class PublishedProgress:
                 self._stages[-1].ended = time.time()
 
     def _changed(self, *, whole: bool = False) -> None:
-        for told in self._told:
+        for told in list(self._told.values()):
             told(whole)
 
 

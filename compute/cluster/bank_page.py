@@ -52,7 +52,7 @@ def publish(progress: Progress, client: Client) -> None:
             sent = time.monotonic()
             connected.loop.add_callback(send, progress.state())
 
-    progress.tell(changed)
+    progress.tell(client.id, changed)  # of a client that several workflows are given, once
 
 
 class BankPage(RequestHandler):

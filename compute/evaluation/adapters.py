@@ -15,7 +15,7 @@ from compute.approaches.options import PredictionOptions
 from compute.approaches.weight_errors import weight_space_errors
 from compute.cluster.options import Cluster
 from compute.combination.delta_shapes import check_rank_fits
-from compute.combination.tensors import AdapterParts, BankParts, combined_tensors
+from compute.combination.tensors import AdapterParts, BankParts, tensors_of
 from compute.evaluation.systems import EvaluatedAdapter, System, compared_systems
 from compute.labels.answer_labels import LabelOptions
 from compute.prediction.coefficients import compute_coefficients
@@ -71,9 +71,7 @@ def adapter_tensors(bank: AdapterBank, adapter: EvaluatedAdapter) -> tuple[dict[
     BankFormatError
         A row that is needed is damaged.
     """
-    return combined_tensors(
-        bank, adapter.sources, adapter.weights, adapter.space, adapter.rank, adapter.method
-    )
+    return tensors_of(parts_of(BankParts(bank), adapter), bank.store)
 
 
 def parts_of(parts: BankParts, adapter: EvaluatedAdapter) -> AdapterParts:

@@ -15,7 +15,9 @@ from bankdb.sources.downloads.session import transport_errors
 
 # Bytes of a body from which on it is worth a connection of its own: it is not used again.
 _LARGE = 4 << 20
-_AT_ONCE = 1 << 20
+# Bytes of the pieces of such a body; to write and hash at once: each time other threads get the interpreter, and have
+# to give it back.
+AT_ONCE = 1 << 20
 
 
 def body(response: Any, *, direct: bool = True) -> Iterator[bytes | memoryview]:
@@ -56,7 +58,7 @@ def _connection(response: Any) -> socket.socket | None:
 def _read(connection: socket.socket, left: int) -> Iterator[memoryview]:
     from huggingface_hub import constants
 
-    buffer = memoryview(bytearray(_AT_ONCE))
+    buffer = memoryview(bytearray(AT_ONCE))
     try:
         connection.settimeout(constants.HF_HUB_DOWNLOAD_TIMEOUT)
         while left > 0:

@@ -17,15 +17,13 @@ from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
 
 from bankdb.errors import FileSystemError, SourceError
-from bankdb.sources.downloads.body import body
+from bankdb.sources.downloads.body import AT_ONCE, body
 from bankdb.sources.downloads.cache import Content, RepositoryCache, content_of
 from bankdb.sources.downloads.session import HubSession, transport_errors
 
 _RANGE = re.compile(r"bytes (?P<start>\d{1,18})-\d+/(?P<size>\d{1,18}|\*)")
 # A file of at most so many bytes is held in memory until it is whole: it needs no lock, and no place to go on from.
 _SMALL = 1 << 16
-# Bytes that are written and hashed at once: each time other threads get the interpreter, and have to give it back.
-_AT_ONCE = 1 << 20
 # A file whose size nobody states may have so many bytes.
 _LARGEST_UNSTATED = 1 << 30
 # How often a file is asked for from another place in it, as no connection that breaks would have it.
@@ -281,11 +279,11 @@ class _Download:
             for piece in body(response, direct=self._session.reads_connections):
                 if received.size + len(held) + len(piece) > most:
                     raise _DamagedError(self._unlike(content, f"more than {most} bytes"))
-                if len(piece) >= _AT_ONCE and not held:
+                if len(piece) >= AT_ONCE and not held:
                     self._keep(piece, out)
                     continue
                 held += piece
-                if len(held) >= _AT_ONCE:
+                if len(held) >= AT_ONCE:
                     whole, held = held, bytearray()
                     self._keep(whole, out)
         finally:

@@ -53,7 +53,8 @@ def test_the_newest_run_is_first() -> None:
 def test_a_state_is_what_was_shown() -> None:
     shown = RecordedProgress()
     progress, told = PublishedProgress(shown), list[bool]()
-    progress.tell(told.append)
+    progress.tell("one", lambda whole: told.append(not whole))
+    progress.tell("one", told.append)
     progress.begin("gram", 3)
     progress.advance(2)
     progress.received(10, 20)
@@ -66,7 +67,7 @@ def test_a_state_is_what_was_shown() -> None:
         ("distances", 0, 1, 0),
     ]
     assert state["notes"] == ["a line"]
-    assert told == [True, True, False, False, True, True, True]
+    assert told == [False, True, True, False, False, True, True, True]
     assert list(shown.stages) == ["gram", "distances"]
 
 
