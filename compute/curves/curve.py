@@ -13,41 +13,28 @@ import numpy as np
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankError, DatasetError, ParameterError
 from bankdb.progress import Progress, SilentProgress
-from bankdb.records import AdapterRecord, now, published
+from bankdb.records import AdapterRecord, GenerationKey, GenerationRecord, now, published
 from bankdb.snapshot import of_one_snapshot
 from compute.approaches.options import PredictionOptions
 from compute.cluster.client import open_cluster
-from compute.cluster.machine import core_count
-from compute.cluster.options import ClusterLike
+from compute.cluster.options import Cluster, ClusterLike
+from compute.curves.here import TrainingHere
 from compute.curves.records import CurveStart, LearningCurves, Scores, store_curves
-from compute.curves.runs import (
-    Task,
-    TrainingRun,
-    TrainingSettings,
-    answer_key,
-    stored_run,
-    train_and_answer,
-)
-from compute.evaluation.adapters import adapter_tensors, evaluated_adapters, made_of
-from compute.evaluation.answering.job import Job
+from compute.curves.runs import TrainingRun, TrainingSettings, answer_key, store_run, stored_run
+from compute.curves.training import RunPlan, Training, TrainingJob
+from compute.curves.workers import TrainingByWorkers
+from compute.evaluation.adapters import evaluated_adapters, made_of
+from compute.evaluation.answering.job import Job, Refused
 from compute.evaluation.answering.missing import generate_missing
 from compute.evaluation.evaluate import EvaluationOptions, chosen_targets, test_splits
 from compute.evaluation.scores import exact_match, rouge_l
 from compute.evaluation.systems import System, evaluated_ways
 from compute.finetuning.examples import TrainingExamples, training_examples
 from compute.finetuning.options import LEARNING_RATE, ZERO
-from compute.finetuning.start import bank_form
-from compute.finetuning.trainer import Trainer, untrained
 from compute.generation.base_model import model_folder
-from compute.generation.generate import (
-    check_extra,
-    chosen_device,
-    load_generator,
-    load_model,
-    threads_of_torch,
-)
-from compute.generation.labelled import answer_end, check_labelled
-from compute.generation.prompts import encode_prompts
+from compute.generation.generate import check_extra
+from compute.generation.labelled import answer_end
+from compute.generation.prompts import Prompts, encode_prompts
 from compute.generation.settings import answer_settings
 from compute.labels.examples import readings_of, training_split
 
@@ -111,6 +98,9 @@ def learning_curves(
         `adapter`, `group` or `both`, in place of what the ways say.
     baseline
         Also train from `uniform`, with the same left out.
+    cluster
+        Where distances are computed: options, a `distributed.Client`, or None. Runs are trained and answered there too
+        where workers were asked for: by a scheduler, a client, or their number; else in this process.
 
     Raises
     ------
@@ -126,7 +116,13 @@ def learning_curves(
         raise ParameterError("space: factors are trained here, found delta; leave it out")
     if baseline:
         starts = list(dict.fromkeys([*starts, *(replace(way, approach="uniform") for way in _plain(starts))]))
-    return _Curves(bank, starts, options, cluster, progress).measured()
+    with open_cluster(cluster, progress, bank.store.path) as workers:
+        curves = _Curves(bank, starts, options, workers, progress)
+        if workers.asked:
+            curves.complete(workers)
+    if not workers.asked:  # this process reads the base model once
+        curves.complete()
+    return curves.measured()
 
 
 def _plain(ways: Sequence[PredictionOptions]) -> list[PredictionOptions]:
@@ -142,7 +138,7 @@ class _Curves:
         bank: AdapterBank,
         ways: Sequence[PredictionOptions],
         options: CurveOptions,
-        cluster: ClusterLike,
+        cluster: Cluster,
         progress: Progress,
     ) -> None:
         self._bank, self._options, self._progress = bank, options, progress
@@ -157,8 +153,7 @@ class _Curves:
             evaluation.machine.dtype,
             progress,
         )
-        with open_cluster(cluster, progress, bank.store.path) as workers:
-            self._systems, self._rows = evaluated_adapters(bank, ways, workers, progress)
+        self._systems, self._rows = evaluated_adapters(bank, ways, cluster, progress)
         self._training = TrainingSettings(
             self._settings.model,
             self._settings.tokenizer,
@@ -171,19 +166,24 @@ class _Curves:
         self._starts = [system for system in self._systems if system.leave_out is not None]
         self._starts += [system for system in self._systems if system.approach == "base" and options.zero]
 
-    def measured(self) -> LearningCurves:
-        """Generate and train what is missing, and score all."""
+    def complete(self, cluster: Cluster | None = None) -> None:
+        """Generate and train what is missing, by workers or, where None, in this process; keep it as it comes."""
+        evaluation = self._options.evaluation
         self._failed |= generate_missing(
             self._bank,
             self._jobs(),
             self._folder,
             self._settings,
-            self._options.evaluation.machine,
+            evaluation.machine,
             self._progress,
+            cluster,
         )
-        missing = [pair for pair in self._pairs() if not self._is_kept(*pair)]
+        missing = self._missing()
         if missing:
-            self._train(missing)
+            self._keep(missing, self._training_by(cluster))
+
+    def measured(self) -> LearningCurves:
+        """Score what is kept by now, and store the curves."""
         evaluated = [record for record in self._targets if record.name not in self._failed]
         if not evaluated:
             reasons = "; ".join(list(self._failed.values())[:2])
@@ -191,6 +191,15 @@ class _Curves:
         found = self._record(evaluated)
         store_curves(self._bank, found)
         return found
+
+    def _training_by(self, cluster: Cluster | None) -> Training:
+        options, bank = self._options, self._bank
+        machine = options.evaluation.machine
+        if cluster is None:
+            return TrainingHere(bank, self._folder, machine, options.dtype, options.learning_rate)
+        return TrainingByWorkers(
+            bank, self._folder, self._settings.model, machine, options.dtype, options.learning_rate, cluster
+        )
 
     def _read_examples(self) -> dict[str, TrainingExamples]:
         end = answer_end(self._bank.tokenizer, self._settings.ends, self._folder)
@@ -248,55 +257,63 @@ class _Curves:
             return False
         return all(self._find(start, key, step, name) is not None for step in self._options.steps)
 
+    def _place(self, start: str, key: str, step: int, name: str) -> GenerationKey:
+        return answer_key(key, start, step, self._splits[name].sha256, self._settings.sha256)
+
     def _find(self, start: str, key: str, step: int, name: str) -> Any:
-        place = answer_key(key, start, step, self._splits[name].sha256, self._settings.sha256)
-        return self._bank.generations.find(place)
+        return self._bank.generations.find(self._place(start, key, step, name))
 
-    def _train(self, missing: Sequence[tuple[System, str]]) -> None:
-        import torch
+    def _missing(self) -> list[TrainingJob]:
+        """The runs that are not kept whole; each is done once, whichever starts are the same."""
+        found: dict[str, TrainingJob] = {}
+        for system, name in self._pairs():
+            if self._is_kept(system, name):
+                continue
+            try:
+                prompts = encode_prompts(self._bank.tokenizer, self._splits[name], name)
+            except DatasetError as error:
+                self._failed[name] = str(error)
+                continue
+            job = self._job(system, name, prompts)
+            found[job.plan.key] = job
+        return list(found.values())
 
-        bank, options, progress = self._bank, self._options, self._progress
-        machine = options.evaluation.machine
-        progress.begin("load the base model, to answer and to train", 1)
-        generator = load_generator(
-            self._folder,
-            bank.layout,
-            bank.tokenizer,
-            device=machine.device,
-            dtype=machine.dtype,
-            batch_size=machine.batch_size,
-        )
-        model = load_model(self._folder, getattr(torch, options.dtype)).to(chosen_device(machine.device))
-        trainer = Trainer(model, bank_form(bank), bank.record.task_type, options.learning_rate)
-        progress.end()
-        progress.begin("train and answer, runs", len(missing))
-        with threads_of_torch(machine.threads or core_count()):
-            for system, name in missing:
-                self._train_one(system, name, trainer, generator, model)
-                progress.advance()
-        progress.end()
-
-    def _train_one(self, system: System, name: str, trainer: Trainer, generator: Any, model: Any) -> None:
-        bank, split = self._bank, self._splits[name]
-        adapter = self._rows[name][system.name]
-        try:
-            check_labelled(model, [*self._examples[name].training, *self._examples[name].held_out], name)
-            prompts = encode_prompts(bank.tokenizer, split, name)
-        except DatasetError as error:
-            self._failed[name] = str(error)
-            return
-        task = Task(
+    def _job(self, system: System, name: str, prompts: Prompts) -> TrainingJob:
+        options = self._options
+        start, key = self._run(system, name)
+        answers = {
+            step: self._place(start, key, step, name)
+            for step in options.steps
+            if self._find(start, key, step, name) is None
+        }
+        plan = RunPlan(
+            key,
             name,
-            made_of(adapter, self._scaling),
-            untrained(bank.layout, self._options.seed)
-            if adapter is None
-            else bank.layout.flatten(adapter_tensors(bank, adapter)[0]),
             self._examples[name],
             prompts,
-            split.sha256,
-            self._settings.sha256,
+            options.steps,
+            tuple(answers),
+            options.batch_size,
+            options.seed,
+            self._scaling,
         )
-        train_and_answer(bank, task, self._options.steps, self._training, trainer, generator)
+        shown = ZERO if system.approach == "base" else system.name
+        return TrainingJob(plan, shown, self._rows[name][system.name], answers)
+
+    def _keep(self, jobs: Sequence[TrainingJob], training: Training) -> None:
+        """Keep answers as they come, and each run when all of its answers are kept."""
+        bank = self._bank
+        for job, found in training.found(jobs, self._progress):
+            if isinstance(found, Refused):
+                self._failed[job.plan.target] = found.reason
+            elif isinstance(found, TrainingRun):
+                store_run(bank, found)
+            else:
+                texts = tuple(bank.tokenizer.decode(ids) for ids in found.ids)
+                record = GenerationRecord(
+                    job.answers[found.step], texts, job.plan.prompts.new_tokens, found.seconds
+                )
+                bank.generations.keep(record)
 
     def _record(self, evaluated: Sequence[AdapterRecord]) -> LearningCurves:
         own = next(system for system in self._systems if system.approach == "own")

@@ -1,11 +1,9 @@
-"""One training run of a learning curve: trained once, its answers and losses kept in the bank."""
+"""What a training run of a learning curve found out, and what that is kept under."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,8 @@ from typing import Any
 from bankdb.arrays.durable import write_whole
 from bankdb.bank import AdapterBank
 from bankdb.errors import BankFormatError, one_line
-from bankdb.records import GenerationKey, GenerationRecord
+from bankdb.records import GenerationKey
 from bankdb.strict_json import parse_object
-from compute.evaluation.adapters import BASE_SHA256
-from compute.finetuning.examples import TrainingExamples
-from compute.finetuning.schedule import is_checked, plan_batches
-from compute.finetuning.trainer import Trainer, Vector
-from compute.generation.generate import Generator
-from compute.generation.prompts import Prompts
 
 FOLDER = "curves"
 # Raised when a change of the code changes what is trained.
@@ -82,75 +74,9 @@ class TrainingRun:
         return min((loss, int(step)) for step, loss in self.held_out.items() if int(step) <= steps)[1]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Task:
-    """A target's examples, test prompts and starting adapter.
-
-    Attributes
-    ----------
-    start_sha256
-        Hash of what the start was made of; that of the base model for a start from zero.
-    vector
-        float32, shape (p,): the start in the bank's layout and scaling.
-    """
-
-    target: str
-    start_sha256: str
-    vector: Vector
-    examples: TrainingExamples
-    prompts: Prompts
-    test_sha256: str
-    settings_sha256: str
-
-
 def answer_key(run: str, start: str, step: int, test: str, settings: str) -> GenerationKey:
     """What the answers after a number of steps are kept under; those of the start as any evaluation keeps them."""
     return GenerationKey(start if step == 0 else _sha256([run, step]), test, settings)
-
-
-def train_and_answer(
-    bank: AdapterBank,
-    task: Task,
-    steps: Sequence[int],
-    settings: TrainingSettings,
-    trainer: Trainer,
-    generator: Generator,
-) -> None:
-    """Train to the last of `steps`, and let the adapter after each of them answer; keep answers, then the run."""
-    key = settings.run_sha256(task.start_sha256, task.examples.sha256)
-    run, vectors = _train(key, task, steps, settings, trainer)
-    scaling = bank.record.scaling
-    assert scaling is not None, "a bank with adapters has a scaling"
-    for step in steps:
-        place = answer_key(key, task.start_sha256, step, task.test_sha256, task.settings_sha256)
-        if bank.generations.find(place) is not None:
-            continue
-        nothing = step == 0 and task.start_sha256 == BASE_SHA256
-        tensors = None if nothing else trainer.layout.unflatten(vectors[step])
-        answers = generator.answer(task.prompts, tensors, scaling)
-        bank.generations.keep(
-            GenerationRecord(place, answers.texts, task.prompts.new_tokens, answers.seconds)
-        )
-    store_run(bank, run)
-
-
-def _train(
-    key: str, task: Task, steps: Sequence[int], settings: TrainingSettings, trainer: Trainer
-) -> tuple[TrainingRun, dict[int, Vector]]:
-    examples, last = task.examples, max(steps)
-    trainer.begin(task.vector)
-    vectors, losses = {0: task.vector}, []
-    held_out = {"0": trainer.loss(examples.held_out)}
-    seconds = 0.0
-    for batch in plan_batches(len(examples.training), settings.batch_size, last, settings.seed):
-        started = time.perf_counter()
-        losses.append(trainer.step([examples.training[place] for place in batch]))
-        seconds += time.perf_counter() - started
-        if trainer.steps in steps:
-            vectors[trainer.steps] = trainer.vector()
-        if trainer.steps in steps or is_checked(trainer.steps, last):
-            held_out[str(trainer.steps)] = trainer.loss(examples.held_out)
-    return TrainingRun(key, tuple(losses), held_out, seconds), vectors
 
 
 def run_path(bank: AdapterBank, key: str) -> Path:

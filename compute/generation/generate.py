@@ -33,6 +33,8 @@ Choose: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 
+# Models are loaded one at a time: transformers patches torch's own functions meanwhile, for all threads.
+_loading = threading.Lock()
 # Of `threads_of_torch`.
 _turn = threading.Lock()
 _limited = _before = 0
@@ -308,7 +310,7 @@ def answering_model(folder: Path, *, device: str = "auto", dtype: str = "float32
 def load_model(folder: Path, dtype: torch.dtype) -> Any:
     """Return the base model on the CPU, as it is trained or answers. Raises BankError if it cannot be loaded whole."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    with quiet_loggers("transformers"):
+    with _loading, quiet_loggers("transformers"):
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 

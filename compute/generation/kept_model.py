@@ -84,13 +84,21 @@ def _loaded(asked: ModelToKeep) -> _Kept:
     with _turn:
         if _kept is None or _kept.asked != asked:
             _kept = None  # before another is loaded: there may be room for one
-            generator = Generator(_checked(asked), None, asked.ends, asked.batch_size)
+            model = answering_model(checked_folder(asked), device=asked.device, dtype=asked.dtype)
+            generator = Generator(AdaptedModel(model, asked.layout), None, asked.ends, asked.batch_size)
             _kept = _Kept(asked, generator)
             _kept.free.put(generator)
         return _kept
 
 
-def _checked(asked: ModelToKeep) -> AdaptedModel:
+def checked_folder(asked: ModelToKeep) -> Path:
+    """Return the base model's folder, if this process finds the files there that were asked for.
+
+    Raises
+    ------
+    ModelNotFoundError
+        This process finds no such files, or others.
+    """
     folder = Path(asked.folder)
     if not folder.is_dir():
         raise ModelNotFoundError(
@@ -101,7 +109,7 @@ def _checked(asked: ModelToKeep) -> AdaptedModel:
         raise ModelNotFoundError(
             f"expected the client's base model in {folder}, found other files; copy the client's there"
         )
-    return AdaptedModel(answering_model(folder, device=asked.device, dtype=asked.dtype), asked.layout)
+    return folder
 
 
 def _free(kept: _Kept) -> Generator:

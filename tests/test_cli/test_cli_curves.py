@@ -31,7 +31,7 @@ def tiny(template: Path, tmp_path: Path) -> Path:
 
 
 def run(bank: Path, *arguments: str | Path) -> click.testing.Result:
-    words = ["evaluate", "--bank", str(bank), "--workers", "1", "--threads", "1", "--model", str(BASE)]
+    words = ["evaluate", "--bank", str(bank), "--threads", "1", "--model", str(BASE)]
     return click.testing.CliRunner().invoke(cli, [*words, *map(str, arguments)])
 
 

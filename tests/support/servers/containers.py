@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
+# Where Debian has what podman itself calls.
+PODMAN = Path("/usr/lib/podman")
 KEPT = ROOT / "build" / "containers"
 BASE = "localhost/base:tests"
 IMAGE = "localhost/lora-bank:0.2.0"
@@ -68,10 +70,13 @@ class Podman:
         most = {name: min(resource.getrlimit(kind)[1] % 2**31, 4096) for name, kind in limits.items()}
         ulimits = ", ".join(f'"{name}={value}:{value}"' for name, value in most.items())
         # crun refuses a machine with both versions of control groups.
-        unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+        runtime = "crun" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "runc"
+        lacking = [name for name in (runtime, "debootstrap", "iptables") if shutil.which(name) is None]
+        lacking += [name for name in ("netavark", "aardvark-dns") if not (PODMAN / name).exists()]
+        assert not lacking, f"expected Debian's packages {', '.join(lacking)}, which are not installed"
         (self.folder / "containers.conf").write_text(
             f"[containers]\ndefault_ulimits = [{ulimits}]\n"
-            f'[engine]\nruntime = "{"crun" if unified else "runc"}"\ncgroup_manager = "cgroupfs"\n'
+            f'[engine]\nruntime = "{runtime}"\ncgroup_manager = "cgroupfs"\n'
             f'events_logger = "file"\ntmp_dir = "{self.folder / "libpod"}"\n[network]\nnetwork_backend = "netavark"\n'
             f'network_config_dir = "{self.folder / "networks"}"\n'
         )

@@ -8,11 +8,9 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from distributed import Client, LocalCluster
 
 from bankdb.bank import AdapterBank
 from bankdb.errors import ComputeError, PlanError
@@ -29,6 +27,7 @@ from compute.generation.machine import Machine
 from compute.generation.prompts import Prompts
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.tiny_bank import BASE, NAMES, copy_pairs, make_bank
+from tests.support.servers.thread_workers import thread_workers
 
 pytestmark = pytest.mark.torch
 
@@ -72,16 +71,6 @@ def by_client(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Texts
     path = shutil.copytree(template, tmp_path_factory.mktemp("client") / "bank")
     with AdapterBank.open(path) as bank:
         return texts(bank, evaluate(bank, WAYS, OPTIONS, cluster=ClusterOptions()))
-
-
-@contextmanager
-def thread_workers(workers: int = 2, **options: object) -> Iterator[Client]:
-    """Somebody else's cluster, in threads of this process."""
-    with (
-        LocalCluster(n_workers=workers, processes=False, dashboard_address=None, **options) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
 
 
 @pytest.mark.faults
