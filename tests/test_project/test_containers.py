@@ -16,8 +16,8 @@ import pytest
 from compute.prediction.predict_all import predict_all
 from tests.support.banks.stored_files import digests
 from tests.support.banks.tiny_bank import BASE, NAMES, copy_pairs, make_bank
+from tests.support.clusters.dask_processes import free_port
 from tests.support.servers.containers import IMAGE, Podman
-from tests.support.servers.dask_processes import free_port
 
 pytestmark = pytest.mark.container
 

@@ -21,8 +21,8 @@ import pytest
 
 from tests.support.banks.stored_files import copy_bank, digests
 from tests.support.banks.synthetic_bank import layout_of, zipf_bank
-from tests.support.servers.dask_processes import wait_until
-from tests.support.servers.slurm_cluster import SlurmCluster, running_cluster
+from tests.support.clusters.dask_processes import wait_until
+from tests.support.clusters.slurm_cluster import SlurmCluster, running_cluster
 
 pytestmark = pytest.mark.slurm
 

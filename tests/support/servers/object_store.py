@@ -25,7 +25,7 @@ from pathlib import Path
 from unittest import mock
 from urllib.parse import SplitResult, urlsplit
 
-from tests.support.servers.dask_processes import free_port, wait_until
+from tests.support.clusters.dask_processes import free_port, wait_until
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",

@@ -27,7 +27,7 @@ from compute.prediction.predict_all import PredictedBank
 from tests.support.banks.malformed_adapters import BASE_MODEL
 from tests.support.banks.small_bank import ingest_folder
 from tests.support.banks.stored_rows import predict_all_stored
-from tests.support.servers.dask_processes import DaskProcesses
+from tests.support.clusters.dask_processes import DaskProcesses
 from tests.support.servers.object_store import MortalServer, Proxy, reached_at
 
 pytestmark = pytest.mark.faults

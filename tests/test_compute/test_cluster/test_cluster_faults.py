@@ -28,7 +28,7 @@ from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.stored_files import copy_bank, digests
 from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import SyntheticBank, layout_of, zipf_bank
-from tests.support.servers.dask_processes import ROOT, DaskProcesses, wait_until
+from tests.support.clusters.dask_processes import ROOT, DaskProcesses, wait_until
 
 pytestmark = pytest.mark.faults
 

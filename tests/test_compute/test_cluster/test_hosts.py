@@ -19,7 +19,7 @@ import pytest
 from bankdb.bank import AdapterBank
 from compute.prediction.matrices import distances
 from compute.prediction.predict_all import predict_all
-from tests.support.servers.dask_processes import (
+from tests.support.clusters.dask_processes import (
     ROOT,
     Certificates,
     DaskProcesses,

@@ -30,7 +30,7 @@ from compute.cluster.tasks import run_tasks
 from compute.metrics.registry import get_metric
 from compute.pairwise.matrix import distance_matrices
 from tests.support.banks.recorded_progress import RecordedProgress
-from tests.support.servers.dask_processes import ROOT, Certificates, DaskProcesses, make_certificates
+from tests.support.clusters.dask_processes import ROOT, Certificates, DaskProcesses, make_certificates
 
 
 @pytest.fixture(scope="module")

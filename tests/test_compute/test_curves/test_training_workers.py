@@ -28,7 +28,7 @@ from compute.generation.kept_model import ModelNotFoundError, ModelToKeep
 from compute.generation.machine import Machine
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.tiny_bank import BASE, NAMES, copy_pairs, make_bank
-from tests.support.servers.thread_workers import thread_workers
+from tests.support.clusters.thread_workers import thread_workers
 
 pytestmark = pytest.mark.torch
 
@@ -135,6 +135,7 @@ def test_examples_that_the_model_has_no_room_for_are_named(template: Path, tmp_p
     assert "the base model has 256 positions" in curves.failures[TARGETS[0]]
 
 
+@pytest.mark.slow
 def test_a_model_without_room_twice_is_refused(tiny: AdapterBank) -> None:
     """Answers fit the share of a worker, to train beside them does not."""
     with pytest.raises(PlanError, match=r"train and answer: .* GiB .* share .* GiB; .* --train-batch-size"):

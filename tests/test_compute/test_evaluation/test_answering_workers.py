@@ -27,7 +27,7 @@ from compute.generation.machine import Machine
 from compute.generation.prompts import Prompts
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.tiny_bank import BASE, NAMES, copy_pairs, make_bank
-from tests.support.servers.thread_workers import thread_workers
+from tests.support.clusters.thread_workers import thread_workers
 
 pytestmark = pytest.mark.torch
 

@@ -21,8 +21,8 @@ from bankdb.bank import AdapterBank
 from bankdb.verify import verify
 from tests.support.banks.stored_files import copy_bank, digests
 from tests.support.banks.synthetic_bank import SyntheticBank, layout_of, zipf_bank
+from tests.support.clusters.dask_processes import DaskProcesses
 from tests.support.faults.compute_driver import ComputeServer
-from tests.support.servers.dask_processes import DaskProcesses
 
 pytestmark = pytest.mark.faults
 

@@ -18,7 +18,7 @@ from bankdb.verify import verify
 from cli.main import cli
 from compute.cluster.options import ClusterOptions
 from tests.support.banks.recorded_progress import RecordedProgress
-from tests.support.servers.dask_processes import DaskProcesses
+from tests.support.clusters.dask_processes import DaskProcesses
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.servers.dask_processes import free_port, wait_until
+from tests.support.clusters.dask_processes import free_port, wait_until
 
 CPUS, MEGABYTES = 2, 8192
 # Without control groups, which need systemd; SIGKILL follows SIGTERM after KillWait seconds.
