@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from bankdb.errors import AdapterError, BankFormatError, one_line
 from bankdb.gguf.base_model import BaseModel
 from bankdb.gguf.placement import Placed, placed_modules
+from bankdb.peft.header import numpy_dtype
 from bankdb.peft.layout import AdapterLayout
-from bankdb.peft.weights import DTYPES, WEIGHTS_NAME, safetensors_start
+from bankdb.peft.weights import WEIGHTS_NAME, safetensors_start
 
 GGUF_NAME, MODELFILE_NAME = "adapter.gguf", "Modelfile"
 _FLOAT32 = np.dtype("<f4")
@@ -94,7 +95,7 @@ def tensors_beside(layout: AdapterLayout, dtype: str) -> Callable[[Path], dict[s
 
     def read(path: Path) -> dict[str, NDArray[Any]]:
         weights = path.with_name(WEIGHTS_NAME)
-        start, kind = safetensors_start(layout, dtype), DTYPES[dtype]
+        start, kind = safetensors_start(layout, dtype), numpy_dtype(dtype)
         with weights.open("rb") as file:
             if (
                 file.read(len(start)) != start

@@ -12,15 +12,20 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bankdb.errors import AdapterError, listed, one_line
 from bankdb.strict_json import parse_object
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MOST_HEADER_BYTES, _MOST_VALUES = 32 * 2**20, 2_000_000  # some 200,000 tensors; parsing them takes memory
 _LONGEST_NAME, _MOST_DIMENSIONS = 500, 8
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of a value, by the name of its dtype."""
 _STORED_AS = "stored_as"
 _SAVE_AGAIN = "copy the file again, or save the adapter again with PEFT"
 # How other files begin that are found under this name, told apart when the length makes no sense.
@@ -29,6 +34,20 @@ _FOREIGN = {
     b"\x80\x02": "a pickle",
     b"version ": "a Git LFS pointer (run 'git lfs pull')",
 }
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return a dtype of `DTYPES`, little-endian.
+
+    NumPy has no bfloat16 of its own. What brings it takes most of a second to import, and few adapters have it.
+    """
+    import numpy as np
+
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype({"float32": "<f4", "float16": "<f2"}[name])
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,18 +23,21 @@ from bankdb.errors import AdapterError, BankFormatError, one_line
 from bankdb.peft.config import CONFIG_NAME, AdapterConfig, read_config
 from bankdb.peft.conversion.conversion import Conversion, conversion_to
 from bankdb.peft.conversion.source_layout import SourceLayout, check_idle, source_layout
-from bankdb.peft.header import TensorEntry, check_data_bytes, parse_header, read_header, renamed_header
+from bankdb.peft.header import (
+    DTYPES,
+    TensorEntry,
+    check_data_bytes,
+    numpy_dtype,
+    parse_header,
+    read_header,
+    renamed_header,
+)
 from bankdb.peft.layout import AdapterLayout, TensorSpec
 from bankdb.peft.names import tensor_names
 from bankdb.peft.opened import check_folder, check_weights_file, opened, read_exactly, read_into
 from bankdb.records import AS_BEFORE, AS_IT_COMES, Taking
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype("<f4"),
-    "float16": np.dtype("<f2"),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _PIECE = 16 * 2**20
 
@@ -258,7 +260,7 @@ def source_pieces(vector: NDArray[np.float32], layout: AdapterLayout, header: by
     for entry in entries:
         tensor = tensors[names.clean(entry.name)]
         with np.errstate(over="ignore"):
-            stored = tensor.astype(DTYPES[_DTYPE_NAMES[entry.dtype]])
+            stored = tensor.astype(numpy_dtype(_DTYPE_NAMES[entry.dtype]))
         exact = stored.astype(np.float32).tobytes() == tensor.tobytes()
         if not exact or not np.isfinite(tensor).all():
             raise BankFormatError(
@@ -285,7 +287,7 @@ def safetensors_start(layout: AdapterLayout, dtype: str) -> bytes:
         It is no dtype of an adapter.
     """
     code = {name: code for code, name in _DTYPE_NAMES.items()}[_checked(dtype)]
-    size = DTYPES[dtype].itemsize
+    size = DTYPES[dtype]
     content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for spec in layout.tensors:
         offsets = [size * spec.columns.start, size * spec.columns.stop]
@@ -322,7 +324,7 @@ def write_safetensors(path: Path, vector: NDArray[np.float32], layout: AdapterLa
     """
     from safetensors.numpy import save_file
 
-    tensors, kind = layout.unflatten(vector), DTYPES[_checked(dtype)]
+    tensors, kind = layout.unflatten(vector), numpy_dtype(_checked(dtype))
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise AdapterError(f"{path}: {name} has values that are not finite; it is not written")
@@ -386,7 +388,7 @@ def _read_tensor(
     file: BinaryIO, entry: TensorEntry, part: NDArray[np.float32], path: Path
 ) -> bytes | memoryview:
     """Read a tensor into its part of the vector; return its bytes as they are in the file."""
-    dtype = DTYPES[_DTYPE_NAMES[entry.dtype]]
+    dtype = numpy_dtype(_DTYPE_NAMES[entry.dtype])
     if dtype != part.dtype:
         data = read_exactly(file, entry.stop - entry.start, entry.name, path)
         part[:] = np.frombuffer(data, dtype=dtype)

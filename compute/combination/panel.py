@@ -18,7 +18,7 @@ from bankdb.arrays.remote import Location, located
 from bankdb.arrays.shards import shards_of
 from bankdb.arrays.zarr_arrays import chunk_file, open_array
 from bankdb.errors import AdapterError, BankFormatError, ComputeError
-from bankdb.peft.weights import DTYPES
+from bankdb.peft.header import numpy_dtype
 from bankdb.scaled_rows import Sources, read_scaled, read_scaled_into
 from compute.cluster.memory import give_back
 from compute.combination.combine import check_finite, combine_columns, combine_held
@@ -140,7 +140,7 @@ def round_to(rows: Float32, dtype: str) -> None:
 
 def narrowed(row: Float32, dtype: str) -> NDArray[Any]:
     """Return finite values in another dtype, rounded to the nearest, ties to even; AdapterError if one is too large."""
-    kind = DTYPES[dtype]
+    kind = numpy_dtype(dtype)
     extremes = np.array([row.min(), row.max()])
     with np.errstate(over="ignore"):
         if not np.isfinite(extremes.astype(kind)).all():

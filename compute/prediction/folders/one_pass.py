@@ -24,8 +24,9 @@ from bankdb.derived import digest_of
 from bankdb.errors import BankError, ComputeError, PlanError
 from bankdb.gguf.export import GgufExport
 from bankdb.peft.folder import check_free, clear_unfinished
+from bankdb.peft.header import DTYPES
 from bankdb.peft.model_card import PROVENANCE_NAME
-from bankdb.peft.weights import DTYPES, safetensors_start
+from bankdb.peft.weights import safetensors_start
 from bankdb.progress import Progress
 from bankdb.records import RunRecord
 from bankdb.scaled_rows import sources_of
@@ -193,7 +194,7 @@ def _filled(export: _Export, missing: Mapping[int, str], cluster: Cluster, flush
     try:
         files.begin(
             {index: (dtype, starts[dtype]) for index, dtype in missing.items()},
-            {dtype: DTYPES[dtype].itemsize * layout.size for dtype in starts},
+            {dtype: DTYPES[dtype] * layout.size for dtype in starts},
         )
     except OSError as error:
         raise _not_written(error, files.folder) from error

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from bankdb.errors import AdapterError, BankFormatError
+from bankdb.peft.header import DTYPES, numpy_dtype
 from bankdb.peft.layout import AdapterLayout
 from bankdb.peft.weights import (
-    DTYPES,
     load_adapter,
     read_layout,
     safetensors_start,
@@ -341,7 +341,7 @@ def test_a_file_is_its_start_and_the_vector(tmp_path: Path, dtype: str) -> None:
     for shapes in ({spec.name: spec.shape for spec in source.layout.tensors}, odd):
         layout = AdapterLayout.from_shapes(shapes, source.layout.rank, ("q_proj",), False)
         write_safetensors(tmp_path / WEIGHTS, source.vector, layout, dtype)
-        values = source.vector.astype(DTYPES[dtype]).tobytes()
+        values = source.vector.astype(numpy_dtype(dtype)).tobytes()
         assert safetensors_start(layout, dtype) + values == (tmp_path / WEIGHTS).read_bytes()
     with pytest.raises(AdapterError, match="'int8' found"):
         safetensors_start(source.layout, "int8")

@@ -13,8 +13,9 @@ import pytest
 from bankdb.errors import AdapterError
 from bankdb.peft.config import render_config
 from bankdb.peft.folder import write_adapter_folder
+from bankdb.peft.header import DTYPES
 from bankdb.peft.layout import AdapterLayout
-from bankdb.peft.weights import DTYPES, load_adapter, source_file, write_safetensors
+from bankdb.peft.weights import load_adapter, source_file, write_safetensors
 from tests.support.banks.malformed_adapters import BASE_MODEL, CONFIG, WEIGHTS
 
 
