@@ -16,11 +16,12 @@ from pathlib import Path
 from bankdb.errors import BankError, FileSystemError
 from bankdb.ingesting.counted import Counter
 from bankdb.ingesting.leftovers import clear_leftovers, clear_leftovers_locked
-from bankdb.ingesting.pipeline import OF_NO_PAIR, Incoming, Outcome, Pipeline, Preparing
+from bankdb.ingesting.pipeline import OF_NO_PAIR, Incoming, Outcome, Pipeline
 from bankdb.ingesting.prepared import AHEAD, Prepared, prepare
 from bankdb.ingesting.report import IngestOptions, IngestReport
-from bankdb.ingesting.stored import store_outcome
+from bankdb.ingesting.stored import PairStore
 from bankdb.ingesting.survey import surveyed
+from bankdb.peft.opened import FreedVectors
 from bankdb.progress import Progress, SilentProgress
 from bankdb.records import Pair, PairReference, RefusedPair
 from bankdb.sources.located import Located
@@ -147,11 +148,10 @@ class _Ingest:
         return expected
 
     def _store(self, incoming: Sequence[Incoming], expected: Expected) -> None:
-        def prepare_one(pair: Pair) -> Prepared | None:
-            return prepare(self.bank, pair, expected, self.options)
+        freed = FreedVectors()
 
-        def store(pair: Pair, prepared: Preparing) -> None:
-            store_outcome(self.bank, pair, prepared, self.options, self.report)
+        def prepare_one(pair: Pair) -> Prepared | None:
+            return prepare(self.bank, pair, expected, self.options, freed)
 
         def screen(folder: Path) -> None:
             expected.check_configuration(folder, self.options.taking)
@@ -161,7 +161,7 @@ class _Ingest:
             incoming,
             self.located.pair,
             prepare_one,
-            store,
+            PairStore(self.bank, self.options, self.report, freed),
             downloads=self.options.downloads,
             stop=self.located.stop,
             ahead=AHEAD if self.options.counter is None else self.options.counter.at_once,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from bankdb.errors import (
     ArrayStoreUnavailableError,
@@ -27,6 +27,9 @@ from bankdb.records import Pair, PairReference
 _WINDOW = 8
 # No fault of the pair's; the others would fare no better.
 OF_NO_PAIR = (ArrayStoreUnavailableError, DatabaseUnavailableError, FileSystemError)
+
+# Pairs that are being stored: one waits for the disk while another's row is hashed and copied.
+_STORED_AT_ONCE = 2
 
 Preparing = Future["Prepared | None"]
 
@@ -49,6 +52,44 @@ class Outcome:
     error: BankError | None = None
 
 
+class Begun(Protocol):
+    """A pair that is being stored, whose row is to be written."""
+
+    def write(self) -> None:
+        """Write it, beside others; what goes wrong is raised at the end."""
+
+
+class Store(Protocol):
+    """Stores pairs, each by one thread in its turn; rows are written beside that."""
+
+    def begin(self, pair: Pair, outcome: Preparing, /) -> Begun | None:
+        """Begin with a pair that is prepared; None where no more is to be done."""
+
+    def end(self, begun: Any, /) -> None:
+        """End with a pair, once it is written."""
+
+
+@dataclass(slots=True)
+class _Stored:
+    """A pair that is being stored, and what of it is under way: its beginning, its writing or its end."""
+
+    outcome: Outcome
+    beginning: Future[Begun | None]
+    writing: Future[None] | None = None
+    ending: Future[None] | None = None
+
+    @property
+    def under_way(self) -> Future[Any]:
+        return self.ending or self.writing or self.beginning
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all is done. Raises what went wrong."""
+        if self.ending is not None:
+            return self.ending.done() and self.ending.result() is None
+        return self.beginning.done() and self.beginning.result() is None
+
+
 class Pipeline:
     """Downloads, preparation and whoever stores, side by side.
 
@@ -61,11 +102,11 @@ class Pipeline:
     prepare
         Reads and tokenizes a pair. Called by `ahead` threads.
     store
-        Stores a pair that is prepared. Called by one thread, in which each is whole before the next begins.
+        Stores pairs that are prepared: `begin` and `end` are called by one thread, in the order of the pairs.
     stop
         Makes `fetch` end soon.
     ahead
-        Threads that prepare; a pair more waits to be stored.
+        Threads that prepare; two pairs more are being stored, or wait for it.
     """
 
     def __init__(
@@ -73,7 +114,7 @@ class Pipeline:
         incoming: Sequence[Incoming],
         fetch: Callable[[PairReference], Pair | None],
         prepare: Callable[[Pair], Prepared | None],
-        store: Callable[[Pair, Preparing], None],
+        store: Store,
         *,
         downloads: int,
         stop: Callable[[], None],
@@ -84,7 +125,7 @@ class Pipeline:
         self._downloads, self._ahead = downloads, ahead
         self._coming: deque[tuple[PairReference, Future[Pair | None]]] = deque()
         self._preparing: deque[tuple[PairReference, Pair, Preparing]] = deque()
-        self._storing: tuple[Outcome, Future[None]] | None = None
+        self._storing: deque[_Stored] = deque()
 
     def outcomes(self) -> Generator[Outcome, None, None]:
         """Yield what came of each pair, of a prepared one once it was stored.
@@ -97,14 +138,14 @@ class Pipeline:
         with ExitStack() as stack:
             fetching = stack.enter_context(ThreadPoolExecutor(self._downloads, "download"))
             preparing = stack.enter_context(ThreadPoolExecutor(self._ahead, "prepare"))
+            writing = stack.enter_context(ThreadPoolExecutor(_STORED_AT_ONCE, "write"))
             storing = stack.enter_context(ThreadPoolExecutor(1, "store"))
-            stack.callback(self._give_up)  # first, so that the threads end
+            stack.callback(self._give_up, storing)  # first, so that the threads end
             while self._left or self._coming or self._preparing or self._storing:
                 self._begin(fetching)
-                stored = self._stored()
-                self._begin_storing(storing)
-                if stored is not None:
-                    yield stored
+                self._go_on_storing(storing, writing)
+                if self._storing and self._storing[0].is_whole:
+                    yield self._storing.popleft().outcome
                 elif (arrived := self._arrived()) is not None:
                     outcome = self._prepared(*arrived, preparing)
                     if outcome is not None:
@@ -112,21 +153,20 @@ class Pipeline:
                 else:
                     self._wait()
 
-    def _begin_storing(self, pool: ThreadPoolExecutor) -> None:
-        if self._storing is None and self._preparing and self._preparing[0][2].done():
+    def _go_on_storing(self, pool: ThreadPoolExecutor, writers: ThreadPoolExecutor) -> None:
+        """Begin with the next pair, have rows written, and end with the first that is. Raises what storing did."""
+        if self._may_begin() and self._preparing and self._preparing[0][2].done():
             outcome = Outcome(*self._preparing.popleft())
             assert outcome.pair is not None
             assert outcome.prepared is not None
-            self._storing = outcome, pool.submit(self._store, outcome.pair, outcome.prepared)
-
-    def _stored(self) -> Outcome | None:
-        """Take what is stored now. Raises what storing did."""
-        if self._storing is None or not self._storing[1].done():
-            return None
-        outcome, stored = self._storing
-        self._storing = None
-        stored.result()
-        return outcome
+            beginning = pool.submit(self._store.begin, outcome.pair, outcome.prepared)
+            self._storing.append(_Stored(outcome, beginning))
+        for place, one in enumerate(self._storing):
+            if one.writing is None and one.beginning.done() and (begun := one.beginning.result()) is not None:
+                one.writing = writers.submit(begun.write)
+            # In their order, as they began.
+            if place == 0 and one.ending is None and one.writing is not None and one.writing.done():
+                one.ending = pool.submit(self._store.end, one.beginning.result())
 
     def _begin(self, pool: ThreadPoolExecutor) -> None:
         while self._left and len(self._coming) < _WINDOW * self._downloads:
@@ -140,7 +180,7 @@ class Pipeline:
 
     def _arrived(self) -> tuple[PairReference, Future[Pair | None]] | None:
         """Take the next pair whose files are here, if there is room to prepare it."""
-        if not self._coming or len(self._preparing) > self._ahead:
+        if not self._coming or not self._has_room():
             return None
         if self._coming[0][1].done():
             return self._coming.popleft()
@@ -168,21 +208,43 @@ class Pipeline:
         self._preparing.append((reference, pair, pool.submit(self._prepare, pair)))
         return None
 
+    def _may_begin(self) -> bool:
+        """Whether one more may be stored: where one fails, none that was prepared after it is begun with."""
+        return len(self._storing) < _STORED_AT_ONCE and all(one.beginning.done() for one in self._storing)
+
+    def _has_room(self) -> bool:
+        """Whether one more may be prepared, for all that are in memory."""
+        return len(self._preparing) + max(0, len(self._storing) - 1) <= self._ahead
+
     def _wait(self) -> None:
-        futures: set[Future[Any]] = set()
-        if self._storing is not None:
-            futures.add(self._storing[1])
-        elif self._preparing:
+        """Wait for something after which there is more to do; of what is done by now, that is to be done already."""
+        futures: set[Future[Any]] = {one.beginning for one in self._storing if one.writing is None}
+        if self._storing:
+            futures.add(self._storing[0].under_way)
+        if self._preparing and self._may_begin():
             futures.add(self._preparing[0][2])
-        if len(self._preparing) <= self._ahead:
-            futures |= {future for _, future in self._coming if not future.done()}
+        if self._coming and self._has_room():
+            futures |= {self._coming[0][1], *(future for _, future in self._coming if not future.done())}
         wait(futures, return_when=FIRST_COMPLETED)
 
-    def _give_up(self) -> None:
-        """End what runs: nothing, where all was yielded."""
+    def _give_up(self, pool: ThreadPoolExecutor) -> None:
+        """End what runs: nothing, where all was yielded. What is being stored is stored."""
         if self._left or self._coming or self._preparing or self._storing:
             self._stop()
         for _, future in self._coming:
             future.cancel()
         for _, _, preparing in self._preparing:
             preparing.cancel()
+        for one in self._storing:
+            if one.ending is None:
+                pool.submit(self._complete, one)
+
+    def _complete(self, one: _Stored) -> None:
+        begun = one.beginning.result()
+        if begun is None:
+            return
+        if one.writing is None:
+            begun.write()
+        else:
+            one.writing.result()
+        self._store.end(begun)

@@ -16,6 +16,7 @@ from bankdb.storage.expected import Expected, is_unchanged
 from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
+    from bankdb.peft.opened import FreedVectors
     from bankdb.peft.weights import SourceAdapter
 
 # Pairs prepared ahead of the one being written: reading and tokenizing overlap with writing.
@@ -36,6 +37,7 @@ def prepare(
     pair: Pair,
     expected: Expected,
     options: IngestOptions,
+    freed: FreedVectors,
 ) -> Prepared | None:
     """Read, check and tokenize a pair; None if the bank has the very same already."""
     from bankdb.peft.checks import notes_on
@@ -49,7 +51,7 @@ def prepare(
             return None
         if not options.replace:
             raise changed_pair(pair.name)
-    adapter = expected.load(pair.adapter, options.taking, pair.weights_sha256)
+    adapter = expected.load(pair.adapter, options.taking, pair.weights_sha256, freed)
     adapter = replace(adapter, notes=(*pair.notes, *notes_on(adapter, pair.adapter)))
     return Prepared(pair, adapter, _counted(bank, pair, options))
 

@@ -2,50 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from bankdb.arrays.adapter_store import StoredRow
 from bankdb.errors import ArrayStoreUnavailableError, BankError, ComputeError, DatabaseUnavailableError
 from bankdb.ingesting.prepared import Prepared
 from bankdb.ingesting.report import IngestOptions, IngestReport
+from bankdb.peft.opened import FreedVectors
 from bankdb.records import NewAdapter, Pair, RefusedPair
 from bankdb.storage.stored_bank import StoredBank
+from bankdb.storage.storing import Storing
+
+# Bytes of a row from which on it is worth to write it beside others.
+_LARGE = 1 << 20
 
 
-def store_outcome(
-    bank: StoredBank,
-    pair: Pair,
-    outcome: Future[Prepared | None],
-    options: IngestOptions,
-    report: IngestReport,
-) -> None:
-    """Store a pair that was prepared, or report why it was not.
+@dataclass(frozen=True, slots=True)
+class BegunPair:
+    """A pair whose row is reserved, and still to be written."""
 
-    Raises
-    ------
-    ArrayStoreUnavailableError, ComputeError, DatabaseUnavailableError
-        The store, who counts, or the database failed.
-    """
-    try:
-        prepared = outcome.result()
-        if prepared is None:
-            _refresh_labels(bank, pair)
-            report.skipped.append(pair.name)
+    prepared: Prepared
+    storing: Storing
+
+    def write(self) -> None:
+        """Write its row, while the bank is used by others."""
+        self.storing.write(beside=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PairStore:
+    """Stores pairs that were prepared, or reports why it does not; all but writing rows is done by one thread."""
+
+    bank: StoredBank
+    options: IngestOptions
+    report: IngestReport
+    freed: FreedVectors
+
+    def begin(self, pair: Pair, outcome: Future[Prepared | None]) -> BegunPair | None:
+        """Reserve a row. None where no more is to be done: of a small one all is done at once.
+
+        Raises
+        ------
+        ArrayStoreUnavailableError, ComputeError, DatabaseUnavailableError
+            The store, who counts, or the database failed.
+        """
+        with self._reporting(pair):
+            prepared = outcome.result()
+            if prepared is None:
+                _refresh_labels(self.bank, pair)
+                self.report.skipped.append(pair.name)
+                return None
+            begun = BegunPair(prepared, Storing(self.bank, pair.name, prepared.adapter))
+            if prepared.adapter.vector.nbytes >= _LARGE:
+                return begun
+            begun.storing.write()
+            self._finish(begun)
+        return None
+
+    def end(self, begun: BegunPair) -> None:
+        """Make a pair ready whose row is written. Raises as `begin` does."""
+        with self._reporting(begun.prepared.pair):
+            self._finish(begun)
+
+    @contextmanager
+    def _reporting(self, pair: Pair) -> Iterator[None]:
+        """Report what refuses a pair."""
+        try:
+            yield
+        except (ArrayStoreUnavailableError, ComputeError, DatabaseUnavailableError):
+            raise  # no fault of the pair's, and the others would fare no better
+        except BankError as error:
+            self.report.refused.append(RefusedPair(pair.name, str(error)))
+
+    def _finish(self, begun: BegunPair) -> None:
+        prepared, report = begun.prepared, self.report
+        name, new = prepared.pair.name, partial(_new_adapter, prepared)
+        added, replaced = begun.storing.finish(new, replace=self.options.replace)
+        self.freed.give(prepared.adapter.vector)
+        if not added:
+            report.skipped.append(name)
             return
-        new = partial(_new_adapter, prepared)
-        added, replaced = bank.store_adapter(pair.name, prepared.adapter, new, replace=options.replace)
-    except (ArrayStoreUnavailableError, ComputeError, DatabaseUnavailableError):
-        raise  # no fault of the pair's, and the others would fare no better
-    except BankError as error:
-        report.refused.append(RefusedPair(pair.name, str(error)))
-        return
-    if not added:
-        report.skipped.append(pair.name)
-    else:
-        (report.replaced if replaced else report.added).append(pair.name)
+        (report.replaced if replaced else report.added).append(name)
         for note in (*prepared.adapter.notes, *prepared.counted.notes):
-            report.notes.setdefault(note, []).append(pair.name)
+            report.notes.setdefault(note, []).append(name)
 
 
 def _refresh_labels(bank: StoredBank, pair: Pair) -> None:

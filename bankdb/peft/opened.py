@@ -1,15 +1,23 @@
-"""The files of an adapter's folder, opened: whatever is not there, or no file, or cannot be read, is named."""
+"""The files of an adapter's folder, opened: whatever is not there, or no file, or cannot be read, is named.
+
+And the memory that they are read into.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from bankdb.errors import AdapterError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin", "adapter_model.pth")
 
@@ -75,3 +83,43 @@ def read_into(file: BinaryIO, out: memoryview, name: str, path: Path) -> None:
     """Read a tensor's bytes into memory that has their length. Raises AdapterError where the file ends before."""
     if file.readinto(out) != len(out):  # type: ignore[attr-defined]
         raise AdapterError(f"{path}: ended while {name} was read; copy the file again")
+
+
+class FreedVectors:
+    """Vectors that nobody reads any more, for the next adapters: to touch new memory takes longer than to read into it.
+
+    Of several threads.
+    """
+
+    def __init__(self) -> None:
+        self._free: deque[NDArray[np.float32]] = deque()
+
+    def give(self, vector: NDArray[np.float32]) -> None:
+        """Have a vector's memory used again; nobody may look at it any more."""
+        if vector.flags.owndata:
+            self._free.append(vector)
+
+    def taken(self, size: int, path: Path) -> NDArray[np.float32]:
+        """Return a vector of whatever values; float32, shape (size,).
+
+        Raises
+        ------
+        AdapterError
+            This machine has no such memory.
+        """
+        import numpy as np
+
+        while self._free:
+            with contextlib.suppress(IndexError):  # another thread took it
+                vector = self._free.popleft()
+                if vector.size == size:
+                    return vector
+        try:
+            if 4 * size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+                raise MemoryError
+            return np.empty(size, dtype=np.float32)
+        except MemoryError:
+            raise AdapterError(
+                f"{path}: {4 * size / 2**30:.1f} GiB of memory would be needed for its {size} parameters; "
+                "ingest it on a larger machine"
+            ) from None

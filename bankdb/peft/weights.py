@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shlex
 import struct
@@ -34,7 +33,7 @@ from bankdb.peft.header import (
 )
 from bankdb.peft.layout import AdapterLayout, TensorSpec
 from bankdb.peft.names import tensor_names
-from bankdb.peft.opened import check_folder, check_weights_file, opened, read_exactly, read_into
+from bankdb.peft.opened import FreedVectors, check_folder, check_weights_file, opened, read_exactly, read_into
 from bankdb.records import AS_BEFORE, AS_IT_COMES, Taking
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -93,6 +92,7 @@ def load_adapter(
     base_models: Sequence[str] | None = None,
     taking: Taking = AS_IT_COMES,
     sha256: str | None = None,
+    freed: FreedVectors | None = None,
 ) -> SourceAdapter:
     """Read an adapter folder; its data only if everything else about it is as expected.
 
@@ -110,6 +110,8 @@ def load_adapter(
         What may be assumed of it, or done to it.
     sha256
         Of the file, where it was found to be that a moment ago, as of a download; else it is hashed while it is read.
+    freed
+        Memory that may be used again.
 
     Raises
     ------
@@ -123,7 +125,7 @@ def load_adapter(
         found = _described(file, file_bytes, config, expected, taking, path)
         check_data_bytes(found.entries, file_bytes - 8 - len(found.header), path)
         digest = None if sha256 else hashlib.sha256(struct.pack("<Q", len(found.header)) + found.header)
-        vector = _read_tensors(file, found, path, digest)
+        vector = _read_tensors(file, found, path, digest, freed or FreedVectors())
     vector, converted = found.conversion.vector(vector)
     notes = (*found.source.notes(), *converted)
     header = found.conversion.header(found.header, found.entries, found.source, notes)
@@ -346,23 +348,12 @@ def _open_folder(folder: Path, assumed: str | None = None) -> tuple[AdapterConfi
     return config, path
 
 
-def _new_vector(layout: AdapterLayout, path: Path) -> NDArray[np.float32]:
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        if 4 * layout.size > there:
-            raise MemoryError
-        return np.empty(layout.size, dtype=np.float32)
-    except MemoryError:
-        raise AdapterError(
-            f"{path}: {4 * layout.size / 2**30:.1f} GiB of memory would be needed for its {layout.size} parameters; "
-            "ingest it on a larger machine"
-        ) from None
-
-
-def _read_tensors(file: BinaryIO, found: _Described, path: Path, digest: Any) -> NDArray[np.float32]:
+def _read_tensors(
+    file: BinaryIO, found: _Described, path: Path, digest: Any, freed: FreedVectors
+) -> NDArray[np.float32]:
     """Return the vector in the file's own layout; what is a copy of the base model's is read for the hash alone."""
     layout, names = found.source.layout, found.source.names
-    vector = _new_vector(layout, path)
+    vector = freed.taken(layout.size, path)
     specs: dict[str, TensorSpec] = {spec.name: spec for spec in layout.tensors}
     for entry in found.entries:
         if entry.name in names.copies:

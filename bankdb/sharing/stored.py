@@ -9,6 +9,7 @@ from bankdb.records import NewAdapter
 from bankdb.sharing.form import About
 from bankdb.sharing.received import ReceivedAdapter
 from bankdb.storage.stored_bank import StoredBank
+from bankdb.storage.storing import store_adapter
 
 # What a bank's record has of its layout.
 _OF_LAYOUT = (
@@ -28,7 +29,7 @@ def store_received(bank: StoredBank, about: About, received: ReceivedAdapter, re
     one = received.record
     first = {key: getattr(about, key) for key in _OF_LAYOUT}
     new = partial(_new, received)
-    bank.store_adapter(one.name, received.adapter, new, replace=replace, first=first)
+    store_adapter(bank, one.name, received.adapter, new, replace=replace, first=first)
 
 
 def _new(received: ReceivedAdapter, row: int, stored: StoredRow) -> NewAdapter:

@@ -15,6 +15,7 @@ from bankdb.storage.stored_bank import StoredBank
 
 if TYPE_CHECKING:
     from bankdb.peft.layout import AdapterLayout
+    from bankdb.peft.opened import FreedVectors
     from bankdb.peft.weights import SourceAdapter
 
 
@@ -26,7 +27,13 @@ class Expected:
     layout: AdapterLayout | None
     revision: str | None
 
-    def load(self, folder: Path, taking: Taking, sha256: str | None = None) -> SourceAdapter:
+    def load(
+        self,
+        folder: Path,
+        taking: Taking,
+        sha256: str | None = None,
+        freed: FreedVectors | None = None,
+    ) -> SourceAdapter:
         """Read an adapter that is this, or becomes it; `sha256` is that of its file, where that is known.
 
         Raises
@@ -37,7 +44,12 @@ class Expected:
         from bankdb.peft.weights import load_adapter
 
         found = load_adapter(
-            folder, expected=self.layout, base_models=self.base_models, taking=taking, sha256=sha256
+            folder,
+            expected=self.layout,
+            base_models=self.base_models,
+            taking=taking,
+            sha256=sha256,
+            freed=freed,
         )
         self._check_revision(folder, found.config.revision)
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,9 +17,9 @@ from bankdb.catalog.database import Database
 from bankdb.catalog.generations import GenerationStore
 from bankdb.catalog.origins import Origins
 from bankdb.catalog.runs import RunBook
-from bankdb.errors import ArrayStoreUnavailableError, BankFormatError, BankNotFoundError, TokenizerError
+from bankdb.errors import BankFormatError, BankNotFoundError, TokenizerError
 from bankdb.progress import Progress
-from bankdb.records import AdapterRecord, BankRecord, NewAdapter, RunRecord
+from bankdb.records import AdapterRecord, BankRecord, RunRecord
 from bankdb.storage.aside import computed_aside
 from bankdb.storage.location import LOCATION_FILE, BankLocation
 from bankdb.storage.ownership import Ownership
@@ -282,48 +282,6 @@ class StoredBank:
             row = self.catalog.reserve(session, name)
             self.store.grow(row + 1, opened=True)
             return row
-
-    def store_adapter(
-        self,
-        name: str,
-        adapter: SourceAdapter,
-        new: Callable[[int, StoredRow], NewAdapter],
-        *,
-        replace: bool,
-        first: Mapping[str, Any] | None = None,
-    ) -> tuple[bool, bool]:
-        """Write an adapter's row and make it ready, whole or not at all.
-
-        Parameters
-        ----------
-        new
-            What is recorded of it, from the number of its row and what the row is known by.
-        replace, first
-            Whether it takes the place of other content under its name; see `reserve`.
-
-        Returns
-        -------
-        Whether it was stored, which it is not if another process stored the same meanwhile, and whether in place of
-        other content.
-
-        Raises
-        ------
-        AdapterError, ConflictError
-            It does not fit the bank, or other content is there under its name and is not to be replaced.
-        """
-        row = self.reserve(name, adapter, first)
-        try:
-            stored = self.store.write_row(row, adapter.vector)
-            added, freed = self.catalog.make_ready(new(row, stored), replace=replace)
-        except ArrayStoreUnavailableError:
-            raise  # what may be there of the row cannot be deleted now: it stays reserved, the next ingest clears it
-        except BaseException:
-            if self.catalog.abandon(row):
-                self.store.delete(row)
-            raise
-        for unused in freed:
-            self.store.delete(unused)
-        return added, added and bool(freed)
 
     def restore(self, row: int, vector: Vector) -> None:
         """Write a ready row again; its own file is replaced, what is foreign stays."""

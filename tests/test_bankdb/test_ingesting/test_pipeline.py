@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -24,12 +26,42 @@ def pair_of(one: PairReference) -> Pair:
     return Pair(one.name, Path("a"), (Path("d"),), "a", "d")
 
 
-def kept_in(stored: list[int]):
-    def store(pair: Pair, prepared: Preparing) -> None:
-        assert prepared.done()
-        stored.append(int(pair.name))
+@dataclass
+class Kept:
+    """Keeps what is stored, in the order in which it ends; every other pair is written beside others."""
 
-    return store
+    stored: list[int] = field(default_factory=list)
+    begun: list[int] = field(default_factory=list)
+    write: Callable[[int], None] = lambda number: None
+
+    def begin(self, pair: Pair, prepared: Preparing) -> Writing | None:
+        assert prepared.done()
+        number = int(pair.name)
+        self.begun.append(number)
+        if number % 2:
+            self.stored.append(number)
+            return None
+        return Writing(self, number)
+
+    def end(self, begun: Writing) -> None:
+        assert begun.written
+        self.stored.append(begun.number)
+
+
+@dataclass
+class Writing:
+    store: Kept
+    number: int
+    written: bool = False
+
+    def write(self) -> None:
+        assert not self.written
+        self.store.write(self.number)
+        self.written = True
+
+
+def kept_in(stored: list[int]) -> Kept:
+    return Kept(stored)
 
 
 def run(incoming: list[Incoming], fetch, downloads: int = 2, prepare=lambda pair: None) -> list[Outcome]:
@@ -133,3 +165,60 @@ def test_a_full_disk_ends_it_and_stops_the_others() -> None:
     with pytest.raises(FileSystemError):
         list(pipeline.outcomes())
     assert stopped.is_set()
+
+
+def test_two_rows_are_written_at_a_time_and_end_in_their_order() -> None:
+    """The first is whole only when the second is written; nothing else of the second is done before."""
+    second, most, writing, lock = threading.Event(), 0, 0, threading.Lock()
+
+    def write(number: int) -> None:
+        nonlocal most, writing
+        with lock:
+            writing += 1
+            most = max(most, writing)
+        if number == 0:
+            assert second.wait(60)
+        if number == 2:
+            second.set()
+        with lock:
+            writing -= 1
+
+    store = Kept(write=write)
+    pipeline = Pipeline(
+        [Incoming(reference(2 * number), pair_of(reference(2 * number))) for number in range(6)],
+        pair_of,
+        lambda pair: None,
+        store,
+        downloads=1,
+        stop=lambda: None,
+    )
+    assert [int(one.reference.name) for one in pipeline.outcomes()] == store.stored == [0, 2, 4, 6, 8, 10]
+    assert store.begun == store.stored
+    assert most == 2
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_being_stored_is_stored_though_all_is_given_up(late: bool) -> None:
+    """Whoever takes outcomes ends after the first, as Ctrl-C does."""
+    gate = threading.Event()
+
+    def write(number: int) -> None:
+        if number:
+            assert gate.wait(60)
+
+    store = Kept(write=write)
+    pipeline = Pipeline(
+        [Incoming(reference(2 * number), pair_of(reference(2 * number))) for number in range(6)],
+        pair_of,
+        lambda pair: None,
+        store,
+        downloads=1,
+        stop=gate.set,
+    )
+    outcomes = pipeline.outcomes()
+    next(outcomes)
+    if late:
+        time.sleep(0.05)
+    outcomes.close()
+    assert store.begun[: len(store.stored)] == store.stored == store.begun
+    assert len(store.stored) < 6
