@@ -25,7 +25,7 @@ from bankdb.errors import BankNotFoundError
 from bankdb.verify import verify
 from tests.support.banks.bank_content import assert_nothing_else, content
 from tests.support.banks.malformed_adapters import BASE_MODEL, write_good_adapter
-from tests.support.banks.small_bank import create_bank, ingest_folder, write_pairs
+from tests.support.banks.small_bank import create_bank, ingest_folder, write_dataset, write_pairs
 from tests.support.faults.fault_driver import FaultServer
 from tests.support.faults.fork_server import ROOT
 from tests.support.servers.backends import move_database
@@ -80,6 +80,16 @@ def many(tmp_path_factory: pytest.TempPathFactory, empty_template: Path) -> Pair
 def few(tmp_path_factory: pytest.TempPathFactory, empty_template: Path) -> Pairs:
     root = tmp_path_factory.mktemp("few")
     return unbroken(write_pairs(root / "pairs", 3, dtypes=("F32", "BF16")), empty_template, root / "bank")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory, empty_template: Path) -> Pairs:
+    """Of more than 1 MiB each: two rows are written at a time."""
+    root = tmp_path_factory.mktemp("large")
+    for number in range(5):
+        write_dataset(root / "pairs/datasets" / f"task{number}", number)
+        write_good_adapter(root / "pairs/adapters" / f"task{number}", seed=number, r=4096)
+    return unbroken(root / "pairs", empty_template, root / "bank")
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +204,7 @@ INGEST_POINTS = [
     "write begin 1",
     "rename begin 4",
     "rename end 4",
-    "fsync_written end 1",
+    "fsync_row end 1",
     "write end 1",
     "make_ready begin 1",
     "commit begin 2",
@@ -213,6 +223,32 @@ def test_ingest_killed_at_a_point(server: FaultServer, few: Pairs, fresh: Path, 
     assert status == KILLED, log.read_text() if log.exists() else status
     assert_whole(fresh, few.expected)
     finish(fresh, few)
+
+
+BESIDE_POINTS = [
+    "write begin 1",
+    "write begin 2",
+    "write end 1",
+    "write end 2",
+    "make_ready begin 1",
+    "make_ready end 1",
+    "reserve end 2",
+    "reserve end 3",
+    "commit begin 3",
+    "commit end 3",
+    "write end 4",
+]
+
+
+@pytest.mark.parametrize("point", BESIDE_POINTS)
+def test_ingest_killed_where_two_rows_are_written(
+    server: FaultServer, large: Pairs, fresh: Path, point: str
+) -> None:
+    log = fresh.with_name("log")
+    status = server.wait(server.start("ingest", "--bank", fresh, large.folder, log=log, kill=point))
+    assert status == KILLED, log.read_text() if log.exists() else status
+    assert_whole(fresh, large.expected)
+    finish(fresh, large)
 
 
 REPLACE_POINTS = [

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ POINTS = {
     "execute_many": "sqlalchemy.engine.default DefaultDialect.do_executemany",
     "fsync": "bankdb.arrays.durable fsync_path",
     "fsync_bank": "bankdb.storage.new_bank fsync_path",
-    "fsync_written": "bankdb.arrays.adapter_store fsync_written",
+    "fsync_row": "bankdb.arrays.adapter_store fsync_folders",
     "grow": "bankdb.arrays.adapter_store AdapterStore.grow",
     "keep_copy": "bankdb.catalog.sqlite SqliteBackend.keep_copy",
     "keep_checkpoint": "compute.finetuning.checkpoints write_file",
@@ -113,13 +113,18 @@ def _arm(sent: signal.Signals, point: str, when: str, number: str) -> None:
         calls += 1
         mine = calls == int(number)
         if mine and when == "begin":
-            os.kill(os.getpid(), sent)
+            _send(sent)
         result = function(*args, **options)
         if mine:
-            os.kill(os.getpid(), sent)
+            _send(sent)
         return result
 
     setattr(owner, name, armed)
+
+
+def _send(sent: signal.Signals) -> None:
+    """Send this thread a signal, which it has before it goes on: another might take a lock first."""
+    signal.pthread_kill(threading.get_ident(), sent)
 
 
 if __name__ == "__main__":
