@@ -75,6 +75,7 @@ class _Stored:
 
     outcome: Outcome
     beginning: Future[Begun | None]
+    is_begun: bool = False
     writing: Future[None] | None = None
     ending: Future[None] | None = None
 
@@ -84,10 +85,10 @@ class _Stored:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all is done. Raises what went wrong."""
+        """Whether all is done. Raises what went wrong at the end."""
         if self.ending is not None:
             return self.ending.done() and self.ending.result() is None
-        return self.beginning.done() and self.beginning.result() is None
+        return self.is_begun and self.writing is None
 
 
 class Pipeline:
@@ -154,19 +155,20 @@ class Pipeline:
                     self._wait()
 
     def _go_on_storing(self, pool: ThreadPoolExecutor, writers: ThreadPoolExecutor) -> None:
-        """Begin with the next pair, have rows written, and end with the first that is. Raises what storing did."""
+        """Have rows written, end with the first that is, and begin with the next pair. Raises what storing did."""
+        for place, one in enumerate(self._storing):
+            if not one.is_begun and one.beginning.done():
+                begun, one.is_begun = one.beginning.result(), True
+                one.writing = None if begun is None else writers.submit(begun.write)
+            # In their order, as they began.
+            if place == 0 and one.ending is None and one.writing is not None and one.writing.done():
+                one.ending = pool.submit(self._store.end, one.beginning.result())
         if self._may_begin() and self._preparing and self._preparing[0][2].done():
             outcome = Outcome(*self._preparing.popleft())
             assert outcome.pair is not None
             assert outcome.prepared is not None
             beginning = pool.submit(self._store.begin, outcome.pair, outcome.prepared)
             self._storing.append(_Stored(outcome, beginning))
-        for place, one in enumerate(self._storing):
-            if one.writing is None and one.beginning.done() and (begun := one.beginning.result()) is not None:
-                one.writing = writers.submit(begun.write)
-            # In their order, as they began.
-            if place == 0 and one.ending is None and one.writing is not None and one.writing.done():
-                one.ending = pool.submit(self._store.end, one.beginning.result())
 
     def _begin(self, pool: ThreadPoolExecutor) -> None:
         while self._left and len(self._coming) < _WINDOW * self._downloads:
@@ -210,7 +212,7 @@ class Pipeline:
 
     def _may_begin(self) -> bool:
         """Whether one more may be stored: where one fails, none that was prepared after it is begun with."""
-        return len(self._storing) < _STORED_AT_ONCE and all(one.beginning.done() for one in self._storing)
+        return len(self._storing) < _STORED_AT_ONCE and all(one.is_begun for one in self._storing)
 
     def _has_room(self) -> bool:
         """Whether one more may be prepared, for all that are in memory."""
@@ -218,7 +220,7 @@ class Pipeline:
 
     def _wait(self) -> None:
         """Wait for something after which there is more to do; of what is done by now, that is to be done already."""
-        futures: set[Future[Any]] = {one.beginning for one in self._storing if one.writing is None}
+        futures: set[Future[Any]] = {one.beginning for one in self._storing if not one.is_begun}
         if self._storing:
             futures.add(self._storing[0].under_way)
         if self._preparing and self._may_begin():
