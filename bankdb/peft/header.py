@@ -26,6 +26,9 @@ _LONGEST_NAME, _MOST_DIMENSIONS = 500, 8
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a value, by the name of its dtype."""
+# Headers up to so many bytes are kept until another comes: those of a bank's adapters are mostly the same, to the byte,
+# and of some hundred tensors take longer to parse than all the rest but reading the data.
+_LARGEST_KEPT = 1 << 20
 _STORED_AS = "stored_as"
 _SAVE_AGAIN = "copy the file again, or save the adapter again with PEFT"
 # How other files begin that are found under this name, told apart when the length makes no sense.
@@ -60,6 +63,9 @@ class TensorEntry:
     shape: tuple[int, ...]
     start: int
     stop: int
+
+
+_parsed: tuple[bytes | None, tuple[TensorEntry, ...]] = (None, ())
 
 
 def read_header(file: BinaryIO, file_bytes: int, path: Path) -> bytes:
@@ -107,6 +113,17 @@ def parse_header(header: bytes, path: Path) -> tuple[TensorEntry, ...]:
     AdapterError
         The header is malformed, or a tensor is not float32, float16 or bfloat16.
     """
+    global _parsed
+    known, tensors = _parsed
+    if known == header:
+        return tensors
+    tensors = _tensors(header, path)
+    if len(header) <= _LARGEST_KEPT:
+        _parsed = header, tensors
+    return tensors
+
+
+def _tensors(header: bytes, path: Path) -> tuple[TensorEntry, ...]:
     try:
         if not header.startswith(b"{"):
             raise ValueError("it does not begin with an opening brace")
