@@ -20,6 +20,8 @@ from bankdb.errors import BankFormatError
 
 # What fsync of a folder gives where only files are flushed.
 _NO_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+# Some files do not say how large they are.
+_LEAST_READ = 4095
 _PARTIAL_END = ".partial"
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 
@@ -43,8 +45,8 @@ def fsync_path(path: Location) -> None:
         os.close(descriptor)
 
 
-def read_file(file: Location) -> bytes | None:
-    """Return what is in a file, or an object; None if it is not there.
+def read_file(file: Location | str) -> bytes | None:
+    """Return what is in a file, whose path may be text, or in an object; None if it is not there.
 
     Raises
     ------
@@ -56,11 +58,24 @@ def read_file(file: Location) -> bytes | None:
     if isinstance(file, RemotePath):
         return remote.read_ranges([(file, 0, None)])[0]
     try:
-        return file.read_bytes()
+        return _content(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise BankFormatError(f"{file}: cannot be read ({error.strerror or error})") from error
+
+
+def _content(file: Path | str) -> bytes:
+    """Return what is in a file, in half the time of Python's file objects: matrices have a hundred thousand."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        size = max(os.fstat(descriptor).st_size, _LEAST_READ) + 1
+        parts = []
+        while part := os.read(descriptor, size):
+            parts.append(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
 
 
 def write_file(file: Location, data: bytes) -> None:
@@ -252,21 +267,21 @@ def is_partial(name: str) -> bool:
     return name.endswith(_PARTIAL_END) and _PARTIAL.search(name) is not None
 
 
-def write_whole(path: Path, text: str | Iterable[str]) -> None:
-    """Write a file so that it appears whole or not at all, also after a crash.
+def write_whole(path: Path, text: str | Iterable[str] | Iterable[bytes]) -> None:
+    """Write text, or bytes in parts, into a file so that it appears whole or not at all, also after a crash.
 
     A link stays, and what it points to is written so. What is no regular file, such as a device, a named pipe or
     `/dev/stdout`, is written into.
     """
     target = _link_target(path)
     if _is_stream(target):
-        with naming(path), target.open("a", encoding="utf-8") as stream:
+        with naming(path), target.open("ab") as stream:
             stream.writelines(_parts(text))
         return
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with naming(path):
-            with unfinished.open("w", encoding="utf-8") as file:
+            with unfinished.open("wb") as file:
                 file.writelines(_parts(text))
             if target.exists():
                 shutil.copymode(target, unfinished)
@@ -277,8 +292,9 @@ def write_whole(path: Path, text: str | Iterable[str]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _parts(text: str | Iterable[str]) -> Iterable[str]:
-    return (text,) if isinstance(text, str) else text
+def _parts(text: str | Iterable[str] | Iterable[bytes]) -> Iterable[bytes]:
+    parts = (text,) if isinstance(text, str) else text
+    return (part if isinstance(part, bytes) else part.encode() for part in parts)
 
 
 def _link_target(path: Path) -> Path:

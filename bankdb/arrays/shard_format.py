@@ -11,6 +11,7 @@ container around the values as they are, read into their place without a copy.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -38,6 +39,8 @@ CHECKSUM_BYTES = 4
 BLOSC_HEADER_BYTES = 16
 # Bit of the flags, the third byte of blosc's header: the values follow as they are.
 PLAIN_FLAG = 0x02
+# Versions, flags, size of an item, and of all items, of a block, and of the container.
+_HEADER = struct.Struct("<2sBBIII")
 # Version of blosc's container and of LZ4 within it, the first two bytes; the compressor, in the upper bits of the
 # flags, and a bit of them that is never set.
 _VERSIONS, _LZ4, _RESERVED_FLAG = b"\x02\x01", 1, 0x08
@@ -207,9 +210,8 @@ def damage_of(raw: bytes | memoryview, out: NDArray[Any]) -> str | None:
 
 def _container_problem(packed: memoryview, size: int, item: int) -> str | None:
     """Return what blosc's container states that no chunk of `size` bytes, in items, can have; None if nothing."""
-    flags, itemsize = packed[2], packed[3]
-    stated, block, length = (int.from_bytes(packed[at : at + 4], "little") for at in (4, 8, 12))
-    if bytes(packed[:2]) != _VERSIONS or flags >> 5 != _LZ4 or flags & _RESERVED_FLAG:
+    versions, flags, itemsize, stated, block, length = _HEADER.unpack_from(packed)
+    if versions != _VERSIONS or flags >> 5 != _LZ4 or flags & _RESERVED_FLAG:
         return f"blosc with LZ4 expected, versions {packed[0]}, {packed[1]} and flags {flags} found"
     if (stated, itemsize) != (size, item) or length > len(packed):
         return (
@@ -223,9 +225,9 @@ def _container_problem(packed: memoryview, size: int, item: int) -> str | None:
         return None if length == BLOSC_HEADER_BYTES + size else "its length is not that of plain values"
     if starts > length:
         return "it ends before its blocks"
-    offsets = np.frombuffer(packed[BLOSC_HEADER_BYTES:starts], dtype="<i4")
-    inside = (offsets >= starts) & (offsets <= length - 4)
-    return None if bool(inside.all()) else "a block lies outside of it"
+    offsets = struct.unpack_from(f"<{(starts - BLOSC_HEADER_BYTES) // 4}i", packed, BLOSC_HEADER_BYTES)
+    inside = min(offsets) >= starts and max(offsets) <= length - 4
+    return None if inside else "a block lies outside of it"
 
 
 def checksum(start: bytes, rest: NDArray[np.uint8] | None = None) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,13 +194,23 @@ def _show_matrices(
         write_zarr(zarr, matrices, labels)
         tell(f"wrote {zarr}", err=as_json)
     if csv is not None:
-        from compute.pairwise.text import matrices_csv
-
-        write_text(csv, matrices_csv(matrices, labels))
+        _write_csv(csv, matrices, labels)
         if str(csv) != "-":
             tell(f"wrote {csv}", err=as_json)
     if as_json:
         _print_json(matrices, labels, {} if leave_out is None else {"leave_out": leave_out})
+
+
+def _write_csv(path: Path, matrices: Sequence[LabelledMatrix], labels: list[dict[str, str]]) -> None:
+    from bankdb.arrays.durable import write_whole
+    from compute.pairwise.text import csv_bytes, matrices_csv
+
+    if str(path) == "-":
+        with closing(matrices_csv(matrices, labels)) as text:
+            write_text(path, text)
+    else:
+        with closing(csv_bytes(matrices, labels)) as parts:
+            write_whole(path, parts)
 
 
 def _print_json(
@@ -211,8 +222,9 @@ def _print_json(
     before = json_text({"names": matrices[0].names, **more, "matrices": []}).removesuffix("]\n}")
     for matrix, label in zip(matrices, labels, strict=True):
         print_part(before + json_text({**label, "values": []}).removesuffix("[]\n}"))
-        for part in values_json(matrix):
-            print_part(part)
+        with closing(values_json(matrix)) as parts:
+            for part in parts:
+                print_part(part)
         before = "},\n"
     print_part("}]\n}\n")
 

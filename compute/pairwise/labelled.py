@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from bankdb.arrays.durable import write_whole
 from bankdb.errors import ConflictError
 from bankdb.records import AdapterRecord
 from bankdb.shown import html_summary, text_summary
-from compute.pairwise.text import matrices_csv
+from compute.pairwise.stored import StoredRows
+from compute.pairwise.text import csv_bytes
 
 if TYPE_CHECKING:
     import xarray
@@ -44,6 +46,11 @@ class LabelledMatrix:
         """Whether the values are in memory; else they are read when they are asked for."""
         return True
 
+    @property
+    def stored(self) -> StoredRows | None:
+        """Where other processes read the values; None if they are in memory."""
+        return None
+
     def band(self, start: int, stop: int) -> NDArray[np.float64]:
         """Return the rows of some targets, shape (stop - start, N)."""
         return self.values[start:stop]
@@ -70,7 +77,8 @@ class LabelledMatrix:
         target = Path(path)
         if target.exists() and not overwrite:
             raise ConflictError(f"{target}: already there; choose another path, or give overwrite=True")
-        write_whole(target, matrices_csv([self], [{}]))
+        with closing(csv_bytes([self], [{}])) as text:
+            write_whole(target, text)
         return target
 
     def __repr__(self) -> str:

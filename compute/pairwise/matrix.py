@@ -35,7 +35,8 @@ from compute.metrics.base import Metric
 from compute.pairwise.counts import write_distributions
 from compute.pairwise.labelled import LabelledMatrix
 from compute.pairwise.plan import CHUNK_ROWS, Tile, expected_seconds, plan_distances, tile_bytes
-from compute.pairwise.tile import compute_tile, read_entries
+from compute.pairwise.stored import StoredRows, read_band, read_entries
+from compute.pairwise.tile import compute_tile
 
 HELD_ROWS = 4096
 """Of more datasets a matrix (134 MB) is read when its values are asked for, and not before."""
@@ -87,6 +88,11 @@ class StoredDistances(DistanceMatrix):
     def held(self) -> bool:
         """See `LabelledMatrix`."""
         return bool(self._whole)
+
+    @property
+    def stored(self) -> StoredRows | None:
+        """See `LabelledMatrix`."""
+        return None if self._whole else StoredRows(str(self._path), _row_numbers(self.adapters))
 
     def band(self, start: int, stop: int) -> NDArray[np.float64]:
         """See `LabelledMatrix`."""
@@ -145,7 +151,7 @@ def distance_matrices(
         A tile failed, or left entries that are not numbers.
     """
     adapters = ready_adapters(bank)
-    rows = [record.row for record in adapters]
+    rows = _row_numbers(adapters)
     opened = {metric.key: _open_run(bank, metric, rows[-1] + 1, progress) for metric in metrics}
     found: dict[str, DistanceMatrix] = {}
     lost: dict[_Stored, set[tuple[int, int]]] = {}
@@ -194,14 +200,14 @@ def _of_path(path: Location, adapters: Sequence[AdapterRecord], start: int, stop
     BankFormatError, ComputeError
         A chunk is damaged, or has entries that are not numbers.
     """
-    rows = np.asarray([record.row for record in adapters])
-    some = rows[start:stop]
-    values = read_entries(path, (slice(some[0], some[-1] + 1), slice(None)))
-    if len(some) < len(values) or len(rows) < values.shape[1]:
-        values = values[np.ix_(some - some[0], rows)]
+    values = read_band(path, _row_numbers(adapters), start, stop)
     if not np.isfinite(values).all():
         raise _not_numbers(path, adapters[start:stop], adapters, values)
     return values
+
+
+def _row_numbers(adapters: Sequence[AdapterRecord]) -> list[int]:
+    return [record.row for record in adapters]
 
 
 def _not_numbers(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from bankdb.arrays.chunks import read_chunks, write_chunks
+from bankdb.arrays.chunks import write_chunks
 from bankdb.arrays.remote import Location, located
 from bankdb.errors import ComputeError
 from compute.metrics.base import Metric, allow_compiled
@@ -15,6 +15,7 @@ from compute.metrics.distributions import TokenCounts
 from compute.metrics.divergences import FEW_TARGETS
 from compute.pairwise.counts import StoredCounts, read_counts
 from compute.pairwise.plan import Tile
+from compute.pairwise.stored import read_entries
 
 
 def compute_tile(
@@ -139,11 +140,6 @@ def _check_finite(
             f"distances {metric.key}: row {rows[i]} to row {columns[j]} gave {block[i, j]}, expected a number; "
             "please report it with both datasets"
         )
-
-
-def read_entries(path: Location, selection: tuple[slice, slice] | None = None) -> NDArray[np.float64]:
-    """Read entries of the matrix, all if None; those of chunks that are not there are NaN."""
-    return read_chunks(path, selection, missing=True)
 
 
 def _slices(tile: Tile, *, mirror: bool = False) -> tuple[slice, slice]:

@@ -179,7 +179,7 @@ def test_other_holes_are_whole_tiles() -> None:
     )
 )
 def test_every_digit_of_a_number_is_there(values: np.ndarray) -> None:
-    rows = joined(values)
+    rows = [row.decode() for row in joined(values)]
     found = np.array([[float(cell) for cell in row.split(",")] for row in rows])
     np.testing.assert_array_equal(found, values)
 
