@@ -140,6 +140,8 @@ def round_to(rows: Float32, dtype: str) -> None:
 
 def narrowed(row: Float32, dtype: str) -> NDArray[Any]:
     """Return finite values in another dtype, rounded to the nearest, ties to even; AdapterError if one is too large."""
+    if dtype == "float32":
+        return row
     kind = numpy_dtype(dtype)
     extremes = np.array([row.min(), row.max()])
     with np.errstate(over="ignore"):
