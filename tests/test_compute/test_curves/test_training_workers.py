@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from compute.generation.kept_model import ModelNotFoundError, ModelToKeep
 from compute.generation.machine import Machine
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.tiny_bank import BASE, NAMES, copy_pairs, make_bank
+from tests.support.clusters.killing_progress import KillingProgress
 from tests.support.clusters.thread_workers import thread_workers
 
 pytestmark = pytest.mark.torch
@@ -76,20 +75,11 @@ def by_client(template: Path, tmp_path_factory: pytest.TempPathFactory) -> objec
 def test_two_processes_train_as_the_client_does_though_one_is_killed(
     tiny: AdapterBank, by_client: object
 ) -> None:
-    stages: list[str] = []
-    killed: list[int] = []
-
-    def kill(stage: str) -> None:
-        stages.append(stage)
-        if stages.count("train and answer") == 2 and not killed:
-            pids = cluster.client.run(os.getpid)
-            killed.append(next(iter(pids.values())))
-            os.kill(killed[0], signal.SIGKILL)
-
-    progress = RecordedProgress(kill)
+    progress = KillingProgress("train and answer", 2)
     with open_cluster(ClusterOptions(workers=2), progress, tiny.store.path) as cluster:
+        progress.client = cluster.client
         curves = learning_curves(tiny, WAYS, OPTIONS, cluster=cluster, progress=progress)
-        assert killed[0] not in cluster.client.run(os.getpid).values()
+        assert progress.another_came()
     assert numbers(curves) == by_client
     assert "trained and answered by 2 workers, 1 thread of torch each" in progress.notes
     assert not any(stage.startswith("load the base model") for stage in progress.stages)  # not in the client
