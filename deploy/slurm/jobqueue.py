@@ -58,7 +58,9 @@ def run(cluster: SLURMCluster, jobs: int, command: list[str]) -> int:
     try:
         while running.poll() is None:
             # Asks for those that are missing; a job whose worker is lost is missing after some seconds
-            # (distributed.deploy.lost-worker-timeout).
+            # (distributed.deploy.lost-worker-timeout), one that ended before it had a worker is waited for for ever.
+            for name in ended_early(cluster):
+                cluster.worker_spec.pop(name, None)
             cluster.scale(jobs=jobs)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running.wait(LOOK_SECONDS)
@@ -70,6 +72,22 @@ def run(cluster: SLURMCluster, jobs: int, command: list[str]) -> int:
             running.terminate()
             running.wait()
     return running.returncode
+
+
+def ended_early(cluster: SLURMCluster) -> list[object]:
+    """Return the jobs that SLURM does not list any more and that never had a worker, by the names of these."""
+    with_worker = {worker["name"] for worker in cluster.scheduler_info["workers"].values()}
+    waiting = {
+        name: str(job.job_id)
+        for name, job in cluster.workers.items()
+        if name not in with_worker and getattr(job, "job_id", None)
+    }
+    if not waiting:
+        return []
+    listed = subprocess.run(["squeue", "--noheader", "--format=%A"], capture_output=True, text=True)
+    if listed.returncode:
+        return []  # a controller that does not answer says nothing of jobs
+    return [name for name, job in waiting.items() if job not in listed.stdout.split()]
 
 
 if __name__ == "__main__":
