@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kubernetes_validate
@@ -303,6 +305,23 @@ def test_the_job_that_jobqueue_would_submit() -> None:
     for line in ("#SBATCH -J lora-bank", "#SBATCH -p long", "#SBATCH -A nlp", "#SBATCH --cpus-per-task=1"):
         assert line in done.stdout
     assert re.search(r"dask.worker tcp://\S+ .*--nthreads 1 .*--memory-limit 7", done.stdout)
+
+
+@pytest.mark.parametrize(("status", "ended"), [(0, ["early"]), (1, [])])
+def test_a_job_that_ended_before_it_had_a_worker_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, ended: list[str]
+) -> None:
+    """Of SLURM's list alone, and of none where it does not answer; who had a worker is dask-jobqueue's to know."""
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho 12\nexit {status}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    jobs = {"early": 11, "pending": 12, "unsubmitted": None, "worked": 10}
+    cluster = SimpleNamespace(
+        scheduler_info={"workers": {"tcp://a": {"name": "worked"}}},
+        workers={name: SimpleNamespace(job_id=number) for name, number in jobs.items()},
+    )
+    script = runpy.run_path(str(DEPLOY / "slurm" / "jobqueue.py"))
+    assert script["ended_early"](cluster) == ended
 
 
 # -- the commands, as processes ----------------------------------------------------------------------------
