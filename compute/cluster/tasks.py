@@ -6,7 +6,7 @@ import contextlib
 import os
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,30 @@ GPU = "GPU"
 """What workers call the resource of which a task takes one, where it computes on a GPU."""
 
 Key = tuple[str, str, str]
+
+
+class MadeWhenSent(Mapping[str, tuple[Any, ...]]):
+    """What each named task is given, made when it is sent: of all tasks at once, a large bank has no room for it.
+
+    Parameters
+    ----------
+    names
+        Of the tasks, in their order.
+    make
+        What one of them is given, by its name.
+    """
+
+    def __init__(self, names: Collection[str], make: Callable[[str], tuple[Any, ...]]) -> None:
+        self._names, self._make = names, make
+
+    def __getitem__(self, name: str) -> tuple[Any, ...]:
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def run_tasks(

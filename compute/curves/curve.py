@@ -265,17 +265,19 @@ class _Curves:
 
     def _missing(self) -> list[TrainingJob]:
         """The runs that are not kept whole; each is done once, whichever starts are the same."""
-        found: dict[str, TrainingJob] = {}
+        missing: dict[str, list[System]] = {}
         for system, name in self._pairs():
-            if self._is_kept(system, name):
-                continue
+            if not self._is_kept(system, name):
+                missing.setdefault(name, []).append(system)
+        found: dict[str, TrainingJob] = {}
+        for name, systems in missing.items():
             try:
                 prompts = encode_prompts(self._bank.tokenizer, self._splits[name], name)
             except DatasetError as error:
                 self._failed[name] = str(error)
                 continue
-            job = self._job(system, name, prompts)
-            found[job.plan.key] = job
+            jobs = [self._job(system, name, prompts) for system in systems]
+            found |= {job.plan.key: job for job in jobs}
         return list(found.values())
 
     def _job(self, system: System, name: str, prompts: Prompts) -> TrainingJob:

@@ -14,7 +14,7 @@ from bankdb.arrays.remote import located
 from bankdb.bank import AdapterBank
 from bankdb.progress import Progress
 from compute.cluster.options import Cluster
-from compute.cluster.tasks import run_tasks
+from compute.cluster.tasks import MadeWhenSent, run_tasks
 from compute.combination.tensors import AdapterParts, BankParts, tensors_of
 from compute.curves.training import Found, RunPlan, TrainingJob, train_and_answer
 from compute.evaluation.adapters import parts_of
@@ -29,7 +29,7 @@ from compute.evaluation.answering.workers import (
 from compute.finetuning.kept_trainer import TrainerToKeep, lent_trainer
 from compute.finetuning.resources import needed_bytes
 from compute.finetuning.start import bank_form
-from compute.generation.generate import answer_ends, threads_of_torch
+from compute.generation.generate import threads_of_torch
 from compute.generation.kept_model import ModelToKeep, lent_generator
 from compute.generation.machine import Machine
 from compute.generation.model_size import model_size
@@ -59,15 +59,7 @@ class TrainingByWorkers:
         cluster: Cluster,
     ) -> None:
         self._bank, self._folder, self._machine, self._cluster = bank, folder, machine, cluster
-        model = ModelToKeep(
-            str(folder.absolute()),
-            fingerprint,
-            bank.layout,
-            answer_ends(folder, bank.tokenizer),
-            machine.device,
-            machine.dtype,
-            machine.batch_size,
-        )
+        model = ModelToKeep.of(folder, fingerprint, bank.layout, bank.tokenizer, machine)
         self._trainer = TrainerToKeep(model, dtype, bank_form(bank), bank.record.task_type, learning_rate)
 
     def found(self, jobs: Sequence[TrainingJob], progress: Progress) -> Iterator[tuple[TrainingJob, Found]]:
@@ -86,17 +78,13 @@ class TrainingByWorkers:
         progress.note(f"trained and answered by {workers_told(gpus, cluster.slots, threads)}")
         parts, store = BankParts(self._bank), str(self._bank.store.path.absolute())
         named = {f"{job.plan.target} from {job.start}": job for job in jobs}
-        tasks = {
-            name: (
-                self._trainer,
-                store,
-                None if job.adapter is None else parts_of(parts, job.adapter),
-                job.plan,
-                threads,
-                left,
-            )
-            for name, job in named.items()
-        }
+
+        def arguments(name: str) -> tuple[object, ...]:
+            job = named[name]
+            start = None if job.adapter is None else parts_of(parts, job.adapter)
+            return self._trainer, store, start, job.plan, threads, left
+
+        tasks = MadeWhenSent(named, arguments)
         for name, found in run_tasks(cluster, "train and answer", run_there, tasks, progress, gpus=gpus):
             yield from ((named[name], one) for one in found)
 

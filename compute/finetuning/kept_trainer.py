@@ -70,8 +70,7 @@ def _kept_for(asked: TrainerToKeep) -> _Kept:
     global _kept
     with _turn:
         if _kept is None or _kept.asked != asked:
-            _kept = None  # before another is loaded: there may be room for one
-            _kept = _Kept(asked)
+            _kept = _Kept(asked)  # those of another are gone before one is loaded: there may be room for one
         return _kept
 
 

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bankdb.datasets.tokenizer import BankTokenizer
 from bankdb.errors import BankError
 from bankdb.peft.layout import AdapterLayout
 from compute.generation.adapted_model import AdaptedModel
 from compute.generation.base_model import model_fingerprint
-from compute.generation.generate import Generator, answering_model
+from compute.generation.generate import Generator, answer_ends, answering_model
+from compute.generation.machine import Machine
 
 _turn = threading.Lock()
 _kept: _Kept | None = None
@@ -48,6 +50,14 @@ class ModelToKeep:
     device: str = "auto"
     dtype: str = "float32"
     batch_size: int | None = None
+
+    @classmethod
+    def of(
+        cls, folder: Path, fingerprint: str, layout: AdapterLayout, tokenizer: BankTokenizer, machine: Machine
+    ) -> ModelToKeep:
+        """Return the base model in a folder, whose answers end as the tokenizer and its own settings say."""
+        where = machine.device, machine.dtype, machine.batch_size
+        return cls(str(folder.absolute()), fingerprint, layout, answer_ends(folder, tokenizer), *where)
 
 
 @dataclass(slots=True)

@@ -174,6 +174,12 @@ def test_a_full_disk_ends_it_and_stops_the_others() -> None:
     assert stopped.is_set()
 
 
+def of_six(store: Kept, stop: Callable[[], None] = lambda: None) -> Pipeline:
+    """Six pairs that are on this machine."""
+    incoming = [Incoming(one, pair_of(one)) for one in map(reference, range(6))]
+    return Pipeline(incoming, pair_of, lambda pair: None, store, downloads=1, stop=stop)
+
+
 def test_two_rows_are_written_at_a_time_and_end_in_their_order() -> None:
     """The first is whole only when the second is written; nothing else of the second is done before."""
     second, most, writing, lock = threading.Event(), 0, 0, threading.Lock()
@@ -191,14 +197,7 @@ def test_two_rows_are_written_at_a_time_and_end_in_their_order() -> None:
             writing -= 1
 
     store = Kept(write=write)
-    pipeline = Pipeline(
-        [Incoming(reference(number), pair_of(reference(number))) for number in range(6)],
-        pair_of,
-        lambda pair: None,
-        store,
-        downloads=1,
-        stop=lambda: None,
-    )
+    pipeline = of_six(store)
     assert [int(one.reference.name) for one in pipeline.outcomes()] == store.stored == list(range(6))
     assert store.begun == store.stored
     assert most == 2
@@ -214,14 +213,7 @@ def test_what_is_being_stored_is_stored_though_all_is_given_up(late: bool) -> No
             assert gate.wait(60)
 
     store = Kept(write=write)
-    pipeline = Pipeline(
-        [Incoming(reference(number), pair_of(reference(number))) for number in range(6)],
-        pair_of,
-        lambda pair: None,
-        store,
-        downloads=1,
-        stop=gate.set,
-    )
+    pipeline = of_six(store, gate.set)
     outcomes = pipeline.outcomes()
     next(outcomes)
     if late:
