@@ -30,7 +30,7 @@ from compute.gram.matrix import gram_matrix
 from compute.metrics.registry import METRIC_NAMES
 from compute.prediction.coefficients import coefficients
 from compute.prediction.matrices import distances
-from compute.prediction.neural_models import stored_model
+from compute.prediction.networks.models import stored_model
 from compute.prediction.predict import predict
 from compute.prediction.predict_all import predict_all
 

@@ -22,7 +22,7 @@ from compute.labels.answer_labels import LabelOptions
 from compute.labels.reader import LabelReader
 from compute.pairwise.labelled import LabelledMatrix
 from compute.prediction.matrices import Matrices, compute_matrices
-from compute.prediction.neural_models import neural_coefficients
+from compute.prediction.networks.models import neural_coefficients
 from compute.prediction.session import computing
 
 

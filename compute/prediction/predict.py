@@ -34,7 +34,7 @@ from compute.metrics.distributions import TokenCounts
 from compute.pairwise.counts import token_counts
 from compute.pairwise.forms import unlike_forms
 from compute.prediction.matrices import compute_matrices, declared_metrics
-from compute.prediction.neural_models import stored_model
+from compute.prediction.networks.models import stored_model
 from compute.prediction.novelty import novelty_of, tell_novelty
 from compute.prediction.prediction import Prediction
 from compute.prediction.session import computing

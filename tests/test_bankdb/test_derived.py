@@ -32,7 +32,7 @@ from compute.gram.matrix import gram_matrix
 from compute.labels.kept_losses import KeptLosses
 from compute.prediction.coefficients import coefficients
 from compute.prediction.matrices import distances
-from compute.prediction.neural_models import stored_model
+from compute.prediction.networks.models import stored_model
 from tests.support.banks.recorded_progress import RecordedProgress
 from tests.support.banks.stored_rows import predict_all_stored
 from tests.support.banks.synthetic_bank import SyntheticBank, create_synthetic, draw_tokens, draw_vector

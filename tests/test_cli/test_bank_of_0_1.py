@@ -20,7 +20,7 @@ from compute.approaches.options import PredictionOptions
 from compute.combination.runs import options_key
 from compute.merge_methods.method import METHODS
 from compute.prediction.coefficients import coefficients
-from compute.prediction.neural_models import network_key
+from compute.prediction.networks.models import network_key
 from compute.prediction.predict_all import predict_all
 from tests.support.banks.recorded_progress import RecordedProgress
 

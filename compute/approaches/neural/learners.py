@@ -15,12 +15,13 @@ from compute.approaches.neural.network import (
     Parameters,
     ScalarMLP,
     backward,
+    below,
     forward,
     initial_mlp,
 )
 from compute.approaches.neural.options import NeuralOptions
-from compute.approaches.neural.piecewise import PiecewiseLearner, evaluate, worth_it
-from compute.approaches.neural.workspace import Workspace
+from compute.approaches.neural.piecewise import WEIGHTS, PiecewiseLearner, evaluate, worth_it
+from compute.approaches.neural.workspace import State, Workspace
 from compute.types import FloatArray
 
 
@@ -38,6 +39,12 @@ class Learner(Protocol):
 
     def network(self) -> ScalarMLP:
         """Return the network that was kept, or that of now where none was."""
+
+    def state(self) -> State:
+        """Return all that the next epoch reads, by name; not copies."""
+
+    def resume(self, state: State) -> bool:
+        """Go on from what `state` returned at the same points and options; False if that learned another way."""
 
     def close(self) -> None:
         """Give back what is not memory."""
@@ -105,6 +112,22 @@ class DenseLearner:
     def network(self) -> ScalarMLP:
         """Return the network that was kept, or that of now where none was."""
         return ScalarMLP(self._kept or self.parameters)
+
+    def state(self) -> State:
+        """Return the parameters, those that were kept, and what Adam has."""
+        kept = {} if self._kept is None else below("kept", self._kept)
+        return below("now", self.parameters) | kept | self.adam.state()
+
+    def resume(self, state: State) -> bool:
+        """Go on from what `state` returned; not from a state of passes over the weights."""
+        if f"now.{WEIGHTS}" not in state:
+            return False
+        self.adam.resume(state)
+        for name, array in self.parameters.items():
+            array[...] = state[f"now.{name}"]
+        if "kept.linear1.weight" in state:
+            self._kept = {name: state[f"kept.{name}"].copy() for name in self.parameters}
+        return True
 
     def close(self) -> None:
         """Nothing is held."""

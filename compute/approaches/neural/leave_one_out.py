@@ -123,7 +123,7 @@ def neural_leave_one_out(
     Returns
     -------
     The coefficients, shape (N, N), with a diagonal of 0; and what was trained, the networks included
-    (`4 W^2` bytes each), in the order of the folds.
+    (`4 W^2` bytes each), in the order of the folds; without those whose coefficients the workspace kept.
 
     Raises
     ------
@@ -136,18 +136,18 @@ def neural_leave_one_out(
     coefficients = np.zeros((number, number))
     results: list[Trained] = []
     used = workspace or Workspace()
-    for rows, predicted in _plan(number, options, groups):
-        result = train(
-            *(distances, gram, rows, options, parameters, _counting(report, len(results) * options.epochs)),
-            groups=groups,
-            excluded=excluded,
-            workspace=used,
-        )
-        model = evaluating(result.model, options, used.threads)
-        coefficients[predicted] = apply(
-            model, distances[predicted], left_out[predicted], options, self_index=predicted
-        )
-        results.append(result)
+    # The network of `published` is wanted, not its coefficients alone.
+    kept = used.kept if options.protocol != "published" else None
+    for k, (rows, predicted) in enumerate(_plan(number, options, groups)):
+        block = kept.coefficients(predicted) if kept is not None else None
+        if block is None:
+            arguments = (distances, gram, rows, options, parameters, _counting(report, k * options.epochs))
+            results.append(train(*arguments, groups=groups, excluded=excluded, workspace=used))
+            model = evaluating(results[-1].model, options, used.threads)
+            block = apply(model, distances[predicted], left_out[predicted], options, self_index=predicted)
+            if kept is not None:
+                kept.keep_coefficients(predicted, block)
+        coefficients[predicted] = block
     return coefficients, results
 
 

@@ -250,6 +250,11 @@ def _store(gradient: Parameters, name: str, value: Array, add: bool) -> None:
         gradient[name][...] = value
 
 
+def below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
+    """Return arrays by their names below a prefix."""
+    return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
 class Adam:
     """Adam (arXiv 1412.6980, algorithm 1) with beta 0.9 and 0.999 and epsilon 1e-8, in place.
 
@@ -269,6 +274,18 @@ class Adam:
         return np.array(
             [BETA1, 1.0 - BETA1, BETA2, 1.0 - BETA2, 1.0 / correct2, EPSILON, self.learning_rate / correct1]
         )
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return the moments, not copies, and the steps so far, by name."""
+        steps = np.array([self.steps])
+        return {"steps": steps, **below("first", self.first), **below("second", self.second)}
+
+    def resume(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what `state` returned."""
+        self.steps = int(state["steps"][0])
+        for name in self.first:
+            self.first[name][...] = state[f"first.{name}"]
+            self.second[name][...] = state[f"second.{name}"]
 
     def step(self, parameters: Mapping[str, Array], gradient: Mapping[str, Array]) -> None:
         """Update the parameters."""

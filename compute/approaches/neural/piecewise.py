@@ -34,11 +34,12 @@ from compute.approaches.neural.network import (
     Array,
     Parameters,
     ScalarMLP,
+    below,
     initial_mlp,
     parameter_shapes,
 )
 from compute.approaches.neural.options import NeuralOptions
-from compute.approaches.neural.workspace import Share, Threads, Workspace, ranges
+from compute.approaches.neural.workspace import Share, State, Threads, Workspace, ranges
 from compute.metrics.base import worth_compiling
 from compute.types import FloatArray
 
@@ -49,6 +50,8 @@ SAVED = 0.08
 
 Places = NDArray[np.int64]
 FIRST, WEIGHTS = ("linear1.weight", "linear1.bias", "norm1.weight", "norm1.bias"), "linear2.weight"
+BY_UNIT = "linear2.by.unit"
+"""Of a state: weights that lie otherwise than those of the dense way."""
 
 
 def worth_it(width: int, points: int, epochs: int) -> bool:
@@ -173,6 +176,35 @@ class PiecewiseLearner:
         others, weights = self._kept or (self.parameters, self.weights)
         named = {**others, WEIGHTS: weights.T}
         return ScalarMLP({name: named[name] for name in parameter_shapes(1)})
+
+    def state(self) -> State:
+        """Return the parameters, those that were kept, and the moments; the kept weights where they are others."""
+        moments = dict(zip(("first", "second"), self.moments, strict=True))
+        state = below("now", self.parameters | {BY_UNIT: self.weights}) | self.adam.state()
+        state |= {f"{name}.{BY_UNIT}": moment for name, moment in moments.items()}
+        if self._kept is not None:
+            state |= below("kept", self._kept[0])
+            if self._kept[1] is not self.weights:
+                state[f"kept.{BY_UNIT}"] = self._kept[1]
+        return state
+
+    def resume(self, state: State) -> bool:
+        """Go on from what `state` returned; not from a state of dense matrices."""
+        if f"now.{BY_UNIT}" not in state:
+            return False
+        self.adam.resume(state)
+        whole = self.parameters | {BY_UNIT: self.weights}
+        for name, array in whole.items():
+            array[...] = state[f"now.{name}"]
+        for name, moment in zip(("first", "second"), self.moments, strict=True):
+            moment[...] = state[f"{name}.{BY_UNIT}"]
+        if "kept.linear1.weight" in state:
+            weights = self.weights
+            if f"kept.{BY_UNIT}" in state:
+                weights = self.workspace.take(len(weights), weights.dtype.type)
+                weights[...] = state[f"kept.{BY_UNIT}"]
+            self._kept = ({name: state[f"kept.{name}"].copy() for name in self.parameters}, weights)
+        return True
 
     def values(self) -> FloatArray:
         """Evaluate at the sites."""

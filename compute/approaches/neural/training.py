@@ -33,7 +33,7 @@ from compute.approaches.neural.learners import learner_for
 from compute.approaches.neural.network import ScalarMLP
 from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.splits import FEWEST_ROWS, hold_out
-from compute.approaches.neural.workspace import Workspace
+from compute.approaches.neural.workspace import Kept, State, Workspace
 from compute.approaches.oracle import checked_gram
 from compute.types import FloatArray
 
@@ -107,7 +107,8 @@ def train(
     excluded
         Shape (N, N): sources that a target must not use, itself among them; None for itself alone.
     workspace
-        What it shares with trainings before and after it; one thread and memory of its own if None.
+        What it shares with trainings before and after it; one thread and memory of its own if None. With a place
+        where trainings are kept, it goes on from what is there of the training on these rows.
 
     Raises
     ------
@@ -123,7 +124,7 @@ def train(
     fitted, held_out = hold_out(rows, len(distances), options, groups)
     scale, targets = _targets(distances, gram, fitted, held_out, options, excluded)
     fit = _Fit(targets, options, workspace=workspace)
-    model = fit.run(report, scale / parameters)
+    model = fit.run(report, scale / parameters, rows, workspace.kept if workspace is not None else None)
     return Trained(
         model=model,
         losses=np.array(fit.losses[0]) * (scale / parameters),
@@ -180,10 +181,11 @@ class _Fit:
         self.best_epoch = 0
         self.losses: list[list[float]] = [[] for _ in targets]
 
-    def run(self, report: Report | None, unit: float) -> ScalarMLP:
+    def run(self, report: Report | None, unit: float, rows: NDArray[np.intp], kept: Kept | None) -> ScalarMLP:
         """Train to the end or until the held-out loss has stopped falling; return the best network."""
         with contextlib.closing(self.learner):
-            for epoch in range(self.options.epochs + 1):
+            first = self._resumed(kept.state(rows)) if kept is not None else 0
+            for epoch in range(first, self.options.epochs + 1):
                 slopes = self._record(self.learner.values())
                 if report is not None and epoch > 0:
                     report(epoch, self.losses[0][-1] * unit)
@@ -196,7 +198,22 @@ class _Fit:
                     break
                 if epoch < self.options.epochs:
                     self.learner.descend(slopes)
+                    if kept is not None:
+                        kept.keep_state(rows, self._state())
             return self.learner.network()
+
+    def _state(self) -> State:
+        """All that the epochs after this one read."""
+        own = {"best": np.array([self.best_epoch]), "losses": np.array(self.losses)}
+        return {**self.learner.state(), **own}
+
+    def _resumed(self, state: State | None) -> int:
+        """Go on from what was kept; return the epoch that is next."""
+        if state is None or not self.learner.resume(state):
+            return 0
+        self.best_epoch = int(state["best"][0])
+        self.losses = state["losses"].tolist()
+        return len(self.losses[0])
 
     def _record(self, at_points: FloatArray) -> FloatArray:
         """Note the losses; return the fitted rows' gradient by the values at the points."""

@@ -1,15 +1,20 @@
-"""Threads that share passes over arrays, and memory that trainings leave to each other."""
+"""Threads that share passes over arrays, memory that trainings leave to each other, and what they go on from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compute.types import FloatArray
+
 Array = NDArray[np.floating[Any]]
+Rows = NDArray[np.intp]
+State = Mapping[str, NDArray[Any]]
+"""A training between two epochs: all that its next one reads, by name."""
 Share = Callable[[Callable[[int, int], None], Sequence[tuple[int, int]]], None]
 """What has a task done for all ranges, before it returns."""
 
@@ -17,6 +22,22 @@ Share = Callable[[Callable[[int, int], None], Sequence[tuple[int, int]]], None]
 def ranges(number: int, length: int) -> list[tuple[int, int]]:
     """Return ranges of a length, the last one perhaps shorter, that make up a number."""
     return [(start, min(start + length, number)) for start in range(0, number, length)]
+
+
+class Kept(Protocol):
+    """Where trainings that are interrupted are gone on from; each is known by its rows."""
+
+    def state(self, rows: Rows) -> State | None:
+        """Return what was kept last of the training on these rows."""
+
+    def keep_state(self, rows: Rows, state: State) -> None:
+        """Keep it, where that is worth it; what is in it changes afterwards."""
+
+    def coefficients(self, rows: Rows) -> FloatArray | None:
+        """Return the coefficients that were kept of these targets, shape (len(rows), N)."""
+
+    def keep_coefficients(self, rows: Rows, values: FloatArray) -> None:
+        """Keep coefficients of these targets, shape (len(rows), N), where that is worth it."""
 
 
 class Threads:
@@ -55,10 +76,13 @@ class Workspace:
     ----------
     threads
         Number that share the passes, beside those of BLAS; the results do not depend on it.
+    kept
+        Where trainings are kept until all are done; None keeps nothing. The results do not depend on it.
     """
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 1, kept: Kept | None = None) -> None:
         self.threads = threads
+        self.kept = kept
         self._arrays: list[Array] = []
 
     def take(self, width: int, dtype: type[np.floating[Any]]) -> Array:

@@ -34,7 +34,7 @@ from compute.evaluation.weight_space import (
 )
 from compute.prediction.coefficients import Coefficients, coefficients
 from compute.prediction.matrices import Matrices, compute_matrices
-from compute.prediction.neural_models import stored_model
+from compute.prediction.networks.models import stored_model
 from compute.prediction.session import computing
 from tests.support.banks.small_report import adapter_record
 from tests.support.banks.stored_rows import predict_all_stored

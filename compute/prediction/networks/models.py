@@ -28,6 +28,7 @@ from compute.approaches.neural.options import NeuralOptions
 from compute.approaches.neural.training import train
 from compute.approaches.neural.workspace import Workspace
 from compute.cluster.machine import core_count
+from compute.prediction.networks.unfinished import UnfinishedTraining
 
 _COEFFICIENTS = "coefficients"
 _VERSION = 2
@@ -68,8 +69,10 @@ def neural_coefficients(
         return read_chunks(path / _COEFFICIENTS, delete=path)
     if find_group(bank, path, SilentProgress(), _made_from(bank, adapters, key, None)):
         progress.note(f"{path}: {_BY_OLDER}; it is trained again")
-    values, model = _trained(bank.layout.size, metric, distances, gram, options, progress, units)
+    unfinished = UnfinishedTraining(bank, path, made_from, progress)
+    values, model = _trained(bank.layout.size, metric, distances, gram, options, progress, units, unfinished)
     write_group(bank, path, made_from, {_COEFFICIENTS: values, **model.to_arrays()})
+    unfinished.discard()
     bank.runs.finish(run.id)
     return values
 
@@ -82,6 +85,7 @@ def _trained(
     options: NeuralOptions,
     progress: Progress,
     units: NDArray[np.intp] | None,
+    unfinished: UnfinishedTraining,
 ) -> tuple[NDArray[np.float64], ScalarMLP]:
     """Leave-one-out coefficients, and the network for new datasets."""
     options, groups, excluded = left_out_together(options, units, len(distances))
@@ -94,7 +98,8 @@ def _trained(
         progress.advance(epoch - told)
         told = epoch
 
-    workspace = Workspace(core_count())
+    unfinished.forget_others()
+    workspace = Workspace(core_count(), unfinished)
     values, trained = neural_leave_one_out(
         distances,
         gram,
@@ -105,28 +110,21 @@ def _trained(
         excluded=excluded,
         workspace=workspace,
     )
-    model = trained[0].model
-    if final:
-        del trained
-        before = options.trainings * options.epochs
-
-        def count_on(epoch: int, loss: float) -> None:
-            report(before + epoch, loss)
-
-        rows = np.arange(len(distances))
-        model = train(
-            distances,
-            gram,
-            rows,
-            options,
-            parameters,
-            count_on,
-            groups=groups,
-            excluded=excluded,
-            workspace=workspace,
-        ).model
+    if not final:
+        progress.end()
+        return values, trained[0].model
+    # Their memory is needed, and of the folds' networks nothing is.
+    del trained
+    before = options.trainings * options.epochs
+    whole = train(
+        *(distances, gram, np.arange(len(distances)), options, parameters),
+        lambda epoch, loss: report(before + epoch, loss),
+        groups=groups,
+        excluded=excluded,
+        workspace=workspace,
+    )
     progress.end()
-    return values, model
+    return values, whole.model
 
 
 def stored_model(

@@ -14,8 +14,8 @@ from bankdb.bank import AdapterBank
 from bankdb.errors import BankNotFoundError, ParameterError
 from cli.main import cli
 from compute.approaches.options import PredictionOptions
-from compute.prediction import neural_models
 from compute.prediction.coefficients import coefficients
+from compute.prediction.networks import models
 from compute.prediction.predict import predict
 from compute.prediction.predict_all import predict_all
 from tests.support.banks.recorded_progress import RecordedProgress
@@ -74,7 +74,7 @@ def test_what_an_older_version_trained_is_trained_again_and_said_once(
     bank: AdapterBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
-        older.setattr(neural_models, "_VERSION", None)
+        older.setattr(models, "_VERSION", None)
         first = coefficients(bank, NEURAL)
     told = RecordedProgress()
     predict(bank, write_dataset(tmp_path / "new", 40), NEURAL, progress=told)

@@ -1,0 +1,1 @@
+"""Networks of the neural approach, trained on a bank and kept."""
