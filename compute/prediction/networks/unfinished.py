@@ -19,7 +19,7 @@ from bankdb.arrays.chunks import read_chunks
 from bankdb.arrays.durable import folders_in
 from bankdb.arrays.remote import Location
 from bankdb.bank import AdapterBank
-from bankdb.derived import delete_derived, digest_of, find_group, read_group, write_group
+from bankdb.derived import delete_others, digest_of, find_group, read_group, write_group
 from bankdb.progress import Progress, SilentProgress
 from compute.approaches.neural.workspace import Rows, State
 from compute.types import FloatArray
@@ -128,9 +128,11 @@ class UnfinishedTraining:
         return digest_of(key=self._key, kind=kind, rows=np.asarray(rows).tolist())
 
     def _delete(self, keep: str | None) -> None:
-        for place in folders_in(self._root):
-            if place.name.startswith(_PREFIX) and (keep is None or not place.name.startswith(keep)):
-                delete_derived(self._bank, place)
+        names = [place.name for place in folders_in(self._root)]
+        unfinished = {name for name in names if name.startswith(_PREFIX)}
+        if keep is not None:
+            unfinished -= {name for name in names if name.startswith(keep)}
+        delete_others(self._bank, self._root, keep=set(names) - unfinished)
 
 
 def _size(arrays: State) -> int:

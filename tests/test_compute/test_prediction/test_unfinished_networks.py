@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import signal
@@ -142,10 +143,16 @@ class Told(SilentProgress):
     def note(self, text):
         print(text, flush=True)
 
+    def advance(self, steps=1):
+        print("epoch", flush=True)
+
 with AdapterBank.open(sys.argv[1]) as bank:
     options = PredictionOptions(metric="js", approach="neural", width=16, epochs=8)
     coefficients(bank, options, progress=Told())
 """
+
+
+EPOCH = "epoch\n"
 
 
 @pytest.fixture
@@ -162,25 +169,23 @@ def test_killed_at_random_moments(
     bank: AdapterBank, expected: np.ndarray, begun: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     bank.close()
-    rng, output = random.Random(5), ""
-    for kill in range(12):
+    rng, output, kills = random.Random(5), "", 0
+    while True:
         process = subprocess.Popen(
             [sys.executable, "-c", DRIVER, str(bank.path)], stdout=subprocess.PIPE, text=True
         )
         begun.append(process)
         assert process.stdout is not None
-        for line in process.stdout:
-            output += line
-            if line.startswith("train neural"):
-                break
-        else:
-            assert process.wait() == 0
-            assert kill > 0, "it was done before it was killed"
-            break
-        time.sleep(rng.uniform(0.0, 0.25))
+        lines = list(itertools.takewhile(EPOCH.__ne__, process.stdout))
+        lines += itertools.islice(process.stdout, rng.randrange(12))
+        time.sleep(rng.uniform(0.0, 0.02))
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        output += process.stdout.read()
+        output += "".join([*lines, *process.stdout])
+        if process.wait() == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, output
+        kills += 1
+    assert kills >= 4
     assert "training of a network goes on after its epoch" in output
     assert "of a training before are there" in output
     copy = tmp_path / "as-it-was-left"
