@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bankdb.errors import BankError, FileSystemError
 from bankdb.ingesting.counted import Counter
@@ -28,6 +29,12 @@ from bankdb.sources.located import Located
 from bankdb.sources.pairs import check_case
 from bankdb.storage.expected import Expected
 from bankdb.storage.stored_bank import StoredBank
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bankdb.initialisation.compare import TakenSamples
 
 __all__ = ["Counter", "IngestOptions", "IngestReport", "clear_leftovers", "clear_leftovers_locked", "ingest"]
 
@@ -76,10 +83,10 @@ def ingest(
     clear_leftovers(bank)
     with bank.ingesting():
         work.run(references)
-    if work.report.added or work.report.replaced:
+    if work.taken is not None:
         from bankdb.initialisation.compare import compared_advice
 
-        work.report.initialisations = compared_advice(bank, work.progress)
+        work.report.initialisations = compared_advice(bank, work.progress, work.taken)
     return work.report
 
 
@@ -90,6 +97,7 @@ class _Ingest:
     options: IngestOptions
     report: IngestReport
     progress: Progress
+    taken: TakenSamples | None = None
 
     def run(self, references: Sequence[PairReference]) -> None:
         present = [name for (name,) in self.bank.catalog.glance("name")]
@@ -161,7 +169,7 @@ class _Ingest:
             incoming,
             self.located.pair,
             prepare_one,
-            PairStore(self.bank, self.options, self.report, freed),
+            PairStore(self.bank, self.options, self.report, freed, self._take),
             downloads=self.options.downloads,
             stop=self.located.stop,
             ahead=AHEAD if self.options.counter is None else self.options.counter.at_once,
@@ -175,6 +183,14 @@ class _Ingest:
                 self.located.done(outcome.reference)
                 self.progress.advance()
         self.progress.end()
+
+    def _take(self, row: int, vector: NDArray[np.float32]) -> None:
+        """Take a sample of what was stored, before its memory is used again."""
+        if self.taken is None:
+            from bankdb.initialisation.compare import TakenSamples
+
+            self.taken = TakenSamples(self.bank)
+        self.taken.take(row, vector)
 
     def _settle(self, outcome: Outcome) -> None:
         if outcome.error is not None:

@@ -49,6 +49,8 @@ class StoredRow(NamedTuple):
 
 
 _ROW_FOLDER = re.compile(r"0|[1-9][0-9]*")
+# Values that are looked at together: what is found of them stays in a core's cache.
+_AT_ONCE = 1 << 16
 # Bytes of a row from which on it is worth another thread to hash it.
 _LARGE = 1 << 20
 _OBJECT = re.compile(r"zarr\.json|c/(0|[1-9][0-9]*)/0")
@@ -159,7 +161,7 @@ class AdapterStore:
             raise BankFormatError(
                 f"{self.path}: cannot write row {row} of {vector.shape} into an array of {self.shape}"
             )
-        if not np.isfinite(vector).all():
+        if not is_finite(vector):
             raise AdapterError(f"{self.path}: row {row} was expected to be finite, NaN or Inf found")
         if vector.nbytes < _LARGE:
             return StoredRow(row_sha256(vector), self._write(row, vector))
@@ -318,6 +320,12 @@ class AdapterStore:
             strange += [item for item in _entries(folder) if item.name != "0" or item.is_dir()]
         # By name: a file being written has another one a moment later.
         return sorted(item for item in strange if not is_partial(item.name))
+
+
+def is_finite(vector: Vector) -> bool:
+    """Whether no value of a vector, shape (p,), is NaN or infinite."""
+    parts = (vector[start : start + _AT_ONCE] for start in range(0, len(vector), _AT_ONCE))
+    return all(bool(np.isfinite(part).all()) for part in parts)
 
 
 def _is_row(folder: Path | os.DirEntry[str]) -> bool:

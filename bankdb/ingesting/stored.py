@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from bankdb.arrays.adapter_store import StoredRow
+from bankdb.arrays.adapter_store import StoredRow, Vector
 from bankdb.errors import ArrayStoreUnavailableError, BankError, ComputeError, DatabaseUnavailableError
 from bankdb.ingesting.prepared import Prepared
 from bankdb.ingesting.report import IngestOptions, IngestReport
@@ -35,12 +35,16 @@ class BegunPair:
 
 @dataclass(frozen=True, slots=True)
 class PairStore:
-    """Stores pairs that were prepared, or reports why it does not; all but writing rows is done by one thread."""
+    """Stores pairs that were prepared, or reports why it does not; all but writing rows is done by one thread.
+
+    `stored` is called with the row and the vector of each that was stored.
+    """
 
     bank: StoredBank
     options: IngestOptions
     report: IngestReport
     freed: FreedVectors
+    stored: Callable[[int, Vector], None]
 
     def begin(self, pair: Pair, outcome: Future[Prepared | None]) -> BegunPair | None:
         """Reserve a row. None where no more is to be done: of a small one all is done at once.
@@ -82,6 +86,8 @@ class PairStore:
         prepared, report = begun.prepared, self.report
         name, new = prepared.pair.name, partial(_new_adapter, prepared)
         added, replaced = begun.storing.finish(new, replace=self.options.replace)
+        if added:
+            self.stored(begun.storing.row, prepared.adapter.vector)
         self.freed.give(prepared.adapter.vector)
         if not added:
             report.skipped.append(name)

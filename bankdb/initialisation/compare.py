@@ -46,7 +46,34 @@ _CHUNK = 64
 _BLOCK = 256
 
 
-def compare(bank: StoredBank, progress: Progress) -> Initialisations | None:
+class TakenSamples:
+    """Samples of adapters, by row, taken as they are stored: nothing of these is read again."""
+
+    def __init__(self, bank: StoredBank) -> None:
+        self._bank = bank
+        self._columns: NDArray[np.int64] | None = None
+        self._taken: dict[int, Samples] = {}
+
+    def take(self, row: int, vector: NDArray[np.float32]) -> None:
+        """Keep a sample of a vector, shape (p,), that is stored as this row."""
+        if self._columns is None:
+            self._columns = sampled_columns(self._bank.layout)
+        self._taken[row] = vector[self._columns]
+
+    def of(self, rows: Sequence[int], columns: NDArray[np.int64]) -> Samples:
+        """Return samples of rows, shape (rows, columns): those that were taken, and others as they are read."""
+        made = np.empty((len(rows), len(columns)), dtype=np.float32)
+        others = [place for place, row in enumerate(rows) if row not in self._taken]
+        made[others] = _read(self._bank.store, [rows[place] for place in others], columns)
+        for place, row in enumerate(rows):
+            if row in self._taken:
+                made[place] = self._taken[row]
+        return made
+
+
+def compare(
+    bank: StoredBank, progress: Progress, taken: TakenSamples | None = None
+) -> Initialisations | None:
     """Compare the A factors of the adapters that were not compared yet; None while another process computes.
 
     Raises
@@ -59,20 +86,20 @@ def compare(bank: StoredBank, progress: Progress) -> Initialisations | None:
             return None
         keys = keys_of(bank)
         if keys:
-            _compare(bank, keys, progress)
+            _compare(bank, keys, progress, taken or TakenSamples(bank))
         return known_of(bank, keys)
 
 
-def compared_advice(bank: StoredBank, progress: Progress) -> str:
+def compared_advice(bank: StoredBank, progress: Progress, taken: TakenSamples | None = None) -> str:
     """Compare the adapters that came, and say what averaging their factors means; an error is said, not raised."""
     try:
-        found = compare(bank, progress)
+        found = compare(bank, progress, taken)
         return advice_of(bank, bank.adapters()) if found is None else found.advice()
     except (BankError, OSError) as error:  # what was stored is stored
         return f"not compared: {one_line(error)}"
 
 
-def _compare(bank: StoredBank, rows: Mapping[int, str], progress: Progress) -> None:
+def _compare(bank: StoredBank, rows: Mapping[int, str], progress: Progress, taken: TakenSamples) -> None:
     """Compare the adapters of some rows, each with what tells it from all others."""
     layout = bank.layout
     path, made_from = place_of(bank, str(bank.record.layout))
@@ -86,7 +113,7 @@ def _compare(bank: StoredBank, rows: Mapping[int, str], progress: Progress) -> N
     kept = read_chunks(path, [slice(len(listed)), slice(None)], delete=path) if listed else ()
     known = dict(zip(listed, kept, strict=True))
     new = {key: row for row, key in rows.items() if key not in known}
-    known |= dict(zip(new, _read(bank.store, list(new.values()), columns), strict=True))
+    known |= dict(zip(new, taken.of(list(new.values()), columns), strict=True))
     samples = np.stack([known[key] for key in keys]).astype(np.float32, copy=False)
     first = len(listed)
     if about is nothing or keys[:first] != listed:

@@ -25,6 +25,11 @@ class Storing:
     ----------
     first
         See `StoredBank.reserve`, whose errors are raised.
+
+    Attributes
+    ----------
+    row
+        Number of the row.
     """
 
     def __init__(
@@ -35,7 +40,7 @@ class Storing:
         first: Mapping[str, Any] | None = None,
     ) -> None:
         self._bank, self._vector = bank, adapter.vector
-        self._row = bank.reserve(name, adapter, first)
+        self.row = bank.reserve(name, adapter, first)
         self._written: Future[StoredRow] = Future()
 
     def write(self, *, beside: bool = False) -> None:
@@ -51,7 +56,7 @@ class Storing:
         try:
             # What a store knows of its array is for one thread.
             store = AdapterStore(self._bank.store.path) if beside else self._bank.store
-            self._written.set_result(store.write_row(self._row, self._vector))
+            self._written.set_result(store.write_row(self.row, self._vector))
         except BaseException as error:
             self._written.set_exception(error)
 
@@ -75,12 +80,12 @@ class Storing:
         """
         catalog, store = self._bank.catalog, self._bank.store
         try:
-            added, freed = catalog.make_ready(new(self._row, self._written.result()), replace=replace)
+            added, freed = catalog.make_ready(new(self.row, self._written.result()), replace=replace)
         except ArrayStoreUnavailableError:
             raise  # what may be there of the row cannot be deleted now: it stays reserved, the next ingest clears it
         except BaseException:
-            if catalog.abandon(self._row):
-                store.delete(self._row)
+            if catalog.abandon(self.row):
+                store.delete(self.row)
             raise
         for unused in freed:
             store.delete(unused)

@@ -19,6 +19,7 @@ import sys
 from dask_jobqueue import SLURMCluster
 
 LOOK_SECONDS = 5
+ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> None:
@@ -32,8 +33,31 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("options", nargs="*", help="of bank predict --all")
     arguments = parser.parse_args()
-    # Jobs are cancelled when this ends, by Ctrl-C or by SIGTERM.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in ENDS:
+        signal.signal(number, end_once)
+    try:
+        status = predict(arguments)
+    except KeyboardInterrupt:
+        status = -signal.SIGINT
+    sys.exit(status if status >= 0 else 128 - status)
+
+
+def end_once(number: int, _: object) -> None:
+    """End by the first signal, Ctrl-C or SIGTERM: while the jobs are cancelled, others change nothing."""
+    ignore_ends()
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+def ignore_ends() -> None:
+    """Have this program come to its end by itself."""
+    for number in ENDS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Run the command on jobs; return its exit status, or 0 where a job's script is printed."""
     with SLURMCluster(
         queue=arguments.queue,
         account=arguments.account,
@@ -46,10 +70,11 @@ def main() -> None:
     ) as cluster:
         if arguments.dry_run:
             print(cluster.job_script())
-            return
+            return 0
         waiting = ["--scheduler", cluster.scheduler_address, "--wait-workers", str(arguments.jobs)]
         status = run(cluster, arguments.jobs, ["bank", "predict", "--all", *waiting, *arguments.options])
-    sys.exit(status)
+        ignore_ends()  # the jobs are still to be cancelled
+        return status
 
 
 def run(cluster: SLURMCluster, jobs: int, command: list[str]) -> int:

@@ -211,6 +211,19 @@ def test_a_command_on_jobs_that_is_interrupted_goes_on(place: Place, local: Undi
     assert place.results() == local.results
 
 
+def test_an_interrupt_after_the_commands_end_still_cancels_the_jobs(place: Place, local: Undisturbed) -> None:
+    script = place.jobqueue()
+    wait_until(lambda: "wrote 70 folders" in place.logs(), "the command ends", SECONDS)
+    while script.poll() is None:  # at every moment from then on
+        with suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGINT)
+        time.sleep(0.05)
+    assert script.returncode in (0, 130), place.logs()
+    assert "Traceback" not in place.logs()
+    wait_until(lambda: not place.slurm.jobs(), "its jobs end")
+    assert place.results() == local.results
+
+
 def test_a_job_whose_time_ends_is_followed_by_the_next(place: Place, local: Undisturbed) -> None:
     """Two of one name with `--dependency=singleton`; the first never gets on, and ends with its minute."""
     first = place.submit("--time=1", "--dependency=singleton")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bankdb.arrays.adapter_store import AdapterStore, row_sha256
+from bankdb.arrays.adapter_store import AdapterStore, is_finite, row_sha256
 from bankdb.arrays.zarr_arrays import CHUNK_COLUMNS, chunk_file, column_chunk, open_array
 from bankdb.errors import AdapterError, BankFormatError, BankNotFoundError
 
@@ -368,3 +368,16 @@ def test_reading_ahead_changes_nothing_and_raises_nothing(tmp_path: Path) -> Non
     store.prefetch([0], 0, 1000)
     with pytest.raises(BankFormatError):
         store.read_panel([0], 0, 1000)
+
+
+@given(
+    length=st.integers(0, 7),
+    place=st.integers(0, 6),
+    value=st.sampled_from([np.nan, np.inf, -np.inf, np.finfo(np.float32).max, 0.0]),
+)
+def test_a_value_that_is_not_finite_is_found_wherever_it_is(length: int, place: int, value: float) -> None:
+    vector = np.zeros(length, dtype=np.float32)
+    vector[place : place + 1] = value
+    with pytest.MonkeyPatch.context() as small:
+        small.setattr("bankdb.arrays.adapter_store._AT_ONCE", 3)
+        assert is_finite(vector) == bool(np.isfinite(vector).all())

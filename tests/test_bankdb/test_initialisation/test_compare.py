@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bankdb import derived
+from bankdb.arrays.adapter_store import AdapterStore
 from bankdb.bank import AdapterBank
 from bankdb.initialisation.compare import compare, grouped, sampled_columns
 from bankdb.initialisation.shared import LISTED, Initialisations, initialisations_of, keys_of, known_of
@@ -17,6 +21,7 @@ from bankdb.peft.layout import AdapterLayout, modules_of
 from bankdb.progress import SilentProgress
 from tests.support.banks.malformed_adapters import read_weights, write_weights
 from tests.support.banks.small_bank import ingest_folder
+from tests.support.banks.stored_files import digests
 from tests.test_bankdb.test_adapter_kinds import add, run
 
 
@@ -133,6 +138,31 @@ def test_it_is_the_same_however_the_bank_came_to_be(tmp_path: Path, empty_bank: 
     assert at_once is not None
     assert at_once.groups == one_by_one.groups
     assert at_once.nearest == pytest.approx(one_by_one.nearest, abs=1e-4)
+
+
+def test_what_an_ingest_stores_is_not_read_again_and_is_what_reading_gives(
+    tmp_path: Path, empty_bank: AdapterBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tmp_path / "pairs", "a0", 0)
+    ingest_folder(empty_bank, tmp_path / "pairs")
+    read: list[int] = []
+    original = AdapterStore.read_into
+
+    def noted(self: AdapterStore, rows: Sequence[int], *others: Any, **named: Any) -> None:
+        read.extend(rows)
+        original(self, rows, *others, **named)
+
+    monkeypatch.setattr(AdapterStore, "read_into", noted)
+    for name, seed in (("a1", 1), ("a2", 2)):
+        add(tmp_path / "pairs", name, seed)
+    ingest_folder(empty_bank, tmp_path / "pairs")
+    assert read == []
+    place = Path(str(empty_bank.array_path("initialisation")))
+    taken = digests(place)
+    shutil.rmtree(place)
+    compare(empty_bank, SilentProgress())
+    assert sorted(set(read)) == [0, 1, 2]
+    assert digests(place) == taken
 
 
 def test_adapters_of_several_chunks_are_compared_as_those_of_one(
