@@ -17,6 +17,7 @@ from bankdb.datasets.splits import choose_training_files, is_data_file
 from bankdb.errors import SourceError, listed
 from bankdb.records import HUB_PREFIX, Pair, PairReference, is_hub_reference
 from bankdb.sources.adapter_files import CONFIG_FILE, WEIGHTS_FILE, adapter_below, local_adapter, notes_of
+from bankdb.sources.downloads.cache import RepositoryCache
 from bankdb.sources.downloads.held import HeldFiles
 from bankdb.sources.downloads.session import HubSession
 from bankdb.sources.hub_client import (
@@ -211,9 +212,10 @@ def fetch(pinned: PinnedPair, session: HubSession | None = None, held: HeldFiles
     """
     adapter, dataset, weights = pinned.adapter, pinned.dataset, None
     if isinstance(adapter, PinnedRepository):
-        weights = next((file.sha256 for file in adapter.files if file.path.endswith(WEIGHTS_FILE)), None)
         # All files of an adapter repository that are read lie in one folder.
-        adapter = downloaded(adapter, session, held, pinned.name)[0].parent
+        folder = downloaded(adapter, session, held, pinned.name)[0].parent
+        weights = _weights_sha256(adapter, folder)
+        adapter = folder
     if isinstance(dataset, PinnedRepository):
         dataset = downloaded(dataset, session, held, pinned.name)
     return Pair(
@@ -229,6 +231,18 @@ def fetch(pinned: PinnedPair, session: HubSession | None = None, held: HeldFiles
         notes=pinned.notes,
         weights_sha256=weights,
     )
+
+
+def _weights_sha256(adapter: PinnedRepository, folder: Path) -> str | None:
+    """Hash of the weights, which they were held against a moment ago; None where they were not held against one.
+
+    A listing states none: then it is what the answer to the download stated, by which the cache calls the file.
+    """
+    stated = next((file.sha256 for file in adapter.files if file.path.endswith(WEIGHTS_FILE)), None)
+    if stated is not None:
+        return stated
+    content = RepositoryCache.of(adapter.kind, adapter.repo_id).linked_content(folder / WEIGHTS_FILE)
+    return None if content is None else content.sha256
 
 
 def fetch_configuration(

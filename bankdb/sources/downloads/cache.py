@@ -42,6 +42,11 @@ class Content:
         # git: Documentation/gitformat-loose; SHA-1 is git's choice of a name, not a defence.
         return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
+    @property
+    def sha256(self) -> str | None:
+        """The SHA-256 of the content itself, if that is what it is called by."""
+        return self.etag if _SHA256.fullmatch(self.etag) else None
+
     def is_in(self, path: Path) -> bool:
         """Whether a file is there that has this content."""
         try:

@@ -1,7 +1,10 @@
+import errno
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from bankdb.datasets.tokenizer import BankTokenizer
 from bankdb.errors import AdapterError, DatasetError, SourceError, TokenizerError
 from bankdb.records import PairReference
+from bankdb.sources.downloads.cache import content_of
 from bankdb.sources.hub import fetch, parse_reference, pin, references_from_arguments
 from bankdb.sources.hub_client import HubReference, PinnedRepository
 from bankdb.sources.pairs import resolve
@@ -364,6 +368,34 @@ def test_a_damaged_cache_is_downloaded_again(hub):
     weights = fetch(pinned).adapter / "adapter_model.safetensors"
     weights.resolve().write_bytes(WEIGHTS[:-1])
     assert (fetch(pinned).adapter / "adapter_model.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["of the listing", "of the answer"])
+def test_the_hash_that_weights_were_held_against_is_handed_on(hub, stated):
+    """So that they are hashed once; it is known from the answer too where a listing states none."""
+    publish_pair(hub)
+    pinned = pin(reference())
+    if not stated:
+        bare = [replace(file, sha256=None, git_hash=None, size=None) for file in pinned.adapter.files]
+        pinned = replace(pinned, adapter=replace(pinned.adapter, files=tuple(bare)))
+    for _ in range(2):  # downloaded, and found in the cache
+        assert fetch(pinned).weights_sha256 == hashlib.sha256(WEIGHTS).hexdigest()
+
+
+def test_weights_that_were_held_against_no_sha256_have_none(hub, monkeypatch):
+    """A disk without links holds the file itself, which says nothing of what it is; nor does git's hash."""
+
+    def no_links(*_, **__):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    publish_pair(hub)
+    pinned = pin(reference())
+    bare = [replace(file, sha256=None, git_hash=None, size=None) for file in pinned.adapter.files]
+    monkeypatch.setattr(os, "symlink", no_links)
+    pair = fetch(replace(pinned, adapter=replace(pinned.adapter, files=tuple(bare))))
+    assert (pair.adapter / "adapter_model.safetensors").read_bytes() == WEIGHTS
+    assert pair.weights_sha256 is None
+    assert content_of("0" * 40, 3).sha256 is None
 
 
 def test_references_are_parsed():
