@@ -199,6 +199,7 @@ def main() -> None:
     try:
         cli(prog_name="bank")
     except KeyboardInterrupt:  # before a command begins, or when it has ended
+        _leave_interrupts()
         interrupted = _Interrupted()
         interrupted.show()
         sys.exit(interrupted.exit_code)
@@ -208,6 +209,13 @@ def main() -> None:
             raise
         failure.show()
         sys.exit(failure.exit_code)
+    finally:
+        _leave_interrupts()
+
+
+def _leave_interrupts() -> None:
+    """Let an interrupt end the process as it is: nothing is left to do that a traceback could tell of."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class _Closed(io.TextIOBase):

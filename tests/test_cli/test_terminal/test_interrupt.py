@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,3 +143,20 @@ def test_workers_end_with_their_client(
     root = copied("predict", template, tmp_path / "root")
     words = ["predict", "--all", "--metric", "js", "--store", "--workers", "2", "--bank", str(root / "bank")]
     assert check_interrupted(Terminal(server, words, place, tmp_path).interrupt())
+
+
+def test_what_has_ended_is_interrupted_without_a_word() -> None:
+    program = (
+        "import atexit, time\n"
+        "atexit.register(lambda: (print('exits', flush=True), time.sleep(60)))\n"
+        "from cli.main import main; main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "exits\n" in iter(process.stdout.readline, "")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == -signal.SIGINT
+        assert process.stderr.read() == ""
