@@ -7,7 +7,6 @@ networks in a bank: what another left is deleted when one begins.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +35,6 @@ _COEFFICIENTS = "coefficients"
 _SMALL = "small"
 """Of a state: all arrays that are smaller than `_LARGE` in one, so that few files are flushed."""
 _LARGE = 1 << 20
-_WORD = np.dtype(np.uint32).itemsize
 
 
 class UnfinishedTraining:
@@ -140,15 +138,16 @@ def _size(arrays: State) -> int:
 
 
 def _packed(arrays: State) -> NDArray[np.uint32]:
-    """Return arrays as an archive of NumPy's, in whole words; the bytes after its end mean nothing."""
-    written = io.BytesIO()
-    np.savez(written, allow_pickle=False, **dict(arrays))
-    written.seek(0, io.SEEK_END)
-    written.write(bytes(-written.tell() % _WORD))
-    return np.frombuffer(written.getvalue(), dtype=np.uint32)
+    """Return arrays of numbers of four and eight bytes as a safetensors file, which is of whole words then."""
+    from safetensors.numpy import save
+
+    return np.frombuffer(
+        save({name: np.ascontiguousarray(array) for name, array in arrays.items()}), np.uint32
+    )
 
 
 def _unpacked(packed: NDArray[np.uint32]) -> dict[str, NDArray[Any]]:
     """Return the arrays again."""
-    with np.load(io.BytesIO(packed.tobytes()), allow_pickle=False) as arrays:
-        return dict(arrays)
+    from safetensors.numpy import load
+
+    return load(packed.tobytes())
