@@ -2,7 +2,8 @@
 
 Coefficients of finished folds, and the state of the training that runs, in two places by turns: one is whole when the
 other is being written. Nothing is kept before it is worth the time of writing it. There is one unfinished training of
-networks in a bank: what another left is deleted when one begins.
+networks in a bank: what another left is deleted when one begins. A state is up to `16 W^2` bytes at width W, and takes
+as much memory for a moment when it is gone on from.
 """
 
 from __future__ import annotations
